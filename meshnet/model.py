@@ -1,0 +1,141 @@
+"""MeshNet: a column of dilated 3×3×3 convolutions at full resolution.
+
+Source of the architecture: arXiv 2503.05531 (dilations 1-2-4-8-16-16-8-4-2, then a 1×1×1 layer to the classes). The
+published networks vary in norm, activation, bias and dilations, so all of these are arguments.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
+NORMS = ("batch", "instance", "group", "none")
+ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
+
+
+class StatisticsOnceBatchNorm3d(nn.BatchNorm3d):
+    """BatchNorm3d whose running statistics do not move a second time when a checkpointed block is recomputed."""
+
+    recomputing = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.recomputing and self.track_running_stats):
+            return super().forward(x)
+        # Batch statistics are used, as in the first pass, but nothing is written to the buffers.
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Module | None:
+    """A norm layer over ``channels``; ``groups`` 0 means one group a channel (as brainchop's group-norm networks)."""
+    if kind == "batch":
+        return StatisticsOnceBatchNorm3d(channels, affine=affine)
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=affine)
+    if kind == "group":
+        return nn.GroupNorm(groups or channels, channels, affine=affine)
+    if kind == "none":
+        return None
+    raise ValueError(f"norm {kind!r} is not one of {', '.join(NORMS)}")
+
+
+class Block(nn.Sequential):
+    """Convolution 3×3×3 with dilation and equal padding, norm, activation, dropout; sizes stay the same."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int, norm: str, norm_affine: bool, norm_groups: int,
+                 activation: str, bias: bool, dropout: float):
+        super().__init__()
+        self.add_module("conv", nn.Conv3d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias))
+        layer = make_norm(norm, outputs, norm_affine, norm_groups)
+        if layer is not None:
+            self.add_module("norm", layer)
+        self.add_module("act", nn.ReLU(inplace=True) if activation == "relu" else ACTIVATIONS[activation]())
+        if dropout:
+            self.add_module("dropout", nn.Dropout3d(dropout))
+
+
+class MeshNet(nn.Module):
+    """MeshNet-X.
+
+    Args:
+        channels: X, the feature maps of every block.
+        in_channels: modalities of a case.
+        classes: labels, background included.
+        dilations: one 3×3×3 block each; a final 1×1×1 convolution to the classes follows.
+        norm: ``batch``, ``instance``, ``group`` or ``none``; ``norm_affine`` gives it weights;
+            ``norm_groups`` 0 means as many groups as channels.
+        activation: ``relu``, ``elu`` or ``gelu``.
+        bias: of the 3×3×3 convolutions (the last layer's is ``final_bias``).
+        dropout: probability of dropping a whole channel after each block.
+        checkpointing: blocks are recomputed in the backward pass instead of kept; results stay the same.
+
+    Input (B, in_channels, X, Y, Z), output logits (B, classes, X, Y, Z); any size of at least one voxel.
+
+    Raises:
+        ValueError: for an argument outside what is listed above.
+    """
+
+    def __init__(self, channels: int = 26, in_channels: int = 1, classes: int = 2,
+                 dilations: Sequence[int] = PAPER_DILATIONS, norm: str = "batch", norm_affine: bool = True,
+                 norm_groups: int = 0, activation: str = "relu", bias: bool = True, final_bias: bool = True,
+                 dropout: float = 0.0, checkpointing: bool = False):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        if min(channels, in_channels, classes, *dilations) < 1:
+            raise ValueError("channels, in_channels, classes and every dilation must be at least 1")
+        if norm_groups and channels % norm_groups:
+            raise ValueError(f"norm_groups {norm_groups} does not divide channels {channels}")
+        self.arguments = {
+            "channels": channels, "in_channels": in_channels, "classes": classes, "dilations": list(dilations),
+            "norm": norm, "norm_affine": norm_affine, "norm_groups": norm_groups, "activation": activation,
+            "bias": bias, "final_bias": final_bias, "dropout": dropout,
+        }
+        self.checkpointing = checkpointing
+        widths = [in_channels] + [channels] * len(dilations)
+        self.blocks = nn.ModuleList(
+            Block(widths[i], widths[i + 1], dilation, norm, norm_affine, norm_groups, activation, bias, dropout)
+            for i, dilation in enumerate(dilations))
+        self.head = nn.Conv3d(channels, classes, 1, bias=final_bias)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far, in voxels, an input voxel can reach (61 for the paper's dilations)."""
+        return sum(self.arguments["dilations"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = run_block(block, x) if self.checkpointing and torch.is_grad_enabled() else block(x)
+        return self.head(x)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **arguments) -> "MeshNet":
+        """A trained network from a model folder, a run folder or a Hub repository (``user/name[@revision]``)."""
+        from meshnet.modelfolder import load_model
+
+        return load_model(name_or_path, **arguments)[0]
+
+
+def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``block(x)``, recomputed in the backward pass; batch-norm statistics are updated in the first pass alone."""
+    norms = [m for m in block.modules() if isinstance(m, StatisticsOnceBatchNorm3d)]
+    calls = 0
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        for norm in norms:
+            norm.recomputing = calls > 1
+        try:
+            return block(inputs)
+        finally:
+            for norm in norms:
+                norm.recomputing = False
+
+    return checkpoint(forward, x, use_reentrant=False)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers in ``model``."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
