@@ -1,0 +1,295 @@
+"""The configuration of a run: one tree of dataclasses. The comment behind a field is its help text.
+
+Torch-free, so that ``--help`` answers at once. ``validate`` is the one place where values are judged.
+``meshnet.recipe`` reads files and flags into this tree.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+from meshnet.errors import UserError
+
+MODELS = ("meshnet", "segresnet", "mednext_s", "mednext_b", "mednext_m", "swin_unetr", "unetr", "vnet",
+          "residual_unet", "unet", "umamba_bot", "umamba_enc", "ukan")
+OPTIMIZERS = ("AdamW",)
+SCHEDULERS = ("OneCycleLR", "ReduceLROnPlateau", "cosine", "constant")
+LOSSES = ("ce", "dice", "dice_ce")
+
+
+def knob(default, choices=None, low=None, above=None, high=None, below=None):
+    """A field with its allowed values: ``low <= value <= high``, ``above < value < below``, or one of ``choices``."""
+    limits = {"choices": choices, "low": low, "above": above, "high": high, "below": below}
+    metadata = {key: value for key, value in limits.items() if value is not None}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    """How prepared cases reach the network."""
+
+    crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads of the data set, or on all
+    scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
+    workers: int = knob(2, low=0)  # processes that read and augment cases
+
+
+@dataclass
+class ModelConfig:
+    """Which network. Inputs and classes come from the data set."""
+
+    name: str = knob("meshnet", choices=MODELS)  # the network
+    channels: int = knob(26, low=1)  # MeshNet's X: feature maps of every block
+    dilations: list[int] = knob([1, 2, 4, 8, 16, 16, 8, 4, 2], low=1)  # MeshNet's blocks, one dilation each
+    norm: str = knob("batch", choices=("batch", "instance", "group", "none"))  # MeshNet's norm
+    norm_affine: bool = knob(True)  # whether the norm has weights
+    norm_groups: int = knob(0, low=0)  # groups of the group norm; 0: as many as channels
+    activation: str = knob("relu", choices=("relu", "elu", "gelu"))  # MeshNet's activation
+    bias: bool = knob(True)  # whether MeshNet's 3x3x3 convolutions have a bias
+    dropout: float = knob(0.0, low=0, below=1)  # probability of dropping a channel after a block
+    checkpointing: bool = knob(False)  # recompute layers in the backward pass instead of keeping them
+    patch: list[int] = knob([], low=1)  # train on patches of this size (voxels) instead of the whole box; [] for whole
+    options: dict = knob({})  # further constructor arguments of a baseline (recipe files only)
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer. Values that are left out are torch's own defaults."""
+
+    name: str = knob("AdamW", choices=OPTIMIZERS)  # the optimizer
+    lr: float | None = knob(None, above=0)  # learning rate, the one knob; null: scheduler.max_lr, else 0.001
+    betas: list[float] = knob([0.9, 0.999], low=0, below=1)  # momentum coefficients
+    eps: float = knob(1e-8, above=0)  # numerical stability; the paper uses 1e-4 for fp16
+    weight_decay: float = knob(0.01, low=0)  # decoupled weight decay
+    amsgrad: bool = knob(False)  # the AMSGrad variant
+    decay_norm_and_bias: bool = knob(True)  # false: no weight decay on norms and biases
+    param_groups: list[dict] = knob([])  # layer-wise settings: [{match: pattern, lr: 1e-5, weight_decay: 0.1}, ...]
+
+
+@dataclass
+class SchedulerConfig:
+    """The learning-rate schedule."""
+
+    name: str = knob("OneCycleLR", choices=SCHEDULERS)  # the schedule
+    max_lr: float | None = knob(None, above=0)  # OneCycleLR: the peak; null: each param group's own lr
+    pct_start: float = knob(0.01, low=0, high=1)  # OneCycleLR: share of the steps spent rising (at least one step)
+    div_factor: float = knob(100.0, above=0)  # OneCycleLR: starts at max_lr / div_factor
+    final_div_factor: float = knob(1e4, above=0)  # OneCycleLR: ends at start / final_div_factor
+    anneal_strategy: str = knob("cos", choices=("cos", "linear"))  # OneCycleLR: shape of the way up and down
+    cycle_momentum: bool = knob(False)  # OneCycleLR: move beta1 against the learning rate
+    monitor: str | None = knob(None)  # ReduceLROnPlateau: metric to watch; null: val_dice with mode max, val_loss with min
+    mode: str | None = knob(None, choices=("max", "min"))  # ReduceLROnPlateau: which way is better; null: by the metric
+    factor: float = knob(0.1, above=0, below=1)  # ReduceLROnPlateau: multiply the learning rate by this
+    patience: int = knob(10, low=0)  # ReduceLROnPlateau: epochs without improvement before reducing
+    threshold: float = knob(1e-4, low=0)  # ReduceLROnPlateau: smallest change that counts
+    threshold_mode: str = knob("rel", choices=("rel", "abs"))  # ReduceLROnPlateau: relative or absolute threshold
+    cooldown: int = knob(0, low=0)  # ReduceLROnPlateau: epochs of rest after a reduction
+    min_lr: float = knob(0.0, low=0)  # ReduceLROnPlateau: never below
+    verbose: bool = knob(False)  # ReduceLROnPlateau: print each reduction
+    T_max: int | None = knob(None, low=1)  # cosine: epochs to the minimum; null: all after the warm-up
+    eta_min: float = knob(0.0, low=0)  # cosine: the minimum
+
+
+@dataclass
+class LossConfig:
+    """The loss. Each case is normalised by itself, so that batches, accumulation and processes agree."""
+
+    name: str = knob("ce", choices=LOSSES)  # weighted cross-entropy, soft Dice, or their sum
+    background_weight: float = knob(0.5, low=0)  # class weight of the background
+    lesion_weight: float = knob(1.0, low=0)  # class weight of every other class
+    label_smoothing: float = knob(0.01, low=0, below=1)  # share of the target spread over all classes
+    dice_weight: float = knob(1.0, low=0)  # dice_ce: weight of the Dice term
+
+
+@dataclass
+class EmaConfig:
+    """Exponential moving average of the weights."""
+
+    enabled: bool = knob(False)  # keep, evaluate and save averaged weights beside the raw ones
+    decay: float = knob(0.999, low=0, below=1)  # share of the old average kept at each optimizer step
+    warmup: bool = knob(True)  # begin with a small decay, min(decay, (1 + step) / (10 + step))
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation, off by default as in the paper. Each number is the probability of that transform on a case."""
+
+    flip: float = knob(0.0, low=0, high=1)  # mirror left and right
+    affine: float = knob(0.0, low=0, high=1)  # rotate, scale and shift
+    rotate_degrees: float = knob(15.0, low=0, high=180)  # affine: largest rotation about each axis
+    scale: float = knob(0.15, low=0, below=1)  # affine: largest relative change of size
+    shift_mm: float = knob(10.0, low=0)  # affine: largest shift
+    intensity: float = knob(0.0, low=0, high=1)  # scale and shift intensities
+    contrast: float = knob(0.0, low=0, high=1)  # gamma
+    bias_field: float = knob(0.0, low=0, high=1)  # smooth multiplicative field
+    noise: float = knob(0.0, low=0, high=1)  # Gaussian noise
+    blur: float = knob(0.0, low=0, high=1)  # Gaussian smoothing
+
+
+@dataclass
+class TrainingConfig:
+    """The training loop."""
+
+    max_epochs: int = knob(50, low=1)  # the schedule's horizon; --stop_epoch ends a run earlier
+    batch_size: int = knob(1, low=1)  # cases a step on each process
+    accumulation: int = knob(1, low=1)  # batches whose gradients are summed into one optimizer step
+    gradient_clipping: bool = knob(False)  # limit the norm of the gradient
+    max_grad_norm: float = knob(1.0, above=0)  # gradient_clipping: the largest norm
+    warmup_epochs: int = knob(0, low=0)  # linear warm-up before the schedule begins
+    early_stopping: bool = knob(False)  # stop when the monitored metric no longer improves
+    early_stopping_patience: int = knob(20, low=1)  # early_stopping: epochs to wait
+    validate_every: int = knob(1, low=1)  # epochs between validations; the last epoch is always validated
+    precision: str | None = knob(None, choices=("no", "fp16", "bf16"))  # null: as accelerate's configuration says
+    memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers as a step needs to fit
+    sync_batch_norm: bool = knob(True)  # batch-norm statistics over all processes
+    save_every_steps: int = knob(0, low=0)  # resume points inside an epoch as well, every so many steps
+    keep_states: int = knob(2, low=1)  # resume points kept
+
+
+@dataclass
+class TrackingConfig:
+    """Experiment trackers, through Accelerate; metrics.jsonl is written in any case."""
+
+    trackers: list[str] = knob([], choices=("wandb", "mlflow", "tensorboard", "trackio"))  # where to log as well
+    project: str = knob("meshnet")  # the project's name in the tracker
+    pictures: bool = knob(True)  # log pictures of the worst and the median validation case
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)  # how cases reach the network
+    model: ModelConfig = field(default_factory=ModelConfig)  # which network
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # the optimizer
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # the learning-rate schedule
+    loss: LossConfig = field(default_factory=LossConfig)  # the loss
+    training: TrainingConfig = field(default_factory=TrainingConfig)  # the loop
+    ema: EmaConfig = field(default_factory=EmaConfig)  # averaged weights
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # augmentation
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)  # trackers
+
+
+# What does not change the weights that come out, and so may differ between a run and its resumption.
+NOT_IDENTITY = ("data.workers", "tracking", "training.keep_states", "training.save_every_steps",
+                "training.memory_budget", "model.checkpointing", "scheduler.verbose")
+
+
+def describe_limits(metadata: dict) -> str:
+    """The allowed values of a field in words, e.g. ``a number above 0``."""
+    if "choices" in metadata:
+        return "one of " + ", ".join(map(str, metadata["choices"]))
+    words = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
+    return " and ".join(f"{words[key]} {metadata[key]:g}" for key in words if key in metadata)
+
+
+def coerce(value, kind, where: str):
+    """``value`` as ``kind`` (a type hint of this file), or a UserError that names ``where``.
+
+    YAML reads ``1e-3`` as a string; a float field takes it as the number that it is. Booleans are no numbers.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.lower() in ("null", "none") and str not in arguments):
+            return None
+        return coerce(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: found {value!r}, expected a list")
+        return [coerce(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if kind is dict and isinstance(value, dict):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number) and (kind is float or number == int(number)):
+            return kind(number)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+    raise UserError(f"{where}: found {value!r}, expected {names.get(kind, kind)}")
+
+
+def check_limits(value, metadata: dict, where: str) -> None:
+    """Raise a UserError that names ``where`` unless ``value`` (each item of a list) lies within ``metadata``."""
+    for item in value if isinstance(value, list) else [value]:
+        if item is None or isinstance(item, dict | bool):
+            continue
+        wrong = ("choices" in metadata and item not in metadata["choices"]
+                 or "low" in metadata and item < metadata["low"] or "above" in metadata and item <= metadata["above"]
+                 or "high" in metadata and item > metadata["high"] or "below" in metadata and item >= metadata["below"])
+        if wrong:
+            raise UserError(f"{where}: found {item!r}, expected {describe_limits(metadata)}")
+
+
+def validate(config: Config) -> Config:
+    """Check every value and what must agree between them; fill what follows from other fields. Returns ``config``.
+
+    Raises:
+        UserError: naming the field, the value found and what is allowed.
+    """
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        hints = typing.get_type_hints(type(part))
+        for item in dataclasses.fields(part):
+            where = f"{section.name}.{item.name}"
+            value = coerce(getattr(part, item.name), hints[item.name], where)
+            check_limits(value, item.metadata, where)
+            setattr(part, item.name, value)
+    fill(config)
+    if config.training.warmup_epochs >= config.training.max_epochs:
+        raise UserError(f"training.warmup_epochs: found {config.training.warmup_epochs}, expected fewer than "
+                        f"training.max_epochs ({config.training.max_epochs})")
+    if len(config.optimizer.betas) != 2:
+        raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers")
+    if len(config.model.patch) not in (0, 3):
+        raise UserError(f"model.patch: found {config.model.patch}, expected three sizes in voxels, or none")
+    if config.model.norm == "group" and config.model.norm_groups and config.model.channels % config.model.norm_groups:
+        raise UserError(f"model.norm_groups: found {config.model.norm_groups}, expected a divisor of model.channels "
+                        f"({config.model.channels})")
+    if config.loss.background_weight == 0 and config.loss.lesion_weight == 0:
+        raise UserError("loss.background_weight: found 0 beside loss.lesion_weight 0, expected one above 0")
+    return config
+
+
+def fill(config: Config) -> None:
+    """Values that follow from others: the learning rate, and what a plateau is measured on."""
+    scheduler, optimizer = config.scheduler, config.optimizer
+    if scheduler.max_lr is not None and optimizer.lr is not None and scheduler.max_lr != optimizer.lr:
+        raise UserError(f"scheduler.max_lr: found {scheduler.max_lr:g} beside optimizer.lr {optimizer.lr:g}, expected "
+                        "the same; set optimizer.lr alone")
+    if optimizer.lr is None:
+        optimizer.lr = scheduler.max_lr if scheduler.max_lr is not None else 0.001
+    scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
+    if scheduler.monitor is None:
+        scheduler.monitor = "val_loss" if scheduler.mode == "min" else "val_dice"
+    better = "min" if scheduler.monitor.endswith("loss") or scheduler.monitor.endswith("avd") else "max"
+    scheduler.mode = scheduler.mode or better
+    for index, group in enumerate(optimizer.param_groups):
+        where = f"optimizer.param_groups[{index}]"
+        unknown = set(group) - {"match", "lr", "weight_decay"}
+        if unknown or "match" not in group:
+            raise UserError(f"{where}: found keys {sorted(group)}, expected match and any of lr, weight_decay")
+        group["match"] = coerce(group["match"], str, f"{where}.match")
+        for key in set(group) - {"match"}:
+            group[key] = coerce(group[key], float, f"{where}.{key}")
+            check_limits(group[key], {"above": 0} if key == "lr" else {"low": 0}, f"{where}.{key}")
+
+
+def to_dict(config: Config) -> dict:
+    """The tree as plain dictionaries and lists, in the fields' order."""
+    return dataclasses.asdict(config)
+
+
+def identity(config: Config) -> dict[str, object]:
+    """Flat ``{"optimizer.lr": 0.001, …}`` of everything that decides the weights a run ends with."""
+    flat = {f"{section}.{name}": value for section, part in to_dict(config).items() for name, value in part.items()}
+    return {key: value for key, value in flat.items()
+            if key not in NOT_IDENTITY and key.split(".")[0] not in NOT_IDENTITY}

@@ -1,0 +1,67 @@
+"""Losses for label volumes. Each case is normalised by itself, so that a batch is the mean of its cases.
+
+With that, one process with a batch of two, two processes, and accumulation over two batches give the same gradient;
+torch's own weighted mean over a batch does not (its denominator mixes the cases).
+"""
+
+import torch
+from torch.nn import functional as F
+
+from meshnet.config import LossConfig
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Weighted cross-entropy with label smoothing, a value a case.
+
+    Args:
+        logits: (B, K, X, Y, Z).
+        target: (B, X, Y, Z), class numbers of any integer type.
+        weight: (K,), class weights.
+        smoothing: share of the target spread evenly over the K classes.
+
+    Returns:
+        (B,): for each case what ``torch.nn.CrossEntropyLoss(weight, label_smoothing)`` gives for a batch of it alone.
+    """
+    return torch.stack([
+        F.cross_entropy(logits[i:i + 1].float(), target[i:i + 1].long(), weight.float(), label_smoothing=smoothing)
+        for i in range(len(logits))])
+
+
+def soft_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 minus the soft Dice of the classes above background, a value a case (Milletari et al. 2016, squared-free form).
+
+    A class that is absent from the truth adds the mass predicted for it through the smoothing constant of 1 voxel.
+    """
+    probabilities = logits.float().softmax(1)
+    scores = []
+    for label in range(1, logits.shape[1]):
+        truth = (target == label).float()
+        guess = probabilities[:, label]
+        overlap = (guess * truth).sum((1, 2, 3))
+        scores.append((2 * overlap + 1) / (guess.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1))
+    return 1 - torch.stack(scores).mean(0)
+
+
+class SegmentationLoss(torch.nn.Module):
+    """The loss of a config: ``ce``, ``dice`` or ``dice_ce``; mean over the cases of a batch, in float32."""
+
+    def __init__(self, config: LossConfig, classes: int):
+        super().__init__()
+        weight = torch.full((classes,), config.lesion_weight)
+        weight[0] = config.background_weight
+        self.register_buffer("weight", weight)
+        self.config = config
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, X, Y, Z) and class numbers (B, X, Y, Z) to a scalar.
+
+        Outside of the target's classes (a padded border, say) nothing is ignored: every voxel counts.
+        """
+        total = logits.new_zeros((), dtype=torch.float32)
+        if self.config.name in ("ce", "dice_ce"):
+            total = total + cross_entropy(logits, target, self.weight, self.config.label_smoothing).mean()
+        if self.config.name == "dice":
+            total = total + soft_dice(logits, target).mean()
+        if self.config.name == "dice_ce":
+            total = total + self.config.dice_weight * soft_dice(logits, target).mean()
+        return total
