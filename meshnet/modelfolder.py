@@ -108,14 +108,14 @@ def read_card(folder: str | Path) -> dict:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not found; a model folder holds {CARD} beside its weights. Give a run folder, a model "
-                        "folder or a Hub name") from None
+        raise UserError(f"{path}: not found; a model folder holds {CARD} beside its weights. Give a run folder, a "
+                        "model folder or a Hub name") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy the model folder again") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; this file is not from this program or from "
-                        "a newer version of it")
+        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; this file is not from this program or "
+                        "from a newer version of it")
     for key, kind in (("name", str), ("arguments", dict), ("channels", list), ("classes", list)):
         if not isinstance(card.get(key), kind) or not card[key]:
             raise UserError(f"{path}: found {key} = {card.get(key)!r}, expected a {kind.__name__} that is not empty")
@@ -134,8 +134,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob("*.safetensors"))
-        raise UserError(f"{path}: not found; {'there is ' + ', '.join(others) if others else 'the folder has no weights'}")
+        others = ", ".join(sorted(p.name for p in path.parent.glob("*.safetensors")))
+        raise UserError(f"{path}: not found; {'there is ' + others if others else 'the folder has no weights'}")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -191,8 +191,8 @@ def find_folder(name: str | Path) -> Path:
     if HUB_NAME.fullmatch(text) and not path.is_file():
         return hub.pull(text)
     built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CARD}"))
-    raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its {CARD}, "
-                    f"a Hub name user/name[@revision], or one of {', '.join([*built_in, *registry.PUBLIC])}")
+    raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its "
+                    f"{CARD}, a Hub name user/name[@revision], or one of {', '.join([*built_in, *registry.PUBLIC])}")
 
 
 def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dict]:
