@@ -107,7 +107,7 @@ def crop_to_union(prediction, truth) -> tuple[np.ndarray, np.ndarray, int]:
     The box of two empty volumes has size 0.
     """
     if tuple(prediction.shape) != tuple(truth.shape) or len(truth.shape) != 3:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} must share one (X, Y, Z)")
+        raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} must share (X, Y, Z)")
     prediction, truth = _plain(prediction), _plain(truth)
     union = (prediction > 0) | (truth > 0)
     box = []
