@@ -47,7 +47,7 @@ def test_geometric_rungs_table(arguments, rungs):
         ((15, 50, 2), (15, 30, 50)),
         ((15, 50, 1.5), (15, 22, 33, 50)),  # 15, 22.5, 33.75, then 50.6 is over
         ((1, 4, 1.1), (1, 2, 3, 4)),  # equal whole numbers are one rung
-        ((10, 16, 1.1), (10, 11, 12, 13, 14, 16)),  # exact elevenths: 10, 11, 12.1, 13.31, 14.641, then 16.1 is over
+        ((5, 8, 1.2), (5, 6, 7, 8)),  # the binary fraction nearest to 1.2 lies below it and would give 5 twice
         ((5, 5, 3), (5,)),
     ],
 )  # fmt: skip
