@@ -27,17 +27,7 @@ SHORT_NAMES = {
     "bg_weight": "loss.background_weight",
     "warmup_pct": "scheduler.pct_start",
 }
-PAPER_SPACE = {
-    "channels": "uniform(5, 21, discrete=True)",
-    "lr": "loguniform(1e-4, 4e-2)",
-    "weight_decay": "loguniform(1e-4, 4e-2)",
-    "bg_weight": "uniform(0, 1)",
-    "warmup_pct": "choices([0.02, 0.1, 0.2])",
-    "epochs": "fidelity(15, 50)",
-}
-FORMS = (
-    "uniform(low, high), uniform(low, high, discrete=True), loguniform(low, high), choices([a, b]) or fidelity(low, high)"
-)
+FORMS = "uniform(a, b), uniform(a, b, discrete=True), loguniform(a, b), choices([a, b, ...]) or fidelity(a, b)"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 
 from meshnet.config import Config
 from meshnet.errors import UserError
-from meshnet.space import PAPER_SPACE, SHORT_NAMES, parse_space
+from meshnet.recipe import load_search
+from meshnet.space import SHORT_NAMES, parse_space
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PAPER_SPACE = load_search([ROOT / "recipes" / "search_space.yaml"])
 
 
 def one(text: str, name: str = "optimizer.lr"):
