@@ -1,0 +1,307 @@
+"""Where runs are placed. A launcher starts scripts on free slots and says how they ended; nothing else knows which.
+
+    launcher = make_launcher("local", workers=2)
+    while work or launcher.running():
+        while work and launcher.free():
+            handle = launcher.submit(work.pop())        # a Job
+        for ended in launcher.poll():                   # list of Ended, never waits
+            ... ended.handle.job, ended.code, ended.reason
+        time.sleep(0.2)
+    launcher.close()
+
+``local``: every slot has its own GPUs (``CUDA_VISIBLE_DEVICES``, ``accelerate launch``) or its share of the CPU cores
+(``OMP_NUM_THREADS``, one process). ``ray``: Ray tasks that ask the cluster for the same; project, data and run folders
+must lie on storage that all nodes share, at the same path.
+
+Each job is a process group of its own and does not see the terminal's Ctrl-C. ``kill`` ends it with all descendants.
+A local job outlives a driver that is killed: keep ``handle.identity()`` (plain JSON) and hand it to ``adopt`` later.
+"""
+
+import abc
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnet.errors import UserError
+from meshnet.processes import TOKEN, alive, end_job, start_time
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHERS = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a script. Its output goes to ``log`` (appended), its ``heartbeat`` file lies in ``run_dir``.
+
+    silent_after: seconds without a touch of the heartbeat after which the job is killed; 0: never.
+    """
+
+    script: str
+    arguments: tuple[str, ...]
+    run_dir: Path
+    log: Path
+    silent_after: float = 0.0
+
+
+@dataclass
+class Handle:
+    """A started job. ``where`` says host and slot in words; ``since`` is the driver's monotonic clock."""
+
+    job: Job
+    token: str
+    slot: int
+    host: str
+    pid: int = 0
+    started: str = ""
+    since: float = 0.0
+    beat: float = 0.0
+    beat_seen: float = 0.0
+
+    @property
+    def where(self) -> str:
+        """Host and slot, for people."""
+        return f"{self.host} slot {self.slot}"
+
+    def identity(self) -> dict:
+        """What a later driver needs to find this very process again, as plain JSON."""
+        return {name: getattr(self, name) for name in ("token", "slot", "host", "pid", "started")}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended. code: 0 or the exit code, negative for a signal, None where nobody knows (adopted, node lost).
+
+    reason: "" for code 0, else in words, such as ``exit code 3``, ``killed by SIGKILL``, ``silent for 600 s``.
+    """
+
+    handle: Handle
+    code: int | None
+    reason: str
+    seconds: float
+
+
+def make_launcher(
+    name: str,
+    workers: int | None = None,
+    gpus_per_worker: int | None = None,
+    accelerate_config: str | None = None,
+    address: str | None = None,
+) -> "Launcher":
+    """The launcher called ``name``.
+
+    workers: slots; None: all GPUs, else one slot for each four CPU cores (ray: what the cluster has).
+    gpus_per_worker: None: 1 where there are GPUs, else 0. accelerate_config: passed to ``accelerate launch``.
+    address: of the Ray cluster, None: the one that this machine belongs to.
+
+    Raises:
+        UserError: unknown name, more GPUs asked for than there are, Ray or its cluster missing.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: found {workers}, expected at least 1")
+    if gpus_per_worker is not None and gpus_per_worker < 0:
+        raise UserError(f"--gpus_per_worker: found {gpus_per_worker}, expected at least 0")
+    if name == "local":
+        return LocalLauncher(workers, gpus_per_worker, accelerate_config)
+    if name == "ray":
+        from meshnet.launch_ray import RayLauncher
+
+        return RayLauncher(workers, gpus_per_worker, accelerate_config, address)
+    raise UserError(f"--launcher: found '{name}', expected one of {', '.join(LAUNCHERS)}")
+
+
+def visible_gpus() -> list[str]:
+    """GPU ids this process may use: ``CUDA_VISIBLE_DEVICES`` if set, else what nvidia-smi lists; [] without any."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() and gpu.strip() != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def full_command(job: Job, gpus: int, accelerate_config: str | None) -> list[str]:
+    """The script under ``accelerate launch`` where it has GPUs, else as one plain process."""
+    script = [str(ROOT / job.script), *job.arguments]
+    if not gpus:
+        return [sys.executable, *script]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(gpus)]
+    if accelerate_config:
+        command += ["--config_file", accelerate_config]
+    if gpus > 1:
+        with socket.socket() as probe:  # its own port: two jobs on one machine must not meet
+            probe.bind(("127.0.0.1", 0))
+            command += ["--multi_gpu", "--main_process_port", str(probe.getsockname()[1])]
+    return [*command, *script]
+
+
+def describe(code: int | None) -> str:
+    """An exit code in words."""
+    if code == 0:
+        return ""
+    if code is None:
+        return "ended unseen"
+    if code < 0 or code > 128:
+        number = -code if code < 0 else code - 128
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(number).name}"
+    return f"exit code {code}"
+
+
+class Launcher(abc.ABC):
+    """What both launchers share: slots, heartbeats, and the bookkeeping of running jobs."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.handles: dict[int, Handle] = {}
+
+    def free(self) -> int:
+        """How many jobs could be submitted now."""
+        return self.slots - len(self.handles)
+
+    def running(self) -> list[Handle]:
+        """The jobs that run."""
+        return list(self.handles.values())
+
+    def submit(self, job: Job) -> Handle:
+        """Start ``job`` on a free slot. Call only while ``free()``."""
+        assert self.free() > 0, "submit without a free slot"
+        slot = next(number for number in range(self.slots) if number not in self.handles)
+        handle = Handle(job, uuid.uuid4().hex, slot, socket.gethostname(), since=time.monotonic())
+        handle.beat_seen = handle.since
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        self._start(handle)
+        self.handles[slot] = handle
+        return handle
+
+    def poll(self) -> list[Ended]:
+        """The jobs that ended since the last call; a silent one is killed and counts as ended. Returns at once."""
+        ended = []
+        for handle in self.running():
+            code, over = self._look(handle)
+            reason = describe(code)
+            if not over and self._silent(handle):
+                self._stop(handle, 0)
+                code, over, reason = None, True, f"silent for {handle.job.silent_after:g} s"
+            if over:
+                del self.handles[handle.slot]
+                ended.append(Ended(handle, code, reason, time.monotonic() - handle.since))
+        return ended
+
+    def kill(self, handle: Handle, patience: float = 0.0) -> None:
+        """End a job and all its descendants: SIGTERM and ``patience`` seconds to leave, then SIGKILL."""
+        self._stop(handle, patience)
+        self.handles.pop(handle.slot, None)
+
+    def close(self, patience: float = 0.0) -> None:
+        """End every job that still runs."""
+        for handle in self.running():
+            self.kill(handle, patience)
+
+    @abc.abstractmethod
+    def adopt(self, job: Job, identity: dict) -> Handle | None:
+        """Take up a job that an earlier driver started; None if it no longer runs (then no process of it is left)."""
+
+    @abc.abstractmethod
+    def _start(self, handle: Handle) -> None:
+        """Start the job of a handle."""
+
+    @abc.abstractmethod
+    def _look(self, handle: Handle) -> tuple[int | None, bool]:
+        """Exit code, and whether the job is over."""
+
+    @abc.abstractmethod
+    def _stop(self, handle: Handle, patience: float) -> None:
+        """End every process of the job."""
+
+    def _silent(self, handle: Handle) -> bool:
+        """By the driver's own clock: the time since the file was last seen to change, whatever its stamp says."""
+        if not handle.job.silent_after:
+            return False
+        with contextlib.suppress(OSError):
+            beat = (handle.job.run_dir / "heartbeat").stat().st_mtime
+            if beat != handle.beat:
+                handle.beat, handle.beat_seen = beat, time.monotonic()
+        return time.monotonic() - handle.beat_seen > handle.job.silent_after
+
+
+class LocalLauncher(Launcher):
+    """Slots on this machine."""
+
+    def __init__(self, workers: int | None, gpus_per_worker: int | None, accelerate_config: str | None):
+        gpus = visible_gpus()
+        self.gpus_per_worker = (1 if gpus else 0) if gpus_per_worker is None else gpus_per_worker
+        self.accelerate_config = accelerate_config
+        fitting = len(gpus) // self.gpus_per_worker if self.gpus_per_worker else max(1, usable_cores() // 4)
+        slots = fitting if workers is None else workers
+        if self.gpus_per_worker and not 0 < slots <= fitting:
+            raise UserError(
+                f"--workers: found {slots} with {self.gpus_per_worker} GPUs each, expected at most {fitting}: "
+                f"this machine offers {len(gpus)} GPUs; take fewer, or --gpus_per_worker 0 for the CPU"
+            )
+        super().__init__(slots)
+        step = self.gpus_per_worker
+        self.gpus = [gpus[slot * step : (slot + 1) * step] for slot in range(slots)]
+        self.threads = max(1, usable_cores() // slots)
+        self.children: dict[str, subprocess.Popen] = {}
+
+    def _start(self, handle: Handle) -> None:
+        gpus = self.gpus[handle.slot]
+        environment = {**os.environ, TOKEN: handle.token, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        if not gpus:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        with open(handle.job.log, "ab") as output:
+            child = subprocess.Popen(
+                full_command(handle.job, len(gpus), self.accelerate_config),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        handle.pid, handle.started = child.pid, start_time(child.pid)
+        self.children[handle.token] = child
+
+    def _look(self, handle: Handle) -> tuple[int | None, bool]:
+        child = self.children.get(handle.token)
+        code = child.poll() if child else None
+        if code is None and (child or alive(handle.pid, handle.started)):
+            return None, False
+        end_job(handle.token)  # a leader that was killed leaves its children behind, and they write to the run folder
+        self.children.pop(handle.token, None)
+        return code, True
+
+    def _stop(self, handle: Handle, patience: float) -> None:
+        child = self.children.pop(handle.token, None)
+        ours = child is not None or alive(handle.pid, handle.started)
+        end_job(handle.token, handle.pid if ours else None, patience)
+        if child:
+            child.wait()
+
+    def adopt(self, job: Job, identity: dict) -> Handle | None:
+        """As in ``Launcher``. A job on another host, or for which there is no slot any more, is not taken up."""
+        handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
+        here = handle.host == socket.gethostname()
+        if here and alive(handle.pid, handle.started) and self.free() and handle.slot < self.slots:
+            if handle.slot not in self.handles:
+                self.handles[handle.slot] = handle
+                return handle
+        if here:
+            self._stop(handle, 0)
+        return None
+

@@ -1,0 +1,115 @@
+"""Processes of a job: who they are, whether they live, and how to end every one of them.
+
+A job's leader starts a process group of its own, but launchers such as torchrun put their children into further
+groups. So each job carries a token in its environment, which all its descendants inherit: on Linux they are found by
+it, even after their parents died. Elsewhere only the leader's group is reached.
+
+Run as a program, ``python -m meshnet.processes PARENT LOCK LOG command ...`` is a guard: it runs the command while the
+process PARENT lives, and ends it and everything it started when PARENT is gone (as when a cluster's worker is lost).
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOKEN = "MESHNET_JOB"
+PROC = Path("/proc")
+GUARD_SECONDS = 0.2
+
+
+def start_time(pid: int) -> str:
+    """When the process began, as a text that tells it from a later one with the same id; "" if it is gone or a zombie."""
+    if PROC.joinpath("self", "stat").exists():
+        try:
+            fields = PROC.joinpath(str(pid), "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+        if fields[0] in "ZX":
+            return ""
+        boot = PROC.joinpath("sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{fields[19]}"  # field 22 of proc(5), counted after the name: ticks since boot
+    listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, started = listed.stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else started.strip()
+
+
+def alive(pid: int, started: str) -> bool:
+    """Whether this very process still runs."""
+    return bool(started) and start_time(pid) == started
+
+
+def members(token: str) -> list[int]:
+    """Every living process that carries the job's token (Linux; elsewhere none are found)."""
+    wanted = f"{TOKEN}={token}".encode()
+    found = []
+    for folder in PROC.glob("[0-9]*"):
+        try:
+            environment = folder.joinpath("environ").read_bytes()
+        except OSError:  # it ended meanwhile, or belongs to somebody else
+            continue
+        if wanted in environment.split(b"\0"):
+            found.append(int(folder.name))
+    return found
+
+
+def end_job(token: str, pid: int | None = None, patience: float = 0.0) -> None:
+    """End every process of a job: SIGTERM and up to ``patience`` seconds to leave, then SIGKILL until none is left.
+
+    ``pid``: the leader, whose process group is signalled too. It must be the job's own (see ``alive``).
+    """
+    if patience > 0:
+        _signal_all(token, pid, signal.SIGTERM)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and (members(token) or (pid and start_time(pid))):
+            time.sleep(0.05)
+    _signal_all(token, pid, signal.SIGKILL)
+    while left := [one for one in members(token) if one != os.getpid()]:  # a child may be born between two looks
+        for one in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _signal_all(token: str, pid: int | None, number: int) -> None:
+    if pid is not None and start_time(pid):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, number)
+    for one in members(token):
+        if one != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, number)
+
+
+def guard(parent: int, lock: str, log: str, command: list[str]) -> int:
+    """Run ``command`` with its output in ``log`` while ``parent`` lives; the exit code of the command, or 1.
+
+    ``lock`` is held meanwhile: a second guard of the same run folder waits until the first has ended its command.
+    """
+    token = os.environ[TOKEN]
+    with open(lock, "w") as held, open(log, "ab") as output:
+        while os.getppid() == parent:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(GUARD_SECONDS)
+        else:
+            return 1
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        while os.getppid() == parent:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(GUARD_SECONDS)
+                end_job(token)
+                return code
+        end_job(token, process.pid)
+        process.wait()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(guard(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]) & 0xFF)
