@@ -74,7 +74,7 @@ def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> 
             f"{path}: cannot read the voxels ({error}), expected a whole file; it is truncated or damaged, copy it anew"
         ) from error
     if data.dtype.fields is not None or data.dtype.kind == "c":
-        raise UserError(f"{path}: found {data.dtype} voxels (colour or complex), expected one number a voxel; convert it")
+        raise UserError(f"{path}: found {data.dtype} voxels (colour or complex), expected numbers; convert it")
     data = data.reshape(shape)
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise UserError(f"{path}: found NaN or infinite voxels, expected finite numbers; repair or leave out the scan")
@@ -107,8 +107,8 @@ def _open(path: Path) -> nib.Nifti1Image:
 def _check_affine(image: nib.Nifti1Image, path: Path) -> None:
     if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
         raise UserError(
-            f"{path}: found no affine (sform_code and qform_code are both 0), expected one of them set; convert it anew "
-            "from DICOM, or copy the header from a scan on the same grid (fslcpgeom)"
+            f"{path}: found no affine (sform_code and qform_code are both 0), expected one of them set; convert it "
+            "anew from DICOM, or copy the header from a scan on the same grid (fslcpgeom)"
         )
     affine = image.affine
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -143,7 +143,7 @@ def target_affine(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
 
 def conform(
     image: nib.Nifti1Image,
-    grid: Grid = Grid(),  # noqa: B008 (frozen)
+    grid: Grid = Grid(),
     scaling: str = "conform_uint8",
     window: tuple[float, float] | None = None,
     reference: nib.Nifti1Image | None = None,
@@ -235,7 +235,7 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
 
 def conform_mask(
     mask_image: nib.Nifti1Image,
-    grid: Grid = Grid(),  # noqa: B008 (frozen)
+    grid: Grid = Grid(),
     labels: dict[int, int] | None = None,
     reference: nib.Nifti1Image | None = None,
 ) -> nib.Nifti1Image:

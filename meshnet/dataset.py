@@ -1,0 +1,166 @@
+"""A prepared dataset's folder: cases into shards by worker processes, then one ``datasets.Dataset`` with splits."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from meshnet.errors import UserError
+from meshnet.files import write_json
+from meshnet.rows import Settings, code_version, prepare_case, shard_name
+from meshnet.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, fingerprint, union_box
+from meshnet.sources import Case
+from meshnet.splits import make_splits
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def disk_faults(out: Path) -> Iterator[None]:
+    """Turn a disk that is full, limited or read-only into a UserError about the output folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        raise UserError(
+            f"{out}: cannot write ({os.strerror(error.errno)}), expected a folder with room; free some or choose "
+            "another --out, then run the same command again: what is finished is kept"
+        ) from error
+
+
+def open_folder(path: str | Path) -> Path:
+    """Make the output folder or take up an earlier one. Raises UserError for one that is not ours or not writable."""
+    out = Path(path)
+    if out.is_dir() and any(out.iterdir()) and not (out / PREPARED).is_file() and not (out / SHARDS).is_dir():
+        raise UserError(f"{out}: holds something else, expected an empty folder or a prepared dataset; choose another")
+    with disk_faults(out):
+        try:
+            (out / SHARDS).mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UserError(f"{out}: is a file, expected a folder; choose another --out") from error
+        if not os.access(out / SHARDS, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+        for stray in (out / SHARDS).glob(".tmp-*"):  # a killed run's; two runs on one folder are not meant
+            stray.unlink()
+    return out
+
+
+def prepare_cases(
+    cases: Sequence[Case], settings: Settings, out: Path, workers: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Prepare what is not there yet, in ``workers`` processes: shard names in the order of cases, and the failures.
+
+    Raises UserError where the disk is full or a worker was killed; finished shards stay for the next run.
+    """
+    from tqdm import tqdm
+
+    version = code_version(any(c.loader == "synthetic" for c in cases))
+    names = [shard_name(case, settings, version) for case in cases]
+    waiting = [i for i, name in enumerate(names) if not (out / name).is_file()]
+    if len(waiting) < len(cases):
+        print(f"{out}: {len(cases) - len(waiting)} of {len(cases)} case(s) are ready from an earlier run")
+    failed: dict[int, tuple[str, str]] = {}
+    schema = features(settings.groups).arrow_schema
+    if waiting:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
+        with (
+            disk_faults(out),
+            ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn")) as pool,
+            tqdm(total=len(waiting), unit="case", desc="prepare", dynamic_ncols=True) as bar,
+        ):
+            futures = {pool.submit(prepare_case, cases[i], settings, schema, out / names[i]): i for i in waiting}
+            try:
+                for future in as_completed(futures):
+                    if fault := future.result():
+                        failed[futures[future]] = fault
+                    bar.update()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"{out}: a worker process was killed, probably for want of memory; run again with fewer --workers "
+                    f"than {workers}: what is finished is kept"
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    return [name for i, name in enumerate(names) if i not in failed], [failed[i] for i in sorted(failed)]
+
+
+def finish(
+    out: Path, shards: list[str], settings: Settings, source: dict, channels: list[str], classes: list[str], folds: dict
+) -> dict:
+    """Write what makes one dataset of the shards: splits, prepared.json and what ``load_from_disk`` reads.
+
+    Volumes are neither read nor copied. Shards that no case uses any more are removed. Returns prepared.json's content.
+    """
+    rows = [small_columns(out / name) for name in shards]
+    splits = make_splits(
+        [r["subject"] for r in rows],
+        [r["lesion_ml"] for r in rows],
+        [[r[f"group_{g}"] for g in settings.groups] for r in rows],
+        **folds,
+    )
+    volumes_ml = np.array([r["lesion_ml"] for r in rows])
+    box = union_box(r["head_box"] for r in rows)
+    identity = fingerprint([Path(s).stem for s in shards])
+    size = list(settings.grid.size)
+    prepared = {
+        "format_version": FORMAT_VERSION,
+        "source": source,
+        "voxel_mm": settings.grid.voxel_mm,
+        "shape": size,
+        "orientation": settings.grid.orientation,
+        "scaling": settings.scaling,
+        "window": list(settings.window) if settings.window else None,
+        "channels": channels,
+        "classes": classes,
+        "groups": list(settings.groups),
+        "labels": dict(settings.labels) if settings.labels else None,
+        "box": box,
+        "box_share": round(float(np.prod([box[1] - box[0], box[3] - box[2], box[5] - box[4]]) / np.prod(size)), 4),
+        "cases": len(rows),
+        "subjects": len({r["subject"] for r in rows}),
+        "lesion_ml": f"{volumes_ml.min():.2f} to {volumes_ml.max():.2f} mL, median {np.median(volumes_ml):.2f}",
+        "fingerprint": identity,
+    }
+    with disk_faults(out):
+        _write_dataset_files(out, shards, settings, identity)
+        write_json(out / SPLITS, splits)
+        write_json(out / PREPARED, prepared)
+        for path in (out / SHARDS).glob("*.arrow"):
+            if f"{SHARDS}/{path.name}" not in set(shards):
+                path.unlink()
+    return prepared
+
+
+def _write_dataset_files(out: Path, shards: list[str], settings: Settings, identity: str) -> None:
+    """``dataset_info.json`` and ``state.json``, as ``datasets.Dataset.save_to_disk`` writes them."""
+    from datasets import DatasetInfo
+
+    info = DatasetInfo(description="Prepared by prepare.py of MeshNet.", features=features(settings.groups))
+    write_json(out / INFO, {k: v for k, v in asdict(info).items() if v is not None})
+    write_json(out / STATE, {
+        "_data_files": [{"filename": s} for s in shards],
+        "_fingerprint": identity[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    })
+
+
+def small_columns(path: Path) -> dict:
+    """A shard's row without its volumes, from the mapped file."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as handle:
+        batch = pa.ipc.open_stream(handle).read_next_batch()
+        names = [f.name for f in batch.schema if not pa.types.is_large_binary(f.type)]
+        return batch.select(names).to_pylist()[0]

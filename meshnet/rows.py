@@ -1,0 +1,152 @@
+"""One case → one row of a prepared dataset → one Arrow file, written whole."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.errors import UserError
+from meshnet.files import whole_file
+from meshnet.geometry import Grid, conform, conform_mask, head_box, mask_classes
+from meshnet.schema import FORMAT_VERSION, SHARDS, fingerprint, union_box
+from meshnet.sources import Case, load_case, sha256_file, signature
+
+if TYPE_CHECKING:
+    import pyarrow
+
+GRID_TOLERANCE = 0.1  # voxels; how far a mask's corners may lie from its scan's (rounding in headers)
+# A change in what these files do must redo the cases; the last ones only where cases are made.
+CODE = ("geometry", "resample", "rows", "schema")
+SYNTHETIC_CODE = ("synthetic", "atlas", "lesions")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cases become rows. Everything here is part of a shard's identity."""
+
+    grid: Grid
+    scaling: str
+    window: tuple[float, float] | None
+    labels: tuple[tuple[int, int], ...] | None  # (mask value, class)
+    channels: int
+    groups: tuple[str, ...]
+    allow_empty: bool = False
+
+
+def code_version(synthetic: bool) -> str:
+    """A hash of the source code that rows depend on."""
+    folder = Path(__file__).parent
+    names = [*CODE, *(n for n in SYNTHETIC_CODE if synthetic and (folder / f"{n}.py").is_file())]
+    return fingerprint([sha256_file(folder / f"{n}.py") for n in names])
+
+
+def shard_name(case: Case, settings: Settings, version: str) -> str:
+    """The file name of a case's shard: the same only while sources, settings and code are the same."""
+    case = replace(case, groups={g: case.groups.get(g) for g in settings.groups})
+    identity = [FORMAT_VERSION, version, asdict(settings), asdict(case), signature(case)]
+    return f"{SHARDS}/{fingerprint(identity)[:32]}.arrow"
+
+
+def make_row(case: Case, settings: Settings) -> dict:
+    """Read, check and conform a case; the row as ``schema.features`` describes it. Raises UserError for a bad case."""
+    loaded = load_case(case, settings.channels)
+    native = _scan_of_mask(case, loaded.images, loaded.mask)
+    labels = dict(settings.labels) if settings.labels else None
+    classes = mask_classes(loaded.mask, labels, case.mask)
+    lesion_voxels = int(np.count_nonzero(classes))
+    if lesion_voxels == 0 and not settings.allow_empty:
+        raise UserError(f"{case.mask}: the mask is empty, expected a lesion; leave it out or keep it by --allow_empty")
+    loaded.mask = nib.Nifti1Image(classes, native.affine)
+    first = loaded.images[0]
+    mask = conform_mask(loaded.mask, settings.grid, {c: c for c in range(1, 256)} if labels else None, reference=first)
+    mask_array = np.ascontiguousarray(mask.dataobj)
+    volumes = []
+    for image in loaded.images:
+        volumes.append(np.asarray(conform(image, settings.grid, settings.scaling, settings.window, first).dataobj))
+    image_array = np.ascontiguousarray(np.stack(volumes))
+    boxes = [_flat(head_box(v)) for v in volumes] + ([_flat(_mask_box(mask_array))] if mask_array.any() else [])
+    groups = {**case.groups, **loaded.groups}
+    if missing := [g for g in settings.groups if g not in groups]:
+        raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
+    return {
+        "case": case.case, "subject": case.subject, "session": case.session,
+        **{f"group_{g}": groups[g] for g in settings.groups},
+        "image": image_array, "image_shape": list(image_array.shape), "image_dtype": image_array.dtype.name,
+        "mask": mask_array, "mask_shape": list(mask_array.shape), "mask_dtype": "uint8",
+        "mask_native": np.ascontiguousarray(classes), "native_shape": list(classes.shape),
+        "native_affine": [float(v) for v in native.affine.ravel()],
+        "conformed_affine": [float(v) for v in mask.affine.ravel()],
+        "lesion_voxels": lesion_voxels,
+        "lesion_ml": lesion_voxels * abs(float(np.linalg.det(native.affine[:3, :3]))) / 1000,
+        "head_box": union_box(boxes),
+        "image_paths": list(case.images), "mask_path": case.mask,
+        "image_sha256": loaded.image_sha256, "mask_sha256": loaded.mask_sha256,
+    }  # fmt: skip
+
+
+def _scan_of_mask(case: Case, images: list[nib.Nifti1Image], mask: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The channel on whose grid the mask was drawn; the mask's own affine is then beside the point."""
+    for image in images:
+        if image.shape == mask.shape and same_grid(image.affine, mask.affine, mask.shape):
+            return image
+    scan = images[0]
+    what = "shape" if scan.shape != mask.shape else "affine"
+    found, wanted = (
+        (list(mask.shape), list(scan.shape))
+        if what == "shape"
+        else (np.round(mask.affine[:3], 3).tolist(), np.round(scan.affine[:3], 3).tolist())
+    )
+    raise UserError(
+        f"{case.mask}: found another grid than its scan's ({what} {found}), expected {wanted} of {case.images[0]}; "
+        "resample the mask onto the scan, or check that they belong together"
+    )
+
+
+def same_grid(affine: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> bool:
+    """Whether two affines place every corner of ``shape`` within a tenth of a voxel of each other."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
+    apart_mm = np.linalg.norm((affine - other)[:3] @ np.vstack([corners, np.ones(corners.shape[1])]), axis=0)
+    return bool(apart_mm.max() <= GRID_TOLERANCE * np.linalg.norm(affine[:3, :3], axis=0).min())
+
+
+def _mask_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    filled = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
+    return tuple((int(f[0]), int(f[-1]) + 1) for f in filled)
+
+
+def _flat(box: tuple[tuple[int, int], ...]) -> list[int]:
+    return [n for pair in box for n in pair]
+
+
+def write_shard(row: dict, schema: "pyarrow.Schema", path: Path) -> None:
+    """Write one row as an Arrow stream file, uncompressed, so that a reader can map it; whole or not at all."""
+    import pyarrow as pa
+
+    arrays = [_as_arrow(row[f.name], f.type) for f in schema]
+    with whole_file(path) as temporary, open(temporary, "wb") as handle, pa.ipc.new_stream(handle, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+def _as_arrow(value: object, kind: "pyarrow.DataType") -> "pyarrow.Array":
+    import pyarrow as pa
+
+    if isinstance(value, np.ndarray):  # wrapped, not copied
+        offsets = pa.py_buffer(np.array([0, value.nbytes], np.int64))
+        return pa.Array.from_buffers(kind, 1, [None, offsets, pa.py_buffer(value)])
+    return pa.array([value], kind)
+
+
+def prepare_case(case: Case, settings: Settings, schema: "pyarrow.Schema", path: Path) -> tuple[str, str] | None:
+    """Prepare one case into ``path``: None when it is written, (mask path, reason) when the case is at fault.
+
+    Run in a worker process. A full or unwritable disk is nobody's case and raises OSError.
+    """
+    try:
+        write_shard(make_row(case, settings), schema, path)
+    except UserError as error:
+        return case.mask, str(error)
+    except MemoryError:
+        return case.mask, "not enough memory for this case; run again with fewer --workers or a larger --voxel_mm"
+    return None

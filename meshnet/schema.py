@@ -1,0 +1,105 @@
+"""A prepared dataset's names and fields: its rows, its ``prepared.json``, and volumes as views on the mapped file."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from meshnet.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMAT_VERSION = 1
+PREPARED, SPLITS, STATE, INFO = "prepared.json", "splits.json", "state.json", "dataset_info.json"
+SHARDS = "shards"  # subfolder with one Arrow file a case
+VOLUMES = ("image", "mask", "mask_native")
+PREPARED_KEYS = (
+    "format_version", "source", "voxel_mm", "shape", "orientation", "scaling", "window",
+    "channels", "classes", "groups", "box", "fingerprint",
+)  # fmt: skip
+
+
+def features(groups: Sequence[str]) -> "datasets.Features":
+    """The columns of a prepared dataset with the group columns ``group_<name>``.
+
+    A volume is one binary value, C order (nested lists overflow 32-bit offsets), with its shape and dtype beside it:
+    ``image`` (C, X, Y, Z), ``mask`` (X, Y, Z) on the conformed grid, ``mask_native`` (X, Y, Z) on the scan's own.
+    Large binary, so that a value may pass 2 GiB.
+    """
+    from datasets import Features, List, Value
+
+    text, whole, real = Value("string"), Value("int64"), Value("float64")
+    return Features({
+        "case": text, "subject": text, "session": text,
+        **{f"group_{name}": text for name in groups},
+        "image": Value("large_binary"), "image_shape": List(whole), "image_dtype": text,
+        "mask": Value("large_binary"), "mask_shape": List(whole), "mask_dtype": text,
+        "mask_native": Value("large_binary"), "native_shape": List(whole),
+        "native_affine": List(real), "conformed_affine": List(real),
+        "lesion_voxels": whole, "lesion_ml": real, "head_box": List(whole),
+        "image_paths": List(text), "mask_path": text, "image_sha256": List(text), "mask_sha256": text,
+    })  # fmt: skip
+
+
+def volume(dataset: "datasets.Dataset", row: int, column: str) -> np.ndarray:
+    """A volume of row ``row`` as a read-only numpy view on the memory-mapped file: nothing is copied or decoded.
+
+    ``image`` is (C, X, Y, Z) uint8 or float32, ``mask`` and ``mask_native`` (X, Y, Z) uint8.
+    """
+    if column not in VOLUMES:
+        raise ValueError(f"column {column!r} is none of {VOLUMES}")
+    if dataset._indices is not None:  # a selection: rows are numbered through it
+        row = dataset._indices.column(0)[row].as_py()
+    table = dataset.data
+    shape_column = "native_shape" if column == "mask_native" else f"{column}_shape"
+    dtype = "uint8" if column == "mask_native" else table.column(f"{column}_dtype")[row].as_py()
+    buffer = table.column(column)[row].as_buffer()
+    return np.frombuffer(buffer, dtype).reshape(table.column(shape_column)[row].as_py())
+
+
+def load_prepared(folder: str | Path) -> dict:
+    """``prepared.json`` of a prepared dataset, checked. Raises UserError for none, or another format."""
+    path = Path(folder) / PREPARED
+    try:
+        prepared = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: found no {PREPARED}, expected a prepared dataset; run prepare.py") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run prepare.py again") from error
+    missing = [k for k in PREPARED_KEYS if k not in prepared] if isinstance(prepared, dict) else list(PREPARED_KEYS)
+    if missing:
+        raise UserError(f"{path}: misses {', '.join(missing)}; run prepare.py again")
+    if prepared["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: found format version {prepared['format_version']}, expected {FORMAT_VERSION}; run prepare.py "
+            "again"
+        )
+    return prepared
+
+
+def load_dataset(folder: str | Path) -> tuple["datasets.Dataset", dict]:
+    """The memory-mapped rows of a prepared dataset and its ``prepared.json``. Raises UserError for a damaged folder."""
+    prepared = load_prepared(folder)
+    import datasets
+    import pyarrow
+
+    try:
+        return datasets.load_from_disk(str(folder), keep_in_memory=False), prepared
+    except (OSError, ValueError, KeyError, pyarrow.ArrowInvalid) as error:
+        raise UserError(f"{folder}: cannot be opened ({error}); run prepare.py again, it mends it") from error
+
+
+def union_box(boxes: Iterable[Sequence[int]]) -> list[int]:
+    """The smallest box [x0, x1, y0, y1, z0, z1] around all the boxes of that form."""
+    boxes = np.array(list(boxes))
+    return [int(n) for n in np.where(np.arange(6) % 2 == 0, boxes.min(0), boxes.max(0))]
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 (64 hex digits) of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""Nested cross-validation: outer and inner folds by subject, stratified by lesion volume and acquisition."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meshnet.errors import UserError
+
+QUANTILES = 5
+
+
+def make_splits(
+    subjects: Sequence[str],
+    volumes_ml: Sequence[float],
+    groups: Sequence[Sequence[str]],
+    outer: int = 3,
+    inner: int = 3,
+    seed: int = 0,
+) -> dict:
+    """Divide subjects into ``outer`` test folds and, within the rest, ``inner`` validation folds.
+
+    The three sequences have an entry a case; a subject's volume is the mean over its cases, its group the most
+    frequent one. The same input in any order gives the same folds. A stratum is a volume quintile within a group
+    (``groups[i]`` = values of the group columns); strata with fewer subjects than folds are merged, see
+    ``merge_strata``. Fold sizes differ by at most one.
+
+    ``outer`` = 1 tests on nobody and trains on everybody; ``inner`` = 1 validates on the training subjects
+    themselves: for overfitting on purpose and for final models, not for a score to report.
+
+    Returns what splits.json holds. Raises UserError for fewer subjects than folds.
+    """
+    if outer < 1 or inner < 1:
+        raise UserError(f"--outer {outer} --inner {inner}: expected whole numbers of at least 1")
+    volume, group = _by_subject(subjects, volumes_ml, groups)
+    names = sorted(volume)
+    fewest_training = len(names) if outer == 1 else len(names) - -(-len(names) // outer)
+    if len(names) < outer or fewest_training < inner:
+        raise UserError(
+            f"--outer {outer} --inner {inner}: found {len(names)} subject(s), expected at least {outer} for the outer "
+            f"folds and {inner} training subjects for the inner ones; ask for fewer folds (--outer 1 --inner 1 trains "
+            "and validates on everybody) or add subjects"
+        )
+    merged = []
+    tests = _deal(names, volume, group, outer, np.random.default_rng([seed, 0]), merged)
+    folds = []
+    for f, test in enumerate(tests):
+        test = test if outer > 1 else []
+        training = sorted(set(names) - set(test))
+        parts = _deal(training, volume, group, inner, np.random.default_rng([seed, f + 1]), [])
+        folds.append({
+            "test": sorted(test),
+            "inner": [
+                {"train": sorted(set(training) - set(part)) if inner > 1 else training, "val": sorted(part)}
+                for part in parts
+            ],
+        })
+    splits = {
+        "outer": outer,
+        "inner": inner,
+        "seed": seed,
+        "stratify": {"volume_quantiles": QUANTILES, "merged": merged},
+        "folds": folds,
+    }
+    return {"hash": content_hash(splits), **splits}
+
+
+def _by_subject(subjects, volumes_ml, groups) -> tuple[dict[str, float], dict[str, tuple[str, ...]]]:
+    volumes, seen = defaultdict(list), defaultdict(Counter)
+    for subject, ml, values in zip(subjects, volumes_ml, groups, strict=True):
+        volumes[subject].append(float(ml))
+        seen[subject][tuple(str(v) for v in values)] += 1
+    # Ties between a subject's groups go to the first in the alphabet, so that the order of cases does not matter.
+    group = {s: min(c, key=lambda g: (-c[g], g)) for s, c in seen.items()}
+    return {s: sum(sorted(v)) / len(v) for s, v in volumes.items()}, group
+
+
+def _deal(names, volume, group, folds, rng, merged) -> list[list[str]]:
+    """Shuffle each stratum and deal it round the folds, the next stratum going on where the last one stopped."""
+    hands = [[] for _ in range(folds)]
+    if folds == 1:
+        return [list(names)]
+    order = rng.permutation(folds)
+    dealt = 0
+    for stratum in merge_strata(make_strata(names, volume, group), folds, merged):
+        for i in rng.permutation(len(stratum)):
+            hands[order[dealt % folds]].append(stratum[i])
+            dealt += 1
+    return hands
+
+
+def make_strata(names, volume, group) -> dict[tuple[tuple[str, ...], int], list[str]]:
+    """Subjects by (group, volume quintile over all of ``names``), by rank, so that equal volumes fill all quintiles."""
+    ranked = sorted(names, key=lambda s: (volume[s], s))
+    strata = defaultdict(list)
+    for rank, subject in enumerate(ranked):
+        strata[group[subject], rank * QUANTILES // len(ranked)].append(subject)
+    return {key: sorted(strata[key]) for key in sorted(strata)}
+
+
+def merge_strata(strata: dict, folds: int, merged: list[str] | None = None) -> list[list[str]]:
+    """Merge strata of fewer than ``folds`` subjects: with a neighbouring quintile of their group, the smaller first.
+
+    Groups that are too small as a whole are pooled, quintile by quintile, and merged in the same way; what is small
+    even then joins the last stratum. ``merged`` collects a line on each merger. Every subject stays in one stratum.
+    """
+    merged = [] if merged is None else merged
+    by_group = defaultdict(dict)
+    for (group, quintile), members in strata.items():
+        by_group[group][quintile] = members
+    result, pool = [], defaultdict(list)
+    for group, quintiles in sorted(by_group.items()):
+        if sum(map(len, quintiles.values())) < folds:
+            merged.append(f"{_name(group)}: all quintiles, into the pool of small groups")
+            for quintile, members in quintiles.items():
+                pool[quintile] += members
+        else:
+            result += _merge_quintiles(quintiles, folds, _name(group), merged)
+    if pool:
+        rest = _merge_quintiles(dict(sorted(pool.items())), folds, "pool of small groups", merged)
+        if len(rest[0]) < folds and result:
+            merged.append("pool of small groups: into the last stratum")
+            result[-1] = sorted(result[-1] + rest[0])
+        else:
+            result += rest
+    return result
+
+
+def _merge_quintiles(quintiles: dict[int, list[str]], folds: int, name: str, merged: list[str]) -> list[list[str]]:
+    parts = [([q], members) for q, members in sorted(quintiles.items())]
+    while len(parts) > 1 and min(len(m) for _, m in parts) < folds:
+        i = min(range(len(parts)), key=lambda k: (len(parts[k][1]), k))
+        neighbours = [k for k in (i - 1, i + 1) if 0 <= k < len(parts)]
+        j = min(neighbours, key=lambda k: (len(parts[k][1]), k))
+        low, high = sorted((i, j))
+        merged.append(f"{name}: quintiles {_shown(parts[low][0])} and {_shown(parts[high][0])}")
+        parts[low : high + 1] = [(parts[low][0] + parts[high][0], sorted(parts[low][1] + parts[high][1]))]
+    return [sorted(members) for _, members in parts]
+
+
+def _name(group: tuple[str, ...]) -> str:
+    return " × ".join(group) or "all subjects"
+
+
+def _shown(quintiles: list[int]) -> str:
+    return "+".join(str(q + 1) for q in quintiles)
+
+
+def content_hash(splits: dict) -> str:
+    """SHA-256 (64 hex digits) over everything in ``splits`` but the hash itself."""
+    content = {k: v for k, v in splits.items() if k != "hash"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_splits(path: str | Path) -> dict:
+    """Read splits.json and verify its hash. Raises UserError where it is absent, damaged or was changed by hand."""
+    path = Path(path)
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file, expected the splits that prepare.py writes; run it first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run prepare.py again") from error
+    if not isinstance(splits, dict) or not {"hash", "outer", "inner", "seed", "folds"} <= set(splits):
+        raise UserError(f"{path}: found no hash, outer, inner, seed and folds; run prepare.py again")
+    if splits["hash"] != content_hash(splits):
+        raise UserError(
+            f"{path}: its content does not give the hash {str(splits['hash'])[:12]}… that it records, so it was "
+            "changed by hand; run prepare.py again"
+        )
+    return splits
+
+
+def fold_subjects(splits: dict, fold: int, inner_fold: int = 0) -> dict[str, list[str]]:
+    """The subjects of one fold: ``train`` and ``val`` of the inner fold, ``test`` of the outer one."""
+    for flag, value, count in (("--fold", fold, splits["outer"]), ("--inner_fold", inner_fold, splits["inner"])):
+        if not 0 <= value < count:
+            raise UserError(f"{flag}: found {value}, expected 0 to {count - 1}, since the data set has {count} fold(s)")
+    chosen = splits["folds"][fold]
+    return {**chosen["inner"][inner_fold], "test": chosen["test"]}
