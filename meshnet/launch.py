@@ -297,10 +297,10 @@ class LocalLauncher(Launcher):
         """As in ``Launcher``. A job on another host, or for which there is no slot any more, is not taken up."""
         handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
         here = handle.host == socket.gethostname()
-        if here and alive(handle.pid, handle.started) and self.free() and handle.slot < self.slots:
-            if handle.slot not in self.handles:
-                self.handles[handle.slot] = handle
-                return handle
+        fits = handle.slot < self.slots and handle.slot not in self.handles
+        if here and fits and alive(handle.pid, handle.started):
+            self.handles[handle.slot] = handle
+            return handle
         if here:
             self._stop(handle, 0)
         return None

@@ -23,7 +23,7 @@ GUARD_SECONDS = 0.2
 
 
 def start_time(pid: int) -> str:
-    """When the process began, as a text that tells it from a later one with the same id; "" if it is gone or a zombie."""
+    """When the process began, which tells it from a later one with the same id; "" if it is gone or a zombie."""
     if PROC.joinpath("self", "stat").exists():
         try:
             fields = PROC.joinpath(str(pid), "stat").read_text().rpartition(")")[2].split()
