@@ -58,7 +58,9 @@ def volume(dataset: "datasets.Dataset", row: int, column: str) -> np.ndarray:
     shape_column = "native_shape" if column == "mask_native" else f"{column}_shape"
     dtype = "uint8" if column == "mask_native" else table.column(f"{column}_dtype")[row].as_py()
     buffer = table.column(column)[row].as_buffer()
-    return np.frombuffer(buffer, dtype).reshape(table.column(shape_column)[row].as_py())
+    view = np.frombuffer(buffer, dtype).reshape(table.column(shape_column)[row].as_py())
+    view.flags.writeable = False  # the pages are mapped for reading only
+    return view
 
 
 def load_prepared(folder: str | Path) -> dict:
