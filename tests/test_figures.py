@@ -1,0 +1,116 @@
+"""The pictures hold what was drawn, where it belongs, whatever way a scan is stored."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from PIL import Image
+
+from meshnet import charts, figures
+
+
+def head():
+    """A made-up head (40, 50, 30) in RAS with 2 mm voxels: an ellipsoid, brighter to the right, and a lesion in it."""
+    x, y, z = np.indices((40, 50, 30))
+    inside = ((x - 20) / 15) ** 2 + ((y - 25) / 20) ** 2 + ((z - 15) / 11) ** 2 < 1
+    volume = np.where(inside, 100 + 2 * x, 0).astype(np.float32)
+    mask = np.zeros(volume.shape, bool)
+    mask[25:30, 30:36, 16:20] = True
+    truth = np.roll(mask, 1, 0)
+    return volume, mask, truth, np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+def stored_as(codes, volumes, affine):
+    """The same volumes with their axes stored as ``codes``, and their affine."""
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(codes))
+    return [apply_orientation(v, turn) for v in volumes], affine @ inv_ornt_aff(turn, volumes[0].shape)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+@pytest.mark.parametrize("codes", ["LIA", "PSR"])
+def test_the_picture_is_the_same_however_the_scan_is_stored(tmp_path, codes):
+    volume, mask, truth, affine = head()
+    figures.draw_overlay(volume, mask, tmp_path / "a.png", truth, affine)
+    (volume, mask, truth), affine = stored_as(codes, (volume, mask, truth), affine)
+    figures.draw_overlay(volume, mask, tmp_path / "b.png", truth, affine)
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+def test_the_lesion_is_drawn_on_the_side_where_it_lies(tmp_path):
+    volume, mask, truth, affine = head()
+    figures.draw_overlay(volume, mask, tmp_path / "a.png", truth, affine, caption="sub-01")
+    picture = pixels(tmp_path / "a.png")
+    assert picture.ndim == 3
+    body = picture[:-40]
+    for colour in (figures.PREDICTED, figures.TRUE):
+        assert (body == colour).all(-1).any()
+    # The first panel is axial: right, where the lesion is (x 25 to 30 of 40), is on its left, and front is up.
+    height = body.shape[0]
+    panel = body[:, :body.shape[1] // 3]
+    rows, columns = np.nonzero((panel == figures.PREDICTED).all(-1))
+    head_rows, head_columns = np.nonzero(panel.sum(-1) > 150)
+    assert columns.mean() < head_columns.mean()
+    assert rows.mean() < head_rows.mean() < height
+
+
+def test_only_the_mask_is_coloured_and_an_empty_one_is_not(tmp_path):
+    volume, mask, truth, affine = head()
+    figures.draw_overlay(volume, np.zeros_like(mask), tmp_path / "a.png", affine=affine)
+    body = pixels(tmp_path / "a.png")[:-40]
+    assert (body.max(-1) - body.min(-1)).max() == 0  # grey throughout
+    figures.draw_overlay(volume, np.zeros_like(mask), tmp_path / "b.png", truth, affine)
+    body = pixels(tmp_path / "b.png")[:-40]
+    assert (body == figures.TRUE).all(-1).any()      # the slices go through the missed lesion
+    assert not (body == figures.PREDICTED).all(-1).any()
+
+
+def test_thick_slices_are_drawn_in_millimetres(tmp_path):
+    volume, mask, _, _ = head()
+    figures.draw_overlay(volume, mask, tmp_path / "thin.png", affine=np.diag([2.0, 2, 2, 1]))
+    figures.draw_overlay(volume[:, :, ::3], mask[:, :, ::3], tmp_path / "thick.png", affine=np.diag([2.0, 2, 6, 1]))
+    thin, thick = (Image.open(tmp_path / name).size for name in ("thin.png", "thick.png"))
+    assert thick == pytest.approx(thin, rel=0.12)
+
+
+def test_constant_and_unequal_volumes(tmp_path):
+    blank = np.zeros((8, 9, 10))
+    figures.draw_overlay(blank, blank > 0, tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
+    with pytest.raises(ValueError, match="same shape"):
+        figures.draw_overlay(blank, np.zeros((8, 9, 9)), tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_an_overlay_does_not_load_matplotlib(tmp_path, root):
+    code = ("import sys, numpy as np; from meshnet.figures import draw_overlay; "
+            f"cube = np.eye(9)[None].repeat(9, 0); draw_overlay(cube, cube > 0, {str(tmp_path / 'a.png')!r}); "
+            "print(sorted({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
+    rows = [{"epoch": 1, "train_loss": 0.9, "learning_rate": 1e-5},
+            {"epoch": 2, "train_loss": 0.5, "val_loss": 0.6, "val_dice": 0.4, "learning_rate": 1e-3},
+            {"epoch": 3, "train_loss": 0.3, "val_loss": None, "val_dice": 0.3, "learning_rate": 1e-6}]
+    drawn = []
+    save = charts.save
+    monkeypatch.setattr(charts, "save", lambda figure, *paths: (drawn.append(figure), save(figure, *paths)))
+    figures.draw_run(rows, tmp_path / "run.png", "a run")
+    assert Image.open(tmp_path / "run.png").size[0] > 500
+    loss, dice, rate = drawn[0].axes
+    assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 0.9], [2, 0.5], [3, 0.3]], [[2, 0.6]]]
+    assert dice.lines[0].get_xydata().tolist() == [[2, 0.4], [3, 0.3]]
+    assert dice.lines[-1].get_xydata().tolist() == [[2, 0.4]]
+    assert dice.get_title("right") == "best 0.400 in epoch 2"
+    assert rate.get_yscale() == "log"
+
+
+def test_a_run_without_a_single_epoch_has_empty_panels(tmp_path):
+    figures.draw_run([], tmp_path / "run.svg")
+    assert "Learning rate" in (tmp_path / "run.svg").read_text()
