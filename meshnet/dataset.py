@@ -4,6 +4,8 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -67,29 +69,46 @@ def prepare_cases(
     waiting = [i for i, name in enumerate(names) if not (out / name).is_file()]
     if len(waiting) < len(cases):
         print(f"{out}: {len(cases) - len(waiting)} of {len(cases)} case(s) are ready from an earlier run")
-    failed: dict[int, tuple[str, str]] = {}
     schema = features(settings.groups).arrow_schema
-    if waiting:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
-        with (
-            disk_faults(out),
-            ProcessPoolExecutor(min(workers, len(waiting)), multiprocessing.get_context("spawn")) as pool,
-            tqdm(total=len(waiting), unit="case", desc="prepare", dynamic_ncols=True) as bar,
-        ):
-            futures = {pool.submit(prepare_case, cases[i], settings, schema, out / names[i]): i for i in waiting}
-            try:
-                for future in as_completed(futures):
-                    if fault := future.result():
-                        failed[futures[future]] = fault
-                    bar.update()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    f"{out}: a worker process was killed, probably for want of memory; run again with fewer --workers "
-                    f"than {workers}: what is finished is kept"
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    jobs = {i: (cases[i], settings, schema, out / names[i]) for i in waiting}
+    failed: dict[int, tuple[str, str]] = {}
+    with disk_faults(out), tqdm(total=len(jobs), unit="case", desc="prepare", disable=not jobs) as bar:
+        for i, fault in run_jobs(jobs, min(workers, len(jobs)), out):
+            if fault:
+                failed[i] = fault
+            bar.update()
     return [name for i, name in enumerate(names) if i not in failed], [failed[i] for i in sorted(failed)]
+
+
+def run_jobs(jobs: dict[int, tuple], workers: int, out: Path) -> Iterator[tuple[int, tuple[str, str] | None]]:
+    """``prepare_case`` on every job's arguments, in this process for one worker: (key, what it returned), as they end."""
+    if workers <= 1:
+        yield from ((i, prepare_case(*job)) for i, job in jobs.items())
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+        futures = {pool.submit(prepare_case, *job): i for i, job in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"{out}: a worker process was killed, probably for want of memory; run again with fewer --workers than "
+                f"{workers}: what is finished is kept"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a killed parent cannot tell its workers to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def finish(
@@ -108,7 +127,8 @@ def finish(
     )
     volumes_ml = np.array([r["lesion_ml"] for r in rows])
     box = union_box(r["head_box"] for r in rows)
-    identity = fingerprint([Path(s).stem for s in shards])
+    sources = [[r["case"], r["subject"], r["image_sha256"], r["mask_sha256"]] for r in rows]
+    identity = fingerprint([FORMAT_VERSION, asdict(settings), sources])
     size = list(settings.grid.size)
     prepared = {
         "format_version": FORMAT_VERSION,

@@ -27,6 +27,8 @@ def resample(
         return _oblique(data, matrix, offset, shape, order, fill)
     # Source coordinates along each target axis; target axis t runs along source axis axes[t].
     points = [matrix[s, t] * np.arange(shape[t]) + offset[s] for t, s in enumerate(axes)]
+    if data.dtype.kind in "iu" and not (float(fill).is_integer() and _fits(fill, data.dtype)):
+        data = data.astype(np.float32)
     data = data.transpose(axes)
     whole = [np.rint(p) for p in points]
     slack = 2 * TOLERANCE
@@ -34,6 +36,10 @@ def resample(
     if order == 0 or on_grid:
         return _pick(data, whole, fill)
     return _interpolate(data, points, fill)
+
+
+def _fits(value: float, dtype: np.dtype) -> bool:
+    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
 def _aligned_axes(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] | None:

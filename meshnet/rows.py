@@ -9,16 +9,16 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
-from meshnet.geometry import Grid, conform, conform_mask, head_box, mask_classes
+from meshnet.geometry import Grid, conform, conform_mask, head_box
+from meshnet.nifti import mask_classes, same_grid
 from meshnet.schema import FORMAT_VERSION, SHARDS, fingerprint, union_box
 from meshnet.sources import Case, load_case, sha256_file, signature
 
 if TYPE_CHECKING:
     import pyarrow
 
-GRID_TOLERANCE = 0.1  # voxels; how far a mask's corners may lie from its scan's (rounding in headers)
 # A change in what these files do must redo the cases; the last ones only where cases are made.
-CODE = ("geometry", "resample", "rows", "schema")
+CODE = ("geometry", "nifti", "resample", "rows", "schema")
 SYNTHETIC_CODE = ("synthetic", "atlas", "lesions")
 
 
@@ -58,13 +58,12 @@ def make_row(case: Case, settings: Settings) -> dict:
     lesion_voxels = int(np.count_nonzero(classes))
     if lesion_voxels == 0 and not settings.allow_empty:
         raise UserError(f"{case.mask}: the mask is empty, expected a lesion; leave it out or keep it by --allow_empty")
-    loaded.mask = nib.Nifti1Image(classes, native.affine)
     first = loaded.images[0]
-    mask = conform_mask(loaded.mask, settings.grid, {c: c for c in range(1, 256)} if labels else None, reference=first)
+    same = {c: c for c in labels.values()} if labels else None
+    mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first)
     mask_array = np.ascontiguousarray(mask.dataobj)
-    volumes = []
-    for image in loaded.images:
-        volumes.append(np.asarray(conform(image, settings.grid, settings.scaling, settings.window, first).dataobj))
+    scale = (settings.scaling, settings.window)
+    volumes = [np.asarray(conform(image, settings.grid, *scale, reference=first).dataobj) for image in loaded.images]
     image_array = np.ascontiguousarray(np.stack(volumes))
     boxes = [_flat(head_box(v)) for v in volumes] + ([_flat(_mask_box(mask_array))] if mask_array.any() else [])
     groups = {**case.groups, **loaded.groups}
@@ -89,7 +88,7 @@ def make_row(case: Case, settings: Settings) -> dict:
 def _scan_of_mask(case: Case, images: list[nib.Nifti1Image], mask: nib.Nifti1Image) -> nib.Nifti1Image:
     """The channel on whose grid the mask was drawn; the mask's own affine is then beside the point."""
     for image in images:
-        if image.shape == mask.shape and same_grid(image.affine, mask.affine, mask.shape):
+        if same_grid(image, mask):
             return image
     scan = images[0]
     what = "shape" if scan.shape != mask.shape else "affine"
@@ -102,13 +101,6 @@ def _scan_of_mask(case: Case, images: list[nib.Nifti1Image], mask: nib.Nifti1Ima
         f"{case.mask}: found another grid than its scan's ({what} {found}), expected {wanted} of {case.images[0]}; "
         "resample the mask onto the scan, or check that they belong together"
     )
-
-
-def same_grid(affine: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> bool:
-    """Whether two affines place every corner of ``shape`` within a tenth of a voxel of each other."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
-    apart_mm = np.linalg.norm((affine - other)[:3] @ np.vstack([corners, np.ones(corners.shape[1])]), axis=0)
-    return bool(apart_mm.max() <= GRID_TOLERANCE * np.linalg.norm(affine[:3, :3], axis=0).min())
 
 
 def _mask_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:

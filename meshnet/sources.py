@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.geometry import read_image, split_channels
+from meshnet.nifti import read_image, split_channels
 
 FORMATS = ("bids", "msd", "kits", "nnunet", "table", "hub", "synthetic")
 SYNTHETIC_SEEDS = 10_000  # case seeds a --synthetic_seed; two of those never share a case
@@ -165,13 +165,12 @@ def find_synthetic(cases: int, voxel_mm: float, seed: int, preset: str) -> Listi
 
 
 def signature(case: Case) -> list:
-    """What changes when a case's sources change, without reading them: paths, sizes, modification times."""
-    if case.loader == "synthetic":
-        return list(case.origin)
-    if case.loader == "hub":
-        from meshnet.sources_hub import signature_hub
+    """What changes when a case's files change, without reading them: paths, sizes, modification times.
 
-        return signature_hub(case)
+    Empty for the other loaders: their ``origin`` says it all.
+    """
+    if case.loader != "files":
+        return []
     stats = [(p, Path(p).stat()) for p in (*case.images, case.mask)]
     return [[p, s.st_size, s.st_mtime_ns] for p, s in stats]
 
@@ -187,7 +186,7 @@ def load_case(case: Case, channels: int) -> Loaded:
     else:
         images = [read_image(p, channels=case.channels_last) for p in case.images]
         if case.channels_last:
-            images = split_channels(images[0])
+            images = _picked(case, split_channels(images[0]))
         hashes = [sha256_file(p) for p in case.images]
         loaded = Loaded(images, read_image(case.mask, "mask"), hashes, sha256_file(case.mask))
     if len(loaded.images) != channels:
@@ -196,6 +195,16 @@ def load_case(case: Case, channels: int) -> Loaded:
             "set; leave the case out or correct the data set's list of channels"
         )
     return loaded
+
+
+def _picked(case: Case, images: list[nib.Nifti1Image]) -> list[nib.Nifti1Image]:
+    total, kept = case.origin
+    if len(images) != total:
+        raise UserError(
+            f"{case.images[0]}: found {len(images)} channel(s) on its last axis, expected {total} as the data set "
+            "declares; correct one of them"
+        )
+    return [images[i] for i in kept]
 
 
 def _load_synthetic(case: Case) -> Loaded:

@@ -1,0 +1,175 @@
+"""NIfTI files in and out: every bad file is one clear line, and what is written fits the scan it was made from."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.errors import UserError
+from meshnet.files import whole_file
+
+GRID_TOLERANCE = 0.1  # voxels; headers round their affines
+# What nibabel, gzip and numpy raise for files that are damaged or something else.
+NOT_A_FILE = (
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+    OSError, EOFError, zlib.error, ValueError,
+)  # fmt: skip
+
+
+def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
+    """Read and check one NIfTI file; the image that comes back holds its data in memory.
+
+    ``kind``: ``scan`` or ``mask`` (an empty mask is left to the caller to judge). ``channels``: a 4D file's last axis
+    is declared to be channels. Otherwise the result is (X, Y, Z); a last axis of length one is dropped.
+    Integer data without header scaling keep their type, everything else becomes float32 (masks float64, since a
+    broken ``scl_slope`` can make their values tiny). Raises UserError with one line for every bad file.
+    """
+    return _checked(_open(Path(path)), str(path), kind, channels)
+
+
+def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
+    """``read_image`` for a file's content, plain or gzipped, that ``name`` tells in errors."""
+    try:
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        nifti2 = content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # the header's length, 540
+        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
+    except NOT_A_FILE as error:
+        raise UserError(f"{name}: found no NIfTI ({error}), expected a whole one; copy the data set anew") from error
+    return _checked(image, name, kind, channels)
+
+
+def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> nib.Nifti1Image:
+    _check_affine(image, path)
+    shape = tuple(image.shape)
+    while len(shape) > 3 and shape[-1] == 1 and not (channels and len(shape) == 4):
+        shape = shape[:-1]
+    if len(shape) != 3 and not (channels and len(shape) == 4):
+        raise UserError(
+            f"{path}: found {len(image.shape)}D data of shape {tuple(image.shape)}, expected one 3D volume; "
+            "extract the volume to use, or declare the last axis as channels where the format allows it"
+        )
+    if min(shape) < 1:
+        raise UserError(f"{path}: found an empty volume of shape {shape}, expected voxels on every axis; replace it")
+    try:
+        data = np.asanyarray(image.dataobj)
+    except NOT_A_FILE as error:
+        raise UserError(
+            f"{path}: cannot read the voxels ({error}), expected a whole file; it is truncated or damaged, copy it anew"
+        ) from error
+    if data.dtype.fields is not None or data.dtype.kind == "c":
+        raise UserError(f"{path}: found {data.dtype} voxels (colour or complex), expected numbers; convert it")
+    data = data.reshape(shape)
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        raise UserError(f"{path}: found NaN or infinite voxels, expected finite numbers; repair or leave out the scan")
+    if kind == "scan":
+        if data.dtype.kind == "f":
+            data = data.astype(np.float32, copy=False)
+        if not data.any():
+            raise UserError(f"{path}: every voxel is zero, expected a scan; leave it out")
+    header = image.header.copy()
+    header.set_data_dtype(data.dtype if data.dtype.kind in "iuf" else np.uint8)
+    header.set_slope_inter(1, 0)
+    return type(image)(data, image.affine, header)
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a NIfTI scan; check the path")
+    try:
+        image = nib.load(path)
+    except NOT_A_FILE as e:
+        raise UserError(
+            f"{path}: found no NIfTI header ({e}), expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, "
+            "or copy it anew if it is damaged"
+        ) from e
+    if not isinstance(image, (nib.Nifti1Image, nib.Nifti1Pair)):
+        raise UserError(f"{path}: found {type(image).__name__}, expected NIfTI; convert it, e.g. with mri_convert")
+    return image
+
+
+def _check_affine(image: nib.Nifti1Image, path: str) -> None:
+    if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
+        raise UserError(
+            f"{path}: found no affine (sform_code and qform_code are both 0), expected one of them set; convert it "
+            "anew from DICOM, or copy the header from a scan on the same grid (fslcpgeom)"
+        )
+    affine = image.affine
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # Relative to the voxel's edges, so that micrometre voxels are not called singular.
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(lengths):
+        raise UserError(
+            f"{path}: found a singular affine {np.round(affine[:3], 4).tolist()}, expected three independent axes; "
+            "convert it anew from DICOM or repair its header"
+        )
+
+
+def split_channels(image: nib.Nifti1Image) -> list[nib.Nifti1Image]:
+    """A (X, Y, Z, C) image as C images of (X, Y, Z); a 3D image as a list of itself."""
+    if len(image.shape) == 3:
+        return [image]
+    data = np.asanyarray(image.dataobj)
+    header = image.header.copy()
+    header.set_data_shape(image.shape[:3])
+    return [nib.Nifti1Image(data[..., c], image.affine, header) for c in range(image.shape[3])]
+
+
+def same_grid(image: nib.Nifti1Image, other: nib.Nifti1Image) -> bool:
+    """Whether two 3D images have one shape and their affines place every corner within a tenth of a voxel."""
+    if image.shape[:3] != other.shape[:3]:
+        return False
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]], [1], indexing="ij")).reshape(4, -1)
+    apart_mm = np.linalg.norm((image.affine - other.affine)[:3] @ corners, axis=0)
+    return bool(apart_mm.max() <= GRID_TOLERANCE * np.linalg.norm(image.affine[:3, :3], axis=0).min())
+
+
+def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, name: str = "mask") -> np.ndarray:
+    """The classes (X, Y, Z), uint8, of a mask on its own grid.
+
+    Without ``labels`` a voxel belongs to the lesion where its value is > 0; a broken ``scl_slope`` or a soft mask (no
+    value above 1) does not matter, but several values of which one is above 1 are labels and raise UserError.
+    With ``labels`` = {value: class}, unnamed values are background (0); the values must be whole numbers.
+    """
+    values = np.asanyarray(image.dataobj)
+    if labels is None:
+        positive = values > 0
+        top = values.max()
+        if top > 1 and not (values[positive] == top).all():
+            found = np.unique(values[positive])
+            shown = ", ".join(f"{v:g}" for v in found[:8]) + (", …" if len(found) > 8 else "")
+            raise UserError(
+                f"{name}: found the values {shown}, expected 0 and one other; say with --labels which ones are lesion"
+            )
+        return positive.astype(np.uint8)
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        raise UserError(
+            f"{name}: found fractions, expected whole-number labels for --labels; check the scl_slope in its header"
+        )
+    classes = np.zeros(values.shape, np.uint8)
+    for value, number in labels.items():
+        classes[values == value] = number
+    return classes
+
+
+def save_like(array: np.ndarray, like: nib.Nifti1Image, path: str | Path) -> None:
+    """Write (X, Y, Z) to ``path`` with ``like``'s shape, affine, sform and qform codes and units, whole or not at all.
+
+    Floating point is stored as float32, everything else as uint8, without scaling. Raises ValueError for another
+    shape, or labels above 255.
+    """
+    array = np.asarray(array)
+    if array.shape != tuple(like.shape[:3]):
+        raise ValueError(f"array of shape {array.shape} does not fit the scan's {tuple(like.shape[:3])}")
+    dtype = np.float32 if array.dtype.kind == "f" else np.uint8
+    if dtype is np.uint8 and array.size and (array.min() < 0 or array.max() > 255):
+        raise ValueError("labels outside 0..255 do not fit uint8")
+    header = like.header.copy()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide a mask of 0 and 1
+    kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
+    with whole_file(path) as temporary:
+        nib.save(kind(array.astype(dtype, copy=False), None, header), temporary)

@@ -1,0 +1,195 @@
+"""Hugging Face datasets with ``Nifti`` columns: only the needed columns are read, and volumes one row at a time.
+
+A dataset is a Hub name (its Parquet files are read where they are, by range requests), a local folder or file of
+Parquet, or a folder that ``save_to_disk`` wrote. Nifti values are structs {bytes, path}, single or in lists.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from meshnet.errors import UserError
+from meshnet.nifti import image_from_bytes, same_grid
+from meshnet.sources import Case, Filters, Listing, Loaded
+
+MASK_COLUMNS = ("lesion", "mask", "label", "segmentation")
+SUBJECT_COLUMNS = ("subject", "subject_id", "participant_id", "case")
+SESSION_COLUMNS = ("session", "session_id")
+
+
+def find_hub(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
+    """Rows that have a mask and a scan in each of the columns ``suffixes`` (upper or lower case), without their bytes.
+
+    Mask, subject and session are the first columns there are of ``MASK_COLUMNS``, ``SUBJECT_COLUMNS`` and
+    ``SESSION_COLUMNS``; the other scalar columns can be filtered on and grouped by. ``<suffix>_acquisition`` is the
+    default group where there is one.
+    """
+    files = _files(path)
+    listing, seen, acquisition = Listing([], list(suffixes)), {}, None
+    for url, kind, stamp in files:
+        columns, rows = _light_rows(url, kind)
+        by_lower = {c.lower(): c for c in columns}
+        wanted = [_column(url, by_lower, (s.lower(),), "--suffix") for s in suffixes]
+        mask = _column(url, by_lower, MASK_COLUMNS, "a mask column")
+        subject = _column(url, by_lower, SUBJECT_COLUMNS, "a subject column")
+        session = next((by_lower[c] for c in SESSION_COLUMNS if c in by_lower), None)
+        acquisition = by_lower.get(f"{wanted[0]}_acquisition".lower())
+        for number, row in enumerate(rows):
+            where = f"{url}#{number}"
+            scalars = {k: "" if v is None else str(v) for k, v in row.items() if not isinstance(v, (dict, list))}
+            reason = filters.rejects(scalars, need=True)
+            if reason is None and row[mask] is None:
+                reason = f"no {mask}"
+            empty = [c for c in wanted if row[c] is None or row[c] == []]
+            if reason or empty:
+                listing.left_out.append((where, reason or f"no {empty[0]}"))
+                continue
+            name = "_".join(p for p in (scalars[subject], scalars.get(session, "")) if p)
+            seen[name] = seen.get(name, 0) + 1
+            groups = {k: v for k, v in scalars.items() if k not in (subject, session, mask)}
+            listing.cases.append(
+                Case(
+                    name if seen[name] == 1 else f"{name}_{seen[name]}", scalars[subject],
+                    tuple(f"{where}/{c}" for c in wanted), f"{where}/{mask}", scalars.get(session, ""), groups, "hub",
+                    origin=(url, kind, number, tuple(wanted), mask, stamp),
+                )  # fmt: skip
+            )
+    listing.groups = [acquisition] if acquisition else []
+    return listing
+
+
+def load_hub(case: Case) -> Loaded:
+    """One row's volumes. Where a row holds several scans of a column, the one on the mask's grid is meant."""
+    url, kind, number, columns, mask_column, _ = case.origin
+    row = _heavy_row(url, kind, number, [*columns, mask_column])
+    mask_bytes = _content(row[mask_column], case.mask)
+    mask = image_from_bytes(mask_bytes, case.mask, "mask")
+    images, hashes = [], []
+    for column, name in zip(columns, case.images):
+        values = row[column] if isinstance(row[column], list) else [row[column]]
+        found = [_content(v, name) for v in values]
+        candidates = [(image_from_bytes(b, name), b) for b in found]
+        if len(candidates) > 1:
+            candidates = [c for c in candidates if same_grid(c[0], mask)]
+        if len(candidates) != 1:
+            raise UserError(
+                f"{name}: {len(found)} scans, {len(candidates)} of them on the mask's grid, expected one; leave the "
+                "row out with --exclude"
+            )
+        images.append(candidates[0][0])
+        hashes.append(hashlib.sha256(candidates[0][1]).hexdigest())
+    return Loaded(images, mask, hashes, hashlib.sha256(mask_bytes).hexdigest())
+
+
+def _files(path: str) -> list[tuple[str, str, str]]:
+    """(location, ``parquet`` or ``arrow``, a stamp that changes with the content) of a dataset's files."""
+    local = Path(path)
+    if local.exists():
+        if (local / "dataset_dict.json").is_file():
+            splits = json.loads((local / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            raise UserError(f"{path}: found the splits {', '.join(splits)}, expected one; give {path}/{splits[0]}")
+        if (local / "state.json").is_file():
+            state = json.loads((local / "state.json").read_text(encoding="utf-8"))
+            found = [(local / f["filename"], "arrow") for f in state["_data_files"]]
+        else:
+            found = [(f, "parquet") for f in ([local] if local.is_file() else sorted(local.rglob("*.parquet")))]
+        files = [(str(f), kind, f"{f.stat().st_size}-{f.stat().st_mtime_ns}") for f, kind in found]
+    else:
+        files = _remote_files(path)
+    if not files:
+        raise UserError(f"{path}: found no Parquet files, expected a dataset with Nifti columns; check the name")
+    return files
+
+
+def _remote_files(name: str) -> list[tuple[str, str, str]]:
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    system = HfFileSystem()
+    try:
+        found = system.glob(f"datasets/{name}/**/*.parquet", detail=True)
+    except (OSError, HfHubHTTPError, HFValidationError, NotImplementedError, ValueError) as error:
+        raise UserError(f"{name}: neither a local path nor a Hub dataset within reach ({error})") from error
+    chosen = {p: i for p, i in found.items() if "train" in Path(p).name or "/train" in p} or found
+    return [(f"hf://{p}", "parquet", str(i.get("blob_id") or i["size"])) for p, i in sorted(chosen.items())]
+
+
+def _column(url: str, by_lower: dict[str, str], names: Sequence[str], what: str) -> str:
+    for name in names:
+        if name in by_lower:
+            return by_lower[name]
+    raise UserError(f"{url}: found the columns {', '.join(by_lower.values())}, expected {what} ({', '.join(names)})")
+
+
+def _parquet(url: str):
+    import fsspec
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(fsspec.open(url, "rb").open())
+
+
+def _light_rows(url: str, kind: str) -> tuple[list[str], list[dict]]:
+    """All rows of a file without bytes: scalars, and for Nifti values whether there is one (a dict or None)."""
+    import pyarrow as pa
+
+    try:
+        if kind == "parquet":
+            file = _parquet(url)
+            names = [file.schema.column(i).path for i in range(len(file.schema))]
+            table = file.read(columns=[n for n in names if not n.endswith(".bytes")])
+            return file.schema_arrow.names, table.to_pylist()
+        with pa.memory_map(url) as handle:
+            table = pa.ipc.open_stream(handle).read_all()
+            rows = [{} for _ in range(table.num_rows)]
+            for name, column in zip(table.column_names, table.columns):
+                for row, value in zip(rows, _without_bytes(column)):
+                    row[name] = value
+            return table.column_names, rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{url}: cannot be read as {kind} ({error}); copy the data set anew") from error
+
+
+def _without_bytes(column) -> Iterator[object]:
+    """Values of a column, with {} for each Nifti struct, whose bytes stay where they are."""
+    import pyarrow as pa
+
+    struct = pa.types.is_struct(column.type)
+    if struct or (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)):
+        for value in column:
+            yield None if not value.is_valid else {} if struct else [{}] * len(value)
+    else:
+        yield from column.to_pylist()
+
+
+def _heavy_row(url: str, kind: str, number: int, columns: list[str]) -> dict:
+    import pyarrow as pa
+
+    if kind == "arrow":
+        with pa.memory_map(url) as handle:
+            return pa.ipc.open_stream(handle).read_all().select(columns).slice(number, 1).to_pylist()[0]
+    file = _parquet(url)
+    group = 0
+    while number >= file.metadata.row_group(group).num_rows:
+        number -= file.metadata.row_group(group).num_rows
+        group += 1
+    # A row at a time: a row group of whole heads would not fit in memory.
+    for position, batch in enumerate(file.iter_batches(batch_size=1, row_groups=[group], columns=columns)):
+        if position == number:
+            return batch.to_pylist()[0]
+    raise UserError(f"{url}: has no row {number} in row group {group}; copy the data set anew")
+
+
+def _content(value: dict | None, name: str) -> bytes:
+    """The bytes of a Nifti value, which holds them itself or tells where they are."""
+    if value and value.get("bytes"):
+        return value["bytes"]
+    if not value or not value.get("path"):
+        raise UserError(f"{name}: holds neither bytes nor a path; it was saved without its volumes, save it anew")
+    import fsspec
+
+    try:
+        with fsspec.open(value["path"], "rb") as handle:
+            return handle.read()
+    except OSError as error:
+        raise UserError(f"{name}: cannot read {value['path']} ({error}); fetch it, or save the data set anew") from error
