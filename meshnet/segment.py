@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from meshnet import kernels
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
@@ -353,8 +354,9 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
     result[...] = fill
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
+    compiled = local and device.type == "cpu" and layers[0].reach > 0 and kernels.available()
     if local:
-        tiles = plan_tiles(layers, head, shape, air, budget)
+        tiles = plan_tiles(layers, head, shape, air, budget, compiled_bytes if compiled else torch_bytes)
     else:
         need, tiles = torch_bytes(layers, [head] * (len(layers) + 1), shape), [head]
         if budget is not None and need > budget:
@@ -363,10 +365,30 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
                             f"maps; raise it")
     source = torch.from_numpy(volume).to(device)
     for tile in tiles:
+        if compiled:
+            run_compiled(layers, source, tile, head, air, torch.from_numpy(result), output)
+            continue
         where = tuple(slice(a, b) for a, b in tile)
         logits = run_box(layers, source, tile, head, air)
         result[where if labels else (slice(None), *where)] = finish(logits, output)
     return result
+
+
+def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, head: Box, air: Air, result: torch.Tensor,
+                 output: str) -> None:
+    """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
+    *column, last = layers
+    boxes = layer_boxes(layers, out, head, tuple(volume.shape[1:]), air)
+    kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
+                       [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
+                       output, boxes[:-1], air.values[:-2], head=(last.weight.flatten(1), last.bias))
+
+
+def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
+    """Working memory of ``run_compiled``."""
+    column = layers[:-1]
+    widths = [column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)]
+    return kernels.column_bytes(widths, [layer.dilation for layer in column], boxes, shape)
 
 
 def find_head(volume: np.ndarray, crop) -> tuple[Box, np.ndarray]:
