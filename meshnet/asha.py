@@ -147,7 +147,7 @@ class Asha:
         number = len(self.trials)
         self.trials.append(Trial(number, parameters, bracket, rung))
         self._dealt[bracket] += 1
-        return self._job(self.trials[number])
+        return self.current_job(number)
 
     def promote(self, trial: int) -> Job:
         """Take up a promotion as it was handed out earlier (from a ledger)."""
@@ -155,7 +155,13 @@ class Asha:
         assert not one.running and one.rung + 1 < len(self.rungs), f"trial {trial} cannot be promoted"
         self.promoted[one.bracket][one.rung].add(trial)
         one.rung, one.running = one.rung + 1, True
-        return self._job(one)
+        return self.current_job(trial)
+
+    def current_job(self, trial: int) -> Job:
+        """The job that was handed out for ``trial`` last."""
+        one = self.trials[trial]
+        start = self.rungs[one.rung - 1] if one.rung > one.bracket else 0
+        return Job(trial, one.rung, self.rungs[one.rung], start)
 
     def promotable(self, bracket: int, rung: int) -> int | None:
         """The best trial among the top ``floor(n / eta)`` of a rung that is not yet promoted, or None."""
@@ -205,10 +211,6 @@ class Asha:
     def _share(self, bracket: int) -> Fraction:
         length = len(self.rungs) - bracket
         return Fraction(len(self.rungs), length) * self.eta ** (length - 1)
-
-    def _job(self, trial: Trial) -> Job:
-        start = self.rungs[trial.rung - 1] if trial.rung > trial.bracket else 0
-        return Job(trial.number, trial.rung, self.rungs[trial.rung], start)
 
     def _finish(self, number: int, score: float) -> None:
         trial = self.trials[number]

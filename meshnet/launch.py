@@ -19,6 +19,7 @@ A local job outlives a driver that is killed: keep ``handle.identity()`` (plain 
 
 import abc
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -26,7 +27,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,10 @@ class Job:
 
 @dataclass
 class Handle:
-    """A started job. ``where`` says host and slot in words; ``since`` is the driver's monotonic clock."""
+    """A started job. ``where`` says host and slot in words; ``since`` is the driver's monotonic clock.
+
+    log_start: the size of the log when it started, in bytes.
+    """
 
     job: Job
     token: str
@@ -62,6 +65,7 @@ class Handle:
     pid: int = 0
     started: str = ""
     since: float = 0.0
+    log_start: int = 0
     beat: float = 0.0
     beat_seen: float = 0.0
 
@@ -72,7 +76,14 @@ class Handle:
 
     def identity(self) -> dict:
         """What a later driver needs to find this very process again, as plain JSON."""
-        return {name: getattr(self, name) for name in ("token", "slot", "host", "pid", "started")}
+        return {name: getattr(self, name) for name in ("token", "slot", "host", "pid", "started", "log_start")}
+
+    def output(self, most: int = 100_000) -> str:
+        """What the job has printed since this start, its last ``most`` bytes."""
+        with contextlib.suppress(FileNotFoundError), open(self.job.log, "rb") as log:
+            log.seek(max(self.log_start, log.seek(0, os.SEEK_END) - most))
+            return log.read().decode("utf-8", "replace")
+        return ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def token_of(run_dir: Path) -> str:
+    """The token of every process that works in a run folder, so that forgotten ones can be found."""
+    return hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:32]
+
+
 def full_command(job: Job, gpus: int, accelerate_config: str | None) -> list[str]:
     """The script under ``accelerate launch`` where it has GPUs, else as one plain process."""
     script = [str(ROOT / job.script), *job.arguments]
@@ -181,8 +197,9 @@ class Launcher(abc.ABC):
         """Start ``job`` on a free slot. Call only while ``free()``."""
         assert self.free() > 0, "submit without a free slot"
         slot = next(number for number in range(self.slots) if number not in self.handles)
-        handle = Handle(job, uuid.uuid4().hex, slot, socket.gethostname(), since=time.monotonic())
+        handle = Handle(job, token_of(job.run_dir), slot, socket.gethostname(), since=time.monotonic())
         handle.beat_seen = handle.since
+        handle.log_start = job.log.stat().st_size if job.log.exists() else 0
         job.run_dir.mkdir(parents=True, exist_ok=True)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self._start(handle)
@@ -261,6 +278,7 @@ class LocalLauncher(Launcher):
         self.children: dict[str, subprocess.Popen] = {}
 
     def _start(self, handle: Handle) -> None:
+        end_job(handle.token)  # of a driver that died before it could note what it had started
         gpus = self.gpus[handle.slot]
         environment = {**os.environ, TOKEN: handle.token, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         if not gpus:

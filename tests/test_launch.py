@@ -224,6 +224,20 @@ def test_a_job_outlives_its_driver_and_is_taken_up_by_the_next(tmp_path, root):
 
 
 @LINUX
+def test_a_forgotten_process_of_the_run_folder_is_ended_before_a_new_one_starts(tmp_path, root):
+    """A driver may die between starting a process and noting it down."""
+    job, identity = dead_drivers_job(tmp_path, root, FAMILY)
+    before = wait_for(lambda: found if len(found := processes.members(identity["token"])) == 2 else None)
+    launcher = make_launcher("local", workers=1)
+    handle = launcher.submit(job)
+    after = wait_for(lambda: found if len(found := processes.members(handle.token)) == 2 else None)
+    assert not set(before) & set(after)
+    assert handle.log_start == len("born\n")
+    wait_for(lambda: handle.output() == "born\n")
+    launcher.close()
+
+
+@LINUX
 @pytest.mark.parametrize("why", ["no slot", "leader dead", "another process has its id"])
 def test_a_job_that_cannot_be_taken_up_is_ended_whole(tmp_path, root, why):
     job, identity = dead_drivers_job(tmp_path, root, FAMILY)

@@ -1,0 +1,217 @@
+"""The ledger: what it gives back, that nothing is counted twice, and that a kill loses nothing."""
+
+import json
+import math
+import os
+import random
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from meshnet.asha import Asha
+from meshnet.errors import UserError
+from meshnet.ledger import Ledger, network_file_system
+
+
+def play(ledger: Ledger, study: Asha, steps: int, seed: int = 0) -> None:
+    """``steps`` jobs of one worker with made-up scores, every third trial failing."""
+    generator = random.Random(seed)
+    for _ in range(steps):
+        job = study.next_job(lambda number: {"x": number, "y": "a"})
+        ledger.started(job, study)
+        if job.trial % 3 == 2:
+            study.fail(job.trial, "diverged")
+            ledger.ended(job, None, "diverged")
+        else:
+            score = generator.random()
+            study.report(job.trial, score)
+            ledger.ended(job, score)
+
+
+def test_a_study_rebuilt_from_the_ledger_is_the_same_study(tmp_path):
+    study = Asha((1, 2, 4), 2, 50, brackets=2)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        play(ledger, study, 40)
+        running = study.next_job(lambda number: {"x": number, "y": "b"})
+        ledger.started(running, study)
+    again = Asha((1, 2, 4), 2, 50, brackets=2)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.rebuild(again)
+    assert repr(again.trials) == repr(study.trials)
+    assert again.finished == study.finished
+    assert again.promoted == study.promoted
+    assert again.next_job(lambda number: {}) == study.next_job(lambda number: {})
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite"):
+        with pytest.raises(UserError, match=rf"run by process {os.getpid()} on .* since 20\d\d-"):
+            Ledger(tmp_path / "ledger.sqlite")
+        with pytest.raises(UserError, match="run by process"):  # another database, the same study
+            Ledger(tmp_path / "other.sqlite", lock=tmp_path / "ledger.lock")
+    Ledger(tmp_path / "ledger.sqlite").close()  # free again
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
+        ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
+        with pytest.raises(UserError, match="begun with eta 2, found 3"):
+            ledger.settings({"eta": 3, "space": {"lr": "uniform(0, 1)"}})
+        with pytest.raises(UserError, match='begun with metric None, found "val_loss"'):
+            ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}, "metric": "val_loss"})
+
+
+@pytest.fixture
+def begun(tmp_path):
+    study = Asha((1, 2), 2, 4)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        job = study.next_job(lambda number: {"x": 1})
+        ledger.started(job, study)
+        yield ledger, study, job
+
+
+def test_scores_come_once_and_must_come_back_the_same(begun):
+    ledger, _, _ = begun
+    ledger.record_scores(0, 0, 4, [(1, 0.1 + 0.2, 9.0)])
+    ledger.record_scores(0, 0, 4, [(1, 0.1 + 0.2, 8.0), (2, None, 9.0)])  # epoch 2 was not validated
+    ledger.record_scores(0, 1, 4, [(1, 0.5, 9.0)])
+    assert ledger.curves() == [(0, 0, 4, 1, 0.30000000000000004), (0, 0, 4, 2, None), (0, 1, 4, 1, 0.5)]
+    with pytest.raises(UserError, match=r"trial 0, inner fold 0, epoch 1: found score 0\.3, recorded was 0\.3000"):
+        ledger.record_scores(0, 0, 4, [(1, 0.3, 9.0)])
+    with pytest.raises(sqlite3.IntegrityError):  # the table itself refuses a second row
+        ledger.database.execute("INSERT INTO scores VALUES (0, 0, 4, 1, 0.9, 1)")
+
+
+def test_a_decision_or_an_end_cannot_be_recorded_twice(begun):
+    ledger, study, job = begun
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.started(job, study)
+    ledger.ended(job, 0.5)
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.ended(job, 0.6)
+    assert ledger.database.execute("SELECT score FROM events WHERE kind = 'end'").fetchall() == [(0.5,)]
+    with pytest.raises(AssertionError):
+        ledger.ended(job, 0.5, "diverged")
+
+
+def test_attempts_are_open_until_they_end_and_failures_are_counted(begun):
+    ledger, _, job = begun
+    first = ledger.attempt(job, 0, "here slot 0", {"pid": 7})
+    second = ledger.attempt(job, 1, "here slot 1", {"pid": 8})
+    assert ledger.open_attempts() == [(first, 0, 0, 0, {"pid": 7}), (second, 0, 0, 1, {"pid": 8})]
+    assert ledger.failures(job, 0, ()) == 0
+    ledger.attempt_ended(first, "killed by SIGKILL")
+    assert ledger.open_attempts() == [(second, 0, 0, 1, {"pid": 8})]
+    assert (ledger.failures(job, 0, ()), ledger.failures(job, 1, ())) == (1, 0)
+    assert ledger.failures(job, 0, ("killed by SIGKILL",)) == 0
+    ledger.attempt_ended(ledger.attempt(job, 0, "here slot 0", {}), "")  # did its work: no failure
+    assert ledger.failures(job, 0, ()) == 1
+
+
+def test_export_by_hand(begun):
+    ledger, study, job = begun
+    ledger.attempt_ended(ledger.attempt(job, 0, "a slot 0", {}), "killed by SIGKILL")
+    ledger.attempt_ended(ledger.attempt(job, 0, "b slot 1", {}), "")
+    ledger.ended(job, 0.25)
+    study.report(0, 0.25)
+    second = study.next_job(lambda number: {"x": 2})
+    ledger.started(second, study)
+    ledger.ended(second, None, "out of memory")
+    study.fail(1, "out of memory")
+    ledger.started(study.next_job(lambda number: {}), study)  # trial 0 goes up
+    assert ledger.export().splitlines() == [
+        "trial,x,bracket,rung,state,score_rung_0,attempts,where,reason",
+        '0,1,0,1,running,0.25,2,"a slot 0,b slot 1",',
+        "1,2,0,0,failed,,0,,out of memory",
+    ]
+
+
+def test_the_file_system_of_a_ledger(tmp_path, monkeypatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text("a / ext4 rw 0 0\nb:/home /data nfs4 rw 0 0\nc /data/local xfs rw 0 0\n")
+    kinds = {path: network_file_system(Path(path), mounts) for path in ("/x", "/data/s", "/data/local/s")}
+    assert kinds == {"/x": "", "/data/s": "nfs4", "/data/local/s": ""}
+    monkeypatch.setattr("meshnet.ledger.network_file_system", lambda path: "nfs4")
+    with pytest.raises(UserError, match="--ledger"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+WRITER = """
+    import pathlib, sys
+    from meshnet.asha import Asha
+    from meshnet.ledger import Ledger
+    study = Asha((1, 2, 4), 2, 100_000)
+    with Ledger(sys.argv[1]) as ledger:
+        ledger.rebuild(study)
+        print("begun", flush=True)
+        for job in iter(lambda: study.next_job(lambda number: {"x": number}), None):
+            ledger.started(job, study)
+            study.report(job.trial, job.trial % 7 / 7)
+            ledger.ended(job, job.trial % 7 / 7)
+            print("ended", job.trial, job.rung, flush=True)
+"""
+
+
+def test_a_writer_shot_at_any_moment_loses_nothing_it_had_said(tmp_path, root):
+    """SIGKILL during transactions, again and again: what was printed is recorded, once, and in a lawful order."""
+    script = tmp_path / "writer.py"
+    script.write_text(textwrap.dedent(WRITER))
+    generator, said = random.Random(1), []
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, script, tmp_path / "ledger.sqlite"], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )  # fmt: skip
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(generator.uniform(0.05, 0.3))
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().splitlines()
+        process.wait()
+        said += [tuple(map(int, line.split()[1:])) for line in lines if line.count(" ") == 2]
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            ends = ledger.database.execute("SELECT trial, rung FROM events WHERE kind = 'end'").fetchall()
+            # a job that was decided but not ended is what a driver requeues; here it simply ends
+            study = Asha((1, 2, 4), 2, 100_000)
+            ledger.rebuild(study)
+            for trial in [trial for trial in study.trials if trial.running]:
+                job = study.current_job(trial.number)
+                study.report(trial.number, trial.number % 7 / 7)
+                ledger.ended(job, trial.number % 7 / 7)
+                said.append((trial.number, job.rung))
+        assert set(said) - set(ends) <= {said[-1]}
+        assert len(ends) == len(set(ends))
+    assert len(said) > 20
+
+
+def test_one_commit_and_one_decision_with_ten_thousand_trials_take_under_ten_milliseconds(tmp_path):
+    """The next job, decided and recorded, with ten thousand trials in the ledger."""
+    generator = random.Random(0)
+    study = Asha((15, 22, 33, 50), 3, 20_000)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.database.execute("PRAGMA synchronous=OFF")  # for filling alone
+        while len(study.trials) < 10_000:
+            job = study.next_job(lambda number: {"x": number})
+            score = generator.random()
+            ledger.database.execute(
+                "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, 'paused', '')",
+                (job.trial, json.dumps({"x": job.trial}), 0, job.rung),
+            )
+            study.report(job.trial, score)
+        ledger.database.execute("PRAGMA synchronous=FULL")
+        times = []
+        for _ in range(40):
+            start = time.perf_counter()
+            job = study.next_job(lambda number: {"x": number})
+            ledger.started(job, study)
+            times.append(time.perf_counter() - start)
+            study.report(job.trial, generator.random())
+    assert math.isfinite(max(times))
+    assert statistics.median(times) < 0.010
