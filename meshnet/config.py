@@ -222,9 +222,9 @@ def check_limits(value, metadata: dict, where: str) -> None:
     for item in value if isinstance(value, list) else [value]:
         if item is None or isinstance(item, dict | bool):
             continue
-        wrong = ("choices" in metadata and item not in metadata["choices"]
-                 or "low" in metadata and item < metadata["low"] or "above" in metadata and item <= metadata["above"]
-                 or "high" in metadata and item > metadata["high"] or "below" in metadata and item >= metadata["below"])
+        wrong = (("choices" in metadata and item not in metadata["choices"])
+                 or ("low" in metadata and item < metadata["low"]) or ("above" in metadata and item <= metadata["above"])
+                 or ("high" in metadata and item > metadata["high"]) or ("below" in metadata and item >= metadata["below"]))
         if wrong:
             raise UserError(f"{where}: found {item!r}, expected {describe_limits(metadata)}")
 

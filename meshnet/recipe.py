@@ -9,12 +9,14 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from meshnet.config import Config, validate
 from meshnet.errors import UserError
 
 SEARCH_SECTION = "search"
+RUN_SECTION = "run"  # of a run folder's config.yaml, which is a recipe as well
 
 
 def strip_json_comments(text: str) -> str:
@@ -80,7 +82,7 @@ def nearest(word: str, known: list[str]) -> str:
 def apply_mapping(config: Config, mapping: dict, where: str) -> None:
     """Put the sections of ``mapping`` into ``config`` and judge each value, so that an error names the file."""
     for section, values in mapping.items():
-        if section == SEARCH_SECTION:
+        if section in (SEARCH_SECTION, RUN_SECTION):
             continue
         if not isinstance(values, dict):
             set_field(config, str(section), "", None, where) if section not in vars(config) else None
@@ -121,11 +123,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def parse(own: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
+def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentParser], None],
+          arguments: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
     """Parse a script's own flags together with ``--recipe``, ``--override`` and every ``--section.field``.
 
     Args:
-        own: the script's parser (``add_help=False``), without those flags.
+        prog: the script's name, for its help.
+        description: one line, for its help.
+        add_flags: adds the script's own flags to a parser.
         arguments: the command line; ``sys.argv[1:]`` by default.
 
     Returns:
@@ -148,9 +153,10 @@ def parse(own: argparse.ArgumentParser, arguments: list[str] | None = None) -> t
     class Parser(ArgumentParser):
         error = OneLineParser.error
 
-    parser = Parser(prog=own.prog, description=own.description, parents=[own], allow_abbrev=False,
+    parser = Parser(prog=prog, description=description, allow_abbrev=False,
                     argument_generation_mode=ArgumentGenerationMode.NESTED, nested_mode=NestedMode.WITHOUT_ROOT,
                     add_config_path_arg=False)
+    add_flags(parser)
     parser.add_argument("--recipe", nargs="+", metavar="FILE", default=[], help="YAML or JSON, later files win")
     parser.add_argument("--override", nargs="+", metavar="SECTION.FIELD=VALUE", default=[],
                         help="the same as --section.field value, for any field")

@@ -1,0 +1,265 @@
+"""Segment lesions on scans: a mask in each scan's own grid, its volume, and a picture.
+
+Research software, not for diagnosis. See README.md and ``python infer.py --help``.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from meshnet.errors import UserError, run_script
+from meshnet.recipe import OneLineParser
+
+MASK, PROBABILITY = "_lesion", "_lesion_probability"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser("infer.py", description=__doc__.splitlines()[0])
+    parser.add_argument("scans", nargs="*", metavar="SCAN",
+                        help="NIfTI files or folders of them; the channels of one case as FLAIR.nii.gz,T2w.nii.gz")
+    parser.add_argument("-o", "--output", metavar="PATH",
+                        help="mask file (one scan) or folder; beside the scan as NAME_lesion.nii.gz by default")
+    parser.add_argument("--model", nargs="+", default=[], metavar="MODEL",
+                        help="run folder, model folder, weights file or Hub name; several are averaged")
+    parser.add_argument("--ema", action="store_true", help="use the run's averaged weights")
+    parser.add_argument("--threshold", type=float, help="probability from which a voxel is lesion (the model's)")
+    parser.add_argument("--min_lesion_mm3", type=float, help="drop connected lesions smaller than this (the model's)")
+    parser.add_argument("--probability", action="store_true", help="write NAME_lesion_probability.nii.gz as well")
+    parser.add_argument("--crop", choices=("head", "none"), default="head", help="compute the head alone, or all")
+    parser.add_argument("--max_memory", metavar="SIZE", help="ceiling for the memory of the process, such as 2GB")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--json", action="store_true", help="print a JSON line a scan instead of text")
+    parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=True,
+                        help="draw NAME_lesion.png, the mask on three planes")
+    parser.add_argument("--overwrite", action="store_true", help="with several scans: redo masks that are there")
+    parser.add_argument("--list_models", action="store_true", help="list the models that can be had by name; stop")
+    return parser
+
+
+def main() -> int | None:
+    arguments = make_parser().parse_args()
+    if arguments.list_models:
+        from meshnet.registry import list_models
+
+        print(list_models())
+        return 0
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        raise UserError(f"--threshold: found {arguments.threshold:g}, expected 0 to 1")
+    if arguments.min_lesion_mm3 is not None and not arguments.min_lesion_mm3 >= 0:
+        raise UserError(f"--min_lesion_mm3: found {arguments.min_lesion_mm3:g}, expected 0 or more")
+    cases = plan(find_scans(arguments.scans), arguments.output)
+    share = cases[int(os.environ.get("RANK", "0"))::int(os.environ.get("WORLD_SIZE", "1"))]  # torchrun's
+
+    models = load_models(arguments)
+    failures = 0
+    # Reading and conforming the next scan overlaps with computing this one.
+    with ThreadPoolExecutor(1) as reader:
+        todo = [case for case in share if len(cases) == 1 or arguments.overwrite or not case["mask"].is_file()]
+        for case in share:
+            if case not in todo:
+                print(f"{case['mask']}: is there already; --overwrite does it again", file=sys.stderr)
+        ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:1]]
+        for position, case in enumerate(todo):
+            started = time.perf_counter()
+            ahead += [reader.submit(read_case, other["scans"], models) for other in todo[position + 1:position + 2]]
+            try:
+                result = segment_case(ahead.pop(0).result(), models, case, arguments)
+            except UserError as error:
+                if len(cases) == 1:
+                    raise
+                failures += 1
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            result["seconds"] = round(time.perf_counter() - started, 2)
+            report(result, arguments.json)
+    if failures:
+        print(f"{failures} of {len(todo)} scans could not be segmented", file=sys.stderr)
+    return 1 if failures else 0
+
+
+# ---------------------------------------------------------------------- which scans, which masks
+
+def find_scans(names: list[str]) -> list[list[Path]]:
+    """The cases to segment, each a list of its channels' files. Masks that this program wrote are passed over."""
+    if not names:
+        raise UserError("no scan given; as in: python infer.py scan.nii.gz")
+    cases = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz"))
+                           and not stem(p).endswith((MASK, PROBABILITY)) and not p.name.startswith("."))
+            if not found:
+                raise UserError(f"{path}: found no .nii or .nii.gz file in this folder")
+            cases += [[p] for p in found]
+        else:
+            files = [path] if path.exists() else [Path(part) for part in name.split(",")]
+            cases.append(files)
+    return cases
+
+
+def stem(path: Path) -> str:
+    """The file's name without ``.nii`` or ``.nii.gz``."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
+    """Where each case's mask goes.
+
+    Raises:
+        UserError: if the output cannot be written, or two cases would write the same mask.
+    """
+    target = Path(output) if output else None
+    names_a_file = target is not None and target.name.endswith((".nii", ".nii.gz"))
+    if names_a_file and len(cases) > 1:
+        raise UserError(f"-o {target}: names one mask, but there are {len(cases)} scans; give a folder")
+    planned: dict[Path, dict] = {}
+    for scans in cases:
+        mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASK}.nii.gz"
+        if mask in planned:
+            raise UserError(f"{mask}: would be written for both {planned[mask]['scans'][0]} and {scans[0]}; segment "
+                            "them in two commands with different -o")
+        if mask in scans:
+            raise UserError(f"-o {mask}: is the scan itself; give another file")
+        planned[mask] = {"scans": scans, "mask": mask}
+    for folder in {case["mask"].parent for case in planned.values()}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder with -o") from None
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder}: cannot be written to; give another folder with -o")
+    return list(planned.values())
+
+
+# ---------------------------------------------------------------------- network and scans
+
+def load_models(arguments: argparse.Namespace) -> list[tuple]:
+    """(network, card) of every ``--model``, on the device."""
+    import torch
+
+    from meshnet.modelfolder import default_model, load_model
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    weights = {"weights": "model_ema.safetensors"} if arguments.ema else {}
+    models = [load_model(name, **weights) for name in arguments.model or [default_model()]]
+    first = models[0][1]
+    for name, (network, card) in zip(arguments.model, models):
+        if card["classes"] != first["classes"] or len(card["channels"]) != len(first["channels"]):
+            raise UserError(f"--model {name}: has classes {card['classes']} and channels {card['channels']}, expected "
+                            f"{first['classes']} and {first['channels']} as {arguments.model[0]}")
+        network.to(pick_device(arguments.device))
+    return models
+
+
+def pick_device(name: str | None):
+    """The torch device of that name, or the fastest there is."""
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: not available here; leave it out for the fastest there is") from None
+    return device
+
+
+def read_case(scans: list[Path], models: list[tuple]) -> dict:
+    """Read a case and conform it for every model: ``like`` (the first scan), ``inputs`` [(volume, affine), …]."""
+    import numpy as np
+
+    from meshnet import geometry
+
+    wanted = models[0][1]["channels"]
+    if len(scans) == 1 and len(wanted) > 1:
+        images = geometry.split_channels(geometry.read_image(scans[0], channels=True))
+    else:
+        images = [geometry.read_image(path) for path in scans]
+    if len(images) != len(wanted):
+        example = ",".join(f"{name}.nii.gz" for name in wanted)
+        raise UserError(f"{scans[0]}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
+                        f"give the files of a case joined by commas, as {example}")
+    inputs = []
+    done: dict[str, tuple] = {}
+    for _, card in models:
+        key = json.dumps([card["voxel_mm"], card["shape"], card["orientation"], card["scaling"], card["window"]])
+        if key not in done:
+            grid = geometry.Grid(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"])
+            window = tuple(card["window"]) if card["window"] else None
+            conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
+            volume = np.stack([np.asarray(image.dataobj) for image in conformed])
+            volume = volume.astype(np.float32) / 255 if volume.dtype == np.uint8 else volume
+            done[key] = (volume, conformed[0].affine)
+        inputs.append(done[key])
+    return {"like": images[0], "inputs": inputs}
+
+
+def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argparse.Namespace) -> dict:
+    """Segment one case, write what was asked for, and return what there is to report."""
+    import numpy as np
+
+    from meshnet import geometry, segment
+    from meshnet.evaluation import decide
+    from meshnet.lesionmask import clean, lesion_volumes_mm3
+
+    total = 0
+    for (network, _), (volume, affine) in zip(models, case["inputs"]):
+        probabilities = segment.predict(network, volume, crop=arguments.crop,
+                                        max_memory=parse_size(arguments.max_memory))
+        total = total + geometry.to_native(probabilities, affine, case["like"])
+    probabilities = total / len(models)
+    card, like = models[0][1], case["like"]
+    labels = decide(probabilities, card, arguments.threshold)
+    spacing_mm = np.linalg.norm(like.affine[:3, :3], axis=0)
+    smallest = card["min_lesion_mm3"] if arguments.min_lesion_mm3 is None else arguments.min_lesion_mm3
+    labels = clean(labels, spacing_mm, smallest)
+    mask = plan["mask"]
+    base = mask.with_name(stem(mask).removesuffix(MASK) + MASK)
+    written = {"mask": str(mask)}
+    if arguments.probability:
+        path = base.with_name(base.name + "_probability.nii.gz")
+        geometry.save_like((1 - probabilities[0]).astype(np.float32), like, path)
+        written["probability"] = str(path)
+    if arguments.picture:
+        from meshnet.figures import draw_overlay
+
+        path = base.with_name(base.name + ".png")
+        draw_overlay(np.asanyarray(like.dataobj), labels, path, affine=like.affine)
+        written["picture"] = str(path)
+    geometry.save_like(labels, like, mask)  # last: a mask that is there is a finished case
+    sizes = lesion_volumes_mm3(labels, spacing_mm)
+    return {"scan": [str(path) for path in plan["scans"]], **written, "volume_ml": round(float(sum(sizes)) / 1000, 3),
+            "lesions": len(sizes), "largest_ml": round(float(max(sizes, default=0)) / 1000, 3)}
+
+
+def parse_size(text: str | None) -> int | None:
+    """``2GB``, ``1.5GiB``, ``800MB`` in bytes (GB is 10⁹); None for None."""
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]+)\s*", text)
+    if not match or match[2].upper() not in units:
+        raise UserError(f"--max_memory: found {text!r}, expected a size such as 2GB or 800MB")
+    return int(float(match[1]) * units[match[2].upper()])
+
+
+def report(result: dict, as_json: bool) -> None:
+    """One scan's result on standard output."""
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    lesions = "1 lesion" if result["lesions"] == 1 else f"{result['lesions']} lesions"
+    print(f"{result['mask']}: {result['volume_ml']:.2f} mL in {lesions} ({result['seconds']:.1f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

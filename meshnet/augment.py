@@ -1,0 +1,61 @@
+"""Augmentation by MONAI's transforms, seeded per run, epoch and case, so that resuming and workers change nothing."""
+
+import dataclasses
+
+import numpy as np
+
+from meshnet.config import AugmentConfig
+
+PROBABILITIES = ("flip", "affine", "intensity", "contrast", "bias_field", "noise", "blur")
+
+
+def is_on(config: AugmentConfig) -> bool:
+    """Whether any transform has a probability above 0; MONAI is imported only then."""
+    return any(getattr(config, name) > 0 for name in PROBABILITIES)
+
+
+def case_seed(*parts: int) -> int:
+    """A 32-bit seed from non-negative numbers such as (seed, epoch, case), well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class Augment:
+    """The transforms of a config for volumes of one voxel size and orientation.
+
+    Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1.
+    """
+
+    def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str):
+        from monai import transforms as mt
+
+        left_right = next(i for i, code in enumerate(orientation) if code in "LR")
+        radians = np.deg2rad(config.rotate_degrees)
+        both, modes = ["image", "mask"], ["bilinear", "nearest"]
+        steps = [
+            (config.flip, lambda p: mt.RandFlipd(both, prob=p, spatial_axis=left_right)),
+            (config.affine, lambda p: mt.RandAffined(
+                both, prob=p, mode=modes, padding_mode="zeros", rotate_range=[radians] * 3,
+                scale_range=[config.scale] * 3, translate_range=[config.shift_mm / voxel_mm] * 3)),
+            (config.bias_field, lambda p: mt.RandBiasFieldd(["image"], prob=p, coeff_range=(0.0, 0.3))),
+            (config.contrast, lambda p: mt.RandAdjustContrastd(["image"], prob=p, gamma=(0.7, 1.5))),
+            (config.intensity, lambda p: mt.Compose([
+                mt.RandScaleIntensityd(["image"], factors=0.2, prob=p),
+                mt.RandShiftIntensityd(["image"], offsets=0.1, prob=p)])),
+            (config.blur, lambda p: mt.RandGaussianSmoothd(["image"], prob=p, sigma_x=(0.25, 1.0), sigma_y=(0.25, 1.0),
+                                                           sigma_z=(0.25, 1.0))),
+            (config.noise, lambda p: mt.RandGaussianNoised(["image"], prob=p, std=0.05)),
+        ]
+        self.transform = mt.Compose([make(p) for p, make in steps if p > 0])
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """``image`` (C, X, Y, Z) float32 in 0..1 and ``mask`` (X, Y, Z) integers, transformed as ``seed`` decides."""
+        self.transform.set_random_state(seed)
+        case = self.transform({"image": image, "mask": mask[None].astype(np.float32)})
+        moved = np.clip(np.asarray(case["image"], dtype=np.float32), 0, 1)
+        return moved, np.rint(np.asarray(case["mask"][0])).astype(np.uint8)
+
+
+def describe(config: AugmentConfig) -> str:
+    """The transforms that are on, for the log: ``flip 0.5, noise 0.2``, or ``off``."""
+    values = dataclasses.asdict(config)
+    return ", ".join(f"{name} {values[name]:g}" for name in PROBABILITIES if values[name]) or "off"

@@ -1,0 +1,340 @@
+"""The training loop: epochs of steps, validation, resume points. One network, one fold, one seed.
+
+Accelerate owns devices, precision and processes. Everything that decides what comes out is in ``Progress`` and in the
+state dictionaries, so that a run killed at any moment goes on to the same weights.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+
+from meshnet import checkpoint, data, metrics, segment
+from meshnet.config import Config
+from meshnet.modelfolder import save_model, save_weights
+from meshnet.optim import Schedule
+from meshnet.runfolder import Heartbeat, append_metrics, write_cases
+
+WAIT_BEFORE_COLLAPSE = 3  # validated epochs without a single predicted lesion before that is said
+
+
+class Diverged(Exception):
+    """The loss is no number any more. The message says where and what to try."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved whole in every resume point."""
+
+    epoch: int = 0  # finished epochs
+    batches: int = 0  # batches of the current epoch that this process has done
+    step: int = 0  # optimizer steps in all
+    loss_sum: float = 0.0  # over this process's batches of the current epoch
+    seconds: float = 0.0  # spent in the current epoch before this start
+    best_dice: float = -1.0
+    best_epoch: int = -1
+    best_dice_ema: float = -1.0
+    monitor_best: float | None = None
+    monitor_epoch: int = 0
+    silent: int = 0  # validated epochs in a row in which nothing was predicted
+    finished: bool = False
+
+
+@dataclass
+class Run:
+    """What a run works with. ``network`` is the bare module, ``model`` the one that Accelerate prepared."""
+
+    accelerator: Accelerator
+    config: Config
+    folder: Path
+    seed: int
+    data: data.PreparedData
+    train: list[int]
+    val: list[int]
+    box: list[int] | None
+    card: dict
+    network: torch.nn.Module
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    criterion: torch.nn.Module
+    ema: torch.optim.swa_utils.AveragedModel | None
+    augment: object | None
+    tracker: object
+    progress: Progress = dataclasses.field(default_factory=Progress)
+
+
+def cases_per_step(config: Config, processes: int) -> int:
+    """Cases of one optimizer step, on all processes together."""
+    return config.training.batch_size * config.training.accumulation * processes
+
+
+def steps_per_epoch(config: Config, cases: int, processes: int) -> int:
+    """Optimizer steps of an epoch; the last one is filled up from the epoch's beginning."""
+    return -(-cases // cases_per_step(config, processes))
+
+
+def fit(run: Run, stop_epoch: int, say) -> None:
+    """Train until ``stop_epoch`` epochs are finished, or early stopping ends the run.
+
+    Args:
+        run: freshly built, or with a state loaded by ``resume``.
+        stop_epoch: at most ``training.max_epochs``, the schedule's horizon.
+        say: prints one line, on the main process alone.
+
+    Raises:
+        Diverged: when the loss is NaN or infinite; the last resume point stays.
+    """
+    progress, folder = run.progress, run.folder
+    heart = Heartbeat(folder, run.accelerator.is_main_process)
+    while progress.epoch < stop_epoch and not progress.finished:
+        started = time.monotonic()
+        run.schedule.begin_epoch(progress.epoch)
+        row = {"epoch": progress.epoch + 1, **train_epoch(run, heart)}
+        row["step"] = progress.step
+        last = progress.epoch + 1 == stop_epoch
+        validated = (progress.epoch + 1) % run.config.training.validate_every == 0 or last
+        if validated:
+            row |= judge(run, heart, say)
+        line = run.schedule.end_epoch(row.get(run.config.scheduler.monitor))
+        if line:
+            say(line)
+        row["seconds"] = round(progress.seconds + time.monotonic() - started, 2)
+        close_epoch(run, row)
+        save(run)
+        say(describe(row, run.config.training.max_epochs))
+    if run.accelerator.is_main_process:
+        save_model(folder, run.network, run.card, "last.safetensors")
+
+
+def close_epoch(run: Run, row: dict) -> None:
+    """Count the epoch as finished, write its line, decide about early stopping."""
+    progress, training = run.progress, run.config.training
+    progress.epoch += 1
+    progress.batches, progress.loss_sum, progress.seconds = 0, 0.0, 0.0
+    value = row.get(run.config.scheduler.monitor)
+    if value is not None and math.isfinite(value):
+        best = progress.monitor_best
+        better = best is None or (value > best if run.config.scheduler.mode == "max" else value < best)
+        if better:
+            progress.monitor_best, progress.monitor_epoch = value, progress.epoch
+    waited = progress.epoch - progress.monitor_epoch
+    early = training.early_stopping and waited >= training.early_stopping_patience
+    progress.finished = early or progress.epoch >= training.max_epochs
+    if early:
+        row["stopped_early"] = True
+    if run.accelerator.is_main_process:
+        append_metrics(run.folder, row)
+    run.tracker.log(row, step=progress.epoch)
+
+
+def train_epoch(run: Run, heart: Heartbeat) -> dict:
+    """One epoch of optimizer steps, from where ``run.progress`` says; the means that go to its line."""
+    progress, config, accelerator = run.progress, run.config, run.accelerator
+    order = data.epoch_order(run.train, run.seed, progress.epoch,
+                             cases_per_step(config, accelerator.num_processes))
+    batches = data.batches_of_rank(order, config.training.batch_size, accelerator.process_index,
+                                   accelerator.num_processes)
+    cases = data.TrainingCases(run.data, run.box, config.model.patch, run.seed, run.augment)
+    todo = data.load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
+    started = time.monotonic()
+    earlier, rate = progress.seconds, run.schedule.rates()[0]
+    run.model.train()
+    with bar(run, len(batches) // config.training.accumulation) as shown:
+        for batch in todo:
+            with accelerator.accumulate(run.model):
+                loss = train_batch(run, batch)
+            progress.batches += 1
+            progress.loss_sum += loss
+            heart.beat()
+            if not accelerator.sync_gradients:
+                continue
+            rate = run.schedule.rates()[0]
+            run.schedule.end_step()
+            progress.step += 1
+            if run.ema is not None:
+                run.ema.update_parameters(run.network)
+            shown.update()
+            shown.set_postfix(loss=f"{progress.loss_sum / progress.batches:.4f}", lr=f"{rate:.2e}",
+                              dice=f"{max(progress.best_dice, 0):.3f}")
+            every = config.training.save_every_steps
+            if every and progress.step % every == 0 and progress.batches < len(batches):
+                progress.seconds = earlier + time.monotonic() - started
+                save(run)
+    sums = gather_object([progress.loss_sum])
+    return {"learning_rate": rate, "train_loss": sum(sums) / (len(batches) * len(sums))}
+
+
+def train_batch(run: Run, batch: dict) -> float:
+    """Forward, loss, backward, and the optimizer step where gradients are complete. Returns the loss."""
+    accelerator, training = run.accelerator, run.config.training
+    image = batch["image"].to(accelerator.device, non_blocking=True)
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    logits = run.model(image.contiguous(memory_format=torch.channels_last_3d))
+    loss = run.criterion(logits, batch["mask"].to(accelerator.device, non_blocking=True))
+    value = loss.item()
+    if not math.isfinite(value):
+        raise Diverged(explain_divergence(run, value, batch["index"].tolist()))
+    accelerator.backward(loss)
+    if accelerator.sync_gradients and training.gradient_clipping:
+        accelerator.clip_grad_norm_(run.model.parameters(), training.max_grad_norm)  # unscales fp16 gradients first
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return value
+
+
+def explain_divergence(run: Run, value: float, indices: list[int]) -> str:
+    """Where the loss stopped being a number, and what to try."""
+    names = ", ".join(run.data.rows[index]["case"] for index in indices)
+    tries = ["a lower --optimizer.lr"]
+    if not run.config.training.gradient_clipping:
+        tries.append("--training.gradient_clipping true")
+    if run.accelerator.mixed_precision == "fp16":
+        tries.append("--optimizer.eps 1e-4 or --training.precision bf16")
+    return (f"the loss is {value} at epoch {run.progress.epoch + 1}, step {run.progress.step + 1}, case {names}, "
+            f"learning rate {run.schedule.rates()[0]:.3g}; try {', '.join(tries)}")
+
+
+def judge(run: Run, heart: Heartbeat, say) -> dict:
+    """Validate, keep the best weights with their cases, notice the collapse; the epoch's validation values."""
+    progress, main = run.progress, run.accelerator.is_main_process
+    for buffer in run.network.buffers():  # without synchronised batch norm each process has its own
+        if run.accelerator.num_processes > 1:
+            broadcast(buffer)
+    rows = validate(run, run.network, run.val, heart)
+    summary = summarise(rows)
+    if summary["val_dice"] > progress.best_dice:
+        progress.best_dice, progress.best_epoch = summary["val_dice"], progress.epoch + 1
+        if main:
+            card = run.card | {"metrics": {"epoch": progress.best_epoch, **summary}}
+            save_model(run.folder, run.network, card)
+            write_cases(run.folder / "cases.csv", [{"epoch": progress.best_epoch, **row} for row in rows])
+    if run.ema is not None:
+        averaged = summarise(validate(run, run.ema.module, run.val, heart))
+        summary |= {f"{name}_ema": value for name, value in averaged.items()}
+        if averaged["val_dice"] > progress.best_dice_ema:
+            progress.best_dice_ema = averaged["val_dice"]
+            if main:
+                save_weights(run.folder / "model_ema.safetensors", run.ema.module.state_dict())
+    collapsed = all(row["volume_ml"] == 0 for row in rows) and any(row["truth_ml"] > 0 for row in rows)
+    progress.silent = progress.silent + 1 if collapsed else 0
+    if progress.silent == WAIT_BEFORE_COLLAPSE:
+        say(f"warning: no lesion predicted in any of the {len(rows)} validation cases for {progress.silent} "
+            "validations; the network has collapsed to 'no lesion anywhere': try a lower --loss.background_weight, "
+            "--loss.name dice_ce, or another --optimizer.lr")
+    if run.config.tracking.trackers and run.config.tracking.pictures and main:
+        run.tracker.log_pictures(picture_cases(run, rows), step=progress.epoch + 1)
+    return summary | ({"collapsed": True} if collapsed else {})
+
+
+@torch.no_grad()
+def validate(run: Run, network: torch.nn.Module, cases: list[int], heart: Heartbeat | None = None) -> list[dict]:
+    """Per-case scores in the conformed grid, as infer.py would segment them; each case once, on one process.
+
+    Returns the same rows, in the order of ``cases``, on every process.
+    """
+    accelerator = run.accelerator
+    network.eval()
+    rows = []
+    for position in range(accelerator.process_index, len(cases), accelerator.num_processes):
+        index = cases[position]
+        with accelerator.autocast():
+            logits = segment.predict_logits(network, run.data.image(index), device=accelerator.device)
+        logits = torch.as_tensor(logits)
+        truth = torch.from_numpy(run.data.read(index, "mask"))
+        loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
+        scores = metrics.overlap_metrics(logits.argmax(0).to(torch.uint8), truth, [run.data.info["voxel_mm"]] * 3,
+                                         len(run.data.info["classes"]))
+        row = run.data.rows[index]
+        rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
+        if heart is not None:
+            heart.beat()
+    network.train()
+    gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
+    return [row for _, row in sorted(gathered, key=lambda item: item[0])]
+
+
+def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
+    """Pictures of the validation cases with the worst and the median Dice: ``pictures/worst.png``, ``…/median.png``."""
+    from meshnet.figures import draw_overlay
+
+    ranked = sorted(zip([row["dice"] for row in rows], run.val))
+    chosen = {"worst": ranked[0][1], "median": ranked[len(ranked) // 2][1]}
+    run.network.eval()
+    paths = {}
+    for name, index in chosen.items():
+        image = run.data.image(index)
+        guess = segment.predict_labels(run.network, image, device=run.accelerator.device)
+        paths[name] = run.folder / "pictures" / f"{name}.png"
+        affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
+        draw_overlay(image[0], guess, paths[name], run.data.read(index, "mask"), affine, run.data.rows[index]["case"])
+    run.network.train()
+    return paths
+
+
+def summarise(rows: list[dict]) -> dict:
+    """Means over the cases, by the names that metrics.jsonl uses; NaN (AVD without a lesion) is left out."""
+    names = ["loss", *[name for name in ("dice", "dice_macro", "avd", "mcc") if name in rows[0]]]
+    means = {}
+    for name in names:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        means[f"val_{name}"] = sum(values) / len(values) if values else math.nan
+    return {name: value if math.isfinite(value) else None for name, value in means.items()}
+
+
+def save(run: Run) -> None:
+    """Write a resume point; every process takes part, the main one writes."""
+    accelerator = run.accelerator
+    mine = {"progress": dataclasses.asdict(run.progress), "random": checkpoint.random_state()}
+    ranks = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
+    if accelerator.is_main_process:
+        state = {"ranks": ranks, "network": run.network.state_dict(), "optimizer": run.optimizer.state_dict(),
+                 "schedule": run.schedule.state_dict(), "ema": run.ema.state_dict() if run.ema else None,
+                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
+        checkpoint.save_state(run.folder / "state", run.progress.step, state, run.config.training.keep_states)
+    accelerator.wait_for_everyone()
+
+
+def resume(run: Run) -> bool:
+    """Load the newest resume point into ``run``; False where there is none."""
+    state = checkpoint.load_state(run.folder / "state")
+    if state is None:
+        return False
+    mine = state["ranks"][run.accelerator.process_index]
+    run.progress = Progress(**mine["progress"])
+    run.network.load_state_dict(state["network"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.schedule.load_state_dict(state["schedule"])
+    if run.ema is not None:
+        run.ema.load_state_dict(state["ema"])
+    if run.accelerator.scaler is not None and state["scaler"]:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    checkpoint.set_random_state(mine["random"])
+    return True
+
+
+def bar(run: Run, steps: int):
+    """A progress bar over the steps of an epoch, on the main process and only where there is a terminal."""
+    from tqdm import tqdm
+
+    shown = tqdm(total=steps, initial=run.progress.batches // run.config.training.accumulation, leave=False,
+                 disable=None if run.accelerator.is_main_process else True,
+                 desc=f"epoch {run.progress.epoch + 1}/{run.config.training.max_epochs}")
+    return contextlib.closing(shown)
+
+
+def describe(row: dict, epochs: int) -> str:
+    """An epoch's line for the screen."""
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    for key, label in (("val_loss", "val loss"), ("val_dice", "val Dice"), ("val_dice_ema", "EMA Dice"),
+                       ("val_mcc", "MCC")):
+        if row.get(key) is not None:
+            parts.append(f"{label} {row[key]:.4f}")
+    return "  ".join([*parts, f"lr {row['learning_rate']:.2e}", f"{row['seconds']:.1f} s"])

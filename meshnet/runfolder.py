@@ -1,0 +1,120 @@
+"""A run folder: what lies in it, what makes it the same run, and its lines of metrics.
+
+=================== ==================================================================================
+config.yaml         the run: fold, seed, splits, versions, and the whole configuration
+config.json         the model (see meshnet.modelfolder)
+model.safetensors   the weights with the best validation score
+last.safetensors    the weights of the last epoch; model_ema.safetensors the averaged ones
+metrics.jsonl       a line an epoch
+cases.csv           the validation cases of the best epoch; test_cases.csv those of the test fold
+state/              resume points
+heartbeat           touched while the run is alive
+failed.json         why a run stopped for good; DONE when it is finished
+=================== ==================================================================================
+"""
+
+import csv
+import functools
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from meshnet.errors import UserError
+from meshnet.files import write_text
+
+PACKAGES = ("torch", "accelerate", "datasets", "monai", "nibabel", "numpy", "safetensors")
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of this program, with ``+`` where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+                               capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides results, found without importing any of it."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
+    """Refuse to go on with a run whose configuration changed, naming every difference.
+
+    Args:
+        path: the run's config.yaml, for the message.
+        old, new: flat identities; a key that one of them lacks counts as a difference.
+        allow: go on all the same.
+
+    Raises:
+        UserError: if they differ and ``allow`` is False.
+    """
+    changed = [f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+               for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if changed and not allow:
+        raise UserError(f"{path}: this run was started otherwise: {'; '.join(changed)}; use another --run_dir, or "
+                        "--allow_changed to go on all the same")
+
+
+def append_metrics(folder: Path, row: dict) -> None:
+    """One line more in metrics.jsonl. A line cut off by a kill is dropped when the run resumes."""
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl, one a finished epoch; a last line that is cut off is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def keep_metrics(folder: Path, epochs: int) -> None:
+    """Drop the lines after the first ``epochs``, which a resumed run is about to write again."""
+    rows = read_metrics(folder)[:epochs]
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_cases(path: Path, rows: list[dict]) -> None:
+    """Per-case rows as CSV, whole or not at all; columns in the order in which they first appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+class Heartbeat:
+    """Touches ``heartbeat`` in a run folder, at most once a second, so that a watcher can tell a silent run."""
+
+    def __init__(self, folder: Path, active: bool = True):
+        self.path, self.active, self.last = folder / "heartbeat", active, 0.0
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        if self.active and now - self.last >= 1:
+            self.path.touch()
+            self.last = now

@@ -1,0 +1,185 @@
+"""From a configuration to a run that is ready to train: network, card, accelerator, run folder."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from meshnet import augment, modelfolder, runfolder
+from meshnet.config import Config, identity, to_dict, validate
+from meshnet.data import PreparedData
+from meshnet.errors import UserError
+from meshnet.files import write_json, write_text
+from meshnet.loss import SegmentationLoss
+from meshnet.optim import Schedule, build_ema, build_optimizer
+from meshnet.recipe import dump, load_recipes, read_mapping
+
+SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
+
+
+def training_box(config: Config, data: PreparedData) -> list[int] | None:
+    """The box (x0, x1, y0, y1, z0, z1) that training reads of every case; None for the whole volume."""
+    if config.data.crop == "none":
+        return None
+    return data.box(1 if config.model.name == "meshnet" else SIZE_MULTIPLE)
+
+
+def build_network(config: Config, data: PreparedData, box: list[int] | None, seed: int, init: str | None):
+    """The network of a config for a data set, its weights drawn with ``seed``, or taken from the model ``init``."""
+    shape = tuple(b - a for a, b in zip(box[::2], box[1::2])) if box else tuple(data.info["shape"])
+    arguments = modelfolder.arguments_from_config(
+        config.model, len(data.info["channels"]), len(data.info["classes"]), shape)
+    torch.manual_seed(seed)
+    network = modelfolder.build(config.model.name, arguments)
+    if init:
+        trained, card = modelfolder.load_model(init)
+        for key in ("orientation", "scaling"):
+            if card[key] != data.info[key]:
+                raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {data.info[key]} as the data "
+                                f"set was prepared; run prepare.py --{key} {card[key]}")
+        modelfolder.check_weights(trained.state_dict(), network, Path(init))
+        network.load_state_dict(trained.state_dict())
+    return network
+
+
+def model_card(config: Config, data: PreparedData, box: list[int] | None, training_data: dict) -> dict:
+    """What config.json says beside the architecture: how a scan must look before it reaches the network."""
+    info = data.info
+    return {"channels": info["channels"], "classes": info["classes"], "voxel_mm": info["voxel_mm"],
+            "shape": info["shape"], "orientation": info["orientation"], "scaling": info["scaling"],
+            "window": info["window"], "crop": box, "patch": config.model.patch or None,
+            "training_data": training_data}
+
+
+def make_accelerator(config: Config, folder: Path):
+    """Accelerate for this process, with the precision of the config or of its launcher.
+
+    Raises:
+        UserError: for fp16 without a GPU, which Accelerate would silently run in float32.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
+
+    from meshnet.tracking import check_installed
+
+    check_installed(config.tracking)
+    accelerator = Accelerator(
+        mixed_precision=config.training.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.training.accumulation, sync_with_dataloader=False),
+        log_with=config.tracking.trackers or None, project_dir=str(folder))
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("training.precision: found fp16 on a CPU, expected a GPU for it; use --training.precision bf16 "
+                        "or no, or an accelerate configuration without fp16")
+    return accelerator
+
+
+@contextlib.contextmanager
+def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where: dict, resume: bool,
+                    allow_changed: bool) -> Iterator[bool]:
+    """Hold a run folder while training; yields whether it had been begun before.
+
+    Args:
+        same: the flat identity of the run; a folder begun with another one is refused.
+        where: what is recorded but may change (paths).
+
+    Raises:
+        UserError: if another process trains in it, or it holds a run of another configuration.
+    """
+    path = folder / "config.yaml"
+    begun = path.is_file() and resume
+    old = json.loads(json.dumps(read_identity(path))) if begun else {}
+    new = json.loads(json.dumps(same))
+    if begun:
+        runfolder.check_same(path, old, new, allow_changed)
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield begun
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is training in it; wait for it or use another "
+                            "--run_dir") from None
+        if not resume:
+            clear(folder)
+        for name in ("DONE", "failed.json"):
+            (folder / name).unlink(missing_ok=True)
+        run = {**new, **{key: value for key, value in where.items() if key != "data"}, "data_path": where["data"],
+               "git_commit": runfolder.git_commit(), "versions": runfolder.versions(),
+               "processes": accelerator.num_processes, "device": str(accelerator.device)}
+        settings = to_dict(config)
+        write_text(path, dump({"run": {key: value for key, value in run.items() if key not in identity(config)},
+                               **settings}))
+        accelerator.wait_for_everyone()
+        yield begun
+
+
+def read_identity(path: Path) -> dict:
+    """The flat identity recorded in a run's config.yaml."""
+    run = read_mapping(path).get("run", {})
+    keys = ("fold", "inner_fold", "seed", "init", "split_hash", "data", "cases_per_step", "precision")
+    return identity(validate(load_recipes([path]))) | {key: run.get(key) for key in keys}
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run left in ``folder``; other files in it stay."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    for pattern in ("*.safetensors", "metrics.jsonl", "*cases.csv", "tracking.json", "config.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def assemble(accelerator, config: Config, folder: Path, seed: int, data: PreparedData, train: list[int],
+             val: list[int], box: list[int] | None, card: dict, network: torch.nn.Module):
+    """An ``engine.Run`` with everything built and prepared by Accelerate."""
+    from meshnet.engine import Run, steps_per_epoch
+    from meshnet.syncnorm import synchronise
+    from meshnet.tracking import Tracker
+
+    if accelerator.num_processes > 1 and config.training.sync_batch_norm:
+        network = synchronise(network, accelerator.device)
+    network = network.to(accelerator.device, memory_format=torch.channels_last_3d)
+    ema = build_ema(network, config.ema)
+    optimizer = build_optimizer(network, config.optimizer)
+    steps = steps_per_epoch(config, len(train), accelerator.num_processes)
+    # Not given to prepare(): Accelerate would step it once a process, and not on steps that fp16 skips.
+    schedule = Schedule(optimizer, config.scheduler, steps, config.training.max_epochs, config.training.warmup_epochs)
+    # From here on each process draws its own dropout; the weights are the same everywhere.
+    torch.manual_seed(augment.case_seed(seed, accelerator.process_index, 1))
+    model, prepared = accelerator.prepare(network, optimizer)
+    criterion = SegmentationLoss(config.loss, len(data.info["classes"])).to(accelerator.device)
+    transform = None
+    if augment.is_on(config.augment):
+        transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"])
+    tracker = Tracker(accelerator, config.tracking, folder, identity(config))
+    return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,
+               criterion, ema, transform, tracker)
+
+
+def mark_failed(folder: Path, reason: str) -> None:
+    """Record why a run stopped for good."""
+    write_json(folder / "failed.json", {"reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def finish(run, say) -> None:
+    """Pictures, the last line, and ``DONE`` where the run reached its horizon or stopped early."""
+    from meshnet import figures
+
+    run.tracker.end()
+    if not run.accelerator.is_main_process:
+        return
+    figures.draw_run(runfolder.read_metrics(run.folder), run.folder / "curves.png", run.folder.name)
+    progress = run.progress
+    say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
+    if progress.finished:
+        write_json(run.folder / "DONE", {"epochs": progress.epoch, "best_epoch": progress.best_epoch,
+                                         "val_dice": progress.best_dice})

@@ -1,0 +1,146 @@
+"""Train one network on one fold with one seed: one process group, one run folder.
+
+The same command again goes on where the run stopped. See README.md and ``python train.py --help``.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from meshnet.config import Config, identity, to_dict
+from meshnet.errors import UserError, run_script
+from meshnet.recipe import dump, parse
+
+DIVERGED = 3  # exit code of a run whose loss became NaN or infinite
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
+    parser.add_argument("--fold", type=int, default=0, help="outer fold, whose test cases are never read here")
+    parser.add_argument("--inner_fold", type=int, default=0, help="which part of its training subjects validates")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of cases and augmentation")
+    parser.add_argument("--run_dir", metavar="FOLDER", help="run folder; the same one again goes on")
+    parser.add_argument("--stop_epoch", type=int, help="end after this epoch, with the schedule of training.max_epochs")
+    parser.add_argument("--init", metavar="MODEL", help="begin with these weights (a model folder or Hub name)")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                        help="go on from the run folder's last state; --no-resume begins anew in it")
+    parser.add_argument("--allow_changed", action="store_true", help="go on even with another configuration")
+    parser.add_argument("--dry_run", action="store_true", help="print configuration, cases, steps, parameters; stop")
+    parser.add_argument("--test", action="store_true", help="score a finished run on its test fold: test_cases.csv")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the finished run to the Hub")
+
+
+def main() -> int | None:
+    arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
+    if arguments.test:
+        from meshnet.evaluation import test_run
+
+        if not arguments.run_dir:
+            raise UserError("--run_dir: missing; --test scores a finished run, as in train.py --test --run_dir runs/x")
+        return test_run(Path(arguments.run_dir), arguments.data)
+    if not arguments.data:
+        raise UserError("--data: missing, expected a folder that prepare.py wrote")
+    if not arguments.run_dir and not arguments.dry_run:
+        raise UserError("--run_dir: missing, expected a folder for the run, such as runs/meshnet26")
+    stop_epoch = config.training.max_epochs if arguments.stop_epoch is None else arguments.stop_epoch
+    if not 1 <= stop_epoch <= config.training.max_epochs:
+        raise UserError(f"--stop_epoch: found {stop_epoch}, expected 1 to training.max_epochs "
+                        f"({config.training.max_epochs})")
+
+    # ------------------------------------------------------------------ the cases
+    from meshnet.data import PreparedData
+    from meshnet.splits import fold_subjects, load_splits
+
+    data = PreparedData(arguments.data)
+    if config.data.scaling not in (None, data.info["scaling"]):
+        raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "
+                        f"{config.data.scaling} as data.scaling says; run prepare.py --scaling {config.data.scaling}")
+    splits = load_splits(Path(arguments.data) / "splits.json")
+    subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
+    train, val = (data.indices(subjects[part]) for part in ("train", "val"))
+    if not train or not val:
+        raise UserError(f"--fold {arguments.fold} --inner_fold {arguments.inner_fold}: found {len(train)} training and "
+                        f"{len(val)} validation cases, expected some of each; prepare with fewer folds or more cases")
+    same = identity(config) | {
+        "fold": arguments.fold, "inner_fold": arguments.inner_fold, "seed": arguments.seed, "init": arguments.init,
+        "split_hash": splits["hash"], "data": data.info["fingerprint"]}
+
+    # ------------------------------------------------------------------ the network
+    from meshnet.setup import build_network, model_card, training_box
+
+    box = training_box(config, data)
+    network = build_network(config, data, box, arguments.seed, arguments.init)
+    if arguments.dry_run:
+        print(describe(arguments, config, data, train, val, network, box))
+        return 0
+
+    # ------------------------------------------------------------------ processes, devices, precision
+    from meshnet.engine import cases_per_step
+    from meshnet.setup import assemble, make_accelerator, open_run_folder
+
+    folder = Path(arguments.run_dir)
+    accelerator = make_accelerator(config, folder)
+    same["cases_per_step"] = cases_per_step(config, accelerator.num_processes)
+    same["precision"] = accelerator.mixed_precision
+    where = {"data": os.path.abspath(arguments.data), "recipe": arguments.recipe, "stop_epoch": stop_epoch}
+    with open_run_folder(accelerator, folder, config, same, where, arguments.resume, arguments.allow_changed) as begun:
+        say = print_line if accelerator.is_main_process else (lambda line: None)
+        card = model_card(config, data, box, {"cases": len(train), "fold": arguments.fold, "seed": arguments.seed,
+                                              "source": data.info["source"], "split_hash": splits["hash"]})
+        run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
+
+        # -------------------------------------------------------------- train
+        from meshnet import engine
+        from meshnet.runfolder import keep_metrics
+        from meshnet.setup import finish, mark_failed
+
+        if begun and engine.resume(run):
+            say(f"{folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
+        if accelerator.is_main_process:
+            keep_metrics(folder, run.progress.epoch)
+        try:
+            engine.fit(run, stop_epoch, say)
+        except engine.Diverged as error:
+            mark_failed(folder, str(error))
+            print(f"error: {folder}: {error}; the state before it is kept", file=sys.stderr)
+            return DIVERGED
+        finish(run, say)
+    if arguments.push_to_hub and accelerator.is_main_process and run.progress.finished:
+        from meshnet.hub import push_run
+
+        print(push_run(folder, arguments.push_to_hub))
+    return 0
+
+
+def describe(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:
+    """What ``--dry_run`` prints: the resolved configuration, cases, steps and parameters."""
+    from meshnet.engine import cases_per_step, steps_per_epoch
+    from meshnet.model import count_parameters
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = cases_per_step(config, processes)
+    steps = steps_per_epoch(config, len(train), processes)
+    shape = [b - a for a, b in zip(box[::2], box[1::2])] if box else data.info["shape"]
+    return dump(to_dict(config)) + "\n".join([
+        "---",
+        f"recipe      {' '.join(arguments.recipe) or 'none'}",
+        f"data        {arguments.data}: {len(data)} cases, channels {', '.join(data.info['channels'])}, "
+        f"classes {', '.join(data.info['classes'])}, {data.info['voxel_mm']:g} mm, {data.info['orientation']}",
+        f"fold        {arguments.fold}, inner fold {arguments.inner_fold}: {len(train)} training cases, "
+        f"{len(val)} validation cases",
+        f"volume      {' x '.join(map(str, shape))} voxels",
+        f"steps       {steps} an epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
+        f"parameters  {count_parameters(network):,}"])
+
+
+def print_line(line: str) -> None:
+    """One line on standard output, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_script(main)
