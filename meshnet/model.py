@@ -23,8 +23,10 @@ class StatisticsOnceBatchNorm3d(nn.BatchNorm3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.recomputing and self.track_running_stats):
             return super().forward(x)
-        # Batch statistics are used, as in the first pass, but nothing is written to the buffers.
-        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        # Batch statistics are used, as in the first pass, but what is written goes to copies of the buffers: with none
+        # at all, fewer tensors would be saved than in the first pass, which torch's checkpointing refuses.
+        return nn.functional.batch_norm(
+            x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias, True, 0.0, self.eps)
 
 
 def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Module | None:
