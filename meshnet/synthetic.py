@@ -2,29 +2,22 @@
 
 Everything random about a case comes from its seed, in millimetres, so one seed is the same patient at every voxel
 size. Synthetic scans are for training and for tests; they are no patient's.
+
+``python -m meshnet.synthetic --pictures 24 --out FILE.png`` draws random cases.
 """
 
+import argparse
 from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 
-from meshnet.atlas import (
-    BRAIN_CENTRE_MM,
-    DISTANCE_MM,
-    DISTANCE_ORIGIN_MM,
-    LEVELS_MM,
-    face_distance,
-    load_atlas,
-    load_distance,
-    sample,
-    smooth_field,
-)
-from meshnet.errors import UserError
+from meshnet.atlas import smooth_field
+from meshnet.errors import UserError, run_script
+from meshnet.files import whole_file
+from meshnet.head import Head, build_head, draw_warp
 from meshnet.lesions import Lesion, draw_lesion
-
-CONTRASTS = ("T2w", "FLAIR", "T1w", "DWI", "random")
-TISSUES = ("air", "grey", "white", "fluid", "bone", "fat", "muscle", "lesion", "rim", "eye")
+from meshnet.scanner import cut_away, draw_acquisition, scan
 
 
 @dataclass(frozen=True)
@@ -36,14 +29,27 @@ class Preset:
     smallest_mm3: float
     largest_mm3: float
     extracted: float  # share of brain-extracted cases
-    artefacts: float  # share of cases for each artefact of the scanner; 0 leaves bias field and noise alone
+    artefacts: float  # probability of each of the scanner's flaws; 0 leaves bias field and noise
+    lookalikes: float  # probability of each kind of thing that is no lesion
+    warp: float = 1.0  # how far heads differ
+    acute: float = 0.35  # share of fresh lesions: even, swollen, between grey matter and fluid on T2w
     second: float = 0.15  # share of cases with a second, independent lesion
 
 
 PRESETS = {
-    "demo": Preset({"T2w": 1.0}, 0.0, 15_000.0, 150_000.0, 0.0, 0.0, 0.0),
-    "train": Preset({"T2w": 0.35, "FLAIR": 0.2, "DWI": 0.12, "T1w": 0.13, "random": 0.2}, 0.08, 30.0, 400_000.0, 0.3,
-                    0.2),
+    "demo": Preset({"T2w": 1.0}, 0.0, 15_000.0, 150_000.0, 0.0, 0.0, 0.0, warp=0.6, acute=1.0, second=0.0),
+    "train": Preset({"T2w": 0.44, "FLAIR": 0.2, "DWI": 0.14, "T1w": 0.08, "random": 0.14}, 0.08, 100.0, 400_000.0,
+                    0.3, 0.2, 0.4),
+}
+# Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
+# grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
+MEANS = {
+    #        white         grey/white   fluid         bone          fat           muscle        eye
+    "T2w": ((0.20, 0.42), (1.2, 1.6), (0.90, 1.15), (0.02, 0.12), (0.20, 1.00), (0.08, 0.25), (0.90, 1.15)),
+    "FLAIR": ((0.35, 0.55), (1.1, 1.4), (0.03, 0.20), (0.02, 0.12), (0.10, 0.80), (0.15, 0.35), (0.03, 0.20)),
+    "T1w": ((0.60, 0.85), (0.6, 0.85), (0.08, 0.25), (0.04, 0.15), (0.70, 1.15), (0.30, 0.50), (0.10, 0.25)),
+    "DWI": ((0.28, 0.48), (0.95, 1.3), (0.03, 0.20), (0.01, 0.05), (0.02, 0.20), (0.03, 0.15), (0.03, 0.20)),
+    "random": ((0.05, 1.0), (0.3, 2.0), (0.02, 1.1), (0.0, 0.4), (0.0, 1.0), (0.0, 0.8), (0.0, 1.1)),
 }
 
 
@@ -55,7 +61,7 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
         seed: decides everything; the same patient comes out at every ``voxel_mm``.
         voxel_mm: edge of a voxel; image and mask are made directly at this size.
         preset: ``demo`` (T2-weighted, large lesions) or ``train`` (full variety).
-        shape: voxels per axis; None means ``round(256 / voxel_mm)`` each.
+        shape: voxels per axis (RAS order); None means ``round(256 / voxel_mm)`` each.
         options: fields of ``Preset`` to change, such as ``healthy=1.0``.
 
     Returns:
@@ -70,50 +76,51 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
         raise UserError(f"synthetic voxel_mm: found {voxel_mm}, expected 0.5 to 8; choose a size in that range")
     unknown = set(options) - set(Preset.__dataclass_fields__)
     if unknown:
-        raise UserError(f"synthetic option: found {sorted(unknown)[0]!r}, expected one of "
+        raise UserError(f"synthetic option: found {min(unknown)!r}, expected one of "
                         f"{', '.join(Preset.__dataclass_fields__)}; remove it")
     chosen = replace(PRESETS[preset], **options)
-    shape = shape or (round(256 / voxel_mm),) * 3
+    shape = tuple(shape or (round(256 / voxel_mm),) * 3)
 
     # Independent streams: what is drawn for one step never shifts another.
-    streams = [np.random.default_rng([seed, step]) for step in range(6)]
-    lesions = draw_lesions(streams[0], chosen)
+    lesion_rng, contrast_rng, warp_rng, head_rng, paint_rng, scan_rng = (
+        np.random.default_rng([seed, step]) for step in range(6))
+    lesions = draw_lesions(lesion_rng, chosen)
     names = list(chosen.contrasts)
     shares = np.array([chosen.contrasts[name] for name in names])
-    contrast = str(streams[1].choice(names, p=shares / shares.sum()))
-    head = build_head(streams[2], lesions, voxel_mm, shape)
-    means = draw_means(streams[3], contrast)
-    extracted = bool(streams[4].random() < chosen.extracted)
-    signal = paint(streams[4], head, means, voxel_mm, extracted)
+    contrast = str(contrast_rng.choice(names, p=shares / shares.sum()))
+    acute = bool(contrast_rng.random() < max(chosen.acute, 0.85 * (contrast == "DWI")))
+    extracted = bool(contrast_rng.random() < chosen.extracted)
+    means = draw_means(contrast_rng, contrast, acute)
+
+    head = build_head(head_rng, draw_warp(warp_rng, lesions, acute, chosen.warp), lesions, voxel_mm, shape)
+    signal = paint(paint_rng, head, means, voxel_mm, acute, chosen.lookalikes)
+    if extracted:
+        signal *= head.depth < contrast_rng.normal(0.5, 1.5)
     image = np.zeros(shape, np.float32)
     image[head.box] = signal
-    image = scan(streams[5], image, voxel_mm, chosen.artefacts)
+    how = draw_acquisition(scan_rng, voxel_mm, chosen.artefacts, smooth=contrast == "DWI")
+    image = scan(scan_rng, image, voxel_mm, how)
     mask = np.zeros(shape, np.uint8)
     mask[head.box] = head.lesion > 0.5
+    mask[cut_away(shape, voxel_mm, how)] = 0
 
-    affine = lattice_affine(shape, voxel_mm)
-    info = {"seed": seed, "voxel_mm": voxel_mm, "preset": preset, "contrast": contrast, "extracted": extracted,
-            "lesions": len(lesions), "lesion_ml": float(mask.sum() * voxel_mm ** 3 / 1000)}
-    images = [to_lia(array, affine) for array in (image, mask)]
-    for each in images:
-        each.set_qform(each.affine, 1)
-        each.set_sform(each.affine, 1)
-        each.header.set_xyzt_units("mm")
-    return images[0], images[1], info
-
-
-def lattice_affine(shape: tuple[int, int, int], voxel_mm: float) -> np.ndarray:
-    """RAS affine (4, 4) whose voxel n/2 lies at 0 mm on every axis."""
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = [-voxel_mm * (n // 2) for n in shape]
-    return affine
+    info = {"seed": seed, "voxel_mm": voxel_mm, "preset": preset, "contrast": contrast, "acute": acute,
+            "extracted": extracted, "lesions": len(lesions), "lesion_ml": float(mask.sum() * voxel_mm ** 3 / 1000),
+            "acquired_mm": list(how.acquired_mm)}
+    return to_lia(image, affine), to_lia(mask, affine), info
 
 
 def to_lia(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """A RAS array as a LIA image, contiguous in memory."""
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("LIA"))
-    turned = nib.orientations.apply_orientation(array, turn)
-    return nib.Nifti1Image(np.ascontiguousarray(turned), affine @ nib.orientations.inv_ornt_aff(turn, array.shape))
+    turned = np.ascontiguousarray(nib.orientations.apply_orientation(array, turn))
+    image = nib.Nifti1Image(turned, affine @ nib.orientations.inv_ornt_aff(turn, array.shape))
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
+    image.header.set_xyzt_units("mm")
+    return image
 
 
 def draw_lesions(rng: np.random.Generator, preset: Preset) -> list[Lesion]:
@@ -122,150 +129,123 @@ def draw_lesions(rng: np.random.Generator, preset: Preset) -> list[Lesion]:
     return [draw_lesion(rng, 2, preset.smallest_mm3, preset.largest_mm3) for _ in range(count)]
 
 
-@dataclass
-class Head:
-    """Maps (X, Y, Z) of one deformed head within ``box`` of the image."""
+def draw_means(rng: np.random.Generator, contrast: str, acute: bool) -> dict[str, float]:
+    """Mean signal of every tissue: near what the sequence shows, or at random.
 
-    box: tuple[slice, slice, slice]
-    axes_mm: tuple
-    grey: np.ndarray
-    white: np.ndarray
-    fluid: np.ndarray
-    lesion: np.ndarray  # 0..1, partial volume
-    depth: np.ndarray  # mm to the brain's surface, negative inside
-    outside: np.ndarray  # mm to the head's surface, negative inside
-    eye: np.ndarray
-
-
-def build_head(rng: np.random.Generator, lesions: list[Lesion], voxel_mm: float, shape: tuple) -> Head:
-    """Deform the atlas and the lesions together."""
-    angles = rng.normal(0, 0.12, 3)
-    scale = rng.normal(1.0, 0.05) * np.exp(rng.normal(0, 0.03, 3))
-    matrix = (rotation(angles) / scale[:, None]).astype(np.float32)
-    shift = rng.normal(0, 6, 3).astype(np.float32) + np.array([0, 0, 12], np.float32)
-    scalp_mm, skull_mm = rng.uniform(4, 9), rng.uniform(5, 9)
-    seeds = rng.integers(0, 2 ** 31, 4)
-
-    def mni(axes: tuple) -> np.ndarray:
-        points = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1) - shift[:, None]
-        points = matrix @ points + BRAIN_CENTRE_MM[:, None]
-        for amplitude, spacing, seed in ((5.0, 60.0, seeds[0]), (2.5, 25.0, seeds[1])):
-            points += amplitude * smooth_field(np.random.default_rng(seed), axes, spacing, 3).reshape(3, -1)
-        return points
-
-    full = tuple(voxel_mm * (np.arange(n, dtype=np.float32) - n // 2) for n in shape)
-    stride = max(1, round(8 / voxel_mm))
-    rough = tuple(axis[::stride] for axis in full)
-    depth, outside = surfaces(mni(rough), scalp_mm + skull_mm)
-    inside = np.argwhere((outside < 6).reshape([len(axis) for axis in rough]))
-    box = tuple(slice(max(0, int(a - 1) * stride), min(n, int(b + 2) * stride))
-                for a, b, n in zip(inside.min(0), inside.max(0), shape))
-    axes = tuple(axis[part] for axis, part in zip(full, box))
-    size = [len(axis) for axis in axes]
-
-    points = mni(axes)
-    depth, outside = surfaces(points, scalp_mm + skull_mm)
-    level = max(step for step in LEVELS_MM if step <= max(voxel_mm, 1))
-    atlas = load_atlas(level)
-    tissue = np.zeros((points.shape[1], 4), np.float32)
-    near = np.flatnonzero(depth < 8)
-    brain_points = points[:, near]
-    index = (brain_points - atlas.origin_mm[:, None]) / level
-    valid = np.all((index > 0) & (index < np.array(atlas.maps.shape[:3])[:, None] - 1), axis=0)
-    tissue[near[valid]] = sample(atlas.maps, index[:, valid]) / 255
-    grey, white, fluid, ventricle = tissue.T
-
-    # Atrophy: the odds of fluid are raised, in the ventricles and in the sulci apart.
-    sulci = np.exp(rng.normal(0.3, 0.5))
-    folds = smooth_field(np.random.default_rng(seeds[2]), axes, 7.0).ravel()
-    folds = np.exp(-(folds / 0.25) ** 2) * np.clip((18 + depth) / 12, 0, 1) * rng.uniform(0, 1)
-    fluid = fluid * np.where(ventricle > 0.05, np.exp(rng.normal(0.3, 0.5)), sulci) + folds * grey
-    total = np.maximum(grey + white + fluid, 1e-3)
-    brain = np.clip((tissue[:, :3].sum(1) - 0.3) / 0.4, 0, 1)
-    grey, white, fluid = grey / total * brain, white / total * brain, fluid / total * brain
-
-    lesion = np.zeros(points.shape[1], np.float32)
-    for each in lesions:
-        index = (points - each.origin_mm[:, None]) / each.level_mm
-        inside = np.flatnonzero(np.all((index > -1) & (index < np.array(each.mask.shape)[:, None]), axis=0))
-        padded = np.pad(each.mask, 1).astype(np.float32)[..., None]
-        lesion[inside] = np.maximum(lesion[inside], sample(padded, index[:, inside] + 1)[:, 0])
-    x, y, z = points
-    eye = np.sqrt((np.abs(x) - 33) ** 2 + (y - 62) ** 2 + (z + 38) ** 2) - 12
-    maps = [m.reshape(size) for m in (grey, white, fluid, lesion * (brain > 0.2), depth, outside, eye)]
-    return Head(box, axes, *maps)
-
-
-def surfaces(points: np.ndarray, wall_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Signed mm (N,) to the brain's surface and to the head's, at MNI points (3, N)."""
-    depth = sample(load_distance(), (points - DISTANCE_ORIGIN_MM[:, None]) / DISTANCE_MM)[:, 0]
-    return depth, np.minimum(depth - wall_mm, face_distance(points))
-
-
-def rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix of three angles in radians about x, y, z."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
-
-
-def draw_means(rng: np.random.Generator, contrast: str) -> dict[str, float]:
-    """Mean signal of every tissue, 0..1.2, near what the sequence shows, or at random."""
-    near = {
-        #        grey  white fluid bone  fat   muscle lesion rim  eye
-        "T2w": (0.50, 0.36, 1.00, 0.08, 0.70, 0.20, 0.85, 0.68, 1.00),
-        "FLAIR": (0.55, 0.44, 0.14, 0.10, 0.60, 0.30, 0.90, 0.85, 0.15),
-        "T1w": (0.50, 0.75, 0.16, 0.12, 0.95, 0.42, 0.28, 0.45, 0.18),
-        "DWI": (0.45, 0.40, 0.18, 0.04, 0.12, 0.12, 1.00, 0.75, 0.15),
-    }
-    if contrast == "random":
-        values = rng.uniform(0.05, 1.0, 9)
-        away = [v for v in np.linspace(0.02, 1.1, 40) if min(abs(v - values[0]), abs(v - values[1])) > 0.2]
-        values[6] = rng.choice(away)
-        values[7] = (values[6] + values[1]) / 2
+    ``cavity`` is the fluid-filled part of an old lesion, ``rim`` its scarred part and the whole of a fresh one.
+    """
+    draw = [rng.uniform(*limits) for limits in MEANS[contrast]]
+    white, grey, fluid = draw[0], min(draw[0] * draw[1], 1.1), draw[2]
+    means = {"white": white, "grey": grey, "fluid": fluid, **dict(zip(("bone", "fat", "muscle", "eye"), draw[3:]))}
+    between = rng.uniform(0.35, 0.85)
+    if contrast == "T2w":
+        rim = grey + (fluid - grey) * between
+    elif contrast == "FLAIR":
+        rim = grey * rng.uniform(1.3, 2.1)
+    elif contrast == "T1w":
+        rim = fluid + (grey - fluid) * between * (1 if acute else 0.8)
+    elif contrast == "DWI":
+        rim = grey * (rng.uniform(1.6, 3.2) if acute else rng.uniform(1.1, 1.6))
     else:
-        values = np.array(near[contrast]) * np.exp(rng.normal(0, 0.10, 9)) + rng.normal(0, 0.02, 9)
-        values[6] = values[6] * rng.uniform(0.8, 1.15)
-    return {"air": 0.0, **dict(zip(TISSUES[1:], np.clip(values, 0.0, 1.3).astype(float)))}
+        apart = [level for level in np.linspace(0.02, 1.2, 60) if min(abs(level - white), abs(level - grey)) > 0.12]
+        rim = float(rng.choice(apart))
+    return {**means, "rim": rim, "cavity": fluid * rng.uniform(0.8, 1.0) + rim * rng.uniform(0, 0.1)}
 
 
-def paint(rng: np.random.Generator, head: Head, means: dict[str, float], voxel_mm: float,
-          extracted: bool) -> np.ndarray:
-    """The noise-free signal (X, Y, Z) within the head's box."""
-    texture = smooth_field(rng, head.axes_mm, 6.0)[0]
-    blotch = smooth_field(rng, head.axes_mm, 14.0)[0]
+def paint(rng: np.random.Generator, head: Head, means: dict[str, float], voxel_mm: float, acute: bool,
+          lookalikes: float) -> np.ndarray:
+    """The noise-free signal (X, Y, Z) float32 within the head's box."""
+    texture, blotch = (smooth_field(rng, head.axes_mm, spacing)[0] for spacing in (5.0, 15.0))
     signal = means["grey"] * head.grey + means["white"] * head.white + means["fluid"] * head.fluid
-    core = np.clip(0.5 + 0.5 * blotch + rng.normal(0.3, 0.4), 0, 1)
-    inner = means["rim"] + (means["lesion"] - means["rim"]) * core
-    signal += head.lesion * (inner + 0.06 * texture - signal)
+    signal *= 1 + np.float32(rng.uniform(0.01, 0.05)) * texture + np.float32(rng.uniform(0, 0.06)) * blotch
+    if rng.random() < lookalikes:
+        signal += white_matter_spots(rng, head) * (means["rim"] * rng.uniform(0.7, 1.0) - signal)
+    if rng.random() < lookalikes:
+        signal += vessels(rng, head) * (rng.choice([0.02, means["fluid"], 1.0]) - signal)
+
+    # A fresh lesion is even; an old one is a cavity with strands of tissue and a scarred rim.
+    cavity = np.float32(rng.uniform(0, 0.15)) if acute else np.clip(
+        rng.normal(0.5, 0.6) + 0.5 * blotch + 0.25 * texture + 2.0 * (head.lesion - 0.8), 0, 1)
+    level = means["rim"] + (means["cavity"] - means["rim"]) * cavity
+    level = level * (1 + np.float32(rng.uniform(0.02, 0.12)) * texture)
+    hold = np.float32(rng.uniform(0.75, 1.0))  # how much of the tissue's own signal is gone
+    fluid_stays = np.float32(rng.uniform(0, 1)) * head.fluid
+    signal += head.lesion * hold * (1 - fluid_stays) * (level - signal)
     brain = np.clip(head.grey + head.white + head.fluid, 0, 1)
-    signal *= 1 + 0.03 * texture
-    if extracted:
-        return signal * brain
-    return signal * brain + wall(head, means, texture, blotch, voxel_mm) * (1 - brain)
+    return signal * brain + wall(rng, head, means, texture, blotch, voxel_mm) * (1 - brain)
 
 
-def wall(head: Head, means: dict[str, float], texture: np.ndarray, blotch: np.ndarray, voxel_mm: float) -> np.ndarray:
-    """Signal outside the brain: fluid under the skull, bone, muscle and fat, eyes, air."""
-    soft = lambda distance: np.clip(0.5 - distance / max(voxel_mm, 1.0), 0, 1)
-    muscle = means["muscle"] + (means["fat"] - means["muscle"]) * np.clip(blotch - 0.3, 0, 1)
-    flesh = muscle * (1 + 0.15 * texture)
-    skin = soft(-head.outside - 5)
-    flesh += skin * (means["fat"] - flesh)
-    bone = soft(head.depth - 7 - texture)
-    signal = flesh + bone * (means["bone"] - flesh)
-    signal += soft(head.depth - 1.5) * (means["fluid"] * 0.7 - signal)
-    signal += soft(head.eye) * (means["eye"] - signal)
-    return signal * soft(head.outside)
+def white_matter_spots(rng: np.random.Generator, head: Head) -> np.ndarray:
+    """Small age-related spots and caps of the ventricles, 0..1: bright on T2w and FLAIR, and no stroke."""
+    spots = np.clip(3 * (smooth_field(rng, head.axes_mm, rng.uniform(4, 8))[0] - rng.uniform(1.6, 2.8)), 0, 1)
+    return spots * np.clip(2 * head.white - 0.5, 0, 1)
 
 
-def scan(rng: np.random.Generator, image: np.ndarray, voxel_mm: float, artefacts: float) -> np.ndarray:
-    """What the scanner adds: bias field and noise."""
-    axes = tuple(voxel_mm * (np.arange(n, dtype=np.float32) - n // 2) for n in image.shape)
-    image = image * np.exp(rng.uniform(0.05, 0.25) * smooth_field(rng, axes, 90.0)[0])
-    sigma = rng.uniform(0.005, 0.04)
-    real = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    imaginary = sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.sqrt(real ** 2 + imaginary ** 2) * np.float32(rng.uniform(200, 2000))
+def vessels(rng: np.random.Generator, head: Head) -> np.ndarray:
+    """Thin winding tubes in sulci and at the base, 0..1: where two smooth fields are both near zero."""
+    first, second = smooth_field(rng, head.axes_mm, 18.0, 2)
+    tubes = np.exp(-(first ** 2 + second ** 2) / np.float32(rng.uniform(0.06, 0.15) ** 2))
+    return tubes * np.clip(2 * head.fluid + head.grey - 0.5, 0, 1)
+
+
+def wall(rng: np.random.Generator, head: Head, means: dict[str, float], texture: np.ndarray, blotch: np.ndarray,
+         voxel_mm: float) -> np.ndarray:
+    """Signal outside the brain: fluid under the skull, bone and marrow, flesh, cavities, skin, eyes, air."""
+    inside = lambda distance: np.clip(0.5 - distance / np.float32(max(voxel_mm, 1.0)), 0, 1)
+    flesh = means["muscle"] + (means["fat"] - means["muscle"]) * np.clip(1.5 * blotch - 0.2, 0, 1)
+    flesh = flesh * (1 + np.float32(0.15) * texture)
+    flesh *= 1 - np.clip(4 * (-blotch - rng.uniform(0.8, 1.6)), 0, 1)  # sinuses and airways
+    flesh += inside(-head.outside - rng.uniform(-2, 5)) * (means["fat"] - flesh)
+    marrow = np.clip(1 - np.abs(head.depth - head.skull_mm * 0.6) / 1.5, 0, 1) * rng.uniform(0, 0.8)
+    bone = means["bone"] + (means["fat"] - means["bone"]) * marrow
+    signal = flesh + inside(head.depth - head.skull_mm - texture) * (bone - flesh)
+    signal += inside(head.depth - rng.uniform(0, 2.5)) * (means["fluid"] * rng.uniform(0.3, 1) - signal)
+    signal += inside(head.eye) * (means["eye"] - signal)
+    return signal * inside(head.outside)
+
+
+def draw_cases(path: str, count: int, first_seed: int, voxel_mm: float, preset: str) -> None:
+    """A sheet of ``count`` random cases: through the lesion's middle on three planes, the mask outlined."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = 8
+    rows = -(-count // columns)
+    figure, panels = plt.subplots(rows * 3, columns, figsize=(2 * columns, 6 * rows), squeeze=False,
+                                  layout="constrained")
+    for panel in panels.flat:
+        panel.axis("off")
+    for number in range(count):
+        image, mask, info = make_case(first_seed + number, voxel_mm, preset)
+        scan_array, mask_array = (np.asarray(nib.as_closest_canonical(each).dataobj) for each in (image, mask))
+        middle = np.argwhere(mask_array).mean(0).astype(int) if mask_array.any() else np.array(mask_array.shape) // 2
+        top = np.quantile(scan_array[scan_array > 0], 0.995)
+        cuts = [[np.take(array, middle[axis], axis).T for array in (scan_array, mask_array)] for axis in range(3)]
+        for plane, (scan_cut, mask_cut) in enumerate(cuts):
+            panel = panels[number // columns * 3 + plane, number % columns]
+            panel.imshow(scan_cut, origin="lower", cmap="gray", vmin=0, vmax=top)
+            if mask_cut.any():
+                panel.contour(mask_cut, [0.5], colors="red", linewidths=0.6)
+            if plane == 0:
+                panel.set_title(f"{info['seed']} {info['contrast']} {info['lesion_ml']:.1f} mL", fontsize=7)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m meshnet.synthetic", description="Draw random synthetic cases.")
+    parser.add_argument("--pictures", type=int, default=24, help="how many cases")
+    parser.add_argument("--out", default="synthetic.png", help="picture to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first case")
+    parser.add_argument("--voxel_mm", type=float, default=2.0, help="voxel size in mm")
+    parser.add_argument("--preset", default="train", choices=sorted(PRESETS), help="how much the cases vary")
+    arguments = parser.parse_args()
+    draw_cases(arguments.out, arguments.pictures, arguments.seed, arguments.voxel_mm, arguments.preset)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    run_script(main)
