@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # A change in what these files do must redo the cases; the last ones only where cases are made.
 CODE = ("geometry", "nifti", "resample", "rows", "schema")
-SYNTHETIC_CODE = ("synthetic", "atlas", "lesions")
+SYNTHETIC_CODE = ("synthetic", "atlas", "head", "lesions", "scanner")
 
 
 @dataclass(frozen=True)
