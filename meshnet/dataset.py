@@ -81,7 +81,7 @@ def prepare_cases(
 
 
 def run_jobs(jobs: dict[int, tuple], workers: int, out: Path) -> Iterator[tuple[int, tuple[str, str] | None]]:
-    """``prepare_case`` on every job's arguments, in this process for one worker: (key, what it returned), as they end."""
+    """``prepare_case`` on every job's arguments: (key, what it returned), as they end. One worker is this process."""
     if workers <= 1:
         yield from ((i, prepare_case(*job)) for i, job in jobs.items())
         return

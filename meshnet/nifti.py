@@ -11,34 +11,49 @@ from meshnet.errors import UserError
 from meshnet.files import whole_file
 
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
-# What nibabel, gzip and numpy raise for files that are damaged or something else.
-NOT_A_FILE = (
-    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
-    OSError, EOFError, zlib.error, ValueError,
-)  # fmt: skip
+# What nibabel and numpy raise for content that is not what its header says.
+NOT_A_FILE = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, OSError, ValueError)
 
 
 def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
-    """Read and check one NIfTI file; the image that comes back holds its data in memory.
+    """Read and check one NIfTI file (.nii, .nii.gz); the image that comes back holds its data in memory.
 
     ``kind``: ``scan`` or ``mask`` (an empty mask is left to the caller to judge). ``channels``: a 4D file's last axis
     is declared to be channels. Otherwise the result is (X, Y, Z); a last axis of length one is dropped.
     Integer data without header scaling keep their type, everything else becomes float32 (masks float64, since a
     broken ``scl_slope`` can make their values tiny). Raises UserError with one line for every bad file.
     """
-    return _checked(_open(Path(path)), str(path), kind, channels)
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a NIfTI scan; check the path")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from error
+    return image_from_bytes(content, str(path), kind, channels)
 
 
 def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
-    """``read_image`` for a file's content, plain or gzipped, that ``name`` tells in errors."""
+    """``read_image`` for a file's content, plain or gzipped; ``name`` stands for it in errors."""
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)  # to the end, so that the checksum is looked at
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{name}: truncated or damaged gzip ({error}), expected it whole; copy it anew") from error
+    if content[344:348] == b"n+1\0":
+        form = nib.Nifti1Image
+    elif content[4:8] == b"n+2\0":
+        form = nib.Nifti2Image
+    else:
+        raise UserError(
+            f"{name}: found no NIfTI, expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, or copy it "
+            "anew if it is damaged"
+        )
     try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        nifti2 = content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # the header's length, 540
-        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
+        return _checked(form.from_bytes(content), name, kind, channels)
     except NOT_A_FILE as error:
-        raise UserError(f"{name}: found no NIfTI ({error}), expected a whole one; copy the data set anew") from error
-    return _checked(image, name, kind, channels)
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: damaged or truncated NIfTI ({reason}), expected it whole; copy it anew") from error
 
 
 def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> nib.Nifti1Image:
@@ -53,12 +68,7 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
         )
     if min(shape) < 1:
         raise UserError(f"{path}: found an empty volume of shape {shape}, expected voxels on every axis; replace it")
-    try:
-        data = np.asanyarray(image.dataobj)
-    except NOT_A_FILE as error:
-        raise UserError(
-            f"{path}: cannot read the voxels ({error}), expected a whole file; it is truncated or damaged, copy it anew"
-        ) from error
+    data = np.asanyarray(image.dataobj)
     if data.dtype.fields is not None or data.dtype.kind == "c":
         raise UserError(f"{path}: found {data.dtype} voxels (colour or complex), expected numbers; convert it")
     data = data.reshape(shape)
@@ -73,21 +83,6 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
     header.set_data_dtype(data.dtype if data.dtype.kind in "iuf" else np.uint8)
     header.set_slope_inter(1, 0)
     return type(image)(data, image.affine, header)
-
-
-def _open(path: Path) -> nib.Nifti1Image:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected a NIfTI scan; check the path")
-    try:
-        image = nib.load(path)
-    except NOT_A_FILE as e:
-        raise UserError(
-            f"{path}: found no NIfTI header ({e}), expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, "
-            "or copy it anew if it is damaged"
-        ) from e
-    if not isinstance(image, (nib.Nifti1Image, nib.Nifti1Pair)):
-        raise UserError(f"{path}: found {type(image).__name__}, expected NIfTI; convert it, e.g. with mri_convert")
-    return image
 
 
 def _check_affine(image: nib.Nifti1Image, path: str) -> None:

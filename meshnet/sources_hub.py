@@ -48,13 +48,11 @@ def find_hub(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
             name = "_".join(p for p in (scalars[subject], scalars.get(session, "")) if p)
             seen[name] = seen.get(name, 0) + 1
             groups = {k: v for k, v in scalars.items() if k not in (subject, session, mask)}
-            listing.cases.append(
-                Case(
-                    name if seen[name] == 1 else f"{name}_{seen[name]}", scalars[subject],
-                    tuple(f"{where}/{c}" for c in wanted), f"{where}/{mask}", scalars.get(session, ""), groups, "hub",
-                    origin=(url, kind, number, tuple(wanted), mask, stamp),
-                )  # fmt: skip
-            )
+            name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+            scans = tuple(f"{where}/{c}" for c in wanted)
+            origin = (url, kind, number, tuple(wanted), mask, stamp)
+            ids = (name, scalars[subject], scans, f"{where}/{mask}", scalars.get(session, ""))
+            listing.cases.append(Case(*ids, groups, loader="hub", origin=origin))
     listing.groups = [acquisition] if acquisition else []
     return listing
 
@@ -192,4 +190,4 @@ def _content(value: dict | None, name: str) -> bytes:
         with fsspec.open(value["path"], "rb") as handle:
             return handle.read()
     except OSError as error:
-        raise UserError(f"{name}: cannot read {value['path']} ({error}); fetch it, or save the data set anew") from error
+        raise UserError(f"{name}: cannot read {value['path']} ({error}); save the data set anew") from error
