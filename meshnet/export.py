@@ -1,0 +1,151 @@
+"""Hand a network on, or take one in: ONNX, brainchop's TensorFlow.js layout, ``.pth``.
+
+    python -m meshnet.export onnx MODEL OUT.onnx
+    python -m meshnet.export tfjs MODEL OUT_FOLDER
+    python -m meshnet.export import model.json|model.pth OUT_FOLDER
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from meshnet.errors import UserError, run_script
+
+ACTIVATIONS = ("relu", "elu", "gelu")
+SCALINGS = ("conform_uint8", "minmax", "quantile", "window")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m meshnet.export", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    onnx = commands.add_parser("onnx", help="write ONNX and print how far it agrees with PyTorch")
+    onnx.add_argument("model", help="model or run folder, built-in or Hub name")
+    onnx.add_argument("out", type=Path, help="OUT.onnx")
+    onnx.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="what the network computes in")
+    onnx.add_argument("--scan", nargs="+", type=Path, default=[], metavar="NIFTI",
+                      help="compare on this scan (one file a channel), conformed as the model wants it")
+    tfjs = commands.add_parser("tfjs", help="write the layout that brainchop.org runs")
+    tfjs.add_argument("model", help="model or run folder, built-in or Hub name")
+    tfjs.add_argument("out", type=Path, help="folder for model.json and its binary")
+    take = commands.add_parser("import", help="make a model folder of a published MeshNet")
+    take.add_argument("source", type=Path, help="brainchop's model.json, or a .pth file")
+    take.add_argument("out", type=Path, help="model folder to write")
+    take.add_argument("--layout", type=Path, help=".pth: brainchop's architecture file (default: model.json beside it)")
+    take.add_argument("--dilations", help=".pth: 1,2,4,… one a block")
+    take.add_argument("--activation", choices=ACTIVATIONS, help=".pth: activation of the blocks")
+    take.add_argument("--norm", choices=("none", "group", "instance"), help=".pth: a norm that has no weights")
+    take.add_argument("--channels", nargs="+", default=["T1w"], metavar="NAME", help="what each input channel is")
+    take.add_argument("--classes", nargs="+", metavar="NAME", help="names, background first (default: colormap.json)")
+    take.add_argument("--orientation", default="LIA", help="axis codes of the grid that it was trained on")
+    take.add_argument("--scaling", choices=SCALINGS, help="intensity scaling that it was trained with (minmax)")
+    take.add_argument("--voxel_mm", type=float, default=1.0, help="voxel size that it was trained on")
+    return parser
+
+
+def import_model(arguments: argparse.Namespace) -> str:
+    """Read a foreign network and write it as a model folder; returns what to tell the user."""
+    from meshnet.export_tfjs import read_tfjs
+    from meshnet.export_torch import read_layout, read_torch
+    from meshnet.model import count_parameters
+    from meshnet.modelfolder import save_model
+
+    source = arguments.source
+    if not source.is_file():
+        raise UserError(f"{source}: not found; expected brainchop's model.json or a .pth file")
+    info = {"shape": None, "normalize": None}
+    if source.suffix == ".json":
+        model, info = read_tfjs(source)
+    else:
+        beside = arguments.layout or source.with_name("model.json")
+        layout = read_layout(beside) if arguments.layout or (beside.is_file() and not arguments.dilations) else {}
+        if arguments.dilations:
+            layout["dilations"] = parse_dilations(arguments.dilations)
+        layout |= {key: getattr(arguments, key) for key in ("activation", "norm") if getattr(arguments, key)}
+        model = read_torch(source, layout)
+    scaling = arguments.scaling or "minmax"
+    if info["normalize"] and info["normalize"].get("type") != "minmax" and not arguments.scaling:
+        raise UserError(f"{source}: asks for the scaling {json.dumps(info['normalize'])}, which this program does not "
+                        "have exactly; choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
+    channels, classes = model.arguments["in_channels"], model.arguments["classes"]
+    names = arguments.classes or class_names(source.with_name("colormap.json"), classes)
+    if len(names) != classes or len(arguments.channels) != channels:
+        raise UserError(f"{source}: has {channels} input channels and {classes} classes, found "
+                        f"{len(arguments.channels)} names in --channels and {len(names)} in --classes")
+    card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": info["shape"],
+            "orientation": arguments.orientation.upper(), "scaling": scaling,
+            "training_data": {"imported_from": source.name}}
+    save_model(arguments.out, model, card)
+    return (f"{arguments.out}: MeshNet, {count_parameters(model):,} parameters, {classes} classes, "
+            f"{card['orientation']}, {scaling}")
+
+
+def parse_dilations(text: str) -> list[int]:
+    """``1,2,4`` as numbers."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--dilations: found {text!r}, expected whole numbers such as 1,2,4,8,16,8,4,2,1")
+    return [int(part) for part in parts]
+
+
+def class_names(path: Path, classes: int) -> list[str]:
+    """The names in brainchop's colormap.json where they fit, else ``class 1`` and so on after the background."""
+    if path.is_file():
+        try:
+            labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            labels = None
+        if isinstance(labels, list) and len(labels) == classes:
+            return [str(label) for label in labels]
+    return ["background", *(f"class {i}" for i in range(1, classes))]
+
+
+def read_scan(paths: list[Path], card: dict):
+    """The conformed scan (C, X, Y, Z) in float32, 0..1, as the network of ``card`` sees it."""
+    import numpy as np
+
+    from meshnet import geometry
+
+    if len(paths) != len(card["channels"]):
+        raise UserError(f"--scan: found {len(paths)} files, expected {len(card['channels'])} "
+                        f"({', '.join(card['channels'])})")
+    images = [geometry.read_image(path) for path in paths]
+    grid = geometry.Grid(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"])
+    window = tuple(card["window"]) if card["window"] else None
+    conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
+    volume = np.stack([np.asarray(image.dataobj, np.float32) for image in conformed])
+    return volume / 255 if card["scaling"] == "conform_uint8" else volume
+
+
+def export_onnx(arguments: argparse.Namespace) -> str:
+    """Write ONNX and measure it; returns what to tell the user."""
+    from meshnet.export_onnx import compare, trial_volumes, write_onnx
+    from meshnet.modelfolder import load_model
+
+    model, card = load_model(arguments.model)
+    scan = [read_scan(arguments.scan, card)] if arguments.scan else []
+    write_onnx(model, card, arguments.out, arguments.precision)
+    parity = compare(model, arguments.out, scan or trial_volumes(len(card["channels"])))
+    where = "the scan" if scan else "two made-up volumes"
+    dice = "no class but background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
+    return (f"{arguments.out}: {arguments.precision}, {arguments.out.stat().st_size:,} bytes; against PyTorch on "
+            f"{where}: largest logit difference {parity['relative_difference']:.2e} of the largest logit, {dice}")
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    if arguments.command == "import":
+        print(import_model(arguments))
+    elif arguments.command == "onnx":
+        print(export_onnx(arguments))
+    else:
+        from meshnet.export_tfjs import write_tfjs
+        from meshnet.modelfolder import load_model
+
+        model, card = load_model(arguments.model)
+        write_tfjs(model, card, arguments.out)
+        print(f"{arguments.out}: model.json and its binary; the scan must be {card['orientation']}, "
+              f"{card['voxel_mm']:g} mm, scaled by {card['scaling']}")
+
+
+if __name__ == "__main__":
+    run_script(main)

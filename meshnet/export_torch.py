@@ -1,0 +1,124 @@
+"""Weights of a MeshNet from elsewhere: a ``.pth`` state dict (or safetensors under that name), layers in order.
+
+Names differ from project to project, so layers are told by their tensors: five axes are a convolution, running
+statistics a batch norm, one axis alone an affine group norm. What tensors cannot say (dilations, activation, a norm
+without weights) comes from brainchop's ``model.json`` beside the file or from flags.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from meshnet.errors import UserError
+from meshnet.export_stages import Stage, assemble
+from meshnet.model import MeshNet
+
+NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.pth`` file, unpickled with ``weights_only=True``, or of a safetensors file of that name.
+
+    Raises:
+        UserError: for anything else, in particular a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a .pth or .safetensors file")
+    try:
+        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            content = load_file(path)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: cannot be opened as plain weights ({str(error).splitlines()[0][:120]}); expected a "
+                        "state dict of tensors, saved by torch.save(model.state_dict(), ...)") from None
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = isinstance(content, dict) and content and all(isinstance(v, torch.Tensor) for v in content.values())
+    if not tensors:
+        raise UserError(f"{path}: found {type(content).__name__}, expected a state dict of tensors")
+    return content
+
+
+def read_layout(path: Path) -> dict:
+    """brainchop's architecture file: dilations, ``norm``, ``activation``, as far as it says them.
+
+    Form: ``{"bnorm": bool, "gelu": bool, "elu": bool, "layers": [{"kernel_size", "dilation", …}, …]}``. Its ``bnorm``
+    is a group norm with one group a channel in the newer networks and batch norm in the older; the weights decide.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        layers = document["layers"]
+        dilations = [int(layer["dilation"]) for layer in layers if int(layer["kernel_size"]) != 1]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not brainchop's architecture file ({type(error).__name__}: {error}); expected "
+                        '{"layers": [...]}, or give --dilations') from None
+    activation = "gelu" if document.get("gelu") else "elu" if document.get("elu") else "relu"
+    return {"dilations": dilations, "norm": "group" if document.get("bnorm") else "none", "activation": activation}
+
+
+def stages_from_state(state: dict[str, torch.Tensor], path: Path) -> list[Stage]:
+    """Convolutions in the order of their names (numbers by value), each with the norm that follows it."""
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        prefix, _, leaf = key.rpartition(".")
+        modules.setdefault(prefix, {})[leaf] = tensor.float() if tensor.is_floating_point() else tensor
+    stages: list[Stage] = []
+    for prefix in sorted(modules, key=natural_order):
+        parts = modules[prefix]
+        weight = parts.get("weight")
+        if weight is not None and weight.ndim == 5:
+            stages.append(Stage(weight, parts.get("bias")))
+        elif not stages:
+            raise UserError(f"{path}: begins with {prefix} ({', '.join(parts)}), expected a 3D convolution; not a "
+                            "MeshNet")
+        elif "running_mean" in parts:
+            stage = stages[-1]
+            stage.norm, stage.mean, stage.variance = "batch", parts["running_mean"], parts["running_var"]
+            stage.gamma, stage.beta = weight, parts.get("bias")
+        elif weight is not None and weight.ndim == 1:
+            stages[-1].norm, stages[-1].gamma, stages[-1].beta = "group", weight, parts["bias"]
+        else:
+            raise UserError(f"{path}: {prefix} holds {', '.join(parts)}, which no MeshNet has")
+    return stages
+
+
+def natural_order(name: str) -> list:
+    """A sort key by which ``model.10`` comes after ``model.9``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[.]", name)]
+
+
+def read_torch(path: Path, layout: dict) -> MeshNet:
+    """The MeshNet in a ``.pth`` file.
+
+    Args:
+        layout: ``dilations`` (needed), ``activation`` (default relu) and ``norm``, which is only asked where the
+            weights do not show one.
+
+    Raises:
+        UserError: for files and layers that are not a MeshNet's.
+    """
+    stages = stages_from_state(read_state(path), path)
+    dilations = layout.get("dilations")
+    if not dilations:
+        raise UserError(f"{path}: has {len(stages) - 1} blocks of unknown dilation; put brainchop's model.json beside "
+                        "it or give --dilations 1,2,4,… and --activation")
+    if len(dilations) != len(stages) - 1:
+        raise UserError(f"{path}: found {len(stages) - 1} blocks, expected {len(dilations)} as the dilations say "
+                        f"({','.join(map(str, dilations))})")
+    for stage, dilation in zip(stages, dilations):
+        stage.dilation = dilation
+        stage.activation = layout.get("activation") or "relu"
+        if stage.norm is None and layout.get("norm", "none") != "none":
+            stage.norm = layout["norm"]
+        if stage.norm == "batch" and stage.mean is None:
+            raise UserError(f"{path}: has no running statistics, expected some for --norm batch; a folded network is "
+                            "--norm none")
+    return assemble(stages, str(path))
