@@ -43,11 +43,10 @@ def open_folder(path: str | Path) -> Path:
     out = Path(path)
     if out.is_dir() and any(out.iterdir()) and not (out / PREPARED).is_file() and not (out / SHARDS).is_dir():
         raise UserError(f"{out}: holds something else, expected an empty folder or a prepared dataset; choose another")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, expected a folder; choose another --out")
     with disk_faults(out):
-        try:
-            (out / SHARDS).mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UserError(f"{out}: is a file, expected a folder; choose another --out") from error
+        (out / SHARDS).mkdir(parents=True, exist_ok=True)
         if not os.access(out / SHARDS, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
         for stray in (out / SHARDS).glob(".tmp-*"):  # a killed run's; two runs on one folder are not meant

@@ -1,0 +1,458 @@
+"""prepare.py from its command line: what it writes, what it redoes, and how it ends on bad input."""
+
+import csv
+import errno
+import gzip
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import prepare
+from meshnet import rows, schema
+from meshnet.dataset import run_jobs
+from meshnet.errors import UserError, run_script
+from meshnet.geometry import Grid, conform, conform_mask, head_box, read_image, to_native
+from meshnet.splits import fold_subjects, load_splits
+
+SYNTHETIC = ["--format", "synthetic", "--cases", "6", "--voxel_mm", "8", "--outer", "2", "--inner", "2"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call prepare.py's main with arguments, in this process: (exit code, stdout, lines of stderr)."""
+
+    def call(*arguments, workers=1):
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments), "--workers", str(workers)])
+        with pytest.raises(SystemExit) as ended:
+            run_script(prepare.main)
+        captured = capsys.readouterr()
+        # The progress bar draws with carriage returns; messages are lines.
+        lines = [line for line in captured.err.splitlines() if line and "case/s" not in line and "s/case" not in line]
+        return ended.value.code, captured.out, lines
+
+    return call
+
+
+def save(path, data, affine=None, codes=1) -> None:
+    image = nib.Nifti1Image(data, np.diag([2.0, 2, 2, 1]) if affine is None else affine)
+    image.set_sform(image.affine, codes)
+    image.set_qform(image.affine, codes)
+    nib.save(image, path)
+
+
+def head(seed) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x, y, z = np.indices((24, 26, 22))
+    inside = ((x - 12) / 9) ** 2 + ((y - 13) / 10) ** 2 + ((z - 11) / 8) ** 2 < 1
+    return (inside * (50 + 20 * rng.random(inside.shape)) + rng.random(inside.shape)).astype(np.float32)
+
+
+def lesion(seed) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((24, 26, 22), np.uint8)
+    x, y, z = rng.integers(6, 14, 3)
+    mask[x : x + 3, y : y + 4, z : z + 2] = 1
+    return mask
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table of four good cases; ``add`` appends a line with its own image or mask."""
+
+    class Table:
+        path = tmp_path / "cases.csv"
+        lines = []  # noqa: RUF012 (a fresh class each test)
+
+        def add(self, name, image=None, mask=None, **save_options):
+            image, mask = head(0) if image is None else image, lesion(0) if mask is None else mask
+            for kind, data in (("T2w", image), ("mask", mask)):
+                target = tmp_path / f"{name}_{kind}.nii.gz"
+                if isinstance(data, bytes):
+                    target.write_bytes(data)
+                else:
+                    save(target, data, **(save_options if kind == "T2w" else {}))
+            self.lines.append([name, f"{name}_T2w.nii.gz", f"{name}_mask.nii.gz", "AB"[len(self.lines) % 2]])
+            with open(self.path, "w", newline="") as handle:
+                csv.writer(handle).writerows([["subject", "image", "mask", "site"], *self.lines])
+
+    made = Table()
+    for i in range(4):
+        made.add(f"good{i}", head(i), lesion(i))
+    return made
+
+
+def options(out, *more):
+    return ["--format", "table", "--out", out, "--voxel_mm", "4", "--outer", "2", "--inner", "1", *more]
+
+
+def shards(out) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (Path(out) / "shards").iterdir()}
+
+
+# ---- what is written ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiny") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["prepare.py", *SYNTHETIC, "--out", str(out), "--workers", "1"])
+        assert prepare.main() == 0
+    return out
+
+
+def test_rows_hold_the_conformed_case_and_where_it_came_from(tiny):
+    from meshnet.synthetic import make_case
+
+    data, prepared = schema.load_dataset(tiny)
+    assert len(data) == 6 and set(data.column_names) == set(schema.features([]))
+    row = data[1]
+    image, mask, _ = make_case(1, 8.0, "demo")
+    conformed = np.asarray(conform(image, Grid(8.0)).dataobj)
+    assert row["case"] == row["subject"] == "synthetic-000001"
+    assert np.frombuffer(row["image"], row["image_dtype"]).reshape(row["image_shape"]).tolist() == [conformed.tolist()]
+    assert row["mask"] == np.asarray(conform_mask(mask, Grid(8.0)).dataobj).tobytes()
+    assert row["mask_native"] == np.asarray(mask.dataobj).tobytes() and row["native_shape"] == [32, 32, 32]
+    assert row["lesion_voxels"] == np.asarray(mask.dataobj).sum()
+    assert row["lesion_ml"] == pytest.approx(row["lesion_voxels"] * 0.512)
+    np.testing.assert_allclose(np.reshape(row["native_affine"], (4, 4)), image.affine)
+    assert prepared["channels"] == ["T2w"] and prepared["classes"] == ["background", "lesion"]
+    assert prepared["shape"] == [32, 32, 32] and prepared["scaling"] == "conform_uint8"
+    boxes = np.array(data["head_box"])
+    assert prepared["box"] == [*np.stack([boxes[:, ::2].min(0), boxes[:, 1::2].max(0)], 1).ravel()]
+    for i in range(6):
+        box = np.reshape(data[i]["head_box"], (3, 2))
+        smallest = np.array(head_box(schema.volume(data, i, "image")[0]))
+        assert (box[:, 0] <= smallest[:, 0]).all() and (box[:, 1] >= smallest[:, 1]).all()
+        mask = schema.volume(data, i, "mask")
+        assert mask.sum() == mask[tuple(slice(*b) for b in box)].sum()
+
+
+def test_volumes_are_views_on_the_mapped_file(tiny):
+    import pyarrow as pa
+
+    data, _ = schema.load_dataset(tiny)
+    before = pa.total_allocated_bytes()
+    picked = data.select([4, 2])
+    for i, j in ((0, 4), (1, 2)):
+        for column in schema.VOLUMES:
+            view = schema.volume(picked, i, column)
+            assert not view.flags.writeable and view.tobytes() == data[j][column]
+    held = schema.volume(data, 3, "image")
+    assert pa.total_allocated_bytes() - before < held.nbytes
+    with pytest.raises(ValueError, match="none of"):
+        schema.volume(data, 0, "case")
+
+
+def test_splits_cover_the_subjects_of_the_dataset(tiny):
+    data, _ = schema.load_dataset(tiny)
+    splits = load_splits(tiny / "splits.json")
+    parts = fold_subjects(splits, 1, 1)
+    assert sorted(s for p in parts.values() for s in p) == sorted(data["subject"]) and splits["outer"] == 2
+
+
+def test_the_same_command_again_does_nothing_and_other_settings_do(tiny, tmp_path, run):
+    out = tmp_path / "copy"
+    shutil.copytree(tiny, out)
+    before, prepared = shards(out), json.loads((out / "prepared.json").read_text())
+    code, text, _ = run(*SYNTHETIC, "--out", out)
+    assert code == 0 and "6 of 6 case(s) are ready" in text and shards(out) == before
+    assert json.loads((out / "prepared.json").read_text()) == prepared
+    code, _, _ = run(*SYNTHETIC[:-4], "--outer", "2", "--inner", "1", "--scaling", "minmax", "--out", out)
+    assert code == 0 and not set(shards(out)) & set(before) and len(shards(out)) == 6
+    data, changed = schema.load_dataset(out)
+    assert changed["fingerprint"] != prepared["fingerprint"] and data[0]["image_dtype"] == "float32"
+
+
+def test_only_the_case_that_changed_is_redone(table, tmp_path, run):
+    out = tmp_path / "out"
+    assert run(table.path, *options(out, "--group", "site"))[0] == 0
+    before = shards(out)
+    save(tmp_path / "good2_mask.nii.gz", lesion(9))
+    assert run(table.path, *options(out, "--group", "site"))[0] == 0
+    after = shards(out)
+    assert len(set(before.items()) & set(after.items())) == 3 and len(after) == 4
+    data, prepared = schema.load_dataset(out)
+    assert data[2]["mask_native"] == lesion(9).tobytes()
+    assert data["group_site"][:] == ["A", "B", "A", "B"] and prepared["groups"] == ["site"]
+
+
+def test_two_real_modalities_become_two_channels(shared_data, tmp_path, run):
+    lines = [["subject", "image_FLAIR", "image_T2w", "mask"]]
+    folders = sorted((shared_data / "ms").iterdir())
+    lines += [[f.name, f / "FLAIR.nii.gz", f / "T2w.nii.gz", f / "lesion_mask.nii.gz"] for f in folders]
+    with open(tmp_path / "t.csv", "w", newline="") as handle:
+        csv.writer(handle).writerows(lines)
+    out = tmp_path / "out"
+    code, _, errors = run(tmp_path / "t.csv", "--format", "table", "--out", out, "--voxel_mm", "2", "--outer", "1",
+                          "--inner", "1")  # fmt: skip
+    assert code == 0, errors
+    data, prepared = schema.load_dataset(out)
+    assert prepared["channels"] == ["FLAIR", "T2w"] and data[0]["image_shape"] == [2, 128, 128, 128]
+    for i, folder in enumerate(folders):
+        mask = read_image(folder / "lesion_mask.nii.gz", "mask")
+        lesion_voxels = int((np.asarray(mask.dataobj) > 0).sum())
+        assert data[i]["lesion_voxels"] == lesion_voxels and data[i]["lesion_ml"] == pytest.approx(lesion_voxels / 1000)
+        affine = np.reshape(data[i]["conformed_affine"], (4, 4))
+        back = to_native(schema.volume(data, i, "mask"), affine, mask)
+        truth = schema.volume(data, i, "mask_native")
+        assert 2 * (back & truth).sum() / (back.sum() + truth.sum()) > 0.5  # thin lesions on a coarser grid
+        for channel, name in enumerate(("FLAIR", "T2w")):
+            expected = conform(read_image(folder / f"{name}.nii.gz"), Grid(2.0))
+            assert (schema.volume(data, i, "image")[channel] == np.asarray(expected.dataobj)).all()
+
+
+def test_classes_by_labels(table, tmp_path, run):
+    several = lesion(0) * 2
+    several[12, 12, 12] = 7
+    table.add("several", mask=several)
+    code, _, errors = run(table.path, *options(tmp_path / "a"))
+    assert code == 1 and "found the values 2, 7" in errors[0] and "--labels" in errors[0]
+    code, _, _ = run(table.path, *options(tmp_path / "b"), "--labels", "1,2=1", "7=2", "--classes", "core", "rim")
+    data, prepared = schema.load_dataset(tmp_path / "b")
+    assert code == 0 and prepared["classes"] == ["background", "core", "rim"]
+    classes = schema.volume(data, 4, "mask_native")
+    assert (classes == np.where(several == 7, 2, several > 0)).all()
+    assert set(np.unique(schema.volume(data, 4, "mask"))) <= {0, 1, 2}
+
+
+def test_list_reads_no_volume(tmp_path, run):
+    for name in ("sub-1/anat/sub-1_T2w.nii.gz", "derivatives/l/sub-1/sub-1_label-lesion_mask.nii.gz",
+                 "sub-2/anat/sub-2_T2w.nii.gz"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    code, text, _ = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--list")
+    assert code == 0 and text.splitlines()[-1] == "1 pair(s), 1 left out, 0 failed"
+    assert text.startswith(f"sub-1\t{tmp_path}/sub-1/anat/sub-1_T2w.nii.gz\t")
+
+
+def test_help_answers_at_once(root):
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "prepare.py", "--help"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "--split_seed" in done.stdout and time.perf_counter() - started < 1
+
+
+# ---- bad cases ----------------------------------------------------------------------------------------------------
+
+
+def faults() -> dict:
+    """What can be wrong with a case: image, mask, options for saving the image, and what the reason has to say."""
+    packed = gzip.compress(nib.Nifti1Image(head(0), np.eye(4)).to_bytes())
+    nan = head(0)
+    nan[3, 3, 3] = np.nan
+    inf = head(0)
+    inf[3, 3, 3] = np.inf
+    singular = nib.Nifti1Image(head(0), np.eye(4))
+    singular.set_sform(np.eye(4), 1)
+    singular.header["srow_y"] = 0
+    singular = singular.header.binaryblock + b"\0" * 4 + head(0).tobytes("F")
+    return {
+        "truncated": (packed[:5000], None, {}, "truncated"),
+        "text": (b"this is no scan", None, {}, "no NIfTI"),
+        "volumes": (np.stack([head(0)] * 3, -1), None, {}, "found 4D data"),
+        "nan": (nan, None, {}, "NaN"),
+        "inf": (inf, None, {}, "NaN or infinite"),
+        "zero": (head(0) * 0, None, {}, "every voxel is zero"),
+        "no_affine": (None, None, {"codes": 0}, "no affine"),
+        "singular": (gzip.compress(singular), None, {}, "singular affine"),
+        "other_shape": (None, lesion(0)[:-1], {}, "another grid than its scan's"),
+        "other_affine": (None, None, {"affine": np.diag([2.0, 2, 2.2, 1])}, "another grid than its scan's"),
+        "empty_mask": (None, lesion(0) * 0, {}, "mask is empty"),
+        "labels": (None, lesion(0) + 2 * lesion(3), {}, "--labels"),
+    }
+
+
+def test_bad_cases_are_listed_and_the_good_ones_kept(table, tmp_path, run):
+    bad = faults()
+    for name, (image, mask, save_options, _) in bad.items():
+        table.add(name, image, mask, **save_options)
+    code, text, errors = run(table.path, *options(tmp_path / "out"))
+    assert code == 1 and "4 case(s)" in text
+    assert errors[-1] == f"{len(bad)} case(s) failed, listed above" and len(errors) == len(bad) + 1
+    for name, (*_, reason) in bad.items():
+        (line,) = [e for e in errors if f"{name}_" in e]
+        assert re.search(reason, line) and line.startswith("failed\t"), line
+    data, _ = schema.load_dataset(tmp_path / "out")
+    assert data["case"][:] == [f"good{i}" for i in range(4)]
+    assert len(shards(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("name", sorted(faults()))
+def test_a_lone_bad_case_is_one_error_and_no_dataset(table, tmp_path, run, name):
+    image, mask, save_options, _ = faults()[name]
+    table.lines.clear()
+    table.add("lone", image, mask, **save_options)
+    code, _, errors = run(table.path, "--format", "table", "--out", tmp_path / "out", "--outer", "1", "--inner", "1")
+    assert code == 2 and len(errors) == 2 and errors[1].startswith("error: ")
+    assert not list((tmp_path / "out").glob("*.json")) and not shards(tmp_path / "out")
+
+
+def test_empty_masks_are_kept_on_request(table, tmp_path, run):
+    table.add("healthy", mask=lesion(0) * 0)
+    assert run(table.path, *options(tmp_path / "out", "--allow_empty"))[0] == 0
+    data, _ = schema.load_dataset(tmp_path / "out")
+    assert data[4]["lesion_voxels"] == 0 and data[4]["lesion_ml"] == 0
+
+
+def test_a_mask_with_a_broken_slope_works(table, tmp_path, run):
+    mask = nib.Nifti1Image(lesion(1), np.diag([2.0, 2, 2, 1]))
+    mask.set_sform(mask.affine, 1)
+    for field, value in (("scl_slope", 0.017), ("scl_inter", 0), ("vox_offset", 352)):
+        mask.header[field] = value
+    content = mask.header.binaryblock + b"\0" * 4 + lesion(1).tobytes("F")
+    assert np.asanyarray(nib.Nifti1Image.from_bytes(content).dataobj).max() == pytest.approx(0.017)
+    table.add("slope", mask=gzip.compress(content))
+    assert run(table.path, *options(tmp_path / "out"))[0] == 0
+    data, _ = schema.load_dataset(tmp_path / "out")
+    assert data[4]["mask_native"] == lesion(1).tobytes()
+
+
+def test_two_scans_for_one_mask_fail_alone(tmp_path, run):
+    for i in (1, 2):
+        folder = tmp_path / f"bids/sub-{i}/anat"
+        folder.mkdir(parents=True)
+        save(folder / f"sub-{i}_run-1_T2w.nii.gz", head(i))
+        masks = tmp_path / f"bids/derivatives/lesion/sub-{i}"
+        masks.mkdir(parents=True)
+        save(masks / f"sub-{i}_label-lesion_mask.nii.gz", lesion(i))
+    save(tmp_path / "bids/sub-2/anat/sub-2_run-2_T2w.nii.gz", head(3))
+    command = [tmp_path / "bids", "--format", "bids", "--suffix", "T2w", "--voxel_mm", "4", "--outer", "1", "--inner",
+               "1", "--out", tmp_path / "out"]  # fmt: skip
+    code, _, errors = run(*command)
+    assert code == 1 and "2 T2w scans match it" in errors[0]
+    assert schema.load_dataset(tmp_path / "out")[0]["subject"][:] == ["1"]
+    assert run(*command, "--exclude", "run=2")[0] == 0
+    assert schema.load_dataset(tmp_path / "out")[0]["subject"][:] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--format", "table", "--out", "o"], "found no PATH"),
+        (["x", "--format", "synthetic", "--out", "o"], "found PATH x"),
+        (["x", "--format", "bids", "--out", "o"], "--suffix: missing"),
+        (["x", "--format", "table"], "--out: missing"),
+        (["x", "--format", "table", "--out", "o"], "no such file or folder"),
+        (["--format", "synthetic", "--out", "o", "--window", "80", "0"], "expected LOW < HIGH"),
+        (["--format", "synthetic", "--out", "o", "--window", "0", "80", "--scaling", "minmax"], "drop one"),
+        (["--format", "synthetic", "--out", "o", "--scaling", "window"], "--window LOW HIGH"),
+        (["--format", "synthetic", "--out", "o", "--voxel_mm", "-1"], "voxel_mm"),
+        (["--format", "synthetic", "--out", "o", "--orientation", "ABC"], "orientation"),
+        (["--format", "synthetic", "--out", "o", "--cases", "0"], "--cases 0"),
+        (["--format", "synthetic", "--out", "o", "--cases", "2"], "--outer 3: found 2 subject"),
+        (["--format", "synthetic", "--out", "o", "--labels", "x"], "--labels"),
+        (["--format", "synthetic", "--out", "o", "--exclude", "acq"], "expected ENTITY=VALUE"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_write_nothing(tmp_path, monkeypatch, run, arguments, fault):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run(*arguments)
+    assert code == 2 and len(errors) == 1 and fault in errors[0] and errors[0].startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_group_names_the_known_ones(table, tmp_path, run):
+    code, _, errors = run(table.path, *options(tmp_path / "out", "--group", "scanner"))
+    assert code == 2 and errors == ["error: --group: found 'scanner', expected one of site"]
+    assert not (tmp_path / "out").exists()
+
+
+# ---- disks and kills ----------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_that_cannot_be_used(table, tmp_path, run):
+    file = tmp_path / "file"
+    file.touch()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.doc").touch()
+    for out, fault in ((file, "is a file"), (file / "below", "Not a directory"), (foreign, "holds something else")):
+        code, _, errors = run(table.path, *options(out))
+        assert code == 2 and len(errors) == 1 and str(out) in errors[0] and fault in errors[0]
+    if os.geteuid() != 0:  # root may write everywhere
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+        code, _, errors = run(table.path, *options(locked / "out"))
+        assert code == 2 and "Permission denied" in errors[0]
+
+
+def test_a_disk_that_fills_is_one_line_and_leaves_no_half_file(table, tmp_path, run, monkeypatch):
+    out = tmp_path / "out"
+    calls, write = [], rows._as_arrow
+
+    def full(value, kind):
+        if isinstance(value, np.ndarray):
+            calls.append(1)
+            if len(calls) > 7:  # in the middle of the third case
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(value, kind)
+
+    monkeypatch.setattr(rows, "_as_arrow", full)
+    code, _, errors = run(table.path, *options(out))
+    assert code == 2 and len(errors) == 1 and "No space left" in errors[0] and str(out) in errors[0]
+    assert len(shards(out)) == 2 and not list(out.glob("*.json"))
+    monkeypatch.setattr(rows, "_as_arrow", write)  # room again
+    code, text, _ = run(table.path, *options(out))
+    assert code == 0 and "2 of 4 case(s) are ready" in text
+
+
+def test_a_real_write_that_fails_is_one_line_too(table, tmp_path, run):
+    """The kernel refuses to let a file pass the limit: the error comes out of the write itself."""
+    out = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        code, _, errors = run(table.path, *options(out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and len(errors) == 1
+    assert errors[0].startswith(f"error: {out}: cannot write (File too large)")
+    assert not shards(out) and not list(out.glob("*.json"))
+
+
+def test_a_killed_run_goes_on_and_its_workers_end_with_it(tiny, tmp_path, root, run):
+    out = tmp_path / "out"
+    command = [sys.executable, "prepare.py", *SYNTHETIC, "--out", str(out), "--workers", "2"]
+    killed = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("shards/*.arrow")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    before = {n: t for n, t in shards(out).items() if not n.startswith(".tmp")}
+    assert before and not (out / "prepared.json").exists()
+    code, text, _ = run(*SYNTHETIC, "--out", out)
+    assert code == 0 and "ready from an earlier run" in text
+    assert set(before.items()) <= set(shards(out).items())
+    for name in ("prepared.json", "splits.json", "state.json"):
+        assert (out / name).read_text() == (tiny / name).read_text()
+    assert shards(out).keys() == shards(tiny).keys()
+    for name in shards(out):
+        assert (out / "shards" / name).read_bytes() == (tiny / "shards" / name).read_bytes()
+    assert not [c for c in children if Path(f"/proc/{c}").exists()]
+
+
+class Bomb:
+    """Ends the worker process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_worker_that_is_killed_is_said_to_be_one(tmp_path):
+    with pytest.raises(UserError, match=r"worker process was killed.*fewer --workers than 2"):
+        list(run_jobs({0: (Bomb(),), 1: (Bomb(),)}, 2, tmp_path))
