@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -162,15 +161,15 @@ def test_splits_cover_the_subjects_of_the_dataset(tiny):
     assert sorted(s for p in parts.values() for s in p) == sorted(data["subject"]) and splits["outer"] == 2
 
 
-def test_the_same_command_again_does_nothing_and_other_settings_do(tiny, tmp_path, run):
-    out = tmp_path / "copy"
-    shutil.copytree(tiny, out)
+def test_the_same_command_again_does_nothing_and_other_settings_do(table, tmp_path, run):
+    out = tmp_path / "out"
+    assert run(table.path, *options(out))[0] == 0
     before, prepared = shards(out), json.loads((out / "prepared.json").read_text())
-    code, text, _ = run(*SYNTHETIC, "--out", out)
-    assert code == 0 and "6 of 6 case(s) are ready" in text and shards(out) == before
+    code, text, _ = run(table.path, *options(out))
+    assert code == 0 and "4 of 4 case(s) are ready" in text and shards(out) == before
     assert json.loads((out / "prepared.json").read_text()) == prepared
-    code, _, _ = run(*SYNTHETIC[:-4], "--outer", "2", "--inner", "1", "--scaling", "minmax", "--out", out)
-    assert code == 0 and not set(shards(out)) & set(before) and len(shards(out)) == 6
+    assert run(table.path, *options(out, "--scaling", "minmax"))[0] == 0
+    assert not set(shards(out)) & set(before) and len(shards(out)) == 4
     data, changed = schema.load_dataset(out)
     assert changed["fingerprint"] != prepared["fingerprint"] and data[0]["image_dtype"] == "float32"
 
@@ -190,7 +189,7 @@ def test_only_the_case_that_changed_is_redone(table, tmp_path, run):
 
 def test_two_real_modalities_become_two_channels(shared_data, tmp_path, run):
     lines = [["subject", "image_FLAIR", "image_T2w", "mask"]]
-    folders = sorted((shared_data / "ms").iterdir())
+    folders = sorted((shared_data / "ms").iterdir())[:2]
     lines += [[f.name, f / "FLAIR.nii.gz", f / "T2w.nii.gz", f / "lesion_mask.nii.gz"] for f in folders]
     with open(tmp_path / "t.csv", "w", newline="") as handle:
         csv.writer(handle).writerows(lines)
@@ -421,29 +420,41 @@ def test_a_real_write_that_fails_is_one_line_too(table, tmp_path, run):
     assert not shards(out) and not list(out.glob("*.json"))
 
 
-def test_a_killed_run_goes_on_and_its_workers_end_with_it(tiny, tmp_path, root, run):
-    out = tmp_path / "out"
-    command = [sys.executable, "prepare.py", *SYNTHETIC, "--out", str(out), "--workers", "2"]
+def test_a_killed_run_goes_on_and_its_workers_end_with_it(table, tmp_path, root, run):
+    for i in range(4, 30):
+        table.add(f"more{i:02d}", head(i), lesion(i))
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "prepare.py", table.path, *options(out), "--workers", "2"]
     killed = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
-        while not list(out.glob("shards/*.arrow")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while not list(out.glob("shards/[!.]*.arrow")) and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
         children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-    before = {n: t for n, t in shards(out).items() if not n.startswith(".tmp")}
-    assert before and not (out / "prepared.json").exists()
-    code, text, _ = run(*SYNTHETIC, "--out", out)
+    before = {n: t for n, t in shards(out).items() if not n.startswith(".")}
+    assert 0 < len(before) < 30 and not (out / "prepared.json").exists() and children
+    code, text, _ = run(table.path, *options(out))
     assert code == 0 and "ready from an earlier run" in text
-    assert set(before.items()) <= set(shards(out).items())
-    for name in ("prepared.json", "splits.json", "state.json"):
-        assert (out / name).read_text() == (tiny / name).read_text()
-    assert shards(out).keys() == shards(tiny).keys()
-    for name in shards(out):
-        assert (out / "shards" / name).read_bytes() == (tiny / "shards" / name).read_bytes()
-    assert not [c for c in children if Path(f"/proc/{c}").exists()]
+    after = shards(out)
+    assert before.items() <= after.items() and len(after) == 30
+    assert run(table.path, *options(whole))[0] == 0
+    for path in [p.relative_to(whole) for p in whole.rglob("*") if p.is_file()]:
+        assert (out / path).read_bytes() == (whole / path).read_bytes(), path
+    running = [Path(f"/proc/{c}/stat") for c in children]
+    deadline = time.monotonic() + 10
+    while any(alive(p) for p in running) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(p) for p in running)
+
+
+def alive(stat: Path) -> bool:
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Bomb:
