@@ -52,8 +52,12 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
 
 def score_case(network, card: dict, data: PreparedData, index: int) -> dict:
     """One case's scores in both grids, segmented as infer.py does with the card's threshold."""
+    return score_probabilities(segment.predict(network, data.image(index)), card, data, index)
+
+
+def score_probabilities(probabilities: np.ndarray, card: dict, data: PreparedData, index: int) -> dict:
+    """As ``score_case``, from probabilities (K, X, Y, Z) in the conformed grid."""
     row = data.rows[index]
-    probabilities = segment.predict(network, data.image(index))
     native_affine = np.array(row["native_affine"]).reshape(4, 4)
     like = nib.Nifti1Image(np.zeros(row["native_shape"], np.uint8), native_affine)
     truth = data.read(index, "mask_native")

@@ -1,0 +1,322 @@
+"""Folds × restarts of several recipes → the results table of a paper. The same command again goes on.
+
+    python crossval.py --data data/arc --recipes recipes/meshnet26.yaml recipes/segresnet.yaml --restarts 10 1 \
+        --workers 4 --out runs/table1
+    python crossval.py --out runs/table1 --report
+
+Every run is train.py on one outer fold with one seed, then train.py --test on the finished run, once. Restarts are
+chosen by validation; nothing here reads a test score but the report. Flags of a configuration (``--optimizer.lr``,
+``--override``) go to every run. Exit code 0: all runs are there; 1: some failed, the report says which; 2: wrong flags.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from meshnet import results
+from meshnet.errors import UserError, run_script
+from meshnet.files import write_json
+from meshnet.recipe import OneLineParser
+from meshnet.results import Planned
+
+ATTEMPTS = 3            # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
+FATAL = (2, 3)          # exit codes of train.py for those
+RUNNING = "running.json"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = OneLineParser(prog="crossval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                      allow_abbrev=False)
+    p.add_argument("--out", required=True, metavar="FOLDER", help="plan, runs and report; the same one again goes on")
+    p.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
+    p.add_argument("--recipes", nargs="+", default=[], metavar="FILE", help="one model each, called by the file's name")
+    p.add_argument("--restarts", nargs="+", type=int, default=[], metavar="N", help="for all recipes, or one number "
+                   "for each (default: as the paper, 10 for a MeshNet and 1 for any other)")
+    p.add_argument("--inner_fold", type=int, default=0, help="which part of the training subjects validates")
+    p.add_argument("--seed", type=int, default=0, help="of restart 0; the others count up from it")
+    p.add_argument("--ensemble", action="store_true", help="score the averaged probabilities of each fold's restarts")
+
+    g = p.add_argument_group("report")
+    g.add_argument("--report", action="store_true", help="only write the report of what is there")
+    g.add_argument("--reference", metavar="NAME", help="test the others against it (default: meshnet26, else the "
+                   "first recipe)")
+    g.add_argument("--pictures", type=int, default=10, help="worst cases to draw (default 10)")
+
+    g = p.add_argument_group("where runs are placed")
+    g.add_argument("--launcher", default="local", help="local or ray (default local)")
+    g.add_argument("--workers", type=int, help="runs at a time (default: by GPUs, else by CPU cores)")
+    g.add_argument("--gpus_per_worker", type=int, help="default: 1 where there are GPUs")
+    g.add_argument("--accelerate_config", metavar="FILE", help="for accelerate launch, on GPUs")
+    g.add_argument("--address", help="of the Ray cluster")
+    g.add_argument("--silent_after", type=float, default=3600, help="seconds without a sign of life before a run is "
+                   "started again (default 3600; 0: never)")
+    p.add_argument("--score_ensemble", nargs=2, metavar=("NAME", "FOLD"), help="score one ensemble; --ensemble starts "
+                   "this where runs are placed")
+    return p
+
+
+def main() -> int:
+    arguments, rest = parser().parse_known_args()
+    out = Path(arguments.out).resolve()
+    if arguments.score_ensemble:
+        from meshnet.ensemble import score_ensemble
+
+        return score_ensemble(out, arguments.score_ensemble[0], int(arguments.score_ensemble[1]))
+    failed = False
+    if not arguments.report:
+        with hold(out):
+            plan = settle_plan(arguments, rest, out)
+            failed = not run_all(arguments, plan, out)
+    elif rest:
+        raise UserError(f"{rest[0]}: not used by --report; leave it out")
+
+    from meshnet.report import write_report
+
+    print(write_report(out, arguments.reference, arguments.pictures))
+    return int(failed)
+
+
+# ---------------------------------------------------------------------- the plan
+
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Keep a second crossval.py out of the same folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another crossval.py works in it; wait for it or use another --out") from None
+        yield
+
+
+def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict:
+    """The plan of this call, joined with the one in the folder; nothing is started before it is sound.
+
+    Without ``--data`` and ``--recipes`` the plan in the folder is taken as it is.
+    """
+    path = out / results.PLAN
+    old = results.load_plan(out) if path.is_file() else None
+    if old is not None and not arguments.data and not arguments.recipes:
+        if rest:
+            raise UserError(f"{rest[0]}: the runs in {out} are already planned; leave it out, or give --data and "
+                            "--recipes as well")
+        return old
+    if not arguments.data or not arguments.recipes:
+        raise UserError("--data and --recipes: expected both, such as --data data/arc --recipes recipes/meshnet26.yaml")
+    from meshnet.runfolder import versions
+    from meshnet.schema import load_prepared
+    from meshnet.splits import fold_subjects, load_splits
+
+    data = Path(arguments.data)
+    prepared, splits = load_prepared(data), load_splits(data / "splits.json")
+    results.check_splits(splits, data / "splits.json")
+    fold_subjects(splits, 0, arguments.inner_fold)  # refuses an inner fold that the splits do not have
+    new = {"format": results.FORMAT, "data": str(data.resolve()), "fingerprint": prepared["fingerprint"],
+           "split_hash": splits["hash"], "folds": splits["outer"], "inner_fold": arguments.inner_fold,
+           "seed": arguments.seed, "versions": versions(),
+           "models": settle_models(arguments, rest, out)}
+    plan = results.extend_plan(old, new, path)
+    for name, source in zip(new["models"], arguments.recipes):
+        copy = Path(plan["models"][name]["recipe"])
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.is_file():
+            shutil.copyfile(source, copy)
+    if not (out / results.SPLITS).is_file():
+        shutil.copyfile(data / "splits.json", out / results.SPLITS)
+    results.write_plan(out, plan)
+    return plan
+
+
+def settle_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict[str, dict]:
+    """Every recipe with its restarts, its flags and the whole configuration that they amount to."""
+    from meshnet.config import identity
+    from meshnet.recipe import parse
+
+    names = [Path(recipe).stem for recipe in arguments.recipes]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--recipes: found two files called {twice[0]}, expected a name for each model; rename one")
+    restarts = arguments.restarts
+    if len(restarts) not in (0, 1, len(names)) or any(n < 1 for n in restarts):
+        raise UserError(f"--restarts: found {restarts}, expected a number above 0, or one for each of the "
+                        f"{len(names)} recipes")
+    models = {}
+    for i, (name, recipe) in enumerate(zip(names, arguments.recipes)):
+        _, config = parse("crossval.py", "", lambda p: None, ["--recipe", recipe, *rest])
+        by_paper = 10 if config.model.name == "meshnet" else 1
+        kept = out / "recipes" / f"{name}{Path(recipe).suffix}"
+        models[name] = {"recipe": str(kept), "flags": rest, "config": identity(config),
+                        "restarts": restarts[i % len(restarts)] if restarts else by_paper}
+    return models
+
+
+# ---------------------------------------------------------------------- the runs
+
+def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
+    """Train and score what is missing, then the ensembles. Returns whether everything is there.
+
+    Ctrl-C and SIGTERM end the runs, which go on with the next call; runs that outlive a killed crossval.py are found
+    again.
+    """
+    from meshnet.launch import make_launcher
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
+                             arguments.accelerate_config, arguments.address)
+    queue = Queue(plan, out, launcher, arguments.silent_after, arguments.ensemble)
+    try:
+        queue.adopt()
+        while queue.step():
+            time.sleep(0.2)
+    finally:
+        launcher.close(patience=5)
+        queue.remember()
+    return not queue.given_up
+
+
+class Queue:
+    """What is to be done, read off the disk anew at every step, so that it does not matter who did it and when.
+
+    A task is (name, "train" | "test" | "ensemble"); its job is one process of the launcher.
+    """
+
+    def __init__(self, plan: dict, out: Path, launcher, silent_after: float, ensemble: bool):
+        self.plan, self.out, self.launcher = plan, out, launcher
+        self.silent_after, self.ensemble = silent_after, ensemble
+        self.runs = results.planned_runs(plan)
+        self.handles: dict[tuple[str, str], object] = {}
+        self.attempts: dict[tuple[str, str], int] = {}
+        self.given_up: dict[tuple[str, str], str] = {}
+        self.said = len([run for run in self.runs if self.complete(run)])
+        if self.said:
+            print(f"{self.said} of {len(self.runs)} run(s) are there already", flush=True)
+
+    def complete(self, run: Planned) -> bool:
+        folder = results.run_folder(self.out, run)
+        return results.is_trained(folder) and results.is_scored(folder)
+
+    def tasks(self) -> list[tuple[str, str]]:
+        """What can be started now, in order: scoring finished runs first, then training, then ensembles."""
+        test, train, averaged = [], [], []
+        for run in self.runs:
+            folder = results.run_folder(self.out, run)
+            if not results.is_trained(folder):
+                train.append((run.name, "train"))
+            elif not results.is_scored(folder):
+                test.append((run.name, "test"))
+        if self.ensemble:
+            for model, entry in self.plan["models"].items():
+                for fold in range(self.plan["folds"]):
+                    members = [run for run in self.runs if (run.model, run.fold) == (model, fold)]
+                    scored = results.is_scored(results.ensemble_folder(self.out, model, fold))
+                    if entry["restarts"] > 1 and not scored and all(self.complete(run) for run in members):
+                        averaged.append((f"{model}/fold{fold}_ensemble", "ensemble"))
+        return [task for task in test + train + averaged if task not in self.given_up]
+
+    def job(self, task: tuple[str, str]):
+        """The process that does a task."""
+        from meshnet.launch import Job
+
+        name, kind = task
+        folder, log = self.out / "runs" / name, self.out / "logs" / f"{name}.log"
+        if kind == "ensemble":
+            model, fold = name.split("/")
+            number = fold.removeprefix("fold").removesuffix("_ensemble")
+            flags = ("--out", str(self.out), "--score_ensemble", model, number)
+            return Job("crossval.py", flags, folder, log)
+        if kind == "test":
+            return Job("train.py", ("--test", "--run_dir", str(folder), "--data", self.plan["data"]), folder, log)
+        run = next(run for run in self.runs if run.name == name)
+        entry = self.plan["models"][run.model]
+        flags = ("--recipe", entry["recipe"], "--data", self.plan["data"], "--fold", str(run.fold), "--inner_fold",
+                 str(run.inner_fold), "--seed", str(run.seed), "--run_dir", str(folder), *entry["flags"])
+        return Job("train.py", flags, folder, log, self.silent_after)
+
+    def adopt(self) -> None:
+        """Take up processes that an earlier call started and that still run."""
+        path = self.out / RUNNING
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        for name, kind, identity in found:
+            handle = self.launcher.adopt(self.job((name, kind)), identity)
+            if handle is not None:
+                self.handles[name, kind] = handle
+                print(f"{name}: still running, taken up again", flush=True)
+
+    def remember(self) -> None:
+        """Write down which processes run, so that a later call finds them."""
+        running = self.launcher.running()
+        write_json(self.out / RUNNING, [[*task, handle.identity()] for task, handle in self.handles.items()
+                                        if handle in running])
+
+    def step(self) -> bool:
+        """Collect what ended, start what fits; False when nothing runs and nothing is left."""
+        for ended in self.launcher.poll():
+            task = next(task for task, handle in self.handles.items() if handle is ended.handle)
+            del self.handles[task]
+            self.collect(task, ended)
+            self.remember()
+        todo = [task for task in self.tasks() if task not in self.handles]
+        waiting = 0
+        for task in todo:
+            if not self.launcher.free():
+                break
+            if task[1] == "train" and is_held(self.out / "runs" / task[0]):
+                waiting += 1  # a process of a killed call that was not written down yet: it will finish by itself
+                continue
+            self.handles[task] = self.launcher.submit(self.job(task))
+            self.remember()
+        return bool(self.handles or waiting or len(todo) > waiting)
+
+    def collect(self, task: tuple[str, str], ended) -> None:
+        """Say how a task ended; note the ones that will not be tried again."""
+        name, kind = task
+        folder = self.out / "runs" / name
+        done = results.is_trained(folder) if kind == "train" else results.is_scored(folder)
+        if done and kind == "test":
+            self.said += 1
+            print(f"[{self.said}/{len(self.runs)}] {name}: validation Dice {results.validation_dice(folder):.4f}",
+                  flush=True)
+        if done:
+            return
+        self.attempts[task] = self.attempts.get(task, 0) + 1
+        log = self.out / "logs" / f"{name}.log"
+        reason = ended.reason or "ended without a result"
+        if ended.code in FATAL or self.attempts[task] >= ATTEMPTS:
+            self.given_up[task] = reason
+            print(f"{name}: {kind} failed, {reason}: {last_line(log)}; see {log}", file=sys.stderr, flush=True)
+        else:
+            print(f"{name}: {kind} ended, {reason}; goes on", flush=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether some process trains in a run folder (it holds the folder's lock)."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,40 @@
+"""Scores of the restarts of a fold together: their probabilities averaged, then decided as one network's."""
+
+from pathlib import Path
+
+import numpy as np
+
+from meshnet import modelfolder, results, segment
+from meshnet.data import PreparedData
+from meshnet.errors import UserError
+from meshnet.evaluation import score_probabilities
+from meshnet.runfolder import write_cases
+from meshnet.splits import fold_subjects, load_splits
+
+
+def score_ensemble(out: Path, model: str, fold: int) -> int:
+    """Write ``test_cases.csv`` of the averaged restarts of ``model`` on ``fold``; returns the exit code.
+
+    Raises:
+        UserError: if a restart is not finished, or the data set is not the plan's.
+    """
+    plan = results.load_plan(out)
+    members = [run for run in results.planned_runs(plan) if (run.model, run.fold) == (model, fold)]
+    folders = [results.run_folder(out, run) for run in members]
+    late = [folder for folder in folders if not results.is_trained(folder)]
+    if late or not folders:
+        raise UserError(f"{late[0] if late else out / 'runs' / model}: not a finished run; an ensemble needs every "
+                        "restart of its fold")
+    data = PreparedData(plan["data"])
+    splits = load_splits(data.path / "splits.json")
+    if splits["hash"] != plan["split_hash"]:
+        raise UserError(f"{data.path / 'splits.json'}: found splits {splits['hash'][:12]}, expected "
+                        f"{plan['split_hash'][:12]}; use another --out")
+    networks = [modelfolder.load_model(folder) for folder in folders]
+    rows = []
+    for index in data.indices(fold_subjects(splits, fold, plan["inner_fold"])["test"]):
+        image = data.image(index)
+        mean = np.mean([segment.predict(network, image) for network, _ in networks], axis=0, dtype=np.float32)
+        rows.append(score_probabilities(mean, networks[0][1], data, index))
+    write_cases(results.ensemble_folder(out, model, fold) / "test_cases.csv", rows)
+    return 0

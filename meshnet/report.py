@@ -1,0 +1,233 @@
+"""The report of a cross-validation: tables, charts, the worst cases, one page with all of it.
+
+=========================== ===========================================================================================
+report/table.md .csv .tex   the paper's table, in the conformed grid; table_native.* in the scans' own grid
+report/summary.csv          every score by the three means (see meshnet.stats), with intervals
+report/tests.csv            every model against the reference: Wilcoxon, Holm, effect, difference with interval
+report/cases.csv            the test cases of the chosen restarts
+report/figures/             PNG and PDF
+report/report.html          all of it, in one file that needs no network
+=========================== ===========================================================================================
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meshnet import charts, page, results, stats, tables
+from meshnet.errors import UserError
+from meshnet.files import write_text
+from meshnet.stats import Comparison, Run, Summary
+
+GRIDS = {"conformed": "conformed_", "native": ""}  # grid -> prefix of its scores' names
+TESTED = tuple(name for name, *_ in tables.COLUMNS) + ("dice",)
+DETAILS = ("dice", "dice_macro", "avd", "mcc", "precision", "sensitivity", "hd95_mm", "asd_mm", "nsd", "lesion_f1")
+RESAMPLES = 9999
+
+
+class Results:
+    """Everything that tables and charts show, computed once.
+
+    Attributes: ``runs``, ``models`` (in the plan's order), ``chosen`` (by (model, fold)), ``reference``,
+    ``summaries[grid][score][model]`` and ``tests[grid][score][model]``.
+    """
+
+    def __init__(self, runs: Sequence[Run], reference: str | None = None, folds: int | None = None):
+        if not runs:
+            raise UserError("no run is finished and scored yet, so there is nothing to report; run crossval.py again")
+        self.runs = list(runs)
+        self.models = list(dict.fromkeys(run.model for run in runs))
+        self.reference = reference or next((m for m in self.models if m == "meshnet26"), self.models[0])
+        if self.reference not in self.models:
+            raise UserError(f"--reference: found {reference}, expected one of {', '.join(self.models)}")
+        self.chosen = stats.choose_restarts(runs)
+        folds = folds or len({run.fold for run in runs})
+        self.incomplete = [m for m in self.models if sum(model == m for model, _ in self.chosen) < folds]
+        self.pooled = {m: stats.pooled_cases([run for (name, _), run in self.chosen.items() if name == m])
+                       for m in self.models}
+        self.summaries, self.tests = {}, {}
+        for grid, prefix in GRIDS.items():
+            present = [name for name in DETAILS if all(prefix + name in run.cases[0] for run in runs)]
+            self.summaries[grid] = {name: self._summaries(prefix + name) for name in present}
+            self.tests[grid] = {name: self._tests(prefix + name) for name in TESTED if name in present}
+
+    def _summaries(self, score: str) -> dict[str, Summary]:
+        return {m: stats.summarise([run for run in self.runs if run.model == m], score, np.random.default_rng(0),
+                                   RESAMPLES) for m in self.models}
+
+    def _tests(self, score: str) -> dict[str, Comparison]:
+        scores = {m: stats.by_subject(rows, score) for m, rows in self.pooled.items()}
+        return stats.compare(scores, self.reference, np.random.default_rng(0), RESAMPLES)
+
+    def rows(self, grid: str, parameters: Mapping[str, int | None]) -> list[tables.Row]:
+        """The paper's table: chosen restarts over folds, stars where a model differs from the reference."""
+        return [tables.Row(m, parameters.get(m), {name: self.summaries[grid][name][m].folds
+                                                  for name, *_ in tables.COLUMNS},
+                           {name: self.tests[grid][name][m].stars for name, *_ in tables.COLUMNS
+                            if m != self.reference}, page.INCOMPLETE if m in self.incomplete else "")
+                for m in self.models]
+
+    def column(self, model: str, score: str) -> list[float]:
+        """A native-grid score of every test case of a model's chosen restarts."""
+        return [row[score] for row in self.pooled[model]]
+
+    def worst(self, count: int) -> list[tuple[Run, Mapping]]:
+        """The reference's test cases with the lowest lesion Dice in the scan's own grid, with the run each is from."""
+        found = [(run, row) for (model, _), run in self.chosen.items() if model == self.reference for row in run.cases]
+        return sorted(found, key=lambda item: (item[1]["dice"], item[1]["case"]))[:count]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a folder
+
+def write_report(out: str | Path, reference: str | None = None, pictures: int = 10) -> Path:
+    """Write ``OUT/report/`` from the runs that are finished, and return the page's path.
+
+    Args:
+        out: folder of a cross-validation.
+        reference: model that the others are tested against; None: ``meshnet26`` if it is there, else the first.
+        pictures: how many of the reference's worst cases are drawn (needs the prepared data set).
+
+    Raises:
+        UserError: if nothing is finished, or runs must not be compared (see ``results.read_runs``).
+    """
+    runs, missing, plan = results.read_runs(out)
+    if not runs:
+        raise UserError(f"{out}: no run is finished and scored yet ({missing[0]}); run crossval.py again")
+    found = Results(runs, reference, plan["folds"])
+    folder = Path(out) / "report"
+    parameters = count_all(found, Path(out), plan)
+    write_tables(folder, found, parameters)
+    drawn = draw_charts(folder / "figures", found, parameters)
+    worst, why_not = draw_worst(folder / "pictures", found, Path(out), plan, pictures)
+    path = folder / "report.html"
+    write_text(path, page.compose(found, parameters, missing, plan, drawn, worst, why_not))
+    return path
+
+
+def count_all(found: Results, out: Path, plan: Mapping) -> dict[str, int | None]:
+    """Trainable parameters of every model, by its card; an ensemble has those of all its members."""
+    counts = {}
+    for model in found.models:
+        name = model.removesuffix(" (ensemble)")
+        run = next((run for run in found.runs if run.model == name), None)
+        counts[model] = None
+        if run is not None:
+            members = plan["models"][name]["restarts"] if model != name else 1
+            counts[model] = members * count_parameters(results.run_folder(out, results.find_planned(plan, run)))
+    return counts
+
+
+def count_parameters(folder: Path) -> int:
+    """Trainable parameters of the network in a run folder, without its weights."""
+    import torch
+
+    from meshnet.model import count_parameters
+    from meshnet.modelfolder import build, read_card
+
+    card = read_card(folder)
+    with torch.device("meta"):
+        return count_parameters(build(card["name"], card["arguments"]))
+
+
+def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | None]) -> None:
+    """The paper's table in both grids, and the long tables of every number."""
+    for grid, name in (("conformed", "table"), ("native", "table_native")):
+        rows = found.rows(grid, parameters)
+        write_text(folder / f"{name}.md", tables.markdown(rows) + "\n" + page.caption(found, grid) + "\n")
+        write_text(folder / f"{name}.csv", tables.comma_separated(rows))
+        write_text(folder / f"{name}.tex", tables.latex(rows, page.caption(found, grid), f"tab:{name}"))
+    spreads = ("folds", "restarts", "subjects")
+    lines = [["model", "grid", "score", *(f"{s}_{part}" for s in spreads for part in ("mean", "sd", "n")),
+              "subjects_low", "subjects_high"]]
+    for grid, scores in found.summaries.items():
+        for score, by_model in scores.items():
+            for model, s in by_model.items():
+                values = [getattr(getattr(s, name), part) for name in spreads for part in ("mean", "sd", "n")]
+                lines.append([model, grid, score, *values, s.low, s.high])
+    write_csv(folder / "summary.csv", lines)
+    parts = ("n", "difference", "low", "high", "statistic", "p", "p_holm", "effect", "stars")
+    write_csv(folder / "tests.csv", [["model", "reference", "grid", "score", *parts]] + [
+        [model, found.reference, grid, score, *(getattr(c, part) for part in parts)]
+        for grid, scores in found.tests.items() for score, by_model in scores.items() for model, c in by_model.items()])
+    columns = list(dict.fromkeys(key for run in found.chosen.values() for row in run.cases for key in row))
+    write_csv(folder / "cases.csv", [["model", "fold", "restart", *columns]] + [
+        [run.model, run.fold, run.restart, *(row.get(key, "") for key in columns)]
+        for run in found.chosen.values() for row in run.cases])
+
+
+def write_csv(path: Path, lines: Sequence[Sequence]) -> None:
+    """Rows as CSV, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def draw_charts(folder: Path, found: Results, parameters: Mapping[str, int | None]) -> dict[str, Path]:
+    """The charts as PNG (returned by name) and PDF."""
+    def point(row: tables.Row) -> tuple:
+        return row.model, row.parameters, row.scores["dice_macro"].mean, row.scores["dice_macro"].sd
+
+    points = [point(row) for row in found.rows("conformed", parameters) if row.parameters]
+    scores = {m: {s: list(stats.by_subject(found.pooled[m], s).values()) for s in ("dice", "mcc", "avd")}
+              for m in found.models}
+    figures = {
+        "pareto": charts.pareto(points, [point(row) for row in tables.PAPER]),
+        "distributions": charts.distributions(scores, ("dice", "mcc", "avd")),
+        "volume_dice": charts.volume_against_dice(
+            {m: (found.column(m, "truth_ml"), found.column(m, "dice")) for m in found.models}),
+        "bland_altman": charts.bland_altman_chart(
+            {m: (found.column(m, "volume_ml"), found.column(m, "truth_ml")) for m in found.models}),
+    }
+    for name, figure in figures.items():
+        charts.save(figure, folder / f"{name}.png", folder / f"{name}.pdf")
+    return {name: folder / f"{name}.png" for name in figures}
+
+
+def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
+               count: int) -> tuple[list[tuple[Path, str]], str]:
+    """Pictures of the reference's worst cases with a line each, segmented again; or why there are none.
+
+    Pictures that are there already are kept: their names say which run they are from.
+    """
+    if not count:
+        return [], "none were asked for"
+    if found.reference not in plan["models"]:
+        return [], "the reference is an ensemble, whose masks are not kept"
+    if not (Path(plan["data"]) / "prepared.json").is_file():
+        return [], f"the prepared data set is not at {plan['data']} any more"
+    wanted, drawn = found.worst(count), []
+    models, data = {}, None
+    for run, row in wanted:
+        place = results.find_planned(plan, run)
+        path = folder / f"{place.name}_{row['case']}.png".replace("/", "_")
+        line = (f"{row['case']}: Dice {row['dice']:.3f}, {row['volume_ml']:.2f} mL predicted, "
+                f"{row['truth_ml']:.2f} mL true")
+        drawn.append((path, line))
+        if path.is_file():
+            continue
+        if data is None:
+            from meshnet.data import PreparedData
+
+            data = PreparedData(plan["data"])
+        if place not in models:
+            from meshnet.modelfolder import load_model
+
+            models[place] = load_model(results.run_folder(out, place))
+        draw_case(path, data, row["case"], *models[place], line)
+    return drawn, ""
+
+
+def draw_case(path: Path, data, case: str, network, card: Mapping, line: str) -> None:
+    """One case of the prepared data set on three planes, prediction and truth, in the conformed grid."""
+    from meshnet import figures, segment
+    from meshnet.evaluation import decide
+
+    index = next(i for i, row in enumerate(data.rows) if row["case"] == case)
+    image = data.image(index)
+    labels = decide(segment.predict(network, image), card)
+    affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
+    figures.draw_overlay(image[0], labels, path, data.read(index, "mask"), affine, line)

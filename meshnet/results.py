@@ -1,0 +1,263 @@
+"""The folder of a cross-validation: its plan, where each run lies, how far it is, and what may be compared.
+
+=============================== =======================================================================================
+crossval.json                   the plan: data set, splits, recipes with their whole configuration, restarts
+splits.json                     copied from the data set, so that a report can be checked without it
+recipes/NAME.yaml               copied, so that a recipe that is edited later changes nothing here
+runs/NAME/foldF_restartR/       a run folder (see meshnet.runfolder) with test_cases.csv
+runs/NAME/foldF_ensemble/       test_cases.csv of the restarts' averaged probabilities
+logs/                           what the runs printed
+report/                         see meshnet.report
+=============================== =======================================================================================
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnet.config import identity, validate
+from meshnet.errors import UserError
+from meshnet.files import write_json
+from meshnet.recipe import load_recipes, read_mapping
+from meshnet.runfolder import read_metrics
+from meshnet.splits import fold_subjects, load_splits
+from meshnet.stats import Run
+
+PLAN, SPLITS, FORMAT = "crossval.json", "splits.json", 1
+TEXT_COLUMNS = ("case", "subject", "session")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the plan. Restarts of a fold differ by their seed alone."""
+
+    model: str
+    fold: int
+    restart: int
+    inner_fold: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """``meshnet26/fold0_restart1``, also its place under ``runs/``."""
+        return f"{self.model}/fold{self.fold}_restart{self.restart}"
+
+
+def planned_runs(plan: Mapping) -> list[Planned]:
+    """Every run of a plan: first restarts first, so that an early report has every fold of every model."""
+    most = max((entry["restarts"] for entry in plan["models"].values()), default=0)
+    return [Planned(model, fold, restart, plan["inner_fold"], plan["seed"] + restart)
+            for restart in range(most) for model, entry in plan["models"].items() if restart < entry["restarts"]
+            for fold in range(plan["folds"])]
+
+
+def find_planned(plan: Mapping, run: Run) -> Planned:
+    """The plan's entry of a finished run."""
+    return Planned(run.model, run.fold, run.restart, plan["inner_fold"], plan["seed"] + run.restart)
+
+
+def load_plan(out: str | Path) -> dict:
+    """``crossval.json`` of a folder; a UserError where there is none."""
+    path = Path(out) / PLAN
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{out}: found no {PLAN}, expected the --out of an earlier crossval.py; give --data and "
+                        "--recipes to begin one") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); begin again in another --out") from None
+    if not isinstance(plan, dict) or plan.get("format") != FORMAT:
+        raise UserError(f"{path}: found another format, expected {FORMAT}; begin again in another --out")
+    return plan
+
+
+def extend_plan(old: Mapping | None, new: Mapping, path: Path) -> dict:
+    """The plan to go on with: recipes may be added and restarts raised, nothing else may change.
+
+    Raises:
+        UserError: naming what changed.
+    """
+    if old is None:
+        return dict(new)
+    for key, what in (("split_hash", "splits"), ("fingerprint", "data set"), ("inner_fold", "--inner_fold"),
+                      ("seed", "--seed"), ("folds", "number of folds")):
+        if old[key] != new[key]:
+            raise UserError(f"{path}: begun with {what} {str(old[key])[:12]}, found {str(new[key])[:12]}; what was run "
+                            "so far cannot be compared with it, use another --out")
+    models = dict(old["models"])
+    for name, entry in new["models"].items():
+        before = models.get(name, entry)
+        changed = differences(before["config"], entry["config"])
+        if changed:
+            raise UserError(f"{path}: {name} was begun otherwise: {changed}; use another --out, or another name "
+                            "for the recipe")
+        models[name] = {**entry, "restarts": max(entry["restarts"], before["restarts"])}
+    return {**old, **{key: new[key] for key in new if key != "models"}, "models": models}
+
+
+def differences(old: Mapping, new: Mapping) -> str:
+    """``optimizer.lr was 0.001 and is now 0.01; …``, or nothing."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    return "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+                     for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key))
+
+
+def check_splits(splits: Mapping, path: Path) -> None:
+    """Refuse splits in which a subject is tested that was trained on, or is tested twice.
+
+    Raises:
+        UserError: naming the subject and the fold.
+    """
+    tested: dict[str, int] = {}
+    for fold in range(splits["outer"]):
+        if not splits["folds"][fold]["test"]:
+            raise UserError(f"{path}: found no test subjects in fold {fold}; prepare with --outer 2 or more")
+        for inner in range(splits["inner"]):
+            parts = {name: set(members) for name, members in fold_subjects(splits, fold, inner).items()}
+            for one, two in (("test", "train"), ("test", "val"), ("train", "val")):
+                shared = sorted(parts[one] & parts[two])
+                # With one inner fold the training subjects validate, on purpose.
+                if shared and (one == "test" or splits["inner"] > 1):
+                    raise UserError(f"{path}: subject {shared[0]} is in both {one} and {two} of fold {fold}, inner "
+                                    f"fold {inner}: its score would be no test; run prepare.py again")
+        for subject in splits["folds"][fold]["test"]:
+            if subject in tested:
+                raise UserError(f"{path}: subject {subject} is a test subject of folds {tested[subject]} and {fold}; "
+                                "run prepare.py again")
+            tested[subject] = fold
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+def run_folder(out: str | Path, run: Planned) -> Path:
+    """Where a run lies."""
+    return Path(out) / "runs" / run.name
+
+
+def ensemble_folder(out: str | Path, model: str, fold: int) -> Path:
+    """Where the scores of a fold's averaged restarts lie."""
+    return Path(out) / "runs" / model / f"fold{fold}_ensemble"
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a run is finished."""
+    return (folder / "DONE").is_file()
+
+
+def is_scored(folder: Path) -> bool:
+    """Whether a run, or an ensemble, has its test scores, which are never made twice."""
+    return (folder / "test_cases.csv").is_file()
+
+
+def progress_of(folder: Path) -> str:
+    """How far a run is, in words; empty for one that is finished and scored."""
+    if is_trained(folder):
+        return "" if is_scored(folder) else "trained, not scored"
+    failed = folder / "failed.json"
+    if failed.is_file():
+        return f"failed: {json.loads(failed.read_text(encoding='utf-8'))['reason']}"
+    epochs = len(read_metrics(folder))
+    return f"in training, {epochs} epoch(s) done" if epochs else "not started"
+
+
+def validation_dice(folder: Path) -> float:
+    """The best validation Dice of a finished run, by which its checkpoint was chosen; NaN where it had none."""
+    value = json.loads((folder / "DONE").read_text(encoding="utf-8"))["val_dice"]
+    return math.nan if value is None else float(value)
+
+
+def read_cases(path: Path) -> tuple[dict, ...]:
+    """Rows of a test_cases.csv, scores as numbers; an empty place is NaN.
+
+    Raises:
+        UserError: where it has no ``case`` and ``subject``, or a score that is no number.
+    """
+    with open(path, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    if not rows or not {"case", "subject"} <= rows[0].keys():
+        raise UserError(f"{path}: found no rows with case and subject, expected scores of train.py --test; remove the "
+                        "file and run crossval.py again")
+    try:
+        return tuple({key: value if key in TEXT_COLUMNS or key.startswith("group_") else float(value or "nan")
+                      for key, value in row.items()} for row in rows)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: found a score that is no number ({error}); remove the file and run crossval.py "
+                        "again") from None
+
+
+def check_run(folder: Path, run: Planned, plan: Mapping, splits: Mapping, cases: tuple[dict, ...]) -> None:
+    """Refuse a run that is not what the plan says, or whose scores are not those of its test subjects.
+
+    Raises:
+        UserError: for another configuration, fold, seed, data set or splits, or a leak.
+    """
+    path = folder / "config.yaml"
+    recorded = read_mapping(path).get("run", {})
+    if recorded.get("split_hash") != plan["split_hash"]:
+        raise UserError(f"{path}: trained with splits {str(recorded.get('split_hash'))[:12]}, the others with "
+                        f"{plan['split_hash'][:12]}: the two cannot be compared; remove {folder} and run crossval.py "
+                        "again")
+    expected = {"data": plan["fingerprint"], "fold": run.fold, "inner_fold": run.inner_fold, "seed": run.seed}
+    changed = differences(expected, {key: recorded.get(key) for key in expected})
+    changed = changed or differences(plan["models"][run.model]["config"], identity(validate(load_recipes([path]))))
+    if changed:
+        raise UserError(f"{path}: not the run that {PLAN} plans: {changed}; remove {folder} and run crossval.py again")
+    check_subjects(folder / "test_cases.csv", run.fold, run.inner_fold, splits, cases)
+
+
+def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, cases: tuple[dict, ...]) -> None:
+    """Refuse test scores of subjects that are not the test subjects of ``fold``, or that lack some of them."""
+    parts = fold_subjects(splits, fold, inner_fold)
+    found = {row["subject"] for row in cases}
+    leaked = sorted(found & {*parts["train"], *parts["val"]})
+    if leaked:
+        raise UserError(f"{path}: subject {leaked[0]} was trained or validated on in fold {fold}, so its score is no "
+                        "test; remove the file and run crossval.py again")
+    odd = sorted(found ^ set(parts["test"]))
+    if odd:
+        what = "is not among" if odd[0] in found else "is missing among"
+        raise UserError(f"{path}: subject {odd[0]} {what} the test subjects of fold {fold}; remove the file and run "
+                        "crossval.py again")
+
+
+def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
+    """Finished runs of a folder with their test scores, what is missing in words, and the plan.
+
+    Ensembles come as models of their own, ``NAME (ensemble)``, with restart 0.
+
+    Raises:
+        UserError: for a run that must not be compared with the others (see ``check_run``).
+    """
+    out, plan = Path(out), load_plan(out)
+    splits = load_splits(out / SPLITS)
+    if splits["hash"] != plan["split_hash"]:
+        raise UserError(f"{out / SPLITS}: found splits {splits['hash'][:12]}, expected {plan['split_hash'][:12]} as in "
+                        f"{PLAN}; copy the data set's splits.json here again")
+    check_splits(splits, out / SPLITS)
+    runs, missing = [], []
+    for planned in planned_runs(plan):
+        folder = run_folder(out, planned)
+        progress = progress_of(folder)
+        if progress:
+            missing.append(f"{planned.model}, fold {planned.fold}, restart {planned.restart}: {progress}")
+            continue
+        cases = read_cases(folder / "test_cases.csv")
+        check_run(folder, planned, plan, splits, cases)
+        runs.append(Run(planned.model, planned.fold, planned.restart, validation_dice(folder), cases))
+    for model in plan["models"]:
+        for fold in range(plan["folds"]):
+            folder = ensemble_folder(out, model, fold)
+            if is_scored(folder):
+                cases = read_cases(folder / "test_cases.csv")
+                check_subjects(folder / "test_cases.csv", fold, plan["inner_fold"], splits, cases)
+                runs.append(Run(f"{model} (ensemble)", fold, 0, math.nan, cases))
+    return runs, missing, plan
+
+
+def write_plan(out: Path, plan: Mapping) -> None:
+    """Write ``crossval.json``, whole or not at all."""
+    write_json(out / PLAN, plan)
