@@ -1,0 +1,132 @@
+"""Where the parameters of a new trial come from: at random, or from a model of all scores so far.
+
+``RandomSampler`` gives trial n the same parameters whatever happened before. ``ModelSampler`` fits a Gaussian process
+(scikit-learn) to the scores of all rungs, with the epochs as one more input, and proposes where the expected
+improvement at the highest rung is largest (Jones et al., J. Global Optimization 1998; epochs as an input as in
+Swersky et al., "Multi-Task Bayesian Optimization", 2013). Running trials count with the score that the model expects
+of them, so that workers do not all try the same ("Kriging believer", Ginsbourger et al. 2010).
+"""
+
+import math
+import random
+import warnings
+
+from meshnet.asha import Asha
+from meshnet.space import Space
+
+SAMPLERS = ("random", "model")
+
+
+class RandomSampler:
+    """Independent draws; trial n depends on the seed and on n alone."""
+
+    def __init__(self, space: Space, seed: int):
+        self.space, self.seed = space, seed
+
+    def suggest(self, number: int, study: Asha) -> dict:
+        """Parameters of trial ``number``."""
+        return self.space.sample(random.Random(f"{self.seed}/{number}"))
+
+
+class ModelSampler:
+    """Expected improvement of a Gaussian process over parameters and epochs.
+
+    space, seed: as ``RandomSampler``, which also provides the first ``first`` trials. A share ``explore`` of the later
+    ones is drawn at random all the same, so that a wrong model cannot trap the study. ``most``: scores that the model
+    is fitted to at most (the best and the newest); ``candidates``: proposals that are compared.
+    """
+
+    def __init__(
+        self, space: Space, seed: int, first: int = 8, explore: float = 0.05, most: int = 300, candidates: int = 600
+    ):
+        self.space, self.seed, self.first, self.explore = space, seed, first, explore
+        self.most, self.candidates = most, candidates
+        self.kernel = None
+        self.fitted_to = 0
+
+    def suggest(self, number: int, study: Asha) -> dict:
+        """Parameters of trial ``number``, from what ``study`` knows."""
+        generator = random.Random(f"{self.seed}/{number}")
+        scored = self._scored(study)
+        if number < self.first or len(scored) < self.first // 2 or generator.random() < self.explore:
+            return self.space.sample(generator)
+        return self.space.decode(self._propose(study, scored, generator))
+
+    def _scored(self, study: Asha) -> list[tuple[list[float], int, float]]:
+        """(units, rung, loss) of every finished rung, a failure as the worst loss of its rung that is a number."""
+        found = []
+        for trial in study.trials:
+            for rung, score in trial.scores.items():
+                loss = math.inf if not math.isfinite(score) else -score if study.maximize else score
+                found.append((self.space.encode(trial.parameters), rung, loss))
+        worst = max((loss for *_, loss in found if loss < math.inf), default=0.0)
+        return [(units, rung, min(loss, worst)) for units, rung, loss in found]
+
+    def _propose(self, study: Asha, scored: list, generator: random.Random):
+        import numpy as np
+        from scipy.stats import norm
+
+        numbers = np.random.default_rng(generator.getrandbits(64))
+        height = np.log(np.array(study.rungs, float))
+        height = (height - height[0]) / max(height[-1] - height[0], 1e-9)
+        if len(scored) > self.most:
+            scored = sorted(scored, key=lambda row: (-row[1], row[2]))[: self.most]
+        inputs = np.array([[*units, height[rung]] for units, rung, _ in scored])
+        loss = np.array([row[2] for row in scored])
+        middle, spread = np.median(loss), max(np.median(np.abs(loss - np.median(loss))) * 1.4826, 1e-12)
+        target = np.clip((loss - middle) / spread, -5, 2)  # how bad the bad ones are teaches nothing
+        model = self._fit(inputs, target)
+        pending = [self.space.encode(t.parameters) for t in study.trials if t.running and not t.scores]
+        if pending:
+            waiting = np.column_stack([np.array(pending), np.ones(len(pending))])
+            inputs = np.vstack([inputs, waiting])
+            target = np.concatenate([target, model.predict(waiting)])
+            model = self._condition(inputs, target)
+        tops = np.column_stack([inputs[:, :-1], np.ones(len(inputs))])
+        believed = model.predict(tops)
+        best = believed.min()
+        heads = tops[np.argsort(believed)[:5], :-1]
+        near = np.clip(
+            heads[numbers.integers(len(heads), size=self.candidates // 2)]
+            + numbers.normal(0, 1, (self.candidates // 2, heads.shape[1]))
+            * numbers.choice([0.02, 0.05, 0.15], (self.candidates // 2, 1)),
+            0, 1 - 1e-9,
+        )  # fmt: skip
+        wide = numbers.random((self.candidates - len(near), heads.shape[1]))
+        units = np.vstack([near, wide])
+        units = np.array([self.space.encode(self.space.decode(row)) for row in units])  # what would really be tried
+        mean, deviation = model.predict(np.column_stack([units, np.ones(len(units))]), return_std=True)
+        noise = self.kernel.k2.noise_level * model._y_train_std**2  # of one more observation: not ours to improve
+        deviation = np.sqrt(np.maximum(deviation**2 - noise, 0))
+        gain = (best - mean) / np.maximum(deviation, 1e-9)
+        improvement = deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
+        return units[int(np.argmax(improvement))]
+
+    def _fit(self, inputs, target):
+        """Fit the kernel anew when a tenth more is known than at the last time; else only condition it."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+        if self.kernel is not None and len(inputs) < 1.1 * self.fitted_to + 1:
+            return self._condition(inputs, target)
+        scales = [0.5] * (inputs.shape[1] - 1) + [1.0]
+        start = self.kernel or (
+            ConstantKernel(1.0, (0.1, 30)) * Matern(scales, (0.1, 20), nu=2.5) + WhiteKernel(0.05, (1e-3, 1.0))
+        )
+        model = GaussianProcessRegressor(start, normalize_y=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is an answer
+            model.fit(inputs, target)
+        self.kernel, self.fitted_to = model.kernel_, len(inputs)
+        return model
+
+    def _condition(self, inputs, target):
+        from sklearn.gaussian_process import GaussianProcessRegressor
+
+        return GaussianProcessRegressor(self.kernel, optimizer=None, normalize_y=True).fit(inputs, target)
+
+
+def make_sampler(name: str, space: Space, seed: int) -> RandomSampler | ModelSampler:
+    """The sampler called ``name``, one of ``SAMPLERS``."""
+    return {"random": RandomSampler, "model": ModelSampler}[name](space, seed)

@@ -1,0 +1,90 @@
+"""How a study stands, for people: the table of a status, live on a terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from meshnet.errors import UserError
+
+STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken to be alive
+
+
+def read_status(folder: Path) -> dict:
+    """status.json, or {} where there is none."""
+    path = folder / "status.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def show_status(folder: Path) -> int:
+    """Print the table of a study folder, running or not."""
+    status = read_status(folder)
+    if not status:
+        raise UserError(f"{folder}: no status.json, expected a study folder; start one with search.py --study {folder}")
+    print("\n".join(table(status)))
+    if status["state"] == "running" and time.time() - status["time"] > STALE_SECONDS:
+        print(f"no sign of its driver for {time.time() - status['time']:.0f} s; the same command as before goes on")
+    return 0
+
+
+def table(status: dict) -> list[str]:
+    """A status in lines: rungs, running trials, best, cost, time left."""
+    lines = [f"{status['state']}: {status['trials']} of {status['max_trials']} trials, {status['epochs']} epochs "
+             f"({status['epochs'] / status['epochs_if_all_in_full']:.0%} of training all in full), "
+             f"{minutes(status['seconds'])}", "  epochs  finished  promoted  running   failed"]  # fmt: skip
+    lines += [f"  {rung['epochs']:>6}  {rung['finished']:>8}  {rung['promoted']:>8}  {rung['running']:>7}  "
+              f"{rung['failed']:>7}" for rung in status["rungs"]]  # fmt: skip
+    lines += [f"  trial {run['trial']} inner fold {run['fold']}: epoch {run['epoch']} of {run['epochs']} on "
+              f"{run['where']}, {minutes(run['seconds'])}" for run in status["running"]]  # fmt: skip
+    best = status["best"]
+    if best:
+        values = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
+        lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} after {best['epochs']} "
+                     f"epochs ({values})")  # fmt: skip
+    if status["failed"]:
+        lines.append(f"  failed: {len(status['failed'])} trials; trials.csv has the reasons")
+    if status["state"] == "running" and status["seconds_left"] is not None:
+        lines.append(f"  about {minutes(status['seconds_left'])} left")
+    return lines
+
+
+def minutes(seconds: float) -> str:
+    """``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+class Screen:
+    """Lines above a table that is drawn over itself on a terminal; elsewhere only the lines are printed."""
+
+    def __init__(self):
+        self.live = sys.stdout.isatty()
+        self.drawn: list[str] = []
+
+    def say(self, line: str) -> None:
+        """One event."""
+        self._clear()
+        print(line, flush=True)
+        self._show()
+
+    def draw(self, lines: list[str]) -> None:
+        """Replace the table."""
+        self._clear()
+        self.drawn = lines
+        self._show()
+
+    def end(self, lines: list[str]) -> None:
+        """Print the last table for good."""
+        self._clear()
+        self.drawn = []
+        print("\n".join(lines), flush=True)
+
+    def _clear(self) -> None:
+        if self.live and self.drawn:
+            print(f"\x1b[{len(self.drawn)}A\x1b[J", end="")
+
+    def _show(self) -> None:
+        if self.live and self.drawn:
+            print("\n".join(self.drawn), flush=True)

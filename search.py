@@ -1,0 +1,236 @@
+"""Search hyperparameters by asynchronous successive halving. The same command again goes on where it stopped.
+
+    python search.py --data data/arc --recipe recipes/meshnet16.yaml --study runs/search
+    python search.py --study runs/search --status
+
+See README.md for what rungs, horizons and brackets cost.
+"""
+
+import argparse
+import copy
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+from meshnet.asha import Asha, eta_rungs, geometric_rungs
+from meshnet.config import Config, to_dict, validate
+from meshnet.errors import UserError, run_script
+from meshnet.files import write_json, write_text
+from meshnet.launch import LAUNCHERS
+from meshnet.recipe import dump, load_search, parse
+from meshnet.sampler import SAMPLERS
+from meshnet.space import Space, parse_space
+from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, table
+
+PAPER_SPACE = Path(__file__).resolve().parent / "recipes" / "search_space.yaml"
+PATIENCE = 5.0  # seconds for a run to leave after the first Ctrl-C
+STATUS_SECONDS = 2.0
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", metavar="FOLDER", help="study folder; the same one again goes on")
+    parser.add_argument("--status", action="store_true", help="show how a study stands, also while it runs")
+    parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
+    parser.add_argument("--fold", type=int, default=0, help="outer fold, whose test cases are never read")
+    parser.add_argument("--inner_folds", type=int, nargs="+", default=[0], help="the score is the mean over these")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler, and of every training run")
+    parser.add_argument("--max_trials", type=int, default=100, help="trials in all; a larger number extends a study")
+    parser.add_argument("--min_epochs", type=int, help="first rung; default: the space's fidelity, else 15")
+    parser.add_argument("--max_epochs", type=int, help="last rung; default: the space's fidelity, else 50")
+    parser.add_argument("--rungs", type=int, help="number of rungs, spaced geometrically (default 4)")
+    parser.add_argument("--rung_ratio", type=float, help="instead of --rungs: each rung has this many times the epochs")
+    parser.add_argument("--eta", type=float, default=2, help="the best 1/eta of a rung are promoted")
+    parser.add_argument("--brackets", type=int, help="starting rungs (default 1; 2 with --sampler model)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="random", help="model: learns from all rungs")
+    parser.add_argument("--metric", default="val_dice", help="what metrics.jsonl calls it")
+    parser.add_argument("--direction", choices=("max", "min"), help="default: min for a loss or AVD, else max")
+    parser.add_argument("--horizon", choices=("max", "rung"), default="max",
+                        help="max: one schedule, a promoted trial goes on; rung: each rung trains anew with its own")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs are placed")
+    parser.add_argument("--workers", type=int, help="runs at a time; default: all GPUs, else one for each four cores")
+    parser.add_argument("--gpus_per_worker", type=int, help="default: 1 where there are GPUs, else 0")
+    parser.add_argument("--accelerate_config", metavar="FILE", help="passed to accelerate launch on GPUs")
+    parser.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster; default: this machine's")
+    parser.add_argument("--ledger", metavar="FILE", help="on this machine's own disk; default: in the study folder")
+    parser.add_argument("--max_retries", type=int, default=3, help="of a run that is killed or falls silent")
+    parser.add_argument("--silent_after", type=float, default=600, help="seconds without a heartbeat; 0: never")
+
+
+def main() -> int | None:
+    arguments, config = parse("search.py", __doc__.splitlines()[0], add_flags)
+    if not arguments.study:
+        raise UserError("--study: missing, expected a folder for the study, such as runs/search")
+    folder = Path(arguments.study)
+    if arguments.status:
+        return show_status(folder)
+
+    # ------------------------------------------------------------------ what is searched, and how
+    block = load_search(arguments.recipe) or load_search([PAPER_SPACE])
+    space = parse_space(block, "search")
+    rungs = choose_rungs(arguments, space)
+    check_space(config, space)
+    check_data(arguments)
+    better = arguments.direction or ("min" if re.search("loss|avd", arguments.metric) else "max")
+    brackets = arguments.brackets or (2 if arguments.sampler == "model" and len(rungs) > 1 else 1)
+    try:
+        asha = Asha(rungs, arguments.eta, arguments.max_trials, better == "max", brackets)
+    except ValueError as error:
+        raise UserError(f"--eta, --max_trials, --brackets: {error}") from None
+
+    # ------------------------------------------------------------------ who remembers, who runs
+    from meshnet.launch import make_launcher
+    from meshnet.ledger import Ledger
+    from meshnet.sampler import make_sampler
+    from meshnet.study import Plan, Study
+
+    refuse_other_host(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sampler = make_sampler(arguments.sampler, space, arguments.seed)
+    recipe = lambda parameters, horizon: dump(to_dict(with_fields(config, space.fields(parameters), horizon)))
+    plan = Plan(
+        folder, recipe, ("--data", os.path.abspath(arguments.data), "--fold", str(arguments.fold),
+                         "--seed", str(arguments.seed)),
+        tuple(arguments.inner_folds), arguments.metric, arguments.horizon == "rung", arguments.max_retries,
+        arguments.silent_after)  # fmt: skip
+    settings = {"space": block, "rungs": rungs, "eta": str(asha.eta), "brackets": brackets, "metric": arguments.metric,
+                "direction": better, "horizon": arguments.horizon, "recipe": to_dict(config), "fold": arguments.fold,
+                "inner_folds": arguments.inner_folds, "seed": arguments.seed,
+                "data": os.path.abspath(arguments.data)}  # fmt: skip
+    with Ledger(arguments.ledger or folder / "ledger.sqlite", folder / "driver.lock") as ledger:
+        ledger.settings(settings)
+        launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
+                                 arguments.accelerate_config, arguments.ray_address)  # fmt: skip
+        screen = Screen()
+        study = Study(plan, asha, ledger, launcher, lambda number: sampler.suggest(number, asha), screen.say)
+
+        # -------------------------------------------------------------- search
+        began = time.time()
+        state = drive(study, screen, began)
+
+        # -------------------------------------------------------------- what came out
+        report(study, screen, state, began, recipe, space)
+    return 130 if state == "interrupted" else 0
+
+
+# ---------------------------------------------------------------------- before it starts
+def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]:
+    """The epochs of each rung, from the flags or else the space's fidelity (the paper's where it names none)."""
+    low, high = space.fidelity or (15, 50)
+    low, high = arguments.min_epochs or low, arguments.max_epochs or high
+    if arguments.rungs and arguments.rung_ratio:
+        raise UserError("--rung_ratio: found beside --rungs, expected one of them")
+    try:
+        if arguments.rung_ratio:
+            return eta_rungs(low, high, arguments.rung_ratio)
+        return geometric_rungs(low, high, 4 if arguments.rungs is None else arguments.rungs)
+    except ValueError as error:
+        raise UserError(f"--min_epochs {low} --max_epochs {high}: {error}") from None
+
+
+def with_fields(config: Config, fields: dict, horizon: int) -> Config:
+    """``config`` with searched values in it, validated."""
+    changed = copy.deepcopy(config)
+    changed.training.max_epochs = horizon
+    for field, value in fields.items():
+        section, name = field.split(".")
+        setattr(getattr(changed, section), name, value)
+    return validate(changed)
+
+
+def check_space(config: Config, space: Space) -> None:
+    """Refuse a space with values that the rest of the recipe does not allow, before anything starts."""
+    for dimension in space.dimensions:
+        for value in dimension.ends():
+            try:
+                with_fields(config, {dimension.field: value}, config.training.max_epochs)
+            except UserError as error:
+                raise UserError(f"search: {dimension.name} = {value}: {error}") from None
+
+
+def check_data(arguments: argparse.Namespace) -> None:
+    """Refuse a missing data set or fold now rather than in every trial."""
+    from meshnet.splits import fold_subjects, load_splits
+
+    if not arguments.data:
+        raise UserError("--data: missing, expected a folder that prepare.py wrote")
+    splits = load_splits(Path(arguments.data) / "splits.json")
+    for inner_fold in arguments.inner_folds:
+        fold_subjects(splits, arguments.fold, inner_fold)
+    if len(set(arguments.inner_folds)) < len(arguments.inner_folds):
+        raise UserError(f"--inner_folds: found {arguments.inner_folds}, expected each one once")
+
+
+def refuse_other_host(folder: Path) -> None:
+    """A lock may not reach across hosts; the status file of a living driver does."""
+    status = read_status(folder)
+    if not status or status["state"] != "running" or status["driver"]["host"] == socket.gethostname():
+        return
+    age = time.time() - status["time"]
+    if age < STALE_SECONDS:
+        raise UserError(f"{folder}: this study is being run by process {status['driver']['pid']} on "
+                        f"{status['driver']['host']} (last sign {age:.0f} s ago); stop that one first")  # fmt: skip
+
+
+# ---------------------------------------------------------------------- while it runs
+def drive(study, screen: Screen, began: float) -> str:
+    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind."""
+    asked = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.append(1))
+    shown = 0.0
+    state = "running"
+    try:
+        study.take_up()
+        while not asked:
+            if study.step():
+                state = "finished"
+                break
+            if time.monotonic() - shown > STATUS_SECONDS:
+                shown = time.monotonic()
+                screen.draw(table(publish(study, "running", began)))
+            time.sleep(0.05)
+        else:
+            state = "interrupted"
+            study.say("stopping the runs; the same command goes on later (Ctrl-C again: kill them at once)")
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
+            study.stop(PATIENCE)
+    except KeyboardInterrupt:
+        state = "interrupted"
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        study.stop(0)
+        study.launcher.close()
+    return state
+
+
+def publish(study, state: str, began: float) -> dict:
+    """Replace status.json and trials.csv in the study folder."""
+    status = study.status(state, began)
+    status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
+    write_json(study.plan.folder / "status.json", status)
+    study.ledger.write_export(study.plan.folder / "trials.csv")
+    return status
+
+
+def report(study, screen: Screen, state: str, began: float, recipe, space: Space) -> None:
+    """best.yaml, the last status, pictures."""
+    status = publish(study, state, began)
+    best = status["best"]
+    if best:
+        horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
+        head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
+                f"{best['epochs']} epochs\n")  # fmt: skip
+        write_text(study.plan.folder / "best.yaml", head + recipe(best["parameters"], horizon))
+        from meshnet import search_figures
+
+        search_figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)
+    screen.end(table(status))
+
+
+if __name__ == "__main__":
+    run_script(main)
