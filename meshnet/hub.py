@@ -1,0 +1,234 @@
+"""Models and prepared data sets to and from the Hugging Face Hub.
+
+    python -m meshnet.hub push RUN user/name [--public] [--licence mit]
+    python -m meshnet.hub pull user/name[@revision] [FOLDER]
+
+The token comes from the usual place (``hf auth login`` or ``HF_TOKEN``). Repositories are private unless asked
+otherwise. Case names, paths and per-case scores stay at home.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from meshnet.errors import UserError, run_script
+from meshnet.files import write_text
+
+MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
+DATASET_FILES = ["*.json", "*.arrow", "README.md"]
+ATTEMPTS, WAIT_S = 3, 2.0
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """``user/name@revision`` → (``user/name``, revision or None)."""
+    repository, _, revision = name.partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise UserError(f"{name}: found no Hub name, expected user/name or user/name@revision")
+    return repository, revision or None
+
+
+@contextlib.contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Turn the client's errors about ``what`` into one line each. No line holds a token."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{what}: the repository has no such revision; see its history on the Hub") from None
+    except errors.GatedRepoError:
+        raise UserError(f"{what}: access must be asked for on its page on the Hub first") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"{what}: not found on the Hub, or private and not open to your token; check the name, or log "
+                        "in with: hf auth login") from None
+    except errors.HFValidationError as error:
+        raise UserError(f"{what}: not a name that the Hub takes ({str(error).splitlines()[0]})") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(f"{what}: not in the cache, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is "
+                        "set); go online once, then it works offline") from None
+    except errors.LocalTokenNotFoundError:
+        raise UserError(f"{what}: needs a token; log in with: hf auth login") from None
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"{what}: {explain_status(error.response.status_code)}") from None
+    except httpx2.HTTPError as error:
+        raise UserError(f"{what}: the connection to the Hub failed ({type(error).__name__}); the same command again "
+                        "goes on where it stopped") from None
+
+
+def explain_status(status: int) -> str:
+    """An HTTP status of the Hub in words."""
+    if status == 401:
+        return "the Hub refuses the token; log in again with: hf auth login"
+    if status == 403:
+        return "your token has no right to this; it needs write access to that user or organisation"
+    if status >= 500:
+        return f"the Hub answers with an error of its own ({status}); the same command again goes on where it stopped"
+    return f"the Hub answers with status {status}"
+
+
+def with_retries(action: Callable):
+    """``action()``, tried again a few times when the connection breaks or the Hub has an error of its own."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except httpx2.TransportError:
+            if attempt == ATTEMPTS:
+                raise
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500 or attempt == ATTEMPTS:
+                raise
+        time.sleep(WAIT_S * attempt)
+
+
+# ---------------------------------------------------------------------------------------------------------- up
+
+def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit") -> str:
+    """Push a run or model folder: weights, ``config.json``, a generated model card, the recipe, a picture.
+
+    Args:
+        repository: ``user/name``; made where it does not exist.
+        private: visibility of a new repository; an existing one keeps its own.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: for a folder that is no model, a refused token, a missing right, or no network.
+    """
+    from meshnet.modelfolder import load_model
+
+    folder = Path(run_dir)
+    model, card = load_model(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)
+        stage_model(folder, staged, model, card, repository, licence)
+        return upload(staged, repository, "model", private, MODEL_FILES)
+
+
+def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str) -> None:
+    """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
+    from meshnet.hubcard import model_readme
+
+    weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
+    pictures = sorted(folder.glob("*.png"))[:1]
+    for path in [folder / "config.json", folder / "metrics.jsonl", *weights, *pictures]:
+        if path.is_file():
+            shutil.copyfile(path, staged / path.name)
+    picture = pictures[0].name if pictures else None
+    if picture is None and (folder / "metrics.jsonl").is_file():
+        from meshnet.figures import draw_run
+
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        picture = "training.png"
+        draw_run([json.loads(line) for line in lines if line.strip()], staged / picture, repository)
+    if (folder / "config.yaml").is_file():
+        import yaml
+
+        recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        recipe.pop("run", None)  # paths and the machine
+        write_text(staged / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence)
+    write_text(staged / "README.md", readme)
+
+
+def push_dataset(folder: str | Path, repository: str, private: bool = True, licence: str = "other") -> str:
+    """Push a prepared data set as it lies on disk, with a card. Its case names and source paths go with it."""
+    from meshnet.hubcard import dataset_readme
+
+    folder = Path(folder)
+    if not (folder / "prepared.json").is_file():
+        raise UserError(f"{folder}: has no prepared.json; expected a folder that prepare.py wrote")
+    info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+    subjects = sum(len(fold["test"]) for fold in splits["folds"])
+    with tempfile.TemporaryDirectory() as temporary:
+        readme = Path(temporary) / "README.md"
+        readme.write_text(dataset_readme(info, repository, subjects, licence), encoding="utf-8")
+        upload(folder, repository, "dataset", private, DATASET_FILES)
+        return upload(Path(temporary), repository, "dataset", private, ["README.md"])
+
+
+def upload(folder: Path, repository: str, kind: str, private: bool, patterns: list[str]) -> str:
+    """Create the repository where it is missing and commit the files of ``folder``; returns the commit's address."""
+    from huggingface_hub import HfApi
+
+    repository, revision = split_name(repository)
+    if revision:
+        raise UserError(f"{repository}@{revision}: pushing goes to the main branch, expected user/name")
+    api = HfApi()
+
+    def act():
+        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        return api.upload_folder(repo_id=repository, folder_path=folder, repo_type=kind, allow_patterns=patterns,
+                                 ignore_patterns=[".*"], commit_message="Push from meshnet")
+
+    with plain_errors(repository):
+        return str(with_retries(act).commit_url)
+
+
+# ---------------------------------------------------------------------------------------------------------- down
+
+def pull(name: str, kind: str = "model") -> Path:
+    """The folder of ``user/name[@revision]`` in the cache, downloaded as far as it is not there.
+
+    With no network the cached copy is used. A broken download goes on where it stopped.
+
+    Raises:
+        UserError: one line for each way in which it can fail.
+    """
+    import httpx2
+    from huggingface_hub import snapshot_download
+
+    repository, revision = split_name(name)
+    wanted = {"repo_type": kind, "revision": revision,
+              "allow_patterns": MODEL_FILES if kind == "model" else DATASET_FILES}
+    with plain_errors(name):
+        try:
+            return Path(with_retries(lambda: snapshot_download(repository, **wanted)))
+        except httpx2.TransportError:  # the client itself takes to the cache only where no connection begins
+            return Path(snapshot_download(repository, **wanted, local_files_only=True))
+
+
+def copy_to(source: Path, target: Path) -> None:
+    """Copy a pulled folder out of the cache, links resolved."""
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target}: exists and is not empty; give another folder")
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m meshnet.hub", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    push = commands.add_parser("push", help="push a run, a model folder or a prepared data set")
+    push.add_argument("folder", type=Path)
+    push.add_argument("repository", metavar="user/name")
+    push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    push.add_argument("--licence", help="licence tag of the card (default: mit; other for data sets)")
+    get = commands.add_parser("pull", help="download into the cache, and to FOLDER if given")
+    get.add_argument("name", metavar="user/name[@revision]")
+    get.add_argument("folder", type=Path, nargs="?")
+    get.add_argument("--dataset", action="store_true", help="a prepared data set")
+    arguments = parser.parse_args()
+    if arguments.command == "push":
+        is_dataset = (arguments.folder / "prepared.json").is_file()
+        send = push_dataset if is_dataset else push_run
+        licence = arguments.licence or ("other" if is_dataset else "mit")
+        print(send(arguments.folder, arguments.repository, private=not arguments.public, licence=licence))
+        return
+    folder = pull(arguments.name, "dataset" if arguments.dataset else "model")
+    if arguments.folder:
+        copy_to(folder, arguments.folder)
+    print(arguments.folder or folder)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,106 @@
+"""README.md of a model or a data set on the Hub, written from what is on disk beside it."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+from meshnet.model import count_parameters
+
+SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
+          ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
+CITATION = """```bibtex
+@article{fedorov2025meshnet,
+  title  = {State-of-the-Art Stroke Lesion Segmentation at 1/1000th of Parameters},
+  author = {Fedorov, Alex and Bu, Yutong and Hu, Xiao and Rorden, Chris and Plis, Sergey},
+  year   = {2025},
+  eprint = {2503.05531},
+  archivePrefix = {arXiv}
+}
+```"""
+LIMITS = """Research software. It is not a medical device and must not be used for diagnosis or treatment.
+It was tested on the data named above and on nothing else; on other scanners, sequences, ages or kinds of lesion it may
+fail without a warning. Look at every mask."""
+
+
+def front_matter(**fields) -> str:
+    """The YAML block at the top that the Hub reads."""
+    return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---\n"
+
+
+def summarise_cases(path: Path) -> list[tuple[str, str]]:
+    """Mean (standard deviation) over the cases of a ``test_cases.csv``; scores that are not numbers are left out."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    lines = []
+    for key, label in SCORES:
+        values = [float(row[key]) for row in rows if row.get(key)]
+        values = [value for value in values if math.isfinite(value)]
+        if values:
+            mean = sum(values) / len(values)
+            deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0
+            lines.append((label, f"{mean:.3f} ({deviation:.3f}), {len(values)} cases"))
+    return lines
+
+
+def describe_training(card: dict) -> str:
+    """What the network was trained on, a line a fact, without a path."""
+    known = card["training_data"]
+    if not known:
+        return "Not recorded."
+    if not isinstance(known, dict):
+        return str(known)
+    return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in known.items())
+
+
+def model_readme(model, card: dict, repository: str, tests: Path, picture: str | None, licence: str) -> str:
+    """The model card.
+
+    Args:
+        model: the network, for its size.
+        repository: ``user/name``.
+        tests: the run's ``test_cases.csv``, which may be absent.
+        picture: name of a picture beside the card.
+    """
+    targets = ", ".join(card["classes"][1:])
+    scores = summarise_cases(tests)
+    head = "Scores on the test cases, mean (standard deviation over cases), on each scan's own grid:"
+    if not scores:
+        scores = [(key, f"{value:.3f}" if isinstance(value, float) else str(value))
+                  for key, value in (card["metrics"] or {}).items()]
+        head = "No test scores are recorded. Validation:" if scores else "No scores are recorded."
+    table = "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in scores)]) if scores else ""
+    shape = "×".join(map(str, card["shape"])) if card["shape"] else f"{round(256 / card['voxel_mm'])}³"
+    return "\n\n".join(part for part in [
+        front_matter(license=licence, library_name="meshnet", pipeline_tag="image-segmentation",
+                     tags=["medical", "mri", "segmentation", "stroke", "meshnet"]) +
+        f"# {repository}",
+        f"Segments {targets} on {' + '.join(card['channels'])} head scans. A {card['name']} of "
+        f"{count_parameters(model):,} parameters.",
+        f"![]({picture})" if picture else "",
+        "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
+        f"The scan may have any grid: it is resampled to {shape} voxels of {card['voxel_mm']:g} mm in orientation "
+        f"{card['orientation']}, scaled by `{card['scaling']}`, and the mask comes back on the scan's own grid.",
+        "```python\nfrom meshnet.modelfolder import load_model\n"
+        f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
+        "## Trained on", describe_training(card),
+        "## Scores", head, table,
+        "## Intended use and limits", LIMITS,
+        "## Licence and citation", f"{licence}. If you use it, cite the paper of the architecture:", CITATION,
+    ] if part) + "\n"
+
+
+def dataset_readme(info: dict, repository: str, cases: int, licence: str) -> str:
+    """The card of a prepared data set."""
+    shape = "×".join(map(str, info["shape"]))
+    return "\n\n".join([
+        front_matter(license=licence, task_categories=["image-segmentation"], tags=["medical", "mri", "meshnet"]) +
+        f"# {repository}",
+        f"{cases} cases prepared from {info['source']}: channels {', '.join(info['channels'])}, classes "
+        f"{', '.join(info['classes'])}, {shape} voxels of {info['voxel_mm']:g} mm, orientation {info['orientation']}, "
+        f"scaling `{info['scaling']}`. Splits are in `splits.json`.",
+        "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
+        f"```\npython -m meshnet.hub pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
+    ]) + "\n"

@@ -1,0 +1,117 @@
+"""Pretrained models by name: the built-in ones, and public MeshNets that are fetched and imported when first used.
+
+A public model is pinned to a commit of the repository that publishes it, so that a name always means the same network.
+"""
+
+import dataclasses
+import hashlib
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from meshnet.errors import UserError
+from meshnet.files import whole_file
+
+SOURCE = "https://raw.githubusercontent.com/neuroneural/brainchop"
+TIMEOUT_S = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Public:
+    """A published network in brainchop's TensorFlow.js layout."""
+
+    segments: str
+    channel: str
+    folder: str  # in the repository
+    commit: str
+    binary: str
+    licence: str = "MIT"
+    sha256: str | None = None  # of the binary
+    checked: str = "not tried by this project"
+
+
+PUBLIC = {
+    "brainchop-tissue-light": Public(
+        "grey and white matter", "T1w", "FullVolumeInference/ModelToLoad/model5_gw_ae",
+        "8520f5c39d73e1ebc7ff4da2ed2354bbb884e4a1", "group1-shard1of1.bin",
+        sha256="ca0d1b8ff72f8719d9525acaf9a1f1cb66dbb173b4ee1d7540f99e022cf4bfd8",
+        checked="imported, labels equal to the published ones"),
+    "brainchop-t2-lesion": Public(
+        "chronic stroke lesions", "T2w", "public/models/model_11ch_ARC", "914d81e95296776d33e05cc6d6f6e1fb40489334",
+        "model.bin"),
+    "brainchop-subcortical": Public(
+        "17 regions: grey and white matter, subcortical areas", "T1w", "public/models/model30chan18cls",
+        "5c540411d4a1c6b24c36d1c938cb23251617aa05", "model.bin"),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched models are kept: ``$MESHNET_CACHE``, or ``~/.cache/meshnet``."""
+    return Path(os.environ.get("MESHNET_CACHE", "~/.cache/meshnet")).expanduser()
+
+
+def fetch(name: str) -> Path:
+    """The model folder of a public model, fetched and imported where it is not there yet.
+
+    Raises:
+        UserError: with no network, or if what arrives is not what is pinned.
+    """
+    from meshnet.export_tfjs import read_tfjs
+    from meshnet.modelfolder import CARD, save_model
+
+    model = PUBLIC[name]
+    folder = cache_folder() / name
+    if (folder / CARD).is_file():
+        return folder
+    raw = folder / "published"
+    for file in (model.binary, "model.json"):
+        if not (raw / file).is_file():
+            download(f"{SOURCE}/{model.commit}/{model.folder}/{file}", raw / file)
+    if model.sha256 and hashlib.sha256((raw / model.binary).read_bytes()).hexdigest() != model.sha256:
+        (raw / model.binary).unlink()
+        raise UserError(f"{name}: the weights that arrived are not the pinned ones (sha256 differs); try again")
+    network, info = read_tfjs(raw / "model.json")
+    classes = ["background", *(f"class {i}" for i in range(1, network.arguments["classes"]))]
+    card = {"channels": [model.channel], "classes": classes, "shape": info["shape"], "scaling": "minmax",
+            "training_data": {"published_by": "neuroneural/brainchop", "licence": model.licence}}
+    save_model(folder, network, card)
+    return folder
+
+
+def download(url: str, path: Path) -> None:
+    """Fetch ``url`` to ``path``, whole or not at all.
+
+    Raises:
+        UserError: naming the host and what went wrong.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise UserError(f"{path.name}: not in the cache and HF_HUB_OFFLINE is set; unset it to download")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            content = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"{url}: could not be downloaded ({reason}); check the network to "
+                        f"{urllib.parse.urlparse(url).hostname}, or import a copy with python -m meshnet.export "
+                        "import") from None
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def list_models() -> str:
+    """The models that can be had by name, a line each, as text: built-in ones first."""
+    from meshnet.modelfolder import BUILT_IN, CARD, read_card
+
+    rows = [("name", "segments", "input", "licence", "source")]
+    for path in sorted(BUILT_IN.glob(f"*/{CARD}")):
+        card = read_card(path.parent)
+        rows.append((path.parent.name, ", ".join(card["classes"][1:]), "+".join(card["channels"]), "MIT", "built in"))
+    for name, model in PUBLIC.items():
+        rows.append((name, model.segments, model.channel, model.licence,
+                     f"neuroneural/brainchop, {model.folder} ({model.checked})"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in rows]
+    return "\n".join([*lines, "", "Any Hub repository of this form: --model user/name[@revision].",
+                      "Research software, not for diagnosis."])

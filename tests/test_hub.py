@@ -1,0 +1,345 @@
+"""Push and pull through the real client against a server on loopback that speaks the endpoints that it uses."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+import pytest
+import torch
+
+from meshnet import hub, modelfolder
+from meshnet.errors import UserError
+from meshnet.model import MeshNet
+
+WRITER, READER = "hf_" + "w" * 30, "hf_" + "r" * 30
+CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "training_data": {"source": "synthetic", "cases": 3}}
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories in memory: ``repos[(kind, id)] = {"private": …, "commits": [(sha, {path: bytes}), …]}``."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repos, self.log, self.faults, self.down = {}, [], [], False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status: int, body=b"", **headers) -> None:
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for key, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def hang_up(self) -> None:
+        self.wfile.flush()
+        self.connection.close()
+        self.close_connection = True
+
+    def fault(self, kind: str) -> bool:
+        if self.server.faults and self.server.faults[0] == kind:
+            self.server.faults.pop(0)
+            return True
+        return False
+
+    def handle_one(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlparse(self.path).path)
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        self.server.log.append((self.command, path))
+        if self.server.down:
+            return self.hang_up()
+        if token not in ("", WRITER, READER):
+            return self.answer(401, {"error": "Invalid credentials"})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body), token)
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/.*)?", path):
+            return self.api(*match.groups(), body, token)
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self.resolve("dataset" if match[1] else "model", *match.groups()[1:], token)
+        return self.answer(404, {"error": f"unknown endpoint {path}"})
+
+    do_GET = do_POST = do_HEAD = handle_one
+
+    def find(self, kind: str, name: str, revision: str, token: str):
+        """(sha, files) or None after an error was answered."""
+        repo = self.server.repos.get((kind, name))
+        if repo is None or (repo["private"] and not token):
+            return self.answer(404 if token else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        commits = [c for c in repo["commits"] if revision in ("main", c[0])]
+        if not commits:
+            return self.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
+        return commits[-1]
+
+    def create(self, request: dict, token: str) -> None:
+        if token != WRITER:
+            return self.answer(403, {"error": "You don't have the rights"})
+        key = (request.get("type") or "model", f"{request.get('organization') or 'user'}/{request['name']}")
+        address = {"url": f"{self.server.url}/{key[1]}", "name": key[1], "id": key[1]}
+        if key in self.server.repos:
+            return self.answer(409, {"error": "You already created this repo", **address})
+        self.server.repos[key] = {"private": request.get("visibility") == "private", "commits": [("0" * 40, {})]}
+        self.answer(200, address)
+
+    def api(self, kind, name, action, revision, body, token) -> None:
+        found = self.find(kind, name, revision or "main", token)
+        if found is None:
+            return
+        sha, files = found
+        if action in ("preupload", "commit") and token != WRITER:
+            return self.answer(403, {"error": "no write access"})
+        if action == "preupload":
+            wanted = json.loads(body)["files"]
+            return self.answer(200, {"files": [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]})
+        if action == "commit":
+            if self.fault("commit breaks"):
+                return self.hang_up()
+            new = dict(files)
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    new[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            sha = hashlib.sha1(body).hexdigest()
+            self.server.repos[kind, name]["commits"].append((sha, new))
+            return self.answer(200, {"success": True, "commitOid": sha, "hookOutput": "",
+                                     "commitUrl": f"{self.server.url}/{name}/commit/{sha}"})
+        if action == "tree":
+            return self.answer(200, [{"type": "file", "path": path, "size": len(content),
+                                      "oid": hashlib.sha1(content).hexdigest()} for path, content in files.items()])
+        self.answer(200, {"id": name, "sha": sha, "private": self.server.repos[kind, name]["private"],
+                          "siblings": [{"rfilename": path} for path in files], "tags": []})
+
+    def resolve(self, kind, name, revision, path, token) -> None:
+        found = self.find(kind, name, revision, token)
+        if found is None:
+            return
+        sha, files = found
+        if path not in files:
+            return self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+        content, status, extra = files[path], 200, {}
+        etag = hashlib.sha1(content).hexdigest()
+        if asked := re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("Range") or ""):
+            start = int(asked[1])
+            extra = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            self.server.log.append(("RANGE", start))
+            content, status = content[start:], 206
+        headers = {"ETag": f'"{etag}"', "X_Repo_Commit": sha, "Accept_Ranges": "bytes", **extra}
+        if self.command == "GET" and path.endswith(".safetensors") and self.fault("download breaks"):
+            self.send_response(status)
+            for key, value in {"Content-Length": len(content), **headers}.items():
+                self.send_header(key.replace("_", "-"), str(value))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            return self.hang_up()
+        self.answer(status, content, **headers)
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A fresh Hub, the client pointed at it with an empty cache and a token that may write."""
+    from huggingface_hub import constants
+
+    instance = Hub()
+    thread = threading.Thread(target=instance.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", instance.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        instance.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "WAIT_S", 0.01)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    yield instance
+    instance.shutdown()
+    instance.server_close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with what training and testing leave in it."""
+    torch.manual_seed(0)
+    model = MeshNet(channels=4, dilations=(1, 2))
+    folder = tmp_path / "run"
+    modelfolder.save_model(folder, model, CARD)
+    (folder / "metrics.jsonl").write_text(
+        '{"epoch": 1, "step": 2, "learning_rate": 0.1, "train_loss": 0.5, "val_loss": 0.4, "val_dice": 0.3}\n')
+    (folder / "test_cases.csv").write_text("case,dice,avd,mcc\nsub-secret,0.5,0.2,0.6\nsub-hidden,0.7,0.4,nan\n")
+    (folder / "config.yaml").write_text("run: {data_path: /home/someone/data}\nmodel: {name: meshnet}\n")
+    (folder / "case.png").write_bytes(b"\x89PNG a picture")
+    (folder / "state").mkdir()
+    (folder / "state" / "optimizer.bin").write_bytes(b"0")
+    return folder
+
+
+def test_round_trip_gives_the_same_network(server, run):
+    address = hub.push_run(run, "user/stroke", private=True)
+    repo = server.repos["model", "user/stroke"]
+    assert repo["private"] and repo["commits"][-1][0] in address
+    ours, _ = modelfolder.load_model(run)
+    theirs, card = modelfolder.load_model("user/stroke")
+    x = torch.randn(1, 1, 9, 8, 7)
+    assert torch.equal(ours(x), theirs(x)) and card["classes"] == CARD["classes"]
+    assert torch.equal(ours(x), MeshNet.from_pretrained("user/stroke")(x))
+
+
+def test_what_goes_up(server, run):
+    (run / "case.png").unlink()
+    hub.push_run(run, "user/stroke")
+    files = server.repos["model", "user/stroke"]["commits"][-1][1]
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "metrics.jsonl", "recipe.yaml",
+                          "training.png"}
+    everything = b"".join(files.values())
+    for secret in (b"sub-secret", b"/home/someone", WRITER.encode()):
+        assert secret not in everything
+    readme = files["README.md"].decode()
+    assert "| Dice (lesion) | 0.600 (0.141), 2 cases |" in readme and "| MCC | 0.600 (0.000), 1 cases |" in readme
+    for expected in ("license: \"mit\"", "infer.py scan.nii.gz", "user/stroke", "must not be used for diagnosis",
+                     "2503.05531", "![](training.png)", "source: synthetic", "LIA"):
+        assert expected in readme, expected
+
+
+def test_a_revision_is_the_network_of_that_commit(server, run):
+    hub.push_run(run, "user/stroke")
+    first = server.repos["model", "user/stroke"]["commits"][-1][0]
+    before, card = modelfolder.load_model(run)
+    after = MeshNet(channels=4, dilations=(1, 2))
+    modelfolder.save_model(run, after, card)
+    hub.push_run(run, "user/stroke")
+    weights = [modelfolder.load_model(name)[0].head.weight for name in (f"user/stroke@{first}", "user/stroke")]
+    assert torch.equal(weights[0], before.head.weight) and torch.equal(weights[1], after.head.weight)
+    with pytest.raises(UserError, match="no such revision"):
+        hub.pull("user/stroke@" + "ab" * 20)
+
+
+def test_refused_tokens_and_missing_rights(server, run, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    with pytest.raises(UserError, match="refuses the token") as refused:
+        hub.push_run(run, "user/stroke")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    with pytest.raises(UserError, match="no right"):
+        hub.push_run(run, "user/stroke")
+    printed = "".join(capfd.readouterr()) + str(refused.value)
+    assert not server.repos and "x" * 30 not in printed and READER not in printed
+
+
+def test_private_repository(server, run, monkeypatch):
+    hub.push_run(run, "user/stroke", private=True)
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(UserError, match="private"):
+        hub.pull("user/stroke")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert (hub.pull("user/stroke") / "config.json").is_file()
+
+
+def test_connection_that_breaks_while_pushing(server, run):
+    server.faults = ["commit breaks"]
+    hub.push_run(run, "user/stroke")
+    assert "model.safetensors" in server.repos["model", "user/stroke"]["commits"][-1][1]
+    server.faults = ["commit breaks"] * 50
+    with pytest.raises(UserError, match="connection to the Hub failed"):
+        hub.push_run(run, "user/stroke2")
+
+
+def test_connection_that_breaks_while_pulling(server, run, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)  # 10 MB as shipped, more than this whole model
+    hub.push_run(run, "user/stroke")
+    server.faults = ["download breaks"]
+    modelfolder.load_model("user/stroke")
+    assert any(entry[0] == "RANGE" and entry[1] > 0 for entry in server.log), "it began again instead of going on"
+
+
+def test_without_a_network_the_cache_serves(server, run, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.push_run(run, "user/stroke")
+    folder = hub.pull("user/stroke")
+    server.shutdown()
+    server.server_close()
+    server.down = True  # connections that are kept open end as well
+    assert hub.pull("user/stroke") == folder
+    with pytest.raises(UserError, match="not in the cache"):
+        hub.pull("user/other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.pull("user/stroke") == folder
+    with pytest.raises(UserError, match="not in the cache"):
+        hub.pull("user/other")
+
+
+def test_a_repository_that_is_no_model(server, run):
+    hub.push_run(run, "user/stroke")
+    server.repos["model", "user/stroke"]["commits"].append(("1" * 40, {"README.md": b"hello", "model.bin": b"pickle"}))
+    with pytest.raises(UserError, match=r"config\.json: not found"):
+        modelfolder.load_model("user/stroke")
+    assert not any("model.bin" in str(entry) for entry in server.log), "a foreign binary was downloaded"
+
+
+def test_prepared_dataset_round_trip(server, tmp_path):
+    from datasets import Dataset, load_from_disk
+
+    folder = tmp_path / "prepared"
+    Dataset.from_dict({"case": ["a", "b"], "image": [b"12", b"34"]}).save_to_disk(folder)
+    info = {"source": "synthetic", "channels": ["T2w"], "classes": ["background", "lesion"], "shape": [2, 2, 2],
+            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "conform_uint8"}
+    (folder / "prepared.json").write_text(json.dumps(info))
+    (folder / "splits.json").write_text(json.dumps({"folds": [{"test": ["a"]}, {"test": ["b"]}]}))
+    hub.push_dataset(folder, "user/cases")
+    assert server.repos["dataset", "user/cases"]["private"]
+    hub.copy_to(hub.pull("user/cases", "dataset"), tmp_path / "copy")
+    assert load_from_disk(tmp_path / "copy").to_dict() == load_from_disk(folder).to_dict()
+    assert json.loads((tmp_path / "copy" / "prepared.json").read_text()) == info
+    assert "2 cases prepared from synthetic" in (tmp_path / "copy" / "README.md").read_text()
+    with pytest.raises(UserError, match="not empty"):
+        hub.copy_to(folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["stroke", "a/b/c", "/b"])
+def test_names(name):
+    with pytest.raises(UserError, match="user/name"):
+        hub.split_name(name)
+
+
+def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkeypatch):
+    from meshnet import registry
+
+    model = registry.PUBLIC["brainchop-tissue-light"]
+    source = tmp_path / "source" / model.commit / model.folder
+    source.mkdir(parents=True)
+    for name in ("model.json", model.binary):
+        (source / name).write_bytes((shared_data / "brainchop" / name).read_bytes())
+    monkeypatch.setattr(registry, "SOURCE", (tmp_path / "source").as_uri())
+    monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
+    network, card = modelfolder.load_model("brainchop-tissue-light")
+    assert network.arguments["channels"] == 5 and card["scaling"] == "minmax" and card["orientation"] == "LIA"
+    (source / "model.json").unlink()
+    assert modelfolder.load_model("brainchop-tissue-light")[1] == card  # from the cache
+    monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "second"))
+    with pytest.raises(UserError, match="could not be downloaded"):
+        modelfolder.load_model("brainchop-tissue-light")
+    (source / "model.json").write_bytes((shared_data / "brainchop" / "model.json").read_bytes())
+    (source / model.binary).write_bytes(b"\0" * 22392)
+    monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
+    with pytest.raises(UserError, match="sha256 differs"):
+        modelfolder.load_model("brainchop-tissue-light")
+    assert "brainchop-t2-lesion" in registry.list_models()
