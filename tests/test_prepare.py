@@ -297,6 +297,18 @@ def test_a_lone_bad_case_is_one_error_and_no_dataset(table, tmp_path, run, name)
     assert not list((tmp_path / "out").glob("*.json")) and not shards(tmp_path / "out")
 
 
+def test_the_head_box_holds_a_lesion_at_its_edge(table, tmp_path, run):
+    image, edge = (np.pad(volume, 20) for volume in (head(0), lesion(0)))
+    edge[2, 60, 30] = 1  # in the air, where no head box reaches by itself
+    table.add("zedge", image, edge)
+    assert run(table.path, *options(tmp_path / "out", "--voxel_mm", "2"))[0] == 0
+    data, _ = schema.load_dataset(tmp_path / "out")
+    for i in range(5):
+        box = np.reshape(data[i]["head_box"], (3, 2))
+        mask = schema.volume(data, i, "mask")
+        assert mask.sum() == mask[tuple(slice(*b) for b in box)].sum() > 0
+
+
 def test_empty_masks_are_kept_on_request(table, tmp_path, run):
     table.add("healthy", mask=lesion(0) * 0)
     assert run(table.path, *options(tmp_path / "out", "--allow_empty"))[0] == 0

@@ -80,6 +80,12 @@ def test_atlas_names_pair_within_their_space(tmp_path):
     assert listing.cases[0].subject == "r001s001" and listing.cases[0].session == "1"
 
 
+def test_a_mask_in_the_scans_own_space_takes_no_scan_in_a_template(tmp_path):
+    touch(tmp_path, MASK, "derivatives/warped/sub-1/anat/sub-1_space-MNI_T2w.nii.gz")
+    listing = find_cases("bids", str(tmp_path), ["T2w"], Filters())
+    assert not listing.cases and (str(tmp_path / MASK), "no T2w scan agrees with it") in listing.left_out
+
+
 MASK = "derivatives/lesion/sub-1/anat/sub-1_label-lesion_mask.nii.gz"
 
 
