@@ -1,0 +1,159 @@
+"""Model folders: what is written comes back, and everything broken is one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from meshnet import modelfolder
+from meshnet.config import Config
+from meshnet.errors import UserError
+from meshnet.model import MeshNet
+
+CARD = {"channels": ["T2w"], "classes": ["background", "lesion"]}
+
+
+def make(folder, **arguments):
+    torch.manual_seed(1)
+    model = MeshNet(**{"channels": 4, "dilations": (1, 2), **arguments})
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    modelfolder.save_model(folder, model, CARD)
+    return model.eval()
+
+
+@pytest.mark.parametrize("arguments", [
+    {}, {"norm": "none", "activation": "elu"}, {"norm": "group", "norm_affine": False, "bias": False},
+    {"norm": "group", "norm_groups": 2, "activation": "gelu"}, {"norm": "instance"}, {"dropout": 0.5},
+    {"final_bias": False, "checkpointing": True}])
+def test_round_trip(tmp_path, arguments):
+    model = make(tmp_path / "m", **arguments)
+    loaded, card = modelfolder.load_model(tmp_path / "m")
+    x = torch.randn(2, 1, 7, 6, 5)
+    assert torch.equal(loaded(x), model(x)) and not loaded.training
+    assert card["arguments"] == model.arguments and card["orientation"] == "LIA" and card["threshold"] == 0.5
+
+
+def test_a_weights_file_chooses_itself(tmp_path):
+    make(tmp_path)
+    other = MeshNet(4, dilations=(1, 2))
+    modelfolder.save_weights(tmp_path / "model_ema.safetensors", other.state_dict())
+    for given in ({"name": tmp_path / "model_ema.safetensors"},
+                  {"name": str(tmp_path), "weights": "model_ema.safetensors"}):
+        assert torch.equal(modelfolder.load_model(**given)[0].head.weight, other.head.weight)
+
+
+def test_half_precision_weights_load_as_float32(tmp_path):
+    model = make(tmp_path)
+    state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    loaded, _ = modelfolder.load_model(tmp_path)
+    assert loaded.head.weight.dtype == torch.float32
+    assert torch.allclose(loaded.head.weight, model.head.weight, atol=1e-3)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop(folder, key):
+    state = load_file(folder / "model.safetensors")
+    del state[key]
+    save_file(state, folder / "model.safetensors")
+
+
+BROKEN = {
+    "no card": (lambda f: (f / "config.json").unlink(), "config.json: not found"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "not found; the folder has no weights"),
+    "other weights": (lambda f: os.rename(f / "model.safetensors", f / "last.safetensors"), "there is last"),
+    "card not JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+    "card a list": (lambda f: (f / "config.json").write_text("[1]"), "found format 'list', expected 1"),
+    "another project's card": (lambda f: edit(f / "config.json", format=None), "found format None"),
+    "a newer format": (lambda f: edit(f / "config.json", format=2), "newer version"),
+    "no classes": (lambda f: edit(f / "config.json", classes=[]), "found classes"),
+    "too many classes": (lambda f: edit(f / "config.json", classes=["a", "b", "c"]), "3 classes, expected 2"),
+    "unknown network": (lambda f: edit(f / "config.json", name="alexnet"), "model alexnet: unknown"),
+    "unknown argument": (lambda f: edit(f / "config.json", arguments={"width": 3}), "width"),
+    "bad argument": (lambda f: edit(f / "config.json", arguments={"activation": "sine"}), "activation 'sine'"),
+    "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:900]),
+                  "not a whole safetensors file"),
+    "a pickle": (lambda f: torch.save({}, f / "model.safetensors"), "not a whole safetensors file"),
+    "a tensor less": (lambda f: drop(f, "head.bias"), r"lacks 1 tensors \(head.bias\)"),
+    "another depth": (lambda f: edit(f / "config.json", arguments={"channels": 4, "dilations": [1]}), "has unknown"),
+    "another width": (lambda f: edit(f / "config.json", arguments={"channels": 5, "dilations": [1, 2]}), "of shape"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_folders_are_one_line(tmp_path, what):
+    make(tmp_path)
+    breaking, message = BROKEN[what]
+    breaking(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        modelfolder.load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_nothing_lists_what_there_is(tmp_path):
+    for name in ("nothing", str(tmp_path / "no" / "such" / "folder" / "here"), str(tmp_path / "missing.safetensors")):
+        with pytest.raises(UserError) as caught:
+            modelfolder.load_model(name)
+        assert name.split("/")[-1].split(".")[0] in str(caught.value) or "config.json" in str(caught.value)
+    with pytest.raises(UserError, match="brainchop-tissue-light"):
+        modelfolder.load_model("nothing")
+
+
+def test_disk_goes_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "user" / "stroke")
+    assert modelfolder.find_folder("user/stroke").is_dir()
+
+
+def test_the_default_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(modelfolder, "BUILT_IN", tmp_path)
+    with pytest.raises(UserError, match="--model"):
+        modelfolder.default_model()
+    make(tmp_path / modelfolder.DEFAULT_NAME)
+    assert modelfolder.load_model(modelfolder.DEFAULT_NAME)[1] == modelfolder.read_card(modelfolder.default_model())
+
+
+def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
+    model = make(tmp_path)
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(modelfolder, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        modelfolder.save_model(tmp_path, MeshNet(4, dilations=(1, 2)), CARD)
+    assert torch.equal(modelfolder.load_model(tmp_path)[0].head.weight, model.head.weight)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_config_builds_what_it_says():
+    config = Config().model
+    config.channels, config.norm, config.checkpointing = 5, "group", True
+    arguments = modelfolder.arguments_from_config(config, 2, 3, (8, 8, 8))
+    model = modelfolder.build("meshnet", arguments)
+    assert model.checkpointing and model.arguments["norm"] == "group" and model.head.weight.shape[:2] == (3, 5)
+    config.options = {"width": 1}
+    with pytest.raises(UserError, match="fields of their own"):
+        modelfolder.arguments_from_config(config, 1, 2, (8, 8, 8))
+    config.name, config.options, config.patch = "unetr", {"feature_size": 8}, []
+    assert modelfolder.arguments_from_config(config, 1, 2, (9, 8, 7)) == {
+        "in_channels": 1, "classes": 2, "checkpointing": True, "image_size": [9, 8, 7], "feature_size": 8}
+    config.patch = [32, 32, 32]
+    assert modelfolder.arguments_from_config(config, 1, 2, (9, 8, 7))["image_size"] == [32, 32, 32]
+
+
+def test_meshnet_does_not_import_monai(tmp_path, root):
+    make(tmp_path)
+    code = ("import sys; from meshnet.modelfolder import load_model; load_model(sys.argv[1]); "
+            "sys.exit('monai' in sys.modules or 'huggingface_hub' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False).returncode == 0
