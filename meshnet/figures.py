@@ -35,7 +35,8 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
         caption: a line under the slices.
         height: of the tallest slice, in pixels.
 
-    Slices go through the mask; where it is empty through the truth; where both are, through the middle.
+    Slices go through the truth where there is one, so that what was missed is seen; else through the mask; where both
+    are empty through the middle.
 
     Raises:
         ValueError: if the shapes differ.
@@ -104,8 +105,8 @@ def _box_of_head(volume, lesion, threshold: float, spacing_mm) -> list[tuple[int
 
 
 def _most_lesion(mask, truth, box) -> list[int]:
-    """The slice on each axis with the most voxels of the mask, else of the truth, else the box's middle."""
-    for lesion in (mask, truth):
+    """The slice on each axis with the most voxels of the truth, else of the mask, else the box's middle."""
+    for lesion in (truth, mask):
         if lesion is not None and lesion.any():
             return [int(lesion.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
     return [(low + high) // 2 for low, high in box]

@@ -92,7 +92,8 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
             worst: Sequence[tuple[Path, str]], why_not: str) -> str:
     """The whole page from results, parameters by model, missing runs in words, the plan and the pictures."""
     subjects = len({row["subject"] for rows in found.pooled.values() for row in rows})
-    lead = (f"{len(found.models)} model(s), {plan['folds']} outer folds, {len(found.runs)} runs, {subjects} test "
+    trained = sum("(ensemble)" not in run.model for run in found.runs)
+    lead = (f"{len(found.models)} model(s), {plan['folds']} outer folds, {trained} runs, {subjects} test "
             "subjects. Checkpoints and restarts were chosen by validation; each run saw its test fold once. Research "
             "software, not for diagnosis.")
     gaps = warning("Missing runs:", missing) if missing else ""
@@ -144,16 +145,17 @@ def all_scores(found: "Results") -> str:
     lines = [[escape(model), *(tables.cell(by_model[model].subjects, 1 if name.endswith("_mm") else 3)
                                for name, by_model in scores.items())] for model in found.models]
     return table(tables.html_table(["Model", *(charts.LABELS[name] for name in scores)], lines),
-                 "Mean (SD) over subjects, scan's own grid. Surface Dice at 2 mm; lesions are 26-connected. A "
-                 "missed or an invented lesion counts with the diagonal of its volume in HD95 and ASD.")
+                 "Mean (SD) over subjects, scan's own grid; lesions are 26-connected. HD95: 95th percentile of the "
+                 "surface distances, ASD: their mean, NSD: normalised surface Dice at 2 mm. Where nothing was predicted, "
+                 "or something where nothing is, both distances count with the volume's diagonal.")
 
 
 def tests_table(found: "Results") -> str:
     """Wilcoxon tests of every model against the reference."""
     if len(found.models) == 1:
         return '<p class="note">There is one model, so there is nothing to test.</p>\n'
-    lines = [[escape(model), charts.LABELS[score], str(c.n), f"{c.difference:+.3f}", interval(c.low, c.high),
-              p_value(c.p), p_value(c.p_holm), f"{c.effect:+.2f}", f"<sup>{c.stars}</sup>"]
+    lines = [[escape(model), charts.LABELS[score], str(c.n), number(c.difference, "+.3f"), interval(c.low, c.high),
+              p_value(c.p), p_value(c.p_holm), number(c.effect, "+.2f"), c.stars]
              for score, by_model in found.tests["conformed"].items() for model, c in by_model.items()]
     titles = ["Model", "Score", "Subjects", "Difference", "95 % interval", "p", "p (Holm)", "Effect", ""]
     return table(tables.html_table(titles, lines), f"Model minus {found.reference}, paired by subject, conformed "
@@ -184,7 +186,12 @@ def provenance(found: "Results", plan: Mapping) -> str:
 
 def interval(low: float, high: float) -> str:
     """``0.71 to 0.80``, or a dash."""
-    return "–" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+    return "–" if math.isnan(low) else f"{number(low, '.3f')} to {number(high, '.3f')}"
+
+
+def number(value: float, form: str) -> str:
+    """A number with a true minus sign, or a dash."""
+    return "–" if math.isnan(value) else f"{value:{form}}".replace("-", "−")
 
 
 def p_value(p: float) -> str:

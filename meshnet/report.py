@@ -217,11 +217,11 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
             from meshnet.modelfolder import load_model
 
             models[place] = load_model(results.run_folder(out, place))
-        draw_case(path, data, row["case"], *models[place], line)
+        draw_case(path, data, row["case"], *models[place])
     return drawn, ""
 
 
-def draw_case(path: Path, data, case: str, network, card: Mapping, line: str) -> None:
+def draw_case(path: Path, data, case: str, network, card: Mapping) -> None:
     """One case of the prepared data set on three planes, prediction and truth, in the conformed grid."""
     from meshnet import figures, segment
     from meshnet.evaluation import decide
@@ -230,4 +230,4 @@ def draw_case(path: Path, data, case: str, network, card: Mapping, line: str) ->
     image = data.image(index)
     labels = decide(segment.predict(network, image), card)
     affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
-    figures.draw_overlay(image[0], labels, path, data.read(index, "mask"), affine, line)
+    figures.draw_overlay(image[0], labels, path, data.read(index, "mask"), affine, case)

@@ -70,7 +70,7 @@ def cell(spread: Spread | None, digits: int = 3) -> str:
     if spread is None or math.isnan(spread.mean):
         return "–"
     deviation = "" if math.isnan(spread.sd) else f" ({spread.sd:.{digits}f})"
-    return f"{spread.mean:.{digits}f}{deviation}"
+    return f"{spread.mean:.{digits}f}{deviation}".replace("-", "−")
 
 
 class Cell(NamedTuple):
@@ -155,7 +155,7 @@ def latex(rows: Sequence[Row], caption: str, label: str = "tab:results", beside:
 
 def _tex(text: str) -> str:
     text = re.sub(r"([&%$#_{}])", r"\\\1", text)
-    return re.sub(r"(?<=\d),(?=\d)", "{,}", text).replace("–", "--").replace("†", r"$^\dagger$")
+    return re.sub(r"(?<=\d),(?=\d)", "{,}", text).replace("–", "--").replace("−", "$-$").replace("†", r"$^\dagger$")
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
