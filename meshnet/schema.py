@@ -12,6 +12,7 @@ from meshnet.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 FORMAT_VERSION = 1
 PREPARED, SPLITS, STATE, INFO = "prepared.json", "splits.json", "state.json", "dataset_info.json"
@@ -55,12 +56,18 @@ def volume(dataset: "datasets.Dataset", row: int, column: str) -> np.ndarray:
     if dataset._indices is not None:  # a selection: rows are numbered through it
         row = dataset._indices.column(0)[row].as_py()
     table = dataset.data
-    shape_column = "native_shape" if column == "mask_native" else f"{column}_shape"
-    dtype = "uint8" if column == "mask_native" else table.column(f"{column}_dtype")[row].as_py()
-    buffer = table.column(column)[row].as_buffer()
-    view = np.frombuffer(buffer, dtype).reshape(table.column(shape_column)[row].as_py())
+    native = column == "mask_native"
+    shape = table.column("native_shape" if native else f"{column}_shape")[row].as_py()
+    dtype = "uint8" if native else table.column(f"{column}_dtype")[row].as_py()
+    view = np.frombuffer(_content(table.column(column).chunk(row)), dtype).reshape(shape)  # a shard, a row, a chunk
     view.flags.writeable = False  # the pages are mapped for reading only
     return view
+
+
+def _content(array: "pyarrow.LargeBinaryArray") -> "pyarrow.Buffer":
+    """The bytes of an array of one value, where they lie: the value itself (``array[0]``) would be a copy."""
+    assert len(array) == 1 and array.offset == 0
+    return array.buffers()[2]
 
 
 def load_prepared(folder: str | Path) -> dict:
