@@ -20,6 +20,7 @@ class Acquisition:
     shift_mm: tuple[int, float] | None = None  # axis, how far the head moved half-way
     ringing: tuple[int, float] | None = None  # axis, share of k-space kept
     cut_mm: dict[tuple[int, int], float] = field(default_factory=dict)  # (axis, side) -> mm left dark
+    gain: float = 1.0  # arbitrary units
     offset: float = 0.0  # how far a few voxels lie below the background
 
 
@@ -30,7 +31,8 @@ def draw_acquisition(rng: np.random.Generator, voxel_mm: float, share: float, sm
     """
     hit = lambda factor=1.0: rng.random() < share * factor
     flaws = Acquisition((voxel_mm,) * 3, bias=rng.uniform(0.03, 0.25), bias_mm=rng.uniform(60, 150),
-                        noise=float(np.exp(rng.uniform(np.log(0.003), np.log(0.05)))))
+                        noise=float(np.exp(rng.uniform(np.log(0.003), np.log(0.05)))),
+                        gain=float(np.exp(rng.uniform(np.log(100), np.log(3000)))))
     sizes = np.full(3, voxel_mm)
     if hit(1.5):
         sizes[rng.integers(3)] = rng.uniform(2.5, 7.0)
@@ -83,7 +85,7 @@ def scan(rng: np.random.Generator, image: np.ndarray, voxel_mm: float, how: Acqu
     image[cut_away(image.shape, voxel_mm, how)] = 0
     if how.offset:
         image[tuple(n // 2 for n in image.shape)] = -how.offset
-    return (image * np.float32(np.exp(rng.uniform(np.log(100), np.log(3000))))).astype(np.float32)
+    return (image * np.float32(how.gain)).astype(np.float32)
 
 
 def cut_away(shape: tuple, voxel_mm: float, how: Acquisition) -> np.ndarray:

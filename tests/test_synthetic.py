@@ -1,0 +1,151 @@
+"""Synthetic cases: one seed one patient at every voxel size; info says what was drawn; flaws do what they say."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from meshnet import atlas, head, scanner, synthetic
+from meshnet.errors import UserError
+
+
+def arrays(*arguments, **options):
+    image, mask, info = synthetic.make_case(*arguments, **options)
+    return np.asarray(image.dataobj), np.asarray(mask.dataobj), info
+
+
+def test_one_seed_one_case():
+    first, again, other = (arrays(seed, 4.0) for seed in (11, 11, 12))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1]) and first[2] == again[2]
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_case_is_a_lia_scan_with_its_mask():
+    image, mask, info = synthetic.make_case(3, 4.0, preset="demo")
+    assert image.shape == mask.shape == (64, 64, 64)
+    assert image.get_data_dtype() == np.float32 and mask.get_data_dtype() == np.uint8
+    assert nib.aff2axcodes(image.affine) == ("L", "I", "A")
+    np.testing.assert_array_equal(image.affine, mask.affine)
+    np.testing.assert_allclose(image.affine @ [32, 32, 32, 1], [0, 0, 0, 1], atol=4.001)
+    values = np.asarray(mask.dataobj)
+    assert set(np.unique(values)) == {0, 1}
+    assert info["lesion_ml"] == pytest.approx(values.sum() * 0.064)
+    assert 10 < info["lesion_ml"] < 200
+
+
+def test_one_patient_at_every_voxel_size():
+    """The noise-free head is the same: volumes agree, and the 2 mm scan averaged to 4 mm resembles the 4 mm one."""
+    quiet = {"preset": "demo", "smallest_mm3": 40_000.0}
+    fine, fine_mask, fine_info = arrays(21, 2.0, **quiet)
+    coarse, coarse_mask, coarse_info = arrays(21, 4.0, **quiet)
+    assert fine_info["lesion_ml"] == pytest.approx(coarse_info["lesion_ml"], rel=0.08)
+    centre = [np.argwhere(m).mean(0) * s for m, s in ((fine_mask, 2), (coarse_mask, 4))]
+    assert np.linalg.norm(centre[0] - centre[1]) < 4
+    average = ndimage.zoom(ndimage.uniform_filter(fine, 2), 0.5, order=1)
+    inside = coarse > np.quantile(coarse, 0.8)
+    assert np.corrcoef(average[inside], coarse[inside])[0, 1] > 0.6
+
+
+def test_healthy_and_extracted_are_obeyed():
+    _, mask, info = arrays(5, 4.0, healthy=1.0)
+    assert not mask.any() and info["lesion_ml"] == 0 and info["lesions"] == 0
+    whole, bare = (arrays(5, 4.0, preset="demo", extracted=share)[0] for share in (0.0, 1.0))
+    level = 0.25 * np.quantile(whole, 0.99)
+    assert (bare > level).sum() < 0.75 * (whole > level).sum()
+
+
+def test_no_single_threshold_finds_demo_lesions():
+    """Fluid and fat are as bright as the lesions, so that a network has something to learn."""
+    thresholds = np.linspace(0.3, 1, 36)
+    scores = []
+    for seed in range(1000, 1010):
+        image, mask, _ = arrays(seed, 4.0, preset="demo")
+        image = image / np.quantile(image[image > 0], 0.999)
+        truth = mask > 0
+        marked = [image > threshold for threshold in thresholds]
+        scores.append([2 * (m & truth).sum() / (m.sum() + truth.sum()) for m in marked])
+    assert np.mean(scores, axis=0).max() < 0.3
+
+
+def test_lesion_level_stands_out_from_white_matter():
+    for contrast, sign in (("T2w", 1), ("FLAIR", 1), ("DWI", 1), ("T1w", -1)):
+        for seed in range(5):
+            means = synthetic.draw_means(np.random.default_rng(seed), contrast, acute=True)
+            assert sign * (means["rim"] - means["white"]) > 0.05, (contrast, means)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"preset": "nothing"}, "preset"), ({"voxel_mm": 0.1}, "voxel_mm"), ({"colour": 1}, "colour")])
+def test_wrong_arguments_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        synthetic.make_case(0, **{"voxel_mm": 4.0, **arguments})
+
+
+def test_sample_is_trilinear():
+    rng = np.random.default_rng(0)
+    maps = rng.random((7, 8, 9, 2), dtype=np.float32)
+    index = rng.uniform(0, 5.9, (3, 200))
+    expected = np.stack([ndimage.map_coordinates(maps[..., c], index, order=1) for c in range(2)], -1)
+    np.testing.assert_allclose(atlas.sample(maps, index), expected, atol=1e-5)
+
+
+def test_smooth_field_is_the_same_at_every_lattice():
+    axis = np.arange(-60, 60, 2.0)
+    fine = atlas.smooth_field(np.random.default_rng(1), (axis,) * 3, 20.0)
+    coarse = atlas.smooth_field(np.random.default_rng(1), (axis[::3],) * 3, 20.0)
+    np.testing.assert_allclose(fine[:, ::3, ::3, ::3], coarse, atol=1e-5)
+    many = np.stack([atlas.smooth_field(np.random.default_rng(s), (axis[::6],) * 3, 8.0) for s in range(8)])
+    assert abs(many.std() - 1) < 0.1 and abs(many.mean()) < 0.1
+
+
+def test_swelling_magnifies_and_pull_moves():
+    """Where the warp's source points lie closer together, what is there looks larger."""
+    axes = (np.arange(-8, 9, 4.0, dtype=np.float32),) * 3
+    centre = atlas.BRAIN_CENTRE_MM
+    still = np.eye(3, dtype=np.float32), np.zeros(3, np.float32), ()
+    warp = lambda swellings, pulls: head.Warp(*still, swellings, pulls)
+    plain = warp([], []).points(axes).reshape(3, 5, 5, 5)
+    swollen = warp([(centre, 30.0, 0.3)], []).points(axes).reshape(3, 5, 5, 5)
+    assert np.ptp(swollen[0, :, 2, 2]) < 0.75 * np.ptp(plain[0, :, 2, 2])
+    pulled = warp([], [(centre, 30.0, np.array([5.0, 0, 0], np.float32))]).points(axes).reshape(3, 5, 5, 5)
+    np.testing.assert_allclose(pulled[:, 2, 2, 2] - plain[:, 2, 2, 2], [-5, 0, 0], atol=1e-4)
+
+
+def flawless(**changes) -> scanner.Acquisition:
+    return scanner.Acquisition(**{"acquired_mm": (2.0, 2.0, 2.0), "bias": 0.0, "noise": 0.0, **changes})
+
+
+def test_scanner_flaws_do_what_they_say():
+    rng = np.random.default_rng(0)
+    truth = ndimage.gaussian_filter(rng.random((24, 24, 24)).astype(np.float32), 1)
+    take = lambda **changes: scanner.scan(np.random.default_rng(1), truth, 2.0, flawless(**changes))
+    plain = take()
+    np.testing.assert_allclose(plain, truth, rtol=1e-5)
+    np.testing.assert_allclose(take(gain=7.0), 7 * truth, rtol=1e-5)
+    # Thick slices: equal to averaging by hand where slices divide the lattice, and linear between their middles.
+    thick = take(acquired_mm=(2.0, 2.0, 8.0))
+    slices = truth.reshape(24, 24, 6, 4).mean(-1)
+    middle = slices[..., 1] * 0.625 + slices[..., 0] * 0.375
+    np.testing.assert_allclose(thick[..., 4], middle, rtol=1e-4)
+    # Ringing keeps the mean and the low frequencies.
+    rung = take(ringing=(0, 0.5))
+    spectrum = np.abs(np.fft.fft(rung, axis=0))
+    assert spectrum[9:16].max() < 1e-2 * spectrum.max() and rung.mean() == pytest.approx(truth.mean(), rel=1e-2)
+    assert not np.allclose(take(ghost=(1, 0.1, 2)), plain) and not np.allclose(take(shift_mm=(0, 2.0)), plain)
+    cut = take(cut_mm={(2, 0): 10.0})
+    assert (cut[:, :, :5] == 0).all() and (cut[:, :, 5:] > 0).all()
+    assert take(offset=0.1).min() < 0
+    noise = take(noise=0.05) - plain
+    assert 0.03 < noise.std() < 0.07
+
+
+def test_mask_is_blank_where_the_scan_is_cut():
+    how = flawless(cut_mm={(2, 0): 8.0, (2, 1): 4.0})
+    away = scanner.cut_away((6, 6, 10), 2.0, how)
+    assert away[..., :4].all() and away[..., 8:].all() and not away[..., 4:8].any()
+
+
+def test_pictures_command(tmp_path):
+    out = tmp_path / "cases.png"
+    synthetic.draw_cases(str(out), 2, 0, 4.0, "train")
+    assert out.stat().st_size > 5000
