@@ -85,10 +85,10 @@ def test_known_answers_in_every_table(written):
     assert float(rows["meshnet5", "native", "dice"]["folds_mean"]) == pytest.approx(0.555)
     tests = {(r["model"], r["grid"], r["score"]): r for r in table(out / "report/tests.csv")}
     one = tests["meshnet5", "conformed", "mcc"]
-    # All twelve differences are −0.1: W+ = 0, effect −1. They tie, so p is the normal approximation's.
+    # All twelve differences are −0.1, so they tie: W+ = 0, effect −1, and p is that of 2 of the 2¹² sign patterns.
     assert (one["n"], one["reference"], float(one["effect"]), float(one["statistic"])) == ("12", "meshnet26", -1, 0)
     assert float(one["difference"]) == pytest.approx(-0.1)
-    assert float(one["p"]) == float(one["p_holm"]) == pytest.approx(stats.wilcoxon([0.5] * 12, [0.6] * 12)[1])
+    assert float(one["p"]) == float(one["p_holm"]) == pytest.approx(2 / 4096)
     assert one["stars"] == "***"
     assert {(r["model"], r["fold"], r["restart"]) for r in table(out / "report/cases.csv")} == {
         (m, str(f), "1") for m in MODELS for f in range(3)}

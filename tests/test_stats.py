@@ -102,12 +102,26 @@ def test_wilcoxon_agrees_with_all_sign_patterns(n):
     assert effect == pytest.approx((ranks[a > b].sum() - ranks[a < b].sum()) / ranks.sum())
 
 
+def test_wilcoxon_of_few_pairs_is_exact_with_ties_and_without():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 50))
+    assert stats.wilcoxon(a, b)[1] == pytest.approx(scipy.stats.wilcoxon(a, b, method="exact").pvalue, abs=1e-12)
+    for _ in range(5):
+        differences = rng.integers(-4, 7, 11).astype(float)
+        kept = differences[differences != 0]
+        assert stats.wilcoxon(differences, np.zeros(11))[1] == pytest.approx(exact_p(kept), abs=1e-12)
+
+
 def test_wilcoxon_of_many_pairs_with_ties_and_zeros_agrees_with_scipy():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 12, (2, 200)) / 16
-    reference = scipy.stats.wilcoxon(a, b, zero_method="wilcox")
+    reference = scipy.stats.wilcoxon(a, b, zero_method="wilcox", method="asymptotic")
     statistic, p, _ = stats.wilcoxon(a, b)
     assert (statistic, p) == pytest.approx((reference.statistic, reference.pvalue), abs=1e-12)
+    # Where the exact test ends, the normal one takes over without a jump.
+    a, b = rng.random((2, 51))
+    ranks = scipy.stats.rankdata(np.abs(a - b))
+    assert stats.wilcoxon(a, b)[1] == pytest.approx(stats.exact_p(ranks, ranks[a > b].sum()), abs=0.005)
 
 
 def test_wilcoxon_textbook_and_degenerate_cases():
