@@ -16,7 +16,10 @@
 #include <cstring>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include <sys/mman.h>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, REGISTERS = 32;
@@ -160,12 +163,22 @@ struct Convolution {
 
 struct Box { int a[3], b[3]; };
 
-struct Free { void operator()(float* p) const { std::free(p); } };
-static float* allocate(size_t floats) {
-    void* p = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
-    if (!p) throw std::bad_alloc();
-    return static_cast<float*>(p);
-}
+// Memory straight from the system, and back to it at once: malloc would keep pieces of this size for itself.
+struct Buffer {
+    float* data = nullptr;
+    size_t bytes = 0;
+    Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    Buffer(Buffer&& other) noexcept : data(std::exchange(other.data, nullptr)), bytes(other.bytes) {}
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { if (data) munmap(data, bytes); }
+    void allocate(size_t floats) {  // zeros
+        bytes = std::max<size_t>(1, floats) * sizeof(float);
+        void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) throw std::bad_alloc();
+        data = static_cast<float*>(p);
+    }
+};
 
 struct Planes {
     Box box;                // what is computed
@@ -174,9 +187,7 @@ struct Planes {
     int slots, depth;       // planes kept; planes of the whole volume
     int channels;
     int64_t channel_stride;
-    float *data = nullptr, *constant = nullptr;
-
-    ~Planes() { std::free(data); std::free(constant); }
+    Buffer kept, around;    // the slots; a plane of air, where one is needed
     int64_t plane_floats() const { return channels * channel_stride; }
 
     // Room for what `next` looks at; air outside `box`, zero outside the volume.
@@ -188,13 +199,12 @@ struct Planes {
         stride = round_up(next.b[2] - next.a[2], LANES) + 2 * pad;
         channel_stride = int64_t(rows) * stride + 5 * 16;  // an odd number of cache lines: channels do not collide
         slots = std::max(1, std::min(2 * dilation + 1, box.b[0] - box.a[0]));
-        data = allocate(slots * plane_floats());
+        kept.allocate(slots * plane_floats());
         bool beyond = std::max(0, next.a[0] - dilation) < box.a[0] ||
                       std::min(depth, next.b[0] + dilation) > box.b[0];
-        if (beyond) constant = allocate(plane_floats());
+        if (beyond) around.allocate(plane_floats());
         for (int s = 0; s < slots + (beyond ? 1 : 0); ++s) {
-            float* plane = s < slots ? data + s * plane_floats() : constant;
-            std::memset(plane, 0, plane_floats() * sizeof(float));
+            float* plane = s < slots ? kept.data + s * plane_floats() : around.data;
             for (int c = 0; c < channels; ++c)
                 if (air && air[c] != 0.f)
                     for (int r = std::max(0, -origin[0]); r < std::min(rows, shape[1] - origin[0]); ++r) {
@@ -206,8 +216,8 @@ struct Planes {
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
-        if (p < box.a[0] || p >= box.b[0]) return constant;
-        return data + ((p - box.a[0]) % slots) * plane_floats();
+        if (p < box.a[0] || p >= box.b[0]) return around.data;
+        return kept.data + ((p - box.a[0]) % slots) * plane_floats();
     }
 };
 
@@ -237,9 +247,8 @@ static void in_threads(int threads, Work work) {
 }
 
 struct Scratch {
-    float *transformed = nullptr, *products = nullptr, *features = nullptr, *logits = nullptr;
+    Buffer transformed, products, features, logits;
     std::vector<const float*> rows;
-    ~Scratch() { std::free(transformed); std::free(products); std::free(features); std::free(logits); }
 };
 
 // ---------------------------------------------------------------- F(4, 3)
@@ -325,7 +334,7 @@ struct Column {
         float* to[4];
         int64_t to_stride = 0;
         for (int k = 0; k < present; ++k)
-            to[k] = fused ? s.features + int64_t(k) * layer.out * chunk : target(l, p, first + k * d, from, to_stride);
+            to[k] = fused ? s.features.data + int64_t(k) * layer.out * chunk : target(l, p, first + k * d, from, to_stride);
         if (fused) to_stride = chunk;
 
         int first_z = 0, last_z = 3;  // planes outside the volume are zero: left out
@@ -343,7 +352,7 @@ struct Column {
                         int row = first + k * d;
                         rows[k] = row < in.rows ? channel + int64_t(row) * in.stride + in.pad + from - d : zeros.data();
                     }
-                    float* t = s.transformed + (int64_t(z) * layer.in + i) * row_floats;
+                    float* t = s.transformed.data + (int64_t(z) * layer.in + i) * row_floats;
                     transform_rows(rows, reach, t, tap_floats);
                     s.rows.push_back(t);
                 }
@@ -353,11 +362,11 @@ struct Column {
                     inner_row(s.rows.data(), int(s.rows.size()), wide, t * tap_floats + d, d,
                               layer.winograd.data() +
                                   ((int64_t(t) * layer.blocks + b) * 3 + first_z) * layer.in * 3 * layer.block,
-                              s.products + t * tap_products + int64_t(b) * layer.block * chunk, chunk);
+                              s.products.data + t * tap_products + int64_t(b) * layer.block * chunk, chunk);
             }
             for (int o = 0; o < layer.out; ++o)
                 for (int x = 0; x < wide; x += LANES) {
-                    const float* m = s.products + int64_t(o) * chunk + x;
+                    const float* m = s.products.data + int64_t(o) * chunk + x;
                     vec m0 = load(m), m1 = load(m + tap_products), m2 = load(m + 2 * tap_products),
                         m3 = load(m + 3 * tap_products), m4 = load(m + 4 * tap_products), m5 = load(m + 5 * tap_products);
                     vec a = m1 + m2, b = m1 - m2, c = m3 + m4, e = m3 - m4, bias = spread(layer.bias[o]);
@@ -376,16 +385,16 @@ struct Column {
                 for (int b = 0; b < layer.blocks; ++b)
                     inner_row(s.rows.data(), int(s.rows.size()), wide, 0, d,
                               layer.direct.data() + (int64_t(b) * 3 + first_z) * layer.in * 9 * layer.block,
-                              s.products + int64_t(b) * layer.block * chunk, chunk);
+                              s.products.data + int64_t(b) * layer.block * chunk, chunk);
                 for (int o = 0; o < layer.out; ++o)
                     for (int x = 0; x < wide; x += LANES)
                         store_part(to[k] + o * to_stride + x,
-                                   activate(load(s.products + int64_t(o) * chunk + x) + layer.bias[o], layer.activation),
+                                   activate(load(s.products.data + int64_t(o) * chunk + x) + layer.bias[o], layer.activation),
                                    count - x);
             }
         }
         if (fused)
-            for (int k = 0; k < present; ++k) classify(to[k], layer.out, p, first + k * d, from, count, s.logits);
+            for (int k = 0; k < present; ++k) classify(to[k], layer.out, p, first + k * d, from, count, s.logits.data);
     }
 
     // The 1x1x1 layer on one row of features, then what was asked for.
@@ -478,10 +487,10 @@ void Column::run(int threads) {
     scratch_floats(part);
     std::vector<Scratch> scratch(threads);
     for (Scratch& s : scratch) {
-        s.transformed = allocate(part[0]);
-        s.products = allocate(part[1]);
-        s.features = allocate(part[2]);
-        s.logits = allocate(part[3]);
+        s.transformed.allocate(part[0]);
+        s.products.allocate(part[1]);
+        s.features.allocate(part[2]);
+        s.logits.allocate(part[3]);
         for (auto* layer : layers) s.rows.reserve(9 * layer->in);
     }
     std::vector<std::atomic<int>> next(2);
@@ -497,6 +506,204 @@ void Column::run(int threads) {
                 layer < 0 ? read_plane(p, item) : compute(layer, p, item, s);
             barrier.wait();
             if (t == 0) next[i % 2].store(0, std::memory_order_relaxed);  // used again after the next barrier
+        }
+    });
+}
+
+// ---------------------------------------------------------------- the gradient of the weights
+
+static inline vec load_part(const float* p, int count) {
+    if (count >= LANES) return load(p);
+    vec v = {};
+    if (count > 0) std::memcpy(&v, p, count * sizeof(float));
+    return v;
+}
+
+// sums[o][i][c] += over groups and columns: g[o] * x[i] shifted by c dilations. Strides in floats.
+template <int OUT, int IN>
+static void inner_products(const float* g, int64_t g_stride, int64_t g_group, const float* x, int64_t x_stride,
+                           int64_t x_group, int groups, int width, int dilation, float* sums, int64_t out_stride) {
+    vec sum[OUT][IN * 3];
+    for (int o = 0; o < OUT; ++o)
+        for (int n = 0; n < IN * 3; ++n) sum[o][n] = load(sums + o * out_stride + n * LANES);
+    for (int k = 0; k < groups; ++k)
+        for (int at = 0; at < width; at += LANES) {
+            const float *gk = g + k * g_group + at, *xk = x + k * x_group + at;
+            vec values[IN * 3];
+#pragma GCC unroll 2
+            for (int i = 0; i < IN; ++i)
+#pragma GCC unroll 3
+                for (int c = 0; c < 3; ++c) values[i * 3 + c] = load(xk + i * x_stride + c * dilation);
+#pragma GCC unroll 4
+            for (int o = 0; o < OUT; ++o) {
+                vec y = load(gk + o * g_stride);
+#pragma GCC unroll 6
+                for (int n = 0; n < IN * 3; ++n) sum[o][n] += y * values[n];
+            }
+        }
+    for (int o = 0; o < OUT; ++o)
+        for (int n = 0; n < IN * 3; ++n) store(sums + o * out_stride + n * LANES, sum[o][n]);
+}
+
+struct WeightGradient {
+    static constexpr int MAX_OUT = REGISTERS == 32 ? 4 : 2;
+    int in, out, dilation, shape[3];
+    const float *x, *g;
+    int groups, at_once, wide, pad;  // groups of four rows; how many in one go; columns rounded up; room left and right
+    int64_t x_row, g_row;            // floats of one transformed row
+    Buffer tx, tg, sums;             // [tap][plane][in][group][x_row], [tap][out][group][g_row],
+                                     // [tap][plane][out][in][column][lane]
+
+    const float* row(const float* from, int channel, int p, int r) const {
+        return from + ((int64_t(channel) * shape[0] + p) * shape[1] + r) * shape[2];
+    }
+    int first_row(int group) const { return group / dilation * 4 * dilation + group % dilation; }
+    int64_t sums_floats() const { return int64_t(TAPS) * 3 * out * in * 3 * LANES; }
+
+    void prepare() {
+        const int d = dilation, h = shape[1];
+        groups = h / (4 * d) * d + std::min(d, h % (4 * d));
+        wide = round_up(shape[2], LANES);
+        pad = dilation;
+        x_row = round_up(wide + 2 * pad, LANES), g_row = wide;
+        at_once = std::max(1, std::min(groups, 1024 / wide));
+        tx.allocate(size_t(TAPS) * 3 * in * at_once * x_row);
+        tg.allocate(size_t(TAPS) * out * at_once * g_row);
+        sums.allocate(sums_floats());
+    }
+    float* tx_at(int t, int z, int i, int k) const {
+        return tx.data + (((int64_t(t) * 3 + z) * in + i) * at_once + k) * x_row;
+    }
+    float* tg_at(int t, int o, int k) const { return tg.data + ((int64_t(t) * out + o) * at_once + k) * g_row; }
+
+    void transform_input(int p, int z, int i, int group, int k) {
+        const int q = p + (z - 1) * dilation, first = first_row(group) - dilation;
+        const float* rows[6];
+        for (int j = 0; j < 6; ++j) {
+            int r = first + j * dilation;
+            rows[j] = r >= 0 && r < shape[1] ? row(x, i, q, r) : nullptr;
+        }
+        float* to = tx_at(0, z, i, k) + pad;
+        const int64_t tap = tx_at(1, z, i, k) - tx_at(0, z, i, k);
+        for (int c = 0; c < shape[2]; c += LANES) {
+            const int count = shape[2] - c;
+            vec d[6];
+            for (int j = 0; j < 6; ++j) d[j] = rows[j] ? load_part(rows[j] + c, count) : vec{};
+            vec a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1], e = d[4] - d[2], f = 2.f * (d[3] - d[1]);
+            vec y[6] = {4.f * d[0] - 5.f * d[2] + d[4], a + b, a - b, e + f, e - f, 4.f * d[1] - 5.f * d[3] + d[5]};
+            for (int t = 0; t < TAPS; ++t) store_part(to + t * tap + c, y[t], count);
+        }
+    }
+    void transform_output(int p, int o, int group, int k) {
+        const int first = first_row(group);
+        float* to = tg_at(0, o, k);
+        const int64_t tap = tg_at(1, o, k) - tg_at(0, o, k);
+        for (int c = 0; c < wide; c += LANES) {
+            vec d[4];
+            for (int j = 0; j < 4; ++j) {
+                int r = first + j * dilation;
+                d[j] = r < shape[1] ? load_part(row(g, o, p, r) + c, shape[2] - c) : vec{};
+            }
+            vec a = d[0] + d[2], b = d[1] + d[3], e = d[0] + 4.f * d[2], f = 2.f * d[1] + 8.f * d[3];
+            vec y[6] = {d[0], a + b, a - b, e + f, e - f, d[3]};
+            for (int t = 0; t < TAPS; ++t) store(to + t * tap + c, y[t]);
+        }
+    }
+    template <int OUT>
+    void multiply(int t, int z, int i, int o, int count) {
+        const float* from = tx_at(t, z, i, 0);
+        float* to = sums.data + (((int64_t(t) * 3 + z) * out + o) * in + i) * 3 * LANES;
+        const int64_t x_stride = at_once * x_row, g_stride = at_once * g_row, step = int64_t(in) * 3 * LANES;
+        if (i + 1 < in)
+            inner_products<OUT, 2>(tg_at(t, o, 0), g_stride, g_row, from, x_stride, x_row, count, wide, dilation, to, step);
+        else
+            inner_products<OUT, 1>(tg_at(t, o, 0), g_stride, g_row, from, x_stride, x_row, count, wide, dilation, to, step);
+    }
+    void multiply_all(int t, int z, int i, int count) {
+        for (int o = 0; o < out;) {
+            const int left = std::min(MAX_OUT, out - o);
+            if (left == 1) multiply<1>(t, z, i, o, count);
+            else if (left == 2) multiply<2>(t, z, i, o, count);
+            else if (left == 3) multiply<3>(t, z, i, o, count);
+            else multiply<4>(t, z, i, o, count);
+            o += left;
+        }
+    }
+    void finish(float* result) const {  // (out, in, 3, 3, 3)
+        const int64_t tap = sums_floats() / TAPS;
+        for (int o = 0; o < out; ++o)
+            for (int i = 0; i < in; ++i)
+                for (int z = 0; z < 3; ++z)
+                    for (int c = 0; c < 3; ++c) {
+                        double w[3] = {0, 0, 0};
+                        for (int t = 0; t < TAPS; ++t) {
+                            const float* lanes = sums.data + t * tap + (((int64_t(z) * out + o) * in + i) * 3 + c) * LANES;
+                            double sum = 0;
+                            for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
+                            for (int r = 0; r < 3; ++r) w[r] += G[t][r] * sum;
+                        }
+                        for (int r = 0; r < 3; ++r) result[(((int64_t(o) * in + i) * 3 + z) * 3 + r) * 3 + c] = float(w[r]);
+                    }
+    }
+    void run(int threads) {
+        std::atomic<int> next[2] = {{0}, {0}};
+        Barrier barrier;
+        barrier.total = threads;
+        const int pairs = (in + 1) / 2;
+        in_threads(threads, [&](int thread) {
+            auto share = [&](int which, int items, auto work) {
+                for (int item; (item = next[which].fetch_add(1, std::memory_order_relaxed)) < items;) work(item);
+                barrier.wait();
+                if (thread == 0) next[which].store(0, std::memory_order_relaxed);
+            };
+            for (int p = 0; p < shape[0]; ++p) {
+                const int first_z = p - dilation < 0 ? 1 : 0, last_z = p + dilation >= shape[0] ? 2 : 3;
+                const int planes = last_z - first_z;
+                for (int start = 0; start < groups; start += at_once) {
+                    const int count = std::min(at_once, groups - start);
+                    share(0, planes * in + out, [&](int item) {
+                        for (int k = 0; k < count; ++k)
+                            if (item < planes * in) transform_input(p, first_z + item / in, item % in, start + k, k);
+                            else transform_output(p, item - planes * in, start + k, k);
+                    });
+                    share(1, TAPS * planes * pairs, [&](int item) {
+                        multiply_all(item / (planes * pairs), first_z + item / pairs % planes, item % pairs * 2, count);
+                    });
+                }
+            }
+        });
+    }
+};
+
+// ---------------------------------------------------------------- norm and activation of a training step
+
+static inline vec slope(vec x, int kind) {
+    switch (kind) {
+        case RELU: return choose(x > spread(0.f), spread(1.f), spread(0.f));
+        case ELU: return choose(x > spread(0.f), spread(1.f), exponential(choose(x > spread(0.f), spread(0.f), x)));
+        case GELU: return 0.5f * (1.f + error_function(x * 0.70710678f)) + 0.39894228f * x * exponential(-0.5f * x * x);
+        default: return spread(1.f);
+    }
+}
+
+static inline double total(vec v) {
+    double sum = 0;
+    for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
+    return sum;
+}
+
+constexpr int64_t PIECE = 1 << 14;  // values summed in float before they are added up in double
+
+// work(channel, first value, count, piece) for every piece of x (batch, channels, voxels).
+template <class Work>
+static void in_pieces(int batch, int channels, int64_t voxels, int threads, Work work) {
+    const int64_t pieces = (voxels + PIECE - 1) / PIECE, items = pieces * batch * channels;
+    std::atomic<int64_t> next{0};
+    in_threads(threads, [&](int) {
+        for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+            const int64_t row = item / pieces, piece = item % pieces;
+            work(int(row % channels), row * voxels + piece * PIECE, int(std::min(PIECE, voxels - piece * PIECE)),
+                 row / channels * pieces + piece);
         }
     });
 }
@@ -555,6 +762,111 @@ int meshnet_run(const Request* request) {
     } catch (const std::bad_alloc&) {
         return 1;
     }
+}
+
+// The gradient (out, in, 3, 3, 3) of a convolution's weights, from its input (in, *shape) and its output's gradient
+// (out, *shape).
+int meshnet_weight_gradient(const float* x, const float* g, int in, int out, int dilation, const int* shape,
+                            float* result, int threads) {
+    try {
+        WeightGradient work;
+        work.in = in, work.out = out, work.dilation = dilation, work.x = x, work.g = g;
+        std::copy(shape, shape + 3, work.shape);
+        work.prepare();
+        work.run(std::max(1, threads));
+        work.finish(result);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// Mean and biased variance of each channel of y (batch, channels, voxels).
+int meshnet_statistics(const float* y, int batch, int channels, int64_t voxels, double* mean, double* variance,
+                       int threads) {
+    try {
+        const int64_t pieces = (voxels + PIECE - 1) / PIECE * batch;
+        std::vector<double> means(pieces * channels), squares(pieces * channels), counts(pieces * channels);
+        in_pieces(batch, channels, voxels, threads, [&](int c, int64_t at, int count, int64_t piece) {
+            vec sum[4] = {};
+            for (int x = 0, k = 0; x < count; x += LANES, k = (k + 1) % 4) sum[k] += load_part(y + at + x, count - x);
+            const double middle = (total(sum[0]) + total(sum[1]) + total(sum[2]) + total(sum[3])) / count;
+            const vec shift = spread(float(middle));
+            vec square[4] = {};
+            int x = 0;
+            for (int k = 0; x + LANES <= count; x += LANES, k = (k + 1) % 4) {
+                vec d = load(y + at + x) - shift;
+                square[k] += d * d;
+            }
+            double rest = total(square[0]) + total(square[1]) + total(square[2]) + total(square[3]);
+            for (; x < count; ++x) rest += (double(y[at + x]) - float(middle)) * (double(y[at + x]) - float(middle));
+            const int64_t to = c * pieces + piece;
+            means[to] = middle, squares[to] = rest, counts[to] = count;
+        });
+        for (int c = 0; c < channels; ++c) {  // Chan, Golub & LeVeque 1983
+            double n = 0, middle = 0, square = 0;
+            for (int64_t p = c * pieces; p < (c + 1) * pieces; ++p) {
+                const double step = means[p] - middle, both = n + counts[p];
+                middle += step * counts[p] / both;
+                square += squares[p] + step * step * n * counts[p] / both;
+                n = both;
+            }
+            mean[c] = middle, variance[c] = square / n;
+        }
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// z = activation(scale * y + shift); z may be y.
+void meshnet_norm(const float* y, float* z, int batch, int channels, int64_t voxels, const float* scale,
+                  const float* shift, int activation, int threads) {
+    in_pieces(batch, channels, voxels, threads, [&](int c, int64_t at, int count, int64_t) {
+        for (int x = 0; x < count; x += LANES)
+            store_part(z + at + x, activate(scale[c] * load_part(y + at + x, count - x) + shift[c], activation), count - x);
+    });
+}
+
+// Per channel: the sum of the gradient before the activation, and of that times (y - mean).
+int meshnet_norm_sums(const float* y, const float* g, int batch, int channels, int64_t voxels, const float* scale,
+                      const float* shift, const float* mean, int activation, double* of_shift, double* of_scale,
+                      int threads) {
+    try {
+        const int64_t pieces = (voxels + PIECE - 1) / PIECE * batch;
+        std::vector<double> ones(pieces * channels), others(pieces * channels);
+        in_pieces(batch, channels, voxels, threads, [&](int c, int64_t at, int count, int64_t piece) {
+            vec one[2] = {}, other[2] = {};
+            for (int x = 0, k = 0; x < count; x += LANES, k ^= 1) {
+                const vec value = load_part(y + at + x, count - x);
+                const vec d = load_part(g + at + x, count - x) * slope(scale[c] * value + shift[c], activation);
+                one[k] += d;
+                other[k] += d * (value - mean[c]);
+            }
+            ones[c * pieces + piece] = total(one[0]) + total(one[1]);
+            others[c * pieces + piece] = total(other[0]) + total(other[1]);
+        });
+        for (int c = 0; c < channels; ++c) {
+            of_shift[c] = of_scale[c] = 0;
+            for (int64_t p = c * pieces; p < (c + 1) * pieces; ++p) of_shift[c] += ones[p], of_scale[c] += others[p];
+        }
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// result = scale * (g before the activation - constant - slope_of_y * (y - mean)); result may be g.
+void meshnet_norm_backward(const float* y, const float* g, float* result, int batch, int channels, int64_t voxels,
+                           const float* scale, const float* shift, const float* mean, const float* constant,
+                           const float* slope_of_y, int activation, int threads) {
+    in_pieces(batch, channels, voxels, threads, [&](int c, int64_t at, int count, int64_t) {
+        for (int x = 0; x < count; x += LANES) {
+            const vec value = load_part(y + at + x, count - x);
+            const vec d = load_part(g + at + x, count - x) * slope(scale[c] * value + shift[c], activation);
+            store_part(result + at + x, scale[c] * (d - constant[c] - slope_of_y[c] * (value - mean[c])), count - x);
+        }
+    });
 }
 
 }

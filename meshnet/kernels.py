@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -39,9 +39,23 @@ class Request(ctypes.Structure):
     ]
 
 
+_switched_on = True
+
+
 def available() -> bool:
     """Whether the kernels can be used in this process."""
-    return library() is not None
+    return _switched_on and library() is not None
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """PyTorch's own way inside a ``with`` block, for comparisons."""
+    global _switched_on
+    before, _switched_on = _switched_on, False
+    try:
+        yield
+    finally:
+        _switched_on = before
 
 
 @functools.cache
@@ -55,6 +69,13 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(path))
         loaded.meshnet_run.argtypes = [ctypes.POINTER(Request)]
+        address, number, voxels = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+        loaded.meshnet_weight_gradient.argtypes = [address] * 2 + [number] * 3 + [address] * 2 + [number]
+        maps = [number, number, voxels]
+        loaded.meshnet_statistics.argtypes = [address, *maps, address, address, number]
+        loaded.meshnet_norm.argtypes = [address] * 2 + maps + [address] * 2 + [number] * 2
+        loaded.meshnet_norm_sums.argtypes = [address] * 2 + maps + [address] * 3 + [number] + [address] * 2 + [number]
+        loaded.meshnet_norm_backward.argtypes = [address] * 3 + maps + [address] * 5 + [number] * 2
     except (OSError, AttributeError):
         return None
     return loaded if agrees_with_torch(loaded) else None
@@ -167,17 +188,80 @@ def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
     return total
 
 
+def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, dilation: int, threads: int | None = None,
+                    lib: ctypes.CDLL | None = None) -> torch.Tensor:
+    """The gradient (out, in, 3, 3, 3) of a convolution's weights from its input ``x`` (in, X, Y, Z) and the gradient
+    (out, X, Y, Z) of its output, both float32 on the CPU. The same bits for any number of threads."""
+    x, gradient = x.contiguous(), gradient.contiguous()
+    result = torch.empty((gradient.shape[0], x.shape[0], 3, 3, 3))
+    shape = integers(tuple(x.shape[1:]))
+    if (lib or library()).meshnet_weight_gradient(x.data_ptr(), gradient.data_ptr(), x.shape[0], gradient.shape[0],
+                                                  dilation, ctypes.cast(shape, ctypes.c_void_p), result.data_ptr(),
+                                                  threads or torch.get_num_threads()):
+        raise MemoryError("meshnet kernels: no memory for the weights' gradient")
+    return result
+
+
+def extent(y: torch.Tensor) -> tuple[int, int, int]:
+    """Batch, channels and voxels of ``y`` (B, C, X, Y, Z), which has to be contiguous."""
+    assert y.is_contiguous() and y.dtype == torch.float32
+    return y.shape[0], y.shape[1], y[0, 0].numel()
+
+
+def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance (C,), float64, of each channel of ``y`` (B, C, X, Y, Z)."""
+    mean, variance = torch.empty((2, y.shape[1]), dtype=torch.float64)
+    if library().meshnet_statistics(y.data_ptr(), *extent(y), mean.data_ptr(), variance.data_ptr(),
+                                    torch.get_num_threads()):
+        raise MemoryError("meshnet kernels: no memory for statistics")
+    return mean, variance
+
+
+def norm(y: torch.Tensor, z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: str) -> None:
+    """``z`` = activation(scale · y + shift), channel by channel; ``z`` may be ``y``."""
+    assert z.is_contiguous() and z.shape == y.shape and scale.dtype == shift.dtype == torch.float32
+    library().meshnet_norm(y.data_ptr(), z.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
+                           ACTIVATIONS[activation], torch.get_num_threads())
+
+
+def norm_sums(y: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, mean: torch.Tensor,
+              activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per channel (C,), float64: the sum of the gradient before ``norm``'s activation, and of it times (y − mean)."""
+    of_shift, of_scale = torch.empty((2, y.shape[1]), dtype=torch.float64)
+    assert extent(gradient) == extent(y)
+    if library().meshnet_norm_sums(y.data_ptr(), gradient.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
+                                   mean.data_ptr(), ACTIVATIONS[activation], of_shift.data_ptr(), of_scale.data_ptr(),
+                                   torch.get_num_threads()):
+        raise MemoryError("meshnet kernels: no memory for sums")
+    return of_shift, of_scale
+
+
+def norm_backward(y: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor, scale: torch.Tensor,
+                  shift: torch.Tensor, mean: torch.Tensor, constant: torch.Tensor, slope: torch.Tensor,
+                  activation: str) -> None:
+    """``result`` = scale · (gradient before the activation − constant − slope · (y − mean)); it may be ``gradient``."""
+    assert extent(gradient) == extent(y) == extent(result)
+    library().meshnet_norm_backward(
+        y.data_ptr(), gradient.data_ptr(), result.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
+        mean.data_ptr(), constant.data_ptr(), slope.data_ptr(), ACTIVATIONS[activation], torch.get_num_threads())
+
+
 def agrees_with_torch(lib: ctypes.CDLL) -> bool:
-    """Whether ``lib`` computes what PyTorch does on a small case with both of its paths."""
+    """Whether ``lib`` computes what PyTorch does on a small case: either way to convolve, and the weights' gradient."""
     generator = torch.Generator().manual_seed(0)
     volume = torch.randn((3, 4, 13, 21), generator=generator)
     weight, bias = torch.randn((5, 3, 3, 3, 3), generator=generator), torch.randn((5,), generator=generator)
-    out = torch.empty((5, 4, 13, 21))
+    gradient, out = torch.randn((5, 4, 13, 21), generator=generator), torch.empty((5, 4, 13, 21))
     for dilation in (1, 3):
         run_column([weight], [bias], [dilation], ["elu"], volume, out, threads=2, lib=lib)
         with torch.no_grad():
             expected = torch.nn.functional.elu(torch.nn.functional.conv3d(
                 volume[None], weight, bias, padding=dilation, dilation=dilation)[0])
+            expected_gradient = torch.ops.aten.convolution_backward(
+                gradient[None], volume[None], weight, [5], [1] * 3, [dilation] * 3, [dilation] * 3, False, [0] * 3, 1,
+                [False, True, False])[1]
         if not torch.allclose(out, expected, atol=1e-3, rtol=1e-4):
+            return False
+        if not torch.allclose(weight_gradient(volume, gradient, dilation, 2, lib), expected_gradient, atol=1e-2):
             return False
     return True

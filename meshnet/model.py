@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from meshnet import memory, operations
+
 PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
 NORMS = ("batch", "instance", "group", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
@@ -56,6 +58,17 @@ class Block(nn.Sequential):
         if dropout:
             self.add_module("dropout", nn.Dropout3d(dropout))
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (torch.is_grad_enabled() and operations.usable(x, self.conv.weight)) or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        x = operations.Convolution.apply(x, self.conv.weight, self.conv.bias, self.conv.dilation[0])
+        if not operations.by_channel(self):
+            x = self.act(self.norm(x))
+        else:
+            norm = getattr(self, "norm", None)
+            x = operations.NormActivation.apply(self, x, *(() if norm is None else norm.parameters()))
+        return self.dropout(x) if hasattr(self, "dropout") else x
+
 
 class MeshNet(nn.Module):
     """MeshNet-X.
@@ -70,7 +83,8 @@ class MeshNet(nn.Module):
         activation: ``relu``, ``elu`` or ``gelu``.
         bias: of the 3×3×3 convolutions (the last layer's is ``final_bias``).
         dropout: probability of dropping a whole channel after each block.
-        checkpointing: blocks are recomputed in the backward pass instead of kept; results stay the same.
+        checkpointing: parts of the blocks are recomputed in the backward pass instead of kept; results stay the same.
+            The attribute ``memory_budget`` (bytes a step may take, None at first) does so as far as a step needs it.
 
     Input (B, in_channels, X, Y, Z), output logits (B, classes, X, Y, Z); any size of at least one voxel.
 
@@ -95,6 +109,7 @@ class MeshNet(nn.Module):
             "bias": bias, "final_bias": final_bias, "dropout": dropout,
         }
         self.checkpointing = checkpointing
+        self.memory_budget: int | None = None
         widths = [in_channels] + [channels] * len(dilations)
         self.blocks = nn.ModuleList(
             Block(widths[i], widths[i + 1], dilation, norm, norm_affine, norm_groups, activation, bias, dropout)
@@ -106,9 +121,19 @@ class MeshNet(nn.Module):
         """How far, in voxels, an input voxel can reach (61 for the paper's dilations)."""
         return sum(self.arguments["dilations"])
 
+    def checkpoint_plan(self, shape: Sequence[int], bytes_per_value: int) -> tuple[int, ...] | None:
+        """The blocks that keep their convolution's output in a training step on ``shape`` (B, C, X, Y, Z); None where
+        everything is kept."""
+        if not self.checkpointing and self.memory_budget is None:
+            return None
+        return memory.plan_checkpoints(self, shape, bytes_per_value, self.memory_budget)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = run_block(block, x) if self.checkpointing and torch.is_grad_enabled() else block(x)
+        plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
+        if plan is not None and not self.arguments["dropout"]:
+            return memory.run_column(self.blocks, self.head, plan, x)
+        for block in self.blocks:  # what dropout drops has to be drawn again, which torch's own checkpointing does
+            x = block(x) if plan is None else run_block(block, x)
         return self.head(x)
 
     @classmethod
@@ -117,6 +142,12 @@ class MeshNet(nn.Module):
         from meshnet.modelfolder import load_model
 
         return load_model(name_or_path, **arguments)[0]
+
+
+def map_bytes(x: torch.Tensor) -> int:
+    """Bytes of one value of the maps that a network makes from ``x``."""
+    kind = x.device.type
+    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize
 
 
 def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:

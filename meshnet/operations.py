@@ -1,0 +1,264 @@
+"""A block's two operations with their gradients: the dilated convolution, and norm with activation.
+
+Each goes by the compiled kernels where they can be used (float32 on the CPU) and by PyTorch elsewhere. Nothing here
+records a graph; ``memory`` decides what is kept and ``Convolution`` and ``NormActivation`` put single operations into
+one.
+"""
+
+import torch
+from torch import nn
+
+from meshnet import kernels
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
+PARTS = 8  # PyTorch takes norm and activation back in this many parts of the channels, so that little room is needed
+ACTIVATION_GRADIENTS = {
+    "relu": lambda g, x: torch.ops.aten.threshold_backward(g, x, 0),
+    "elu": lambda g, x: torch.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, False, x),
+    "gelu": lambda g, x: torch.ops.aten.gelu_backward(g, x),
+}
+
+
+def usable(x: torch.Tensor, weight: torch.Tensor | None = None) -> bool:
+    """Whether the kernels can work on ``x`` (B, C, X, Y, Z), and convolve it with ``weight``."""
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+            and (weight is None or (weight.dtype == torch.float32 and weight.shape[-1] == 3))
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and kernels.available())
+
+
+# ---------------------------------------------------------------- convolution
+
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
+    """The 3×3×3 convolution of ``x`` (B, in, X, Y, Z) with equal zero padding."""
+    if not usable(x, weight):
+        with torch.no_grad():
+            return nn.functional.conv3d(x, weight, bias, padding=dilation, dilation=dilation)
+    out = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]))
+    weight, bias = weight.detach(), None if bias is None else bias.detach().contiguous()
+    for one, result in zip(x.detach(), out):
+        kernels.run_column([weight], [bias], [dilation], ["none"], one, result)
+    return out
+
+
+def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
+              needs: tuple[bool, bool, bool]) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of ``convolve``'s input, weight and bias that ``needs`` names, from that of its output.
+
+    The input's is the same convolution with the weights flipped and their channels exchanged; by the kernels it needs
+    no ``x``.
+    """
+    if not usable(gradient, weight):
+        return torch_gradients(x, weight, dilation, gradient, needs)
+    of_x = convolve(gradient, weight.detach().flip(2, 3, 4).transpose(0, 1).contiguous(), None, dilation) \
+        if needs[0] else None
+    of_weight = sum(kernels.weight_gradient(one, g, dilation) for one, g in zip(x.detach(), gradient)) \
+        if needs[1] else None
+    return of_x, of_weight, gradient.sum(dim=(0, 2, 3, 4)) if needs[2] else None
+
+
+def torch_gradients(x: torch.Tensor, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
+                    needs: tuple[bool, bool, bool]):
+    """``gradients`` by PyTorch."""
+    return torch.ops.aten.convolution_backward(
+        gradient, x, weight, [weight.shape[0]], [1] * 3, [dilation] * 3, [dilation] * 3, False, [0] * 3, 1, list(needs))
+
+
+class Convolution(torch.autograd.Function):
+    """``convolve`` in a graph; its input is kept."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        return convolve(x, weight, bias, dilation)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        x, weight = ctx.saved_tensors
+        return *gradients(x, weight, ctx.dilation, gradient, tuple(ctx.needs_input_grad[:3])), None
+
+
+# ---------------------------------------------------------------- batch norm (or none) and activation
+
+def activation_of(block: nn.Module) -> str:
+    """The name of ``block``'s activation."""
+    return ACTIVATIONS[type(block.act)]
+
+
+def by_channel(block: nn.Module) -> bool:
+    """Whether norm and activation of ``block`` are a scale, a shift and a function for each channel."""
+    return isinstance(getattr(block, "norm", None), nn.BatchNorm3d | None)
+
+
+def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_place: bool = False,
+              ) -> tuple[torch.Tensor, tuple]:
+    """Norm and activation of ``block`` on its convolution's output ``y``, and the batch norm's (mean, 1 / deviation).
+
+    With ``statistics`` given they are used as they are; without, they are taken and the running ones moved, as the
+    module itself does. ``in_place`` allows ``y`` to be written over.
+    """
+    norm = getattr(block, "norm", None)
+    with torch.no_grad():
+        if not by_channel(block):
+            return block.act(norm(y)), ()
+        if usable(y) and y.is_contiguous():
+            if norm is not None and statistics is None:
+                statistics = kernel_statistics(norm, y)
+            z = y if in_place else torch.empty_like(y)
+            kernels.norm(y, z, *scale_and_shift(block, y.shape[1], statistics), activation_of(block))
+            return z, statistics or ()
+        if norm is None:
+            return block.act(y if in_place else y.clone()), ()
+        if statistics is None:
+            z, *statistics = torch_norm(norm, y)
+        else:
+            z = before_activation(block, y, statistics, slice(None))
+        return block.act(z), tuple(statistics)
+
+
+def uses_batch(norm: nn.BatchNorm3d) -> bool:
+    """Whether ``norm`` takes its statistics from the batch before it."""
+    return norm.training or norm.running_mean is None
+
+
+def count_batch(norm: nn.BatchNorm3d, y: torch.Tensor) -> float:
+    """Count a training batch, as ``nn.BatchNorm3d`` does; how far the running statistics move towards it (0 where the
+    block is only being recomputed)."""
+    if getattr(norm, "recomputing", False):
+        return 0.0
+    if uses_batch(norm) and y.numel() == y.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0
+
+
+def torch_norm(norm: nn.BatchNorm3d, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``norm`` by PyTorch, with mean and 1 / deviation."""
+    momentum, training = count_batch(norm, y), uses_batch(norm)
+    z, mean, inverse = torch.native_batch_norm(
+        y, norm.weight, norm.bias, norm.running_mean, norm.running_var, training, momentum, norm.eps)
+    return z, *((mean, inverse) if training else running_statistics(norm))
+
+
+def running_statistics(norm: nn.BatchNorm3d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running mean and 1 / deviation."""
+    return norm.running_mean.clone(), torch.rsqrt(norm.running_var + norm.eps)
+
+
+def kernel_statistics(norm: nn.BatchNorm3d, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / deviation (C,), by the kernels; the running statistics move."""
+    momentum = count_batch(norm, y)
+    if not uses_batch(norm):
+        return running_statistics(norm)
+    mean, variance = kernels.channel_statistics(y)
+    if norm.training and norm.running_mean is not None:
+        count = y.numel() // y.shape[1]
+        norm.running_mean.lerp_(mean.float(), momentum)
+        norm.running_var.lerp_((variance * (count / (count - 1))).float(), momentum)
+    return mean.float(), torch.rsqrt(variance + norm.eps).float()
+
+
+def scale_and_shift(block: nn.Module, channels: int, statistics: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norm of ``block`` as ``scale · y + shift``, each (C,); one and zero where it has none."""
+    norm = getattr(block, "norm", None)
+    if norm is None:
+        return torch.ones(channels), torch.zeros(channels)
+    mean, inverse = statistics
+    scale = inverse if norm.weight is None else inverse * norm.weight.detach()
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
+def before_activation(block: nn.Module, y: torch.Tensor, statistics: tuple, part: slice) -> torch.Tensor:
+    """What the activation of ``block`` sees of some channels, in new memory."""
+    if not statistics:
+        return y[:, part].clone()
+    scale, shift = (v[part].to(y.dtype)[None, :, None, None, None]
+                    for v in scale_and_shift(block, y.shape[1], statistics))
+    return torch.addcmul(shift, y[:, part], scale)
+
+
+def normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
+                       in_place: bool = False) -> tuple[torch.Tensor, dict[nn.Parameter, torch.Tensor]]:
+    """From the gradient of ``normalise``'s output that of ``y``, and those of the norm's parameters.
+
+    ``in_place`` allows ``gradient`` to be written over.
+    """
+    if not by_channel(block):
+        parameters = list(block.norm.parameters())
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            of_y, *others = torch.autograd.grad(block.act(block.norm(leaf)), [leaf, *parameters], gradient)
+        return of_y, dict(zip(parameters, others))
+    if usable(y) and y.is_contiguous():
+        return kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
+    return torch_normalise_backward(block, y, statistics, gradient if in_place else gradient.clone())
+
+
+def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
+                              in_place: bool) -> tuple[torch.Tensor, dict]:
+    """``normalise_backward`` by the kernels."""
+    norm, activation, channels = getattr(block, "norm", None), activation_of(block), y.shape[1]
+    scale, shift = scale_and_shift(block, channels, statistics)
+    (mean, constant, slope), found = torch.zeros((3, channels)), {}
+    if norm is not None:
+        mean, inverse = statistics
+        of_shift, of_scale = kernels.norm_sums(y, gradient, scale, shift, mean, activation)
+        if norm.weight is not None:
+            found = {norm.weight: (of_scale * inverse).float(), norm.bias: of_shift.float()}
+        if uses_batch(norm):
+            count = y.numel() // channels
+            constant = (of_shift / count).float()
+            slope = (of_scale * inverse.double() ** 2 / count).float()
+    result = gradient if in_place else torch.empty_like(gradient)
+    kernels.norm_backward(y, gradient, result, scale, shift, mean, constant, slope, activation)
+    return result, found
+
+
+def torch_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
+                             ) -> tuple[torch.Tensor, dict]:
+    """``normalise_backward`` by PyTorch, in place, some channels at a time."""
+    norm, take_back = getattr(block, "norm", None), ACTIVATION_GRADIENTS[activation_of(block)]
+    of_weight, of_bias = [], []
+    for part in channel_parts(y.shape[1]):
+        g = take_back(gradient[:, part], before_activation(block, y, statistics, part))
+        if norm is not None:
+            running = (None, None) if uses_batch(norm) else (norm.running_mean[part], norm.running_var[part])
+            affine = norm.weight is not None
+            g, w, b = torch.ops.aten.native_batch_norm_backward(
+                g, y[:, part], norm.weight.detach()[part] if affine else None, *running,
+                *(s[part] for s in statistics), uses_batch(norm), norm.eps, [True, affine, affine])
+            of_weight.append(w)
+            of_bias.append(b)
+        gradient[:, part] = g
+    if norm is None or norm.weight is None:
+        return gradient, {}
+    return gradient, {norm.weight: torch.cat(of_weight), norm.bias: torch.cat(of_bias)}
+
+
+def channel_parts(channels: int) -> list[slice]:
+    """The channels in ``PARTS`` parts or fewer."""
+    step = -(-channels // PARTS)
+    return [slice(a, min(channels, a + step)) for a in range(0, channels, step)]
+
+
+class NormActivation(torch.autograd.Function):
+    """``normalise`` in a graph, for a batch norm or none; its input is kept."""
+
+    @staticmethod
+    def forward(ctx, block: nn.Module, y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        z, statistics = normalise(block, y, None)
+        ctx.save_for_backward(y, *statistics)
+        ctx.block, ctx.parameters = block, parameters
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        y, *statistics = ctx.saved_tensors
+        of_y, found = normalise_backward(ctx.block, y, tuple(statistics), gradient)
+        return None, of_y, *(found[p] for p in ctx.parameters)
