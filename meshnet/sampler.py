@@ -37,7 +37,7 @@ class ModelSampler:
     """
 
     def __init__(
-        self, space: Space, seed: int, first: int = 8, explore: float = 0.05, most: int = 300, candidates: int = 600
+        self, space: Space, seed: int, first: int = 5, explore: float = 0.05, most: int = 300, candidates: int = 600
     ):
         self.space, self.seed, self.first, self.explore = space, seed, first, explore
         self.most, self.candidates = most, candidates
@@ -48,7 +48,7 @@ class ModelSampler:
         """Parameters of trial ``number``, from what ``study`` knows."""
         generator = random.Random(f"{self.seed}/{number}")
         scored = self._scored(study)
-        if number < self.first or len(scored) < self.first // 2 or generator.random() < self.explore:
+        if number < self.first or len(scored) < self.first or generator.random() < self.explore:
             return self.space.sample(generator)
         return self.space.decode(self._propose(study, scored, generator))
 
