@@ -6,6 +6,7 @@ FOLDER holds real lesion masks (NIfTI) in MNI space at 1 mm. Both sets are measu
 """
 
 import argparse
+import functools
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -52,11 +53,17 @@ def count_faces(mask: np.ndarray) -> int:
                for axis in range(3))
 
 
-def box_counts(points_mm: np.ndarray) -> np.ndarray:
-    """Voxels in each of 3 × 3 × 3 equal boxes of the MNI brain's bounding box; (27,)."""
+@functools.cache
+def brain_box() -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest corner (3,) of the MNI brain in mm."""
     brain = np.argwhere(load_atlas(1).maps[..., :3].sum(-1, dtype=int) > 127)
     origin = load_atlas(1).origin_mm
-    low, high = brain.min(0) + origin, brain.max(0) + 1 + origin
+    return brain.min(0) + origin, brain.max(0) + 1 + origin
+
+
+def box_counts(points_mm: np.ndarray) -> np.ndarray:
+    """Voxels in each of 3 × 3 × 3 equal boxes of the MNI brain's bounding box; (27,)."""
+    low, high = brain_box()
     index = np.clip(np.floor((points_mm - low) / (high - low) * 3), 0, 2).astype(int)
     return np.bincount(index @ [9, 3, 1], minlength=27)
 

@@ -60,7 +60,8 @@ class Shape:
     radius_mm: float = 15.0  # where the noise has these strengths
     power: float = 0.7  # how they fall with the radius
     ragged: float = 0.45  # standard deviation of the log strength between lesions
-    satellites: float = 1.8  # mean number of satellite foci, geometric
+    compact: float = 0.35  # share of lesions in one piece: half the noise, no satellites
+    satellites: float = 2.6  # mean number of satellite foci of the others, geometric
     midline: float = 1.0  # cost of crossing the midline
 
 
@@ -96,27 +97,43 @@ def draw_lesion(rng: np.random.Generator, level_mm: int = 2, smallest_mm3: float
     centre = draw_centre(rng, volume, load_atlas(4))
     radius = (volume * 3 / 4 / np.pi) ** (1 / 3)
     axes = radius * draw_axes(rng, volume, form)
-    axes_mm, maps = neighbourhood(centre, min(1.8 * axes.max() + 8, 100.0), level_mm)
-
-    offset = np.stack(np.meshgrid(*(p - c for p, c in zip(axes_mm, centre)), indexing="ij"))
-    rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    score = -ellipsoid(offset, rotation, axes)
-    for _ in range(rng.geometric(1 / (1 + form.satellites)) - 1):
-        small = axes * rng.uniform(0.15, 0.6)
-        place = rng.standard_normal(3) * (0.9 * radius + 3)
-        score = np.maximum(score, -ellipsoid(offset - place[:, None, None, None], rotation, small))
-    coarse_mm, fine_mm = (min(mm, 2.0 * radius + 2) for mm in (form.coarse_mm, form.fine_mm))
-    # Some strokes are compact and some ragged; large ones have relatively even borders.
-    strength = np.clip(form.radius_mm / radius, 0.3, 1.6) ** form.power * np.exp(rng.normal(-0.15, form.ragged))
-    score += np.float32(form.coarse * strength) * smooth_field(rng, axes_mm, coarse_mm)[0]
-    score += np.float32(form.fine * strength) * smooth_field(rng, axes_mm, fine_mm)[0]
+    axes_mm, maps = neighbourhood(centre, min(1.5 * axes.max() + 8, 100.0), level_mm)
+    score = smooth_score(rng, axes_mm, centre, radius, axes, form)
     score -= 0.8 * maps[..., 3] + 0.4 * maps[..., 2]
-    across = -np.sign(centre[0]) * (offset[0] + centre[0])
+    across = -np.sign(centre[0]) * axes_mm[0][:, None, None]
     score -= form.midline * np.clip(across / 3 + 0.5, 0, 1)
     score[maps[..., :3].sum(-1) < 0.4] = -np.inf
     count = int(np.clip(round(volume / level_mm ** 3), 1, np.isfinite(score).sum()))
     threshold = np.partition(score.ravel(), score.size - count)[score.size - count]
     return Lesion(score >= threshold, float(level_mm), np.array([axis[0] for axis in axes_mm], np.float32))
+
+
+def smooth_score(rng: np.random.Generator, axes_mm: tuple, centre: np.ndarray, radius: float, axes: np.ndarray,
+                 form: Shape) -> np.ndarray:
+    """Minus the distance to the foci, plus noise (X, Y, Z); of large lesions at every second voxel, interpolated."""
+    full = axes_mm
+    stride = 2 if radius > 8 * (axes_mm[0][1] - axes_mm[0][0]) else 1
+    axes_mm = tuple(np.append(axis[::stride], axis[-1] + 1) if stride > 1 else axis for axis in full)
+    offset = np.stack(np.meshgrid(*(p - c for p, c in zip(axes_mm, centre)), indexing="ij")).astype(np.float32)
+    rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    score = -ellipsoid(offset, rotation, axes)
+    compact = rng.random() < form.compact
+    for _ in range(0 if compact else rng.geometric(1 / (1 + form.satellites)) - 1):
+        small = axes * rng.uniform(0.15, 0.6)
+        place = (rng.standard_normal(3) * (0.9 * radius + 3)).astype(np.float32)
+        score = np.maximum(score, -ellipsoid(offset - place[:, None, None, None], rotation, small))
+    coarse_mm, fine_mm = (min(mm, 2.0 * radius + 2) for mm in (form.coarse_mm, form.fine_mm))
+    # Some strokes are compact and some ragged; large ones have relatively even borders.
+    strength = np.clip(form.radius_mm / radius, 0.3, 1.6) ** form.power * np.exp(rng.normal(-0.1, form.ragged))
+    strength *= 0.5 if compact else 1.0
+    score += np.float32(form.coarse * strength) * smooth_field(rng, axes_mm, coarse_mm)[0]
+    score += np.float32(form.fine * strength) * smooth_field(rng, axes_mm, fine_mm)[0]
+    if stride > 1:
+        for coarse_axis, axis in zip(axes_mm, full):  # contracts the first axis, appends the new one
+            position = np.interp(axis, coarse_axis, np.arange(len(coarse_axis)))
+            weights = np.clip(1 - np.abs(position[:, None] - np.arange(len(coarse_axis))), 0, 1).astype(np.float32)
+            score = np.tensordot(score, weights, (0, 1))
+    return score
 
 
 def draw_axes(rng: np.random.Generator, volume_mm3: float, form: Shape) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_lattice_changes_resolution_not_place():
 
 def test_more_noise_makes_rougher_borders():
     def faces(fine: float) -> float:
-        form = lesions.Shape(fine=fine, satellites=0)
+        form = lesions.Shape(fine=fine, coarse=0, ragged=0, satellites=0)
         lesion = lesions.draw_lesion(np.random.default_rng(5), 2, 20_000, 20_001, form)
         return np.abs(np.diff(np.pad(lesion.mask, 1).astype(int), axis=0)).sum()
 
