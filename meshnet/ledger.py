@@ -192,11 +192,11 @@ class Ledger:
             )
             return cursor.lastrowid
 
-    def attempt_ended(self, number: int, reason: str) -> None:
-        """It is over. "" means that it did what it was started for."""
+    def attempt_ended(self, number: int, reason: str, place: str | None = None) -> None:
+        """It is over. "" means that it did what it was started for. ``place``: where it ran, if known only now."""
         with self._transaction() as database:
-            change = "UPDATE attempts SET ended = ?, reason = ? WHERE number = ?"
-            database.execute(change, (time.time(), reason, number))
+            change = "UPDATE attempts SET ended = ?, reason = ?, place = COALESCE(?, place) WHERE number = ?"
+            database.execute(change, (time.time(), reason, place, number))
 
     def open_attempts(self) -> list[tuple[int, int, int, int, dict]]:
         """(number, trial, rung, fold, identity) of those without an end: they ran when the last driver died."""

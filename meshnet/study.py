@@ -188,13 +188,13 @@ class Study:
             return
         finished = self._finished(task)
         reason = "" if finished else self._final_reason(ended, task)
-        self.ledger.attempt_ended(task.attempt, "" if finished else reason or ended.reason or "ended too soon")
+        why = "" if finished else reason or ended.reason or "ended before its rung"
+        self.ledger.attempt_ended(task.attempt, why, ended.handle.where)
         if finished:
             self._settle(task.decision.trial)
         elif reason:
             self._fail(task, reason)
         else:
-            why = ended.reason or "ended before its rung"
             tries = self.ledger.failures(task.decision, task.fold, FORGIVEN)
             if tries > self.plan.max_retries:
                 self._fail(task, f"{why}, {tries} times")

@@ -13,6 +13,7 @@ import pytest
 from meshnet import launch, processes
 from meshnet.errors import UserError
 from meshnet.launch import Job, describe, full_command, make_launcher, usable_cores
+from meshnet.launch_ray import largest_share
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
 
@@ -299,3 +300,17 @@ def test_the_guard_passes_the_exit_code_on_and_waits_for_the_one_before(tmp_path
     assert first.wait() == 7
     assert second.wait() == 0
     assert (tmp_path / "log").read_text() == "first\nsecond\n"
+
+
+@pytest.mark.parametrize(
+    ("cores", "slots", "share"),
+    [([8], 2, 4), ([4, 4], 2, 4), ([1, 3], 2, 1), ([6, 3], 3, 3), ([2], 5, 1), ([], 2, 1)],
+)
+def test_the_cores_that_each_ray_task_can_have(cores, slots, share):
+    assert largest_share(cores, slots) == share
+
+
+def test_ray_missing_or_without_a_cluster_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="requirements-ray"):
+        make_launcher("ray")

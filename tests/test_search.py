@@ -89,7 +89,7 @@ class Bench:
         (folder / "data").mkdir()
         names = [f"s{i}" for i in range(12)]
         write_json(folder / "data" / "splits.json", make_splits(names, [1.0] * 12, [()] * 12))
-        self.write("trainer.py", TRAINER)
+        self.trainer = self.write("trainer.py", TRAINER)
         self.write("driver.py", DRIVER)
         self.write("space.yaml", SPACE)
 
@@ -99,7 +99,7 @@ class Bench:
         return path
 
     def command(self, study: str, *flags: str, space: str = "space.yaml") -> list:
-        return [sys.executable, self.folder / "driver.py", self.folder / "trainer.py", "--data", self.folder / "data",
+        return [sys.executable, self.folder / "driver.py", self.trainer, "--data", self.folder / "data",
                 "--recipe", self.folder / space, "--study", self.folder / study, "--workers", "2", "--rungs", "3",
                 "--gpus_per_worker", "0", *flags]  # fmt: skip
 
@@ -110,7 +110,7 @@ class Bench:
 
     def run(self, study: str, *flags: str, code: int = 0, **options) -> str:
         process = self.start(study, *flags, **options)
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=600)[0]
         assert process.returncode == code, output
         return output
 
@@ -381,3 +381,130 @@ def test_a_run_that_outlived_its_driver_is_taken_up_not_begun_again(bench):
     assert output.count("still running on") == 2
     assert bench.ask("study", "SELECT COUNT(*) FROM attempts WHERE rung = 0") == [(2,)]
     check_accounts(bench, "study", 2)
+
+
+# ---------------------------------------------------------------- with train.py itself
+REAL_SPACE = """
+model: {name: meshnet, dilations: [1, 2, 4, 2, 1]}
+loss: {name: dice_ce}
+data: {workers: 0}
+tracking: {pictures: false}
+search:
+  channels: uniform(3, 6, discrete=True)
+  lr: loguniform(1e-3, 4e-2)
+  weight_decay: loguniform(1e-4, 4e-2)
+  bg_weight: uniform(0.1, 1)
+  epochs: fidelity(1, 4)
+"""
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, root) -> Path:
+    """Twelve synthetic cases at 4 mm."""
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    command = [sys.executable, root / "prepare.py", "--format", "synthetic", "--cases", "12", "--voxel_mm", "4"]
+    subprocess.run([*command, "--out", folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def real(bench, prepared, root) -> Bench:
+    """A bench whose runs are those of train.py."""
+    (bench.folder / "data" / "splits.json").unlink()
+    (bench.folder / "data").rmdir()
+    (bench.folder / "data").symlink_to(prepared)
+    bench.trainer = root / "train.py"
+    bench.write("space.yaml", REAL_SPACE)
+    return bench
+
+
+@pytest.fixture(scope="session")
+def calm_scores() -> dict:
+    """The scores of the undisturbed real search, for the tests that disturb one."""
+    return {}
+
+
+def undisturbed(real: Bench, calm_scores: dict) -> dict:
+    if not calm_scores:
+        real.run("calm", "--max_trials", "12")
+        calm_scores |= check_accounts(real, "calm", 12)
+    return calm_scores
+
+
+@pytest.mark.slow
+def test_a_real_search_ends_and_its_best_recipe_trains(real, root, calm_scores):
+    began = time.monotonic()
+    undisturbed(real, calm_scores)
+    status = real.status("calm")
+    print(f"real search: {status['epochs']} epochs, {time.monotonic() - began:.0f} s, best {status['best']}")
+    assert status["epochs"] <= 0.65 * status["epochs_if_all_in_full"]
+    command = [sys.executable, root / "train.py", "--recipe", real.folder / "calm" / "best.yaml", "--data",
+               real.folder / "data", "--fold", "1", "--run_dir", real.folder / "again"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    assert len((real.folder / "again" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert (real.folder / "calm" / "importance.png").exists()
+
+
+def compare(calm: dict, chaos: dict) -> None:
+    common = calm.keys() & chaos.keys()
+    assert len({key[0] for key in common}) == 12
+    assert {key: chaos[key] for key in common} == {key: calm[key] for key in common}
+
+
+@pytest.mark.slow
+@LINUX
+def test_chaos_with_real_training(real, calm_scores):
+    """A worker SIGKILLed every few seconds, the driver three times: every score is the calm search's, bit by bit."""
+    calm = undisturbed(real, calm_scores)
+    torment(real, "chaos", ["--max_trials", "12", "--max_retries", "1000"], seed=1, every=12, driver_kills=3)
+    compare(calm, check_accounts(real, "chaos", 12))
+    shot = real.ask("chaos", "SELECT COUNT(*) FROM attempts WHERE reason = 'killed by SIGKILL'")
+    assert shot[0][0] >= 3
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A Ray cluster of two nodes with one core each, on this machine. The runs inherit the nodes' environment."""
+    monkeypatch.setenv("EPOCH_SECONDS", "1.5")
+    pytest.importorskip("ray", reason="Ray is not installed; pip install -r requirements-ray.txt")
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    found.doomed = found.add_node(num_cpus=1)
+    yield found
+    found.shutdown()
+
+
+def with_a_node_killed(bench: Bench, cluster, trials: int, ended: int) -> str:
+    """A search on the cluster; its second node is killed once ``ended`` rungs are done, and another joins later."""
+    flags = ("--max_trials", str(trials), "--launcher", "ray", "--ray_address", cluster.address, "--max_retries", "9")
+    process = bench.start("ray", *flags)
+    wait_for(lambda: (bench.folder / "ray" / "ledger.sqlite").exists(), 120)
+    wait_for(lambda: process.poll() is not None or bench.status("ray"), 120)
+    done = lambda: sum(rung["finished"] for rung in bench.status("ray")["rungs"])
+    wait_for(lambda: process.poll() is not None or (done() >= ended and len(runs_of(bench.folder / "ray")) >= 2), 300)
+    cluster.remove_node(cluster.doomed, allow_graceful=False)
+    wait_for(lambda: process.poll() is not None or done() >= ended + 2, 300)
+    cluster.add_node(num_cpus=1)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_ray_cluster_that_loses_a_node(bench, cluster):
+    bench.run("calm", "--max_trials", "8")
+    output = with_a_node_killed(bench, cluster, trials=8, ended=2)
+    assert "ended unseen" in output  # what is said of a run whose node is gone
+    calm, ray = check_accounts(bench, "calm", 8), check_accounts(bench, "ray", 8)
+    assert all(calm[key] == ray[key] for key in calm.keys() & ray.keys())
+    wait_for(lambda: runs_of(bench.folder) == [])
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_ray_cluster_that_loses_a_node_with_real_training(real, cluster, calm_scores):
+    calm = undisturbed(real, calm_scores)
+    with_a_node_killed(real, cluster, trials=12, ended=3)
+    compare(calm, check_accounts(real, "ray", 12))

@@ -1,0 +1,115 @@
+"""Runs as Ray tasks, on any Ray cluster; project, data and study on storage that all nodes share, at the same path.
+
+Each job is one task that asks for GPUs, or for a share of a node's cores, and runs the script under the guard of
+``meshnet.processes``: when Ray loses or cancels the task's worker process, the guard ends the script with all its
+descendants, and the next attempt waits for that. Ray's own retries are off; retrying is the caller's decision.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from meshnet.errors import UserError
+from meshnet.launch import ROOT, Handle, Job, Launcher, full_command
+from meshnet.processes import TOKEN
+
+STARTED = ".started"  # in the run folder: the task has left Ray's queue
+
+
+def run_on_node(job: Job, token: str, gpus: int, cpus: float, accelerate_config: str | None) -> tuple[int, str]:
+    """The body of a Ray task: exit code and host."""
+    (job.run_dir / STARTED).touch()
+    environment = {**os.environ, TOKEN: token, "PYTHONPATH": str(ROOT)}
+    if gpus == 0:
+        environment |= {"OMP_NUM_THREADS": str(max(1, int(cpus))), "CUDA_VISIBLE_DEVICES": ""}
+    guard = [
+        sys.executable, "-m", "meshnet.processes", str(os.getpid()), str(job.run_dir / ".guard"), str(job.log),
+        *full_command(job, gpus, accelerate_config),
+    ]  # fmt: skip
+    done = subprocess.run(guard, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+    return done.returncode, socket.gethostname()
+
+
+def largest_share(cores: list[int], slots: int) -> int:
+    """The most cores that ``slots`` tasks can each have on nodes with so many ``cores``; at least 1."""
+    shares = range(max(cores, default=1), 0, -1)
+    return next((share for share in shares if sum(node // share for node in cores) >= slots), 1)
+
+
+class RayLauncher(Launcher):
+    """Slots on a Ray cluster. ``workers`` None: as many as its GPUs (or cores, four each) allow when it is joined."""
+
+    def __init__(
+        self, workers: int | None, gpus_per_worker: int | None, accelerate_config: str | None, address: str | None
+    ):
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                "--launcher ray: Ray is not installed; pip install -r requirements-ray.txt, or --launcher local"
+            ) from None
+        self.ray = ray
+        if not ray.is_initialized():
+            environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+            try:
+                ray.init(address=address or "auto", runtime_env=environment, log_to_driver=False, logging_level="error")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                first = str(error).splitlines()[0]
+                raise UserError(
+                    f"--ray_address: found no Ray cluster at {address or 'this machine'} ({first}); start one with "
+                    "'ray start --head', or --launcher local"
+                ) from None
+        offers = ray.cluster_resources()
+        self.gpus = (1 if offers.get("GPU") else 0) if gpus_per_worker is None else gpus_per_worker
+        cores = offers.get("CPU", 1)
+        fitting = int(offers.get("GPU", 0) // self.gpus) if self.gpus else max(1, int(cores // 4))
+        if self.gpus and not fitting:
+            raise UserError(f"--gpus_per_worker: found {self.gpus}, expected what the Ray cluster has: "
+                            f"{int(offers.get('GPU', 0))} GPUs")  # fmt: skip
+        super().__init__(workers or fitting)
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        self.cpus = 1 if self.gpus else largest_share(nodes, self.slots)
+        self.accelerate_config = accelerate_config
+        self.tasks: dict[str, object] = {}
+
+    def _start(self, handle: Handle) -> None:
+        remote = self.ray.remote(num_gpus=self.gpus, num_cpus=self.cpus, max_retries=0)(run_on_node)
+        handle.host = "ray"
+        (handle.job.run_dir / STARTED).unlink(missing_ok=True)
+        self.tasks[handle.token] = remote.remote(
+            handle.job, handle.token, self.gpus, self.cpus, self.accelerate_config
+        )
+
+    def _look(self, handle: Handle) -> tuple[int | None, bool]:
+        ready, _ = self.ray.wait([self.tasks[handle.token]], timeout=0)
+        if not ready:
+            return None, False
+        task = self.tasks.pop(handle.token)
+        try:
+            code, handle.host = self.ray.get(task)
+        except self.ray.exceptions.RayError:  # the node or the task's worker is lost
+            return None, True
+        return (code - 256 if code >= 192 else code), True  # the guard's exit code is a byte: 247 is signal 9
+
+    def _stop(self, handle: Handle, patience: float) -> None:
+        task = self.tasks.pop(handle.token, None)
+        if task is not None:
+            self.ray.cancel(task, force=True)
+
+    def _silent(self, handle: Handle) -> bool:
+        """As in ``Launcher``; a task that waits for a node is not silent."""
+        if not (handle.job.run_dir / STARTED).exists():
+            handle.beat_seen = time.monotonic()
+        return super()._silent(handle)
+
+    def close(self, patience: float = 0.0) -> None:
+        """End every task and leave the cluster."""
+        super().close(patience)
+        self.ray.shutdown()
+
+    def adopt(self, job: Job, identity: dict) -> Handle | None:
+        """None: Ray ends the tasks of a driver that died, and their guards end the scripts."""
+        return None
+
