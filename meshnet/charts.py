@@ -179,6 +179,8 @@ def _grid(count: int, width: float = 2.9, height: float = 2.6):
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel in panels[count:]:
         panel.remove()
+    for panel in panels[max(0, count - columns):count]:  # the lowest of each column, also where a row is not full
+        panel.tick_params(labelbottom=True)
     return figure, panels[:count]
 
 
@@ -240,4 +242,4 @@ def bland_altman_chart(cases: Mapping[str, tuple[Sequence[float], Sequence[float
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}").replace("-", "−")

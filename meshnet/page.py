@@ -26,10 +26,12 @@ p, li { max-width: 78ch; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 thead th { border-top: 2px solid #333; border-bottom: 1px solid #333; font-weight: 600; text-align: right; }
 tbody tr:last-child td { border-bottom: 2px solid #333; }
-th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; }
+th, td { position: relative; padding: .28rem 1rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 tbody tr:nth-child(even) { background: #f6f7f9; }
-sup { line-height: 0; color: #b03a00; }
+sup { position: absolute; line-height: 1.2; color: #b03a00; }
+.wide table { font-size: 12.5px; }
+.wide th, .wide td { padding: .28rem .4rem; }
 figure { margin: 1rem 0 1.6rem; }
 figure img { max-width: 100%; height: auto; display: block; }
 figcaption, .note { color: #555; font-size: 13.5px; max-width: 88ch; margin-top: .4rem; }
@@ -65,9 +67,12 @@ def picture(path: Path, caption: str, alt: str) -> str:
             f"<figcaption>{escape(caption)}</figcaption></figure>\n")
 
 
-def table(content: str, note: str) -> str:
-    """An HTML table that scrolls where the window is narrow, with a note (plain text) under it."""
-    return f'<div class="scroll">{content}</div>\n<p class="note">{escape(note)}</p>\n'
+def table(content: str, note: str, kind: str = "scroll") -> str:
+    """An HTML table that scrolls where the window is narrow, with a note (plain text) under it.
+
+    ``kind`` is ``scroll`` or, for many columns, ``scroll wide``.
+    """
+    return f'<div class="{kind}">{content}</div>\n<p class="note">{escape(note)}</p>\n'
 
 
 def warning(text: str, items: Sequence[str]) -> str:
@@ -93,9 +98,9 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
     """The whole page from results, parameters by model, missing runs in words, the plan and the pictures."""
     subjects = len({row["subject"] for rows in found.pooled.values() for row in rows})
     trained = sum("(ensemble)" not in run.model for run in found.runs)
-    lead = (f"{len(found.models)} model(s), {plan['folds']} outer folds, {trained} runs, {subjects} test "
-            "subjects. Checkpoints and restarts were chosen by validation; each run saw its test fold once. Research "
-            "software, not for diagnosis.")
+    models = "1 model" if len(found.models) == 1 else f"{len(found.models)} models"
+    lead = (f"{models}, {plan['folds']} outer folds, {trained} runs, {subjects} test subjects. Checkpoints and restarts were "
+            "chosen by validation; each run saw its test fold once. Research software, not for diagnosis.")
     gaps = warning("Missing runs:", missing) if missing else ""
     sections = [
         ("Results", gaps + table(
@@ -146,8 +151,9 @@ def all_scores(found: "Results") -> str:
                                for name, by_model in scores.items())] for model in found.models]
     return table(tables.html_table(["Model", *(charts.LABELS[name] for name in scores)], lines),
                  "Mean (SD) over subjects, scan's own grid; lesions are 26-connected. HD95: 95th percentile of the "
-                 "surface distances, ASD: their mean, NSD: normalised surface Dice at 2 mm. Where nothing was predicted, "
-                 "or something where nothing is, both distances count with the volume's diagonal.")
+                 "surface distances, ASD: their mean, NSD: normalised surface Dice at 2 mm. Where nothing was "
+                 "predicted, or something where nothing is, both distances count with the volume's diagonal.",
+                 "scroll wide")
 
 
 def tests_table(found: "Results") -> str:

@@ -57,6 +57,12 @@ def test_volume_against_dice_by_model_with_medians_of_fifths():
     assert second.get_title() == "b"
 
 
+def test_the_lowest_panel_of_every_column_has_numbers():
+    panels = charts.bland_altman_chart({name: ([1.0, 2.0], [1.0, 1.0]) for name in "abcdef"}).axes
+    shown = [panel.xaxis.get_tick_params()["labelbottom"] for panel in panels]
+    assert shown == [False, False, True, True, True, True]
+
+
 def test_bland_altman_draws_bias_and_limits():
     predicted, true = [11.0, 19.0, 33.0], [10.0, 20.0, 30.0]
     axes = charts.bland_altman_chart({"a": (predicted, true)}).axes[0]
