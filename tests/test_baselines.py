@@ -1,10 +1,15 @@
 """Every network: the paper's count, any size, checkpointing without a difference; scans and splines by reference."""
 
+import json
 import sys
 import types
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from conftest import run_script_file
+from safetensors.torch import load_file
 
 from meshnet import baselines, modelfolder, ukan, umamba
 from meshnet.errors import UserError
@@ -204,7 +209,6 @@ def test_a_mamba_layer_sees_only_the_past():
 # ---------------------------------------------------------------------------------------------------------- KAN
 
 def test_splines_are_scipys():
-    import numpy as np
     from scipy.interpolate import BSpline
 
     layer = ukan.KANLinear(2, 3)
@@ -224,3 +228,25 @@ def test_splines_are_scipys():
 def test_every_network_in_full_size(name):
     options = {"image_size": [32, 32, 32]} if name == "unetr" else {}
     check_checkpointing(name, options, (1, 1, 20, 32, 18))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", baselines.NETWORKS)
+def test_every_network_trains_resumes_and_segments(name, tiny_data, tmp_path, root):
+    recipe = root / "recipes" / f"{name}.yaml"
+    common = ("--recipe", recipe, "--data", tiny_data, "--data.workers", 0, "--training.max_epochs", 2)
+    halves, whole = tmp_path / "halves", tmp_path / "whole"
+    run_script_file("train.py", *common, "--run_dir", halves, "--stop_epoch", 1)
+    run_script_file("train.py", *common, "--run_dir", halves)
+    rows = [json.loads(line) for line in (halves / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[0]["step"] >= 2
+    if name in ("segresnet", "umamba_bot", "ukan"):
+        run_script_file("train.py", *common, "--run_dir", whole)
+        one, two = (load_file(folder / "last.safetensors") for folder in (halves, whole))
+        assert all(torch.equal(one[key], two[key]) for key in one), "resumed, it is another network"
+    scan = tmp_path / "scan.nii.gz"
+    values = np.random.default_rng(0).random((24, 26, 22)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.diag([8.0, 8.0, 8.0, 1.0])), scan)
+    run_script_file("infer.py", scan, "-o", tmp_path / "mask.nii.gz", "--model", halves, "--no-picture")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert mask.shape == values.shape and mask.get_data_dtype() == np.uint8
