@@ -65,7 +65,8 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
     step(x)
     seconds = time.perf_counter() - started
     return {"name": name, "mode": mode, "size": size, "checkpointing": checkpointing,
-            "threads": torch.get_num_threads(), "parameters": count_parameters(model), "seconds": seconds, "bytes": max(0, peak_bytes() - before)}
+            "threads": torch.get_num_threads(), "parameters": count_parameters(model), "seconds": seconds,
+            "bytes": max(0, peak_bytes() - before)}
 
 
 def measure_apart(name: str, mode: str, size: int, checkpointing: bool, timeout_s: float) -> dict | None:
