@@ -187,11 +187,11 @@ struct Planes {
     int slots, depth;       // planes kept; planes of the whole volume
     int channels;
     int64_t channel_stride;
-    Buffer kept, around;    // the slots; a plane of air, where one is needed
+    Buffer kept;            // the slots
     int64_t plane_floats() const { return channels * channel_stride; }
 
-    // Room for what `next` looks at; air outside `box`, zero outside the volume.
-    void prepare(int channels_, const Box& box_, const Box& next, int dilation, const int* shape, const float* air) {
+    // Room for what `next` looks at; zero outside the volume, where nothing is ever written.
+    void prepare(int channels_, const Box& box_, const Box& next, int dilation, const int* shape) {
         channels = channels_, box = box_, depth = shape[0];
         pad = round_up(dilation, LANES);
         origin[0] = next.a[1] - dilation, origin[1] = next.a[2] - pad;
@@ -200,23 +200,9 @@ struct Planes {
         channel_stride = int64_t(rows) * stride + 5 * 16;  // an odd number of cache lines: channels do not collide
         slots = std::max(1, std::min(2 * dilation + 1, box.b[0] - box.a[0]));
         kept.allocate(slots * plane_floats());
-        bool beyond = std::max(0, next.a[0] - dilation) < box.a[0] ||
-                      std::min(depth, next.b[0] + dilation) > box.b[0];
-        if (beyond) around.allocate(plane_floats());
-        for (int s = 0; s < slots + (beyond ? 1 : 0); ++s) {
-            float* plane = s < slots ? kept.data + s * plane_floats() : around.data;
-            for (int c = 0; c < channels; ++c)
-                if (air && air[c] != 0.f)
-                    for (int r = std::max(0, -origin[0]); r < std::min(rows, shape[1] - origin[0]); ++r) {
-                        float* row = plane + c * channel_stride + int64_t(r) * stride;
-                        int first = std::max(0, -origin[1]), last = std::min(stride, shape[2] - origin[1]);
-                        if (first < last) std::fill(row + first, row + last, air[c]);
-                    }
-        }
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
-        if (p < box.a[0] || p >= box.b[0]) return around.data;
         return kept.data + ((p - box.a[0]) % slots) * plane_floats();
     }
 };
@@ -720,7 +706,6 @@ struct Request {
     const int* activations; // layers
     const float* const* weights;
     const float* const* biases;  // entries may be null
-    const float* const* air;     // layers: the constant outside boxes[l], channels of entry l; may be null
     const int* boxes;       // (layers + 1) x 6: a0, b0, a1, b1, a2, b2
     const int* shape;       // 3
     const float* volume;    // (C, *shape)
@@ -752,8 +737,7 @@ int meshnet_run(const Request* request) {
         column.planes = std::vector<Planes>(q.layers);
         int longest = 0;
         for (int l = 0; l < q.layers; ++l) {
-            column.planes[l].prepare(q.widths[l], column.boxes[l], column.boxes[l + 1], q.dilations[l], q.shape,
-                                     q.air ? q.air[l] : nullptr);
+            column.planes[l].prepare(q.widths[l], column.boxes[l], column.boxes[l + 1], q.dilations[l], q.shape);
             longest = std::max(longest, column.planes[l].stride);
         }
         column.zeros.assign(longest + 4 * LANES, 0.f);

@@ -32,7 +32,7 @@ class Request(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.c_int), ("widths", ctypes.c_void_p), ("dilations", ctypes.c_void_p),
         ("activations", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("biases", ctypes.c_void_p),
-        ("air", ctypes.c_void_p), ("boxes", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("volume", ctypes.c_void_p),
+        ("boxes", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("volume", ctypes.c_void_p),
         ("head_weight", ctypes.c_void_p), ("head_bias", ctypes.c_void_p), ("classes", ctypes.c_int),
         ("output", ctypes.c_int), ("threads", ctypes.c_int), ("out", ctypes.c_void_p), ("out_shape", ctypes.c_void_p),
         ("out_at", ctypes.c_void_p),
@@ -139,9 +139,9 @@ def pointers(tensors: Sequence[torch.Tensor | None]) -> ctypes.Array:
 
 def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], dilations: Sequence[int],
                activations: Sequence[str], volume: torch.Tensor, out: torch.Tensor, output: str = "features",
-               boxes: Sequence | None = None, air: Sequence[torch.Tensor] | None = None,
-               at: Sequence[int] | None = None, head: tuple[torch.Tensor, torch.Tensor] | None = None,
-               threads: int | None = None, lib: ctypes.CDLL | None = None) -> None:
+               boxes: Sequence | None = None, at: Sequence[int] | None = None,
+               head: tuple[torch.Tensor, torch.Tensor] | None = None, threads: int | None = None,
+               lib: ctypes.CDLL | None = None) -> None:
     """Stream ``volume`` (C, X, Y, Z) through 3×3×3 convolutions with equal zero padding and write into ``out``.
 
     Args:
@@ -150,7 +150,7 @@ def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | 
         output: ``features`` of the last layer, or ``logits``, ``probabilities``, ``labels`` of the 1×1×1 ``head``
             (weight (K, C), bias (K,)).
         boxes: what of the input and of each layer is computed, ((x0, x1), (y0, y1), (z0, z1)); None means all.
-        air: the constant (C,) of the input and of each layer but the last outside those boxes; None means zero.
+            Each must hold what the next one looks at, as far as the volume goes.
         at: where in ``out`` the last box begins; None means where it lies in the volume.
     """
     weights = [w.contiguous() for w in weights]
@@ -162,29 +162,28 @@ def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | 
     at = [side[0] for side in boxes[-1]] if at is None else at
     keep = [integers([volume.shape[0], *(w.shape[0] for w in weights)]), integers(dilations),
             integers([ACTIVATIONS[a] for a in activations]), pointers(weights), pointers(biases),
-            None if air is None else pointers(air), integers([edge for box in boxes for side in box for edge in side]),
+            integers([edge for box in boxes for side in box for edge in side]),
             integers(shape), integers(tuple(out.shape[-3:])), integers(at)]
     head_weight, head_bias = head if head else (None, None)
     request = Request(
-        len(weights), *(ctypes.cast(a, ctypes.c_void_p) if a is not None else None for a in keep[:8]),
+        len(weights), *(ctypes.cast(a, ctypes.c_void_p) for a in keep[:7]),
         volume.data_ptr(), None if head is None else head_weight.data_ptr(),
         None if head is None else head_bias.data_ptr(), 0 if head is None else head_weight.shape[0], OUTPUTS[output],
-        threads or torch.get_num_threads(), out.data_ptr(), *(ctypes.cast(a, ctypes.c_void_p) for a in keep[8:]))
+        threads or torch.get_num_threads(), out.data_ptr(), *(ctypes.cast(a, ctypes.c_void_p) for a in keep[7:]))
     if (lib or library()).meshnet_run(ctypes.byref(request)):
         raise MemoryError("meshnet kernels: no memory for the layers' planes")
 
 
-def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int]) -> int:
+def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence) -> int:
     """Memory that ``run_column`` takes beside volume and result: the planes kept between layers. ``widths`` as in
     ``Request``: the channels of the input and of each layer."""
     total = 4 << 20
     for channels, dilation, box, after in zip(widths, dilations, boxes, boxes[1:]):
-        (a, b), rows, columns = after
+        _, rows, columns = after
         pad = -(-dilation // 16) * 16
         plane = (rows[1] - rows[0] + 2 * dilation) * (-(-(columns[1] - columns[0]) // 16) * 16 + 2 * pad) + 80
         slots = max(1, min(2 * dilation + 1, box[0][1] - box[0][0]))
-        beyond = max(0, a - dilation) < box[0][0] or min(shape[0], b + dilation) > box[0][1]
-        total += 4 * channels * plane * (slots + beyond)
+        total += 4 * channels * plane * slots
     return total
 
 
@@ -254,7 +253,7 @@ def agrees_with_torch(lib: ctypes.CDLL) -> bool:
     gradient, out = torch.randn((5, 4, 13, 21), generator=generator), torch.empty((5, 4, 13, 21))
     for dilation in (1, 3):
         run_column([weight], [bias], [dilation], ["elu"], volume, out, threads=2, lib=lib)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the first call may come from within one
             expected = torch.nn.functional.elu(torch.nn.functional.conv3d(
                 volume[None], weight, bias, padding=dilation, dilation=dilation)[0])
             expected_gradient = torch.ops.aten.convolution_backward(

@@ -122,7 +122,7 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
 def working_bytes(model: nn.Module, shape: Sequence[int]) -> int:
     """What the compiled kernels take for themselves while they convolve one case."""
     box = tuple((0, n) for n in shape)
-    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
+    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box])
                for block in model.blocks)
 
 

@@ -130,9 +130,9 @@ class MeshNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
-        if plan is not None and not self.arguments["dropout"]:
+        if plan is not None and not self.arguments["dropout"] and all(map(operations.without_state, self.blocks)):
             return memory.run_column(self.blocks, self.head, plan, x)
-        for block in self.blocks:  # what dropout drops has to be drawn again, which torch's own checkpointing does
+        for block in self.blocks:  # dropout and norms over processes: torch's own checkpointing, a block at a time
             x = block(x) if plan is None else run_block(block, x)
         return self.head(x)
 

@@ -11,6 +11,7 @@ from torch import nn
 from meshnet import kernels
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
+OWN_FORWARD = ("_BatchNorm.forward", "StatisticsOnceBatchNorm3d.forward")
 PARTS = 8  # PyTorch takes norm and activation back in this many parts of the channels, so that little room is needed
 ACTIVATION_GRADIENTS = {
     "relu": lambda g, x: torch.ops.aten.threshold_backward(g, x, 0),
@@ -87,8 +88,17 @@ def activation_of(block: nn.Module) -> str:
 
 
 def by_channel(block: nn.Module) -> bool:
-    """Whether norm and activation of ``block`` are a scale, a shift and a function for each channel."""
-    return isinstance(getattr(block, "norm", None), nn.BatchNorm3d | None)
+    """Whether norm and activation of ``block`` are a scale, a shift and a function for each channel, its statistics
+    those of its own batch. A batch norm that does something else, such as asking other processes, is left to itself."""
+    norm = getattr(block, "norm", None)
+    return norm is None or (isinstance(norm, nn.BatchNorm3d) and type(norm).forward.__qualname__ in OWN_FORWARD)
+
+
+def without_state(block: nn.Module) -> bool:
+    """Whether ``block`` can be computed a second time by ``normalise`` without moving anything."""
+    norm = getattr(block, "norm", None)
+    return by_channel(block) or isinstance(norm, nn.GroupNorm) or (
+        isinstance(norm, nn.InstanceNorm3d) and not norm.track_running_stats)
 
 
 def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_place: bool = False,

@@ -1,20 +1,16 @@
-"""Run a network over one whole volume: norm folded into the convolutions, air around the head left out, memory capped.
+"""Run a network over one whole volume: norm folded into the convolutions, only the head computed, memory capped.
 
-A trained MeshNet is a column of convolutions at full resolution. Three facts make it quick to run:
+A trained MeshNet is a column of convolutions at full resolution. Two facts make it quick to run:
 
 * In evaluation batch norm is a scale and a shift, so it is folded into the weights beside it (``fold``).
-* Air is a constant, and each layer answers a constant with a constant c_l. What lies outside the head needs no
-  computing, only c_l wherever a layer looks beyond the part that it computed. Layer l can differ from c_l only within
-  R_l (the sum of the dilations so far) of the head, and matters for the head only within R − R_l of it, so each layer
-  computes the head's box grown by the smaller of both.
-* A part of the output needs only that part of each layer, grown by R − R_l. So any volume can be cut into tiles with
-  exact halos, and the peak memory has a ceiling.
+* A part of the output needs only that part of each layer, grown by how far the layers above it look
+  (``layer_boxes``). So the head can be computed without the rest of the air, and any volume can be cut into tiles with
+  exact halos, which gives the peak memory a ceiling.
 
-The volume's zero padding is not air: near the border each layer's answer to air differs from c_l. How deep that goes
-is worked out from the weights (``answer_to_air``), and where c_l would be wrong by more than ``AIR_TOLERANCE`` of the
-layer's largest value, the layer is computed instead. What ``crop="head"`` does not reproduce: outside the head's box
-the network's answer to endless air is filled in. Scans whose air holds noise have no constant to crop and are computed
-in full. ``crop="none"`` is always the full volume.
+Inside the head's box ``crop="head"`` gives what the full volume gives, to rounding, whatever lies outside: what the
+layers need of the air around it is computed, and zero padding is only where the volume itself ends. Outside the box
+nothing is looked for: the network's answer to endless air of the border's median value is filled in (``fill_value``).
+``crop="none"`` is always the full volume.
 """
 
 import itertools
@@ -25,13 +21,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from meshnet import kernels
+from meshnet import geometry, kernels
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 CROPS = ("head", "none")
-AIR_TOLERANCE = 1e-4
+NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
 ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
 
 
@@ -90,6 +86,11 @@ def grow(box: Box, by: int, shape: tuple[int, ...]) -> Box:
     return tuple((max(0, a - by), min(n, b + by)) for (a, b), n in zip(box, shape))
 
 
+def grown(box: Box, by: int) -> Box:
+    """``box`` grown by ``by`` voxels to every side, past the volume's ends too."""
+    return tuple((a - by, b + by) for a, b in box)
+
+
 def meet(one: Box, two: Box) -> Box:
     """What two boxes share."""
     return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, two))
@@ -100,73 +101,47 @@ def voxels(box: Box) -> int:
     return int(np.prod([max(0, b - a) for a, b in box]))
 
 
-def head_box(volume: np.ndarray) -> tuple[Box, np.ndarray]:
-    """The smallest box outside of which every voxel of ``volume`` (C, X, Y, Z) equals the corner voxel, and the
-    corner's values (C,). Without such air the box is the whole volume; a constant volume gives a box of one voxel."""
-    constant = volume[:, 0, 0, 0].copy()
-    differs = (volume != constant[:, None, None, None]).any(axis=0)
+def head_box(volume: np.ndarray) -> Box:
+    """The head's box in ``volume`` (C, X, Y, Z): what differs from the border's median values in any channel.
+
+    Where noise in the air makes that more than ``NOISY`` of the volume, the box of ``geometry.head_box``, joined over
+    the channels. A volume without contrast is its own box.
+    """
+    differs = (volume != border_values(volume)[:, None, None, None]).any(axis=0)
     if not differs.any():
-        return ((0, 1), (0, 1), (0, 1)), constant
+        return whole(volume.shape[1:])
     plane = differs.any(axis=2)
     profiles = plane.any(axis=1), plane.any(axis=0), differs.any(axis=(0, 1))
     ends = [np.flatnonzero(p)[[0, -1]] for p in profiles]
-    return tuple((int(a), int(b) + 1) for a, b in ends), constant
+    box = tuple((int(a), int(b) + 1) for a, b in ends)
+    if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
+        return box
+    boxes = [geometry.head_box(channel) for channel in volume]
+    return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
 
 
-def layer_boxes(layers: list[Layer], out: Box, head: Box, shape: tuple[int, ...], air: "Air") -> list[Box]:
-    """What each layer must compute for ``out``: entry 0 is the input, entry l the output of ``layers[l - 1]``.
+def border_values(volume: np.ndarray) -> np.ndarray:
+    """The median (C,) of each channel over the six faces of ``volume`` (C, X, Y, Z)."""
+    faces = [volume[:, end].reshape(volume.shape[0], -1) for end in (0, -1)]
+    faces += [volume[:, :, end].reshape(volume.shape[0], -1) for end in (0, -1)]
+    faces += [volume[:, :, :, end].reshape(volume.shape[0], -1) for end in (0, -1)]
+    return np.median(np.concatenate(faces, axis=1), axis=1).astype(np.float32)
 
-    Going backwards, a layer needs what the next one looks at. Where that lies farther from the head than the head
-    reaches, air's constant stands in for it, unless the volume's border is so near that the answer to air differs.
-    """
-    reached = np.cumsum([0] + [layer.reach for layer in layers]).tolist()
+
+def layer_boxes(layers: list[Layer], out: Box, shape: tuple[int, ...]) -> list[Box]:
+    """What each layer must compute for ``out``: entry 0 is the input, entry l the output of ``layers[l - 1]``."""
     boxes = [out]
-    for i in reversed(range(len(layers))):
-        need, near = grow(boxes[0], layers[i].reach, shape), grow(head, reached[i], shape)
-        sides = []
-        for axis, ((a, b), (c, d), n) in enumerate(zip(need, near, shape)):
-            low = a if a >= c or a < air.depths[i][axis][0] else c
-            high = b if b <= d or n - b < air.depths[i][axis][1] else d
-            sides.append((low, max(low, high)))
-        boxes.insert(0, tuple(sides))
+    for layer in reversed(layers):
+        boxes.insert(0, grow(boxes[0], layer.reach, shape))
     return boxes
 
 
-@dataclass(frozen=True)
-class Air:
-    """What the layers answer to endless constant air: ``values[l]`` (C,) with entry 0 the air itself and the last one
-    the logits, and ``depths[l][axis][side]``: how many voxels the volume's zero padding changes that answer."""
-
-    values: list[torch.Tensor]
-    depths: list[list[tuple[int, int]]]
-
-
-def answer_to_air(layers: list[Layer], constant: np.ndarray, tolerance: float = AIR_TOLERANCE) -> Air:
-    """``Air`` for a column of ``layers`` whose air has the values ``constant`` (C,).
-
-    Near one face of the volume the answer depends on the distance to it alone, so one line of voxels through the
-    layers, their weights summed over the other two axes, tells how far the face reaches. A difference below
-    ``tolerance`` of the layer's largest value counts as none.
-    """
-    start = torch.from_numpy(np.asarray(constant, dtype=np.float32))
-    values, depths = [start], [[(0, 0)] * 3]
-    length = 2 * sum(layer.reach for layer in layers) + 1
-    lines = [start[None, :, None].expand(1, -1, length)] * 3
+def fill_value(layers: list[Layer], air: np.ndarray) -> torch.Tensor:
+    """The logits (K,) that endless constant air (C,) gives."""
+    x = torch.from_numpy(air).to(layers[0].weight.device)
     for layer in layers:
-        weight, bias = layer.weight.cpu(), layer.bias.cpu()
-        values.append(activate(weight.sum(dim=(2, 3, 4)) @ values[-1] + bias, layer.activation))
-        per_axis = [weight.sum(dim=[d for d in (2, 3, 4) if d != axis + 2]) for axis in range(3)]
-        lines = [activate(functional.conv1d(line, w, bias, padding=layer.reach, dilation=layer.dilation),
-                          layer.activation) for line, w in zip(lines, per_axis)]
-        sides = []
-        for line in lines:
-            differs = (line[0] - values[-1][:, None]).abs().amax(dim=0) > tolerance * line.abs().max()
-            where = torch.nonzero(differs)[:, 0].tolist()
-            half = length // 2
-            sides.append((max((i + 1 for i in where if i <= half), default=0),
-                          max((length - i for i in where if i >= half), default=0)))
-        depths.append(sides)
-    return Air(values, depths)
+        x = activate(layer.weight.sum(dim=(2, 3, 4)) @ x + layer.bias, layer.activation)
+    return x
 
 
 def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -180,35 +155,18 @@ def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 # ---------------------------------------------------------------- PyTorch's path
 
-def pad_input(x: torch.Tensor, have: Box, want: Box, reach: int, air: torch.Tensor,
-              shape: tuple[int, ...]) -> torch.Tensor:
-    """``x`` (1, C, *have) laid out on ``want`` grown by ``reach`` to every side: zero outside the volume, ``air`` (C,)
-    inside the volume where ``x`` has nothing."""
-    starts = [a - reach for a, _ in want]
-    sizes = [b - a + 2 * reach for a, b in want]
-    padded = torch.zeros((1, x.shape[1], *sizes), dtype=x.dtype, device=x.device,
-                         ).contiguous(memory_format=torch.channels_last_3d)
-    inside = tuple(slice(max(0, -s), min(size, n - s)) for s, size, n in zip(starts, sizes, shape))
-    padded[(slice(None), slice(None), *inside)] = air[None, :, None, None, None]
-    source = tuple(slice(max(a, s) - a, min(b, s + size) - a) for (a, b), s, size in zip(have, starts, sizes))
-    target = tuple(slice(max(a, s) - s, min(b, s + size) - s) for (a, b), s, size in zip(have, starts, sizes))
-    padded[(slice(None), slice(None), *target)] = x[(slice(None), slice(None), *source)]
-    return padded
-
-
-def run_box(layers: list[Layer], volume: torch.Tensor, out: Box, head: Box, air: Air) -> torch.Tensor:
-    """Logits (K, *out) by PyTorch. ``volume`` (C, X, Y, Z); outside ``head`` every layer is ``air``."""
-    shape = tuple(volume.shape[1:])
-    boxes = layer_boxes(layers, out, head, shape, air)
+def run_box(layers: list[Layer], volume: torch.Tensor, out: Box) -> torch.Tensor:
+    """Logits (K, *out) by PyTorch, from ``volume`` (C, X, Y, Z)."""
+    boxes = layer_boxes(layers, out, tuple(volume.shape[1:]))
     x = volume[(slice(None), *(slice(a, b) for a, b in boxes[0]))][None]
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    for i, layer in enumerate(layers):
+    for layer, have, want in zip(layers, boxes, boxes[1:]):
+        # Padded on both sides by as much as the side that lacks more; what is too much is cut off again.
+        lack = [max(a - c, d - b, 0) for (a, b), (c, d) in zip(have, grown(want, layer.reach))]
         weight = layer.weight.contiguous(memory_format=torch.channels_last_3d)
-        if layer.reach and not boxes[i] == boxes[i + 1] == whole(shape):
-            x = pad_input(x, boxes[i], boxes[i + 1], layer.reach, air.values[i].to(x.device), shape)
-            x = functional.conv3d(x, weight, layer.bias, dilation=layer.dilation)
-        else:
-            x = functional.conv3d(x, weight, layer.bias, dilation=layer.dilation, padding=layer.reach)
+        x = functional.conv3d(x, weight, layer.bias, dilation=layer.dilation, padding=lack)
+        starts = [c - (a - p + layer.reach) for (a, _), (c, _), p in zip(have, want, lack)]
+        x = x[(slice(None), slice(None), *(slice(s, s + d - c) for s, (c, d) in zip(starts, want)))]
         if layer.norm is not None:
             x = layer.norm(x)
         x = activate(x, layer.activation)
@@ -216,18 +174,17 @@ def run_box(layers: list[Layer], volume: torch.Tensor, out: Box, head: Box, air:
 
 
 def torch_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
-    """Working memory of ``run_box``: a layer's input, its padded copy and its output at the widest place."""
+    """Working memory of ``run_box``: a layer's input and output, each with a copy in the library's own layout, whose
+    channels are a multiple of 16."""
     peak = 0
-    for i, layer in enumerate(layers):
-        outputs, inputs = layer.weight.shape[:2]
-        padded = 0 if boxes[i] == boxes[i + 1] == whole(shape) else int(
-            np.prod([b - a + 2 * layer.reach for a, b in boxes[i + 1]]))
-        peak = max(peak, 4 * (inputs * (voxels(boxes[i]) + padded) + outputs * voxels(boxes[i + 1])))
+    for layer, have, want in zip(layers, boxes, boxes[1:]):
+        outputs, inputs = (c + -(-c // 16) * 16 for c in layer.weight.shape[:2])
+        peak = max(peak, 4 * (inputs * voxels(have) + outputs * voxels(grow(want, layer.reach, shape))))
     return peak
 
 
-def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], air: Air, budget: int | None,
-               needs=torch_bytes) -> list[Box]:
+def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs=torch_bytes,
+               ) -> list[Box]:
     """``head`` cut into the tiles that fit ``budget`` bytes (by ``needs``) with the least computing.
 
     Raises:
@@ -239,7 +196,7 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], air: Air,
     for counts in itertools.product(*(range(1, min(12, max(1, (b - a) // 8)) + 1) for a, b in head)):
         # The tile in the middle has its halo on every side: the largest, and the measure of all.
         tiles = cut(head, counts)
-        boxes = layer_boxes(layers, tiles[np.ravel_multi_index([c // 2 for c in counts], counts)], head, shape, air)
+        boxes = layer_boxes(layers, tiles[np.ravel_multi_index([c // 2 for c in counts], counts)], shape)
         need, work = needs(layers, boxes, shape), len(tiles) * sum(voxels(box) for box in boxes[1:])
         smallest = min(need, smallest or need)
         if need <= budget and (best is None or work < best[0]):
@@ -267,9 +224,9 @@ def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int 
         model: a ``MeshNet`` in evaluation mode, or any other network (run as it is; one with an attribute ``patch``
             by MONAI's sliding window of that size).
         volume: (C, X, Y, Z), scaled as in training (0..1), numpy or torch.
-        crop: ``head`` computes the box outside of which the volume is constant and fills the rest with the network's
-            answer to that constant; ``none`` computes everything; a box ((x0, x1), (y0, y1), (z0, z1)) is taken as the
-            head's. Models with group or instance norm, and other networks, are always run in full.
+        crop: ``head`` computes the head's box and fills the rest with the network's answer to air; ``none`` computes
+            everything; a box ((x0, x1), (y0, y1), (z0, z1)) is taken as the head's. Models with group or instance
+            norm, and other networks, are always run in full.
         max_memory: ceiling in bytes for the whole process, as far as this function adds to it; None means no ceiling.
         device: where to compute; None means where the model is.
         threads: CPU threads; None means ``torch.get_num_threads()``.
@@ -344,19 +301,16 @@ def finish(logits: torch.Tensor, output: str) -> np.ndarray:
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
     """``run`` for a MeshNet: fold, crop, cut into tiles, compute each, put them together."""
     layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fold(model)]
-    shape = volume.shape[1:]
+    shape, classes, labels = volume.shape[1:], layers[-1].weight.shape[0], output == "labels"
     local = all(layer.norm is None for layer in layers)
-    head, constant = (whole(shape), volume[:, 0, 0, 0]) if crop == "none" or not local else find_head(volume, crop)
-    air = answer_to_air(layers, constant)
-    classes = layers[-1].weight.shape[0]
-    fill = finish(air.values[-1][:, None, None, None], output)
-    labels = output == "labels"
+    head = find_head(volume, crop) if local else whole(shape)
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
-    result[...] = fill
+    if head != whole(shape):
+        result[...] = finish(fill_value(layers, border_values(volume))[:, None, None, None], output)
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
-    compiled = local and device.type == "cpu" and layers[0].reach > 0 and kernels.available()
+    compiled = local and len(layers) > 1 and device.type == "cpu" and kernels.available()
     if local:
-        tiles = plan_tiles(layers, head, shape, air, budget, compiled_bytes if compiled else torch_bytes)
+        tiles = plan_tiles(layers, head, shape, budget, compiled_bytes if compiled else torch_bytes)
     else:
         need, tiles = torch_bytes(layers, [head] * (len(layers) + 1), shape), [head]
         if budget is not None and need > budget:
@@ -366,38 +320,39 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
     source = torch.from_numpy(volume).to(device)
     for tile in tiles:
         if compiled:
-            run_compiled(layers, source, tile, head, air, torch.from_numpy(result), output)
+            run_compiled(layers, source, tile, torch.from_numpy(result), output)
             continue
         where = tuple(slice(a, b) for a, b in tile)
-        logits = run_box(layers, source, tile, head, air)
-        result[where if labels else (slice(None), *where)] = finish(logits, output)
+        result[where if labels else (slice(None), *where)] = finish(run_box(layers, source, tile), output)
     return result
 
 
-def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, head: Box, air: Air, result: torch.Tensor,
-                 output: str) -> None:
+def find_head(volume: np.ndarray, crop) -> Box:
+    """The box to compute, for ``crop`` = ``head``, ``none`` or a box."""
+    if isinstance(crop, str):
+        if crop not in CROPS:
+            raise UserError(f"crop: found {crop!r}, expected one of {', '.join(CROPS)} or a box; choose one of them")
+        return head_box(volume) if crop == "head" else whole(volume.shape[1:])
+    box = meet(tuple((int(a), int(b)) for a, b in crop), whole(volume.shape[1:]))
+    if voxels(box) == 0:
+        raise UserError(f"crop: found the box {crop}, expected one within the volume {volume.shape[1:]}; mend it")
+    return box
+
+
+def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: torch.Tensor, output: str) -> None:
     """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
     *column, last = layers
-    boxes = layer_boxes(layers, out, head, tuple(volume.shape[1:]), air)
+    boxes = layer_boxes(layers, out, tuple(volume.shape[1:]))
     kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
-                       output, boxes[:-1], air.values[:-2], head=(last.weight.flatten(1), last.bias))
+                       output, boxes[:-1], head=(last.weight.flatten(1), last.bias))
 
 
 def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
     """Working memory of ``run_compiled``."""
     column = layers[:-1]
     widths = [column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)]
-    return kernels.column_bytes(widths, [layer.dilation for layer in column], boxes, shape)
-
-
-def find_head(volume: np.ndarray, crop) -> tuple[Box, np.ndarray]:
-    """The head's box and the air's values (C,), for ``crop`` = ``head`` or a box."""
-    if crop == "head":
-        return head_box(volume)
-    if isinstance(crop, str):
-        raise UserError(f"crop: found {crop!r}, expected one of {', '.join(CROPS)} or a box; choose one of them")
-    return meet(tuple((int(a), int(b)) for a, b in crop), whole(volume.shape[1:])), volume[:, 0, 0, 0]
+    return kernels.column_bytes(widths, [layer.dilation for layer in column], boxes)
 
 
 def resident_bytes() -> int:

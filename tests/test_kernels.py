@@ -1,0 +1,129 @@
+"""The compiled kernels against PyTorch, and what happens where they cannot be had."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from meshnet import kernels, operations
+from meshnet.model import Block
+
+CASES = [  # in, out, dilation, (X, Y, Z): odd sizes, axes of one voxel, dilations past the volume, many channels
+    (1, 5, 1, (5, 6, 7)), (3, 5, 2, (9, 40, 33)), (26, 26, 16, (18, 70, 65)), (5, 5, 4, (1, 33, 1)),
+    (4, 31, 3, (1, 1, 40)), (2, 1, 7, (8, 3, 130)), (6, 13, 1, (4, 9, 16)),
+]
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler here: PyTorch does the work")
+
+
+def draw(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def test_a_compiler_means_kernels():
+    if any(map(shutil.which, kernels.COMPILERS)):
+        assert kernels.available()
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", ["none", "relu", "elu", "gelu"])
+@pytest.mark.parametrize(("inputs", "outputs", "dilation", "shape"), CASES)
+def test_convolution_is_that_of_pytorch(inputs, outputs, dilation, shape, activation):
+    x, weight, bias = draw((inputs, *shape), (outputs, inputs, 3, 3, 3), (outputs,))
+    out = torch.full((outputs, *shape), torch.nan)
+    kernels.run_column([weight], [bias], [dilation], [activation], x, out)
+    expected = functional.conv3d(x[None], weight, bias, padding=dilation, dilation=dilation)[0]
+    expected = expected if activation == "none" else getattr(functional, activation)(expected)
+    assert torch.allclose(out, expected, atol=2e-5 * expected.abs().max().item())
+
+
+@needs_kernels
+@pytest.mark.parametrize(("inputs", "outputs", "dilation", "shape"), CASES)
+def test_gradients_are_those_of_pytorch(inputs, outputs, dilation, shape):
+    x, weight, gradient = draw((2, inputs, *shape), (outputs, inputs, 3, 3, 3), (2, outputs, *shape))
+    ours = operations.gradients(x, weight, dilation, gradient, (True, True, True))
+    theirs = operations.torch_gradients(x.double(), weight.double(), dilation, gradient.double(), (True, True, True))
+    for one, other in zip(ours, theirs):
+        assert (one - other).abs().max() < 2e-5 * other.abs().max()
+
+
+@needs_kernels
+def test_same_bits_for_any_number_of_threads():
+    x, weight, gradient = draw((6, 9, 37, 50), (7, 6, 3, 3, 3), (7, 9, 37, 50))
+    outs = [torch.empty((7, 9, 37, 50)) for _ in range(3)]
+    for threads, out in enumerate(outs, 1):
+        kernels.run_column([weight], [None], [2], ["none"], x, out, threads=threads)
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+    of_weight = [kernels.weight_gradient(x, gradient, 2, threads=threads) for threads in (1, 2, 3)]
+    assert torch.equal(of_weight[0], of_weight[1]) and torch.equal(of_weight[0], of_weight[2])
+
+
+@needs_kernels
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("norm", "affine"), [("batch", True), ("batch", False), ("none", False)])
+@pytest.mark.parametrize("activation", ["relu", "elu", "gelu"])
+def test_norm_and_activation_are_those_of_pytorch(activation, norm, affine, training):
+    block = Block(3, 3, 1, norm, affine, 0, activation, True, 0.0).train(training).double()
+    y, gradient = draw((2, 3, 5, 41, 90), (2, 3, 5, 41, 90))
+    y = y * 0.3 + torch.tensor([5.0, -1.0, 0.2])[:, None, None, None]  # a mean far from zero loses no digits
+    if affine:
+        nn.init.uniform_(block.norm.weight, 0.5, 1.5)
+        nn.init.uniform_(block.norm.bias)
+    leaf = y.double().requires_grad_()
+    block.zero_grad()
+    expected = block.act(leaf if norm == "none" else block.norm(leaf)) if activation != "relu" else \
+        functional.relu(leaf if norm == "none" else block.norm(leaf))
+    expected.backward(gradient.double())
+    expected_buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    expected_parameters = {} if norm == "none" else {n: p.grad for n, p in block.norm.named_parameters()}
+
+    block = block.float()
+    if norm == "batch":
+        block.norm.reset_running_stats()
+    z, statistics = operations.normalise(block, y, None)
+    of_y, found = operations.normalise_backward(block, y, statistics, gradient)
+    assert (z - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (of_y - leaf.grad).abs().max() < 2e-5 * leaf.grad.abs().max()
+    for name, value in expected_parameters.items():
+        assert (found[dict(block.norm.named_parameters())[name]] - value).norm() < 1e-5 * value.norm()
+    for name, buffer in block.named_buffers():
+        assert torch.allclose(buffer.double(), expected_buffers[name].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_switched_off_by_the_environment(monkeypatch):
+    monkeypatch.setenv("MESHNET_KERNELS", "0")
+    assert kernels.library.__wrapped__() is None
+
+
+def test_no_compiler_or_a_broken_one_means_pytorch(monkeypatch, tmp_path):
+    broken = tmp_path / "kernels.cpp"
+    broken.write_text("this is no C++")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "SOURCE", broken)
+        assert kernels.build(tmp_path / "cache") is None
+        assert not list((tmp_path / "cache").glob("*")), "nothing half-built may stay"
+    monkeypatch.setattr(kernels, "COMPILERS", ())
+    assert kernels.build(tmp_path / "cache") is None
+
+
+def test_a_library_that_computes_something_else_is_refused():
+    class Idle:
+        @staticmethod
+        def meshnet_run(request):
+            return 0
+
+    assert not kernels.agrees_with_torch(Idle())
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path, root):
+    command = [sys.executable, "-c", "from meshnet import kernels; print(kernels.available())"]
+    environment = {"MESHNET_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/local/bin", "PYTHONPATH": str(root)}
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0].strip() for process in running] == ["True"] * 4
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]

@@ -1,0 +1,193 @@
+"""A training step that recomputes gives what one that keeps everything gives, in the memory that was foretold."""
+
+import contextlib
+import copy
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional
+
+from meshnet import kernels, memory
+from meshnet.model import MeshNet
+
+VARIANTS = [
+    {"activation": "gelu"}, {"activation": "elu", "norm": "none"}, {"activation": "gelu", "norm": "group"},
+    {"activation": "elu", "norm": "instance", "bias": False}, {"activation": "elu", "dropout": 0.2},
+    {"activation": "gelu", "in_channels": 2, "classes": 3, "norm_affine": False, "final_bias": False},
+]
+
+
+def step(model: MeshNet, x: torch.Tensor, target: torch.Tensor):
+    """Loss, gradients and buffers of one training step of a copy of ``model``."""
+    model = copy.deepcopy(model)
+    torch.manual_seed(3)
+    loss = functional.cross_entropy(model(x).float(), target)
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters()}, dict(model.named_buffers())
+
+
+def batch(arguments: dict, shape=(9, 14, 11)) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand((2, arguments.get("in_channels", 1), *shape), generator=generator)
+    return x, (x[:, 0] > 0.8).long()
+
+
+def differ(ours: dict, theirs: dict) -> float:
+    """The largest relative difference of a parameter's gradient. Those of biases before a batch norm are zero but for
+    rounding, so nothing counts below a hundredth of the largest gradient."""
+    floor = 1e-2 * max(g.norm() for g in theirs.values())
+    return max(((ours[n] - g).norm() / g.norm().clamp(min=floor)).item() for n, g in theirs.items())
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def way(request):
+    if request.param == "compiled" and not kernels.available():
+        pytest.skip("no C++ compiler here")
+    with kernels.switched_off() if request.param == "torch" else contextlib.nullcontext():
+        yield request.param
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arguments", VARIANTS)
+def test_recomputing_changes_no_gradient_and_no_statistic(way, arguments, training):
+    torch.manual_seed(0)
+    model = MeshNet(5, dilations=(1, 2, 3, 1), **arguments).train(training)
+    x, target = batch(arguments)
+    with kernels.switched_off():
+        loss, gradients, buffers = step(model, x, target)
+    kept = copy.deepcopy(model)
+    least = copy.deepcopy(model)
+    least.checkpointing = True
+    some = copy.deepcopy(model)
+    some.memory_budget = memory.plan_peak(memory.sizes_of(model, x.shape, 4), (0, 1, 3), way == "compiled")
+    for other in (kept, least, some):
+        other_loss, other_gradients, other_buffers = step(other, x, target)
+        assert abs(loss - other_loss) < 1e-6
+        assert differ(other_gradients, gradients) < 1e-4
+        for name, buffer in buffers.items():
+            assert torch.allclose(other_buffers[name].float(), buffer.float(), atol=1e-6), name
+
+
+def test_relu_without_kernels_is_the_same_to_the_last_digits():
+    torch.manual_seed(0)
+    model = MeshNet(6)
+    x, target = batch({})
+    with kernels.switched_off():
+        _, gradients, buffers = step(model, x, target)
+        model.checkpointing = True
+        _, other_gradients, other_buffers = step(model, x, target)
+    assert differ(other_gradients, gradients) < 1e-4
+    assert all(torch.equal(buffer, other_buffers[name]) for name, buffer in buffers.items())
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_twice_the_same_bits(checkpointing):
+    model = MeshNet(6, checkpointing=checkpointing)
+    x, target = batch({})
+    (_, one, _), (_, two, _) = step(model, x, target), step(model, x, target)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_gradient_of_the_input():
+    torch.manual_seed(0)
+    model = MeshNet(4, dilations=(1, 2), activation="gelu")
+    x = batch({})[0].requires_grad_()
+    expected, = torch.autograd.grad(model(x).square().sum(), x)
+    model.checkpointing = True
+    found, = torch.autograd.grad(model(x).square().sum(), x)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_bfloat16():
+    model = MeshNet(6, dilations=(1, 2, 1), activation="gelu", bias=False)
+    x, target = batch({})
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients, _ = step(model, x, target)
+        model.checkpointing = True
+        other_loss, other, _ = step(model, x, target)
+    assert abs(loss - other_loss) < 1e-2
+    assert all(g.dtype == torch.float32 for g in other.values())
+    assert differ(other, gradients) < 0.1  # eight bits
+
+
+def test_a_second_backward_pass_says_why_it_cannot():
+    logits = MeshNet(3, dilations=(1,), checkpointing=True)(torch.rand(1, 1, 4, 4, 4))
+    logits.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        logits.sum().backward()
+
+
+def test_plans_by_hand():
+    sizes = (1, 10, 10, 10, 0)  # input, three maps, logits of no size
+    # Everything kept, at the top: y1, y2, the gradient of y3, and z2 or the gradient of z2; PyTorch makes both at once.
+    assert memory.plan_peak(sizes, (0, 1, 2), True) == 40
+    assert memory.plan_peak(sizes, (0, 1, 2), False) == 50
+    # Only y2 kept: y2, then y3 from it (and the activation between them), and y1 from the input beside y2's gradient.
+    assert memory.plan_peak(sizes, (1,), True) == 30
+    assert memory.second_convolutions(sizes, (1,)) == 1 + 10
+
+
+def test_more_room_means_fewer_second_convolutions():
+    model = MeshNet(26)
+    shape = (1, 1, 96, 96, 96)
+    sizes = memory.sizes_of(model, shape, 4)
+    work = []
+    for budget in range(500, 2300, 50):
+        plan = memory.plan_checkpoints(model, shape, 4, budget * 10**6)
+        if plan is None:
+            work.append(-1)
+            continue
+        work.append(memory.second_convolutions(sizes, plan))
+        if budget > 600:
+            assert memory.plan_peak(sizes, plan, kernels.available()) <= budget * 10**6
+    assert work == sorted(work, reverse=True) and work[-1] == -1 and 0 in work
+    assert memory.plan_checkpoints(model, shape, 4, 1) == memory.plan_checkpoints(model, shape, 4, None)
+
+
+def test_many_blocks_get_evenly_spaced_plans():
+    model = MeshNet(4, dilations=(1,) * 20)
+    plan = memory.plan_checkpoints(model, (1, 1, 32, 32, 32), 4, None)
+    assert 2 < len(plan) < 12 and len({b - a for a, b in itertools.pairwise(plan)}) == 1
+
+
+MEASURE = """
+import sys, torch
+from torch.nn import functional
+from meshnet import kernels, memory
+from meshnet.model import MeshNet
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+def step(model, n):
+    x = torch.rand(1, 1, n, n, n)
+    functional.cross_entropy(model(x), (x[:, 0] > 0.9).long()).backward()
+
+kernels.available()
+step(MeshNet(2, dilations=(1,)), 8)
+model, n = MeshNet(26), 96
+model.checkpointing = sys.argv[1] == "least"
+model.memory_budget = None if sys.argv[1] in ("least", "plain") else int(sys.argv[1])
+open("/proc/self/clear_refs", "w").write("5")
+start = status("VmRSS")
+step(model, n)
+print(status("VmHWM") - start, memory.estimate_training_memory(model, 1, (n, n, n)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's peak is read from /proc")
+def test_memory_as_the_system_sees_it(root):
+    def measure(mode: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", MEASURE, mode]
+        out = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+        return tuple(map(int, out.stdout.split()))
+
+    plain, least, budget = measure("plain"), measure("least"), measure("800000000")
+    assert least[0] < 0.55 * plain[0]
+    assert budget[0] < 800_000_000
+    for used, foretold in (plain, least, budget):
+        assert abs(foretold / used - 1) < 0.15

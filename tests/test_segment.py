@@ -1,0 +1,190 @@
+"""Whole volumes: equal to the network itself, cropped or not, in one piece or in tiles, compiled or by PyTorch."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from meshnet import kernels, segment
+from meshnet.errors import UserError
+from meshnet.model import MeshNet
+
+VARIANTS = [
+    {}, {"activation": "elu", "norm": "none"}, {"activation": "gelu", "bias": False, "final_bias": False},
+    {"in_channels": 3, "classes": 4, "norm_affine": False}, {"norm": "group"}, {"norm": "instance"},
+]
+
+
+def network(channels=5, dilations=(1, 2, 4, 2), seed=0, **arguments) -> MeshNet:
+    """A MeshNet in evaluation mode whose batch norms have something to fold."""
+    torch.manual_seed(seed)
+    model = MeshNet(channels, dilations=dilations, **arguments).eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm3d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.05, 0.2)
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.3)
+    return model
+
+
+def scan(channels: int, shape, box=None, air=0.0, seed=1) -> np.ndarray:
+    """Random voxels in ``box`` (everywhere where None), ``air`` around them."""
+    values = np.random.default_rng(seed).random((channels, *shape), dtype=np.float32)
+    if box is None:
+        return values
+    volume = np.full_like(values, air)
+    inside = (slice(None), *(slice(a, b) for a, b in box))
+    volume[inside] = values[inside]
+    return volume
+
+
+def by_model(model: nn.Module, volume: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(volume)[None])[0].numpy()
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def way(request):
+    if request.param == "compiled" and not kernels.available():
+        pytest.skip("no C++ compiler here")
+    with kernels.switched_off() if request.param == "torch" else contextlib.nullcontext():
+        yield request.param
+
+
+@pytest.mark.parametrize("arguments", VARIANTS)
+@pytest.mark.parametrize("shape", [(17, 22, 35), (1, 33, 20), (9, 1, 1)])
+def test_full_volume_is_the_network_itself(way, arguments, shape):
+    if shape[0] == 9 and arguments.get("norm") == "instance":
+        shape = (9, 1, 2)
+    model = network(**arguments)
+    volume = scan(arguments.get("in_channels", 1), shape)
+    logits = segment.predict_logits(model, volume, crop="none")
+    expected = by_model(model, volume)
+    assert logits.shape == expected.shape and logits.dtype == np.float32
+    assert np.abs(logits - expected).max() < 1e-4
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.tuples(*[st.integers(1, 24)] * 3), st.integers(1, 15),
+       st.sampled_from(["relu", "elu", "gelu"]))
+def test_any_dilations_and_sizes(dilations, shape, channels, activation):
+    model, volume = network(channels, dilations, activation=activation), scan(1, shape)
+    assert np.abs(segment.predict_logits(model, volume, crop="none") - by_model(model, volume)).max() < 1e-4
+
+
+@pytest.mark.parametrize("box", [((20, 40), (18, 33), (25, 44)), ((3, 20), (0, 33), (1, 44)), ((0, 1), (5, 6), (7, 8))])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_cropping_the_head_changes_nothing_inside_it(way, box, noise):
+    model = network(dilations=(1, 2, 4, 5))
+    volume = scan(1, (52, 48, 60), box, 0.25) + noise * scan(1, (52, 48, 60), seed=2)
+    inside = (slice(None), *(slice(a, b) for a, b in box))
+    cropped, expected = segment.predict_logits(model, volume, crop=box), by_model(model, volume)
+    assert np.abs(cropped - expected)[inside].max() < 1e-5
+    if not noise:
+        assert np.array_equal(segment.predict_logits(model, volume, crop="head"), cropped)
+
+
+def test_outside_the_head_stands_the_answer_to_air(way):
+    model, volume = network(dilations=(1, 2)), scan(1, (40, 40, 40), ((30, 35), (30, 35), (30, 35)), 0.5)
+    cropped, expected = segment.predict_logits(model, volume), by_model(model, volume)
+    far = (slice(None),) + (slice(5, 20),) * 3
+    assert np.abs(cropped - expected)[far].max() < 1e-5
+    assert np.ptp(cropped[:, :30], axis=(1, 2, 3)).max() == 0
+
+
+def test_head_box_by_hand():
+    volume = np.zeros((2, 6, 7, 8), np.float32)
+    volume[0, 2, 3, 4] = volume[1, 4, 3, 5] = 1
+    assert segment.head_box(volume) == ((2, 5), (3, 4), (4, 6))
+    volume[0] += 0.5  # other air
+    assert segment.head_box(volume) == ((2, 5), (3, 4), (4, 6))
+    assert segment.head_box(np.ones((1, 3, 4, 5), np.float32)) == ((0, 3), (0, 4), (0, 5)), "no contrast, no crop"
+
+
+def test_noisy_air_is_cut_by_the_head():
+    volume = 0.05 * scan(1, (64, 64, 64))
+    volume[:, 20:44, 22:40, 25:50] += 0.8
+    box = segment.head_box(volume)
+    assert all(a <= c and d <= b for (a, b), (c, d) in zip(box, ((20, 44), (22, 40), (25, 50))))
+    assert segment.voxels(box) < 0.2 * 64**3
+
+
+def test_layers_compute_what_the_head_looks_at_and_no_more():
+    layers = segment.fold(network(dilations=(1, 2, 4)))
+    boxes = segment.layer_boxes(layers, ((50, 60), (3, 10), (0, 200)), (200, 200, 200))
+    assert [box[0] for box in boxes] == [(43, 67), (44, 66), (46, 64), (50, 60), (50, 60)]
+    assert [box[1] for box in boxes] == [(0, 17), (0, 16), (0, 14), (3, 10), (3, 10)]
+    assert {box[2] for box in boxes} == {(0, 200)}
+
+
+@pytest.mark.parametrize("crop", ["head", "none"])
+def test_tiles_change_nothing(way, crop, monkeypatch):
+    model = network(8, (1, 2, 3))
+    volume = scan(1, (70, 60, 66), ((5, 60), (10, 58), (3, 64)))
+    monkeypatch.setattr(segment, "resident_bytes", lambda: 0)
+    cuts = []
+    original = segment.plan_tiles
+    monkeypatch.setattr(segment, "plan_tiles", lambda *a: cuts.append(original(*a)) or cuts[-1])
+    one = segment.predict_logits(model, volume, crop=crop)
+    many = segment.predict_logits(model, volume, crop=crop, max_memory=one.nbytes + 6_000_000)
+    assert len(cuts[0]) == 1 and len(cuts[1]) > 1
+    assert np.abs(one - many).max() < 1e-5
+
+
+def test_a_ceiling_that_nothing_fits_is_the_users_mistake(way):
+    with pytest.raises(UserError, match="max_memory"):
+        segment.predict(network(), scan(1, (20, 20, 20)), max_memory=1000)
+    with pytest.raises(UserError, match="max_memory"):
+        segment.predict(network(norm="group"), scan(1, (20, 20, 20)), max_memory=1000)
+
+
+def test_the_three_kinds_of_answer_agree(way):
+    model, volume = network(classes=4), scan(1, (21, 18, 37), ((2, 18), (3, 15), (4, 30)))
+    logits = segment.predict_logits(model, volume)
+    assert np.abs(segment.predict(model, volume) - torch.from_numpy(logits).softmax(0).numpy()).max() < 1e-5
+    labels = segment.predict_labels(model, volume)
+    assert labels.dtype == np.uint8 and np.array_equal(labels, logits.argmax(0))
+
+
+def test_on_a_real_head(way, shared_data):
+    import nibabel as nib
+
+    image = nib.load(shared_data / "t2_stroke" / "M2265_T2w.nii.gz")
+    part = np.asarray(image.dataobj[90:130, 20:100, 60:130], dtype=np.float32)[None] / 255
+    model = network(16, (1, 2, 4, 8, 16, 2))
+    assert np.abs(segment.predict_logits(model, part, crop="none") - by_model(model, part)).max() < 1e-3
+
+
+def test_other_networks_run_as_they_are():
+    model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (9, 8, 7))
+    assert np.allclose(segment.predict_logits(model, volume), by_model(model, volume), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_patch_networks_slide():
+    model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (20, 18, 17))
+    model.patch = 8
+    assert np.allclose(segment.predict_logits(model, volume), by_model(model, volume), atol=1e-4)
+
+
+@pytest.mark.parametrize(("volume", "crop", "message"), [
+    (np.zeros((5, 5, 5), np.float32), "head", "expected \\(C, X, Y, Z\\)"),
+    (np.zeros((2, 5, 5, 5), np.float32), "head", "with C = 1"),
+    (np.full((1, 5, 5, 5), np.nan, np.float32), "head", "NaN"),
+    (np.zeros((1, 5, 5, 5), np.float32), "brain", "crop: found 'brain'"),
+    (np.zeros((1, 5, 5, 5), np.float32), ((2, 2), (0, 5), (0, 5)), "crop: found the box"),
+])
+def test_mistakes_are_named(volume, crop, message):
+    with pytest.raises(UserError, match=message):
+        segment.predict(network(), volume, crop=crop)
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    segment.predict(network(), scan(1, (5, 5, 5)), threads=before + 1)
+    assert torch.get_num_threads() == before
