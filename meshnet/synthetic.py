@@ -37,15 +37,19 @@ class Preset:
 
 
 PRESETS = {
-    "demo": Preset({"T2w": 1.0}, 0.0, 15_000.0, 150_000.0, 0.0, 0.0, 0.0, warp=0.6, acute=1.0, second=0.0),
+    "demo": Preset({"demo": 1.0}, 0.0, 25_000.0, 200_000.0, 0.0, 0.0, 0.0, warp=0.6, acute=1.0, second=0.0),
     "train": Preset({"T2w": 0.44, "FLAIR": 0.2, "DWI": 0.14, "T1w": 0.08, "random": 0.14}, 0.08, 100.0, 400_000.0,
                     0.3, 0.2, 0.4),
 }
+# Lesions that are brighter than grey matter, or fluid-filled: what the built-in weights are trained on.
+PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.55, "FLAIR": 0.28, "DWI": 0.17}, smallest_mm3=1000.0)
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
 MEANS = {
     #        white         grey/white   fluid         bone          fat           muscle        eye
     "T2w": ((0.20, 0.42), (1.2, 1.6), (0.90, 1.15), (0.02, 0.12), (0.20, 1.00), (0.08, 0.25), (0.90, 1.15)),
+    # The demo: a T2w as from one scanner, with fat as bright as the lesion.
+    "demo": ((0.28, 0.34), (1.3, 1.45), (0.95, 1.05), (0.02, 0.08), (0.55, 0.80), (0.10, 0.20), (0.95, 1.05)),
     "FLAIR": ((0.35, 0.55), (1.1, 1.4), (0.03, 0.20), (0.02, 0.12), (0.10, 0.80), (0.15, 0.35), (0.03, 0.20)),
     "T1w": ((0.60, 0.85), (0.6, 0.85), (0.08, 0.25), (0.04, 0.15), (0.70, 1.15), (0.30, 0.50), (0.10, 0.25)),
     "DWI": ((0.28, 0.48), (0.95, 1.3), (0.03, 0.20), (0.01, 0.05), (0.02, 0.20), (0.03, 0.15), (0.03, 0.20)),
@@ -60,7 +64,8 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
     Args:
         seed: decides everything; the same patient comes out at every ``voxel_mm``.
         voxel_mm: edge of a voxel; image and mask are made directly at this size.
-        preset: ``demo`` (T2-weighted, large lesions) or ``train`` (full variety).
+        preset: ``demo`` (T2-weighted, large lesions), ``train`` (full variety) or ``bright`` (the same without T1w and
+            random contrasts, lesions of at least 1 mL).
         shape: voxels per axis (RAS order); None means ``round(256 / voxel_mm)`` each.
         options: fields of ``Preset`` to change, such as ``healthy=1.0``.
 
@@ -138,7 +143,9 @@ def draw_means(rng: np.random.Generator, contrast: str, acute: bool) -> dict[str
     white, grey, fluid = draw[0], min(draw[0] * draw[1], 1.1), draw[2]
     means = {"white": white, "grey": grey, "fluid": fluid, **dict(zip(("bone", "fat", "muscle", "eye"), draw[3:]))}
     between = rng.uniform(0.35, 0.85)
-    if contrast == "T2w":
+    if contrast == "demo":  # as if all came from one scanner, to be learnt in two minutes
+        between = 0.5 + 0.3 * between
+    if contrast in ("T2w", "demo"):
         rim = grey + (fluid - grey) * between
     elif contrast == "FLAIR":
         rim = grey * rng.uniform(1.3, 2.1)
