@@ -15,7 +15,7 @@ from pathlib import Path
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import OneLineParser
 
-MASK, PROBABILITY = "_lesion", "_lesion_probability"
+MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -94,7 +94,7 @@ def find_scans(names: list[str]) -> list[list[Path]]:
         path = Path(name)
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz"))
-                           and not stem(p).endswith((MASK, PROBABILITY)) and not p.name.startswith("."))
+                           and not stem(p).endswith(MASKS) and not p.name.startswith("."))
             if not found:
                 raise UserError(f"{path}: found no .nii or .nii.gz file in this folder")
             cases += [[p] for p in found]
@@ -121,7 +121,7 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
         raise UserError(f"-o {target}: names one mask, but there are {len(cases)} scans; give a folder")
     planned: dict[Path, dict] = {}
     for scans in cases:
-        mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASK}.nii.gz"
+        mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
         if mask in planned:
             raise UserError(f"{mask}: would be written for both {planned[mask]['scans'][0]} and {scans[0]}; segment "
                             "them in two commands with different -o")
@@ -223,16 +223,15 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     smallest = card["min_lesion_mm3"] if arguments.min_lesion_mm3 is None else arguments.min_lesion_mm3
     labels = clean(labels, spacing_mm, smallest)
     mask = plan["mask"]
-    base = mask.with_name(stem(mask).removesuffix(MASK) + MASK)
     written = {"mask": str(mask)}
     if arguments.probability:
-        path = base.with_name(base.name + "_probability.nii.gz")
+        path = mask.with_name(stem(mask) + "_probability.nii.gz")
         geometry.save_like((1 - probabilities[0]).astype(np.float32), like, path)
         written["probability"] = str(path)
     if arguments.picture:
         from meshnet.figures import draw_overlay
 
-        path = base.with_name(base.name + ".png")
+        path = mask.with_name(stem(mask) + ".png")
         draw_overlay(np.asanyarray(like.dataobj), labels, path, affine=like.affine)
         written["picture"] = str(path)
     geometry.save_like(labels, like, mask)  # last: a mask that is there is a finished case

@@ -1,0 +1,172 @@
+"""Recipes and flags: the guide's own blocks, precedence, and one line for each mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from meshnet.config import Config, identity, to_dict, validate
+from meshnet.errors import UserError
+from meshnet.recipe import dump, load_recipes, load_search, parse, read_mapping, strip_json_comments
+
+GUIDE = {
+    "guide_adamw": {"optimizer.name": "AdamW", "optimizer.lr": 1e-4, "optimizer.betas": [0.9, 0.999],
+                    "optimizer.eps": 1e-8, "optimizer.weight_decay": 0.01, "optimizer.amsgrad": False},
+    "guide_plateau": {"scheduler.name": "ReduceLROnPlateau", "scheduler.mode": "max", "scheduler.factor": 0.5,
+                      "scheduler.patience": 10, "scheduler.threshold": 1e-4, "scheduler.threshold_mode": "rel",
+                      "scheduler.cooldown": 5, "scheduler.min_lr": 1e-7, "scheduler.verbose": True},
+    "guide_adamw_plateau": {"optimizer.lr": 1e-4, "scheduler.factor": 0.5, "scheduler.patience": 10},
+    "guide_clipping": {"training.gradient_clipping": True, "training.max_grad_norm": 1.0},
+    "guide_quick": {"optimizer.lr": 3e-4, "scheduler.patience": 3, "scheduler.min_lr": 1e-6, "training.max_epochs": 20},
+    "guide_production": {"optimizer.lr": 1e-4, "scheduler.patience": 15, "scheduler.cooldown": 5,
+                         "training.max_epochs": 200, "training.early_stopping": True,
+                         "training.early_stopping_patience": 50},
+    "guide_unetr": {"optimizer.lr": 5e-5, "optimizer.weight_decay": 0.05, "scheduler.patience": 20,
+                    "training.max_epochs": 300, "training.warmup_epochs": 10},
+    "guide_finetune": {"optimizer.lr": 1e-5, "optimizer.weight_decay": 0.001, "scheduler.factor": 0.3,
+                       "training.max_grad_norm": 0.5},
+    "guide_cosine": {"scheduler.name": "cosine", "scheduler.T_max": 100, "scheduler.eta_min": 1e-7},
+}
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_guide_block_loads_as_written(name, root):
+    flat = identity(validate(load_recipes([root / f"recipes/{name}.json"]))) | {"scheduler.verbose": True}
+    assert {key: flat[key] for key in GUIDE[name]} == GUIDE[name]
+
+
+def test_every_recipe_is_valid_and_says_something(root):
+    for path in sorted((root / "recipes").glob("*")):
+        config = validate(load_recipes([path]))
+        assert config.optimizer.lr > 0
+        if path.suffix == ".yaml":
+            assert path.read_text().startswith("#"), f"{path} does not say what it should reach"
+
+
+def test_what_is_left_out_is_torch_own_default():
+    import torch
+
+    defaults = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).defaults
+    found = validate(Config()).optimizer
+    assert (found.lr, tuple(found.betas), found.eps, found.weight_decay, found.amsgrad) == (
+        defaults["lr"], defaults["betas"], defaults["eps"], defaults["weight_decay"], defaults["amsgrad"])
+
+
+def flags(*arguments):
+    return parse("train.py", "", lambda parser: parser.add_argument("--data"), [str(a) for a in arguments])
+
+
+def test_defaults_below_files_below_flags(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.json"
+    first.write_text("optimizer: {lr: 1e-3, weight_decay: 0.1}\nscheduler: {patience: 3}\n")
+    second.write_text('{"optimizer": {"lr": 2e-3}}')
+    found, config = flags("--recipe", first, second, "--optimizer.lr", "0.5", "--data", "d")
+    assert found.data == "d"
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.scheduler.patience) == (0.5, 0.1, 3)
+    assert flags("--recipe", first, second)[1].optimizer.lr == 2e-3  # YAML reads 1e-3 as a text, the config does not
+
+
+def test_both_spellings_of_an_override_agree():
+    one = flags("--override", "optimizer.lr=0.0003", "scheduler.patience=5")[1]
+    assert one == flags("--optimizer.lr", "0.0003", "--scheduler.patience", "5")[1]
+    groups = flags("--override", "optimizer.param_groups=[{match: blocks, lr: 1e-5}]")[1].optimizer.param_groups
+    assert groups == [{"match": "blocks", "lr": 1e-5}]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--optimizer.lr", "a"], ["--optimizer.lr", "'a'"]),
+    (["--optimizer.lr", "-1"], ["--optimizer.lr", "-1", "above 0"]),
+    (["--optimizer.lrr", "1"], ["--optimizer.lrr"]),
+    (["--model.norm", "layer"], ["--model.norm", "layer", "instance"]),
+    (["--override", "optimizer.lrr=1"], ["optimizer.lrr", "did you mean 'lr'"]),
+    (["--override", "optimiser.lr=1"], ["optimiser", "did you mean 'optimizer'"]),
+    (["--override", "lr=1"], ["lr=1", "section.field=value"]),
+    (["--override", "training.max_epochs=2.5"], ["training.max_epochs", "2.5", "whole number"]),
+    (["--override", "training.early_stopping=1"], ["early_stopping", "true or false"]),
+    (["--override", "model.dilations=[1, 0]"], ["model.dilations", "at least 1"]),
+    (["--training.warmup_epochs", "50"], ["training.warmup_epochs", "50", "fewer"]),
+    (["--optimizer.betas", "0.9"], ["optimizer.betas", "two"]),
+    (["--scheduler.max_lr", "0.1", "--optimizer.lr", "0.2"], ["scheduler.max_lr", "0.1", "0.2"]),
+    (["--override", "optimizer.param_groups=[{lr: 1}]"], ["param_groups[0]", "match"]),
+    (["--recipe", "/nowhere.yaml"], ["/nowhere.yaml", "no such recipe"]),
+])
+def test_a_wrong_flag_is_one_line(arguments, words):
+    with pytest.raises(UserError) as error:
+        flags(*arguments)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("a.yaml", "optimizer: {learning_rate: 1}", ["learning_rate", "a.yaml"]),
+    ("a.yaml", "optimizer: 3", ["optimizer", "3"]),
+    ("a.yaml", "- 1", ["list", "sections"]),
+    ("a.yaml", "optimizer: {lr: fast}", ["a.yaml", "optimizer.lr", "'fast'"]),
+    ("a.yaml", "optimizer: {name: SGD}", ["optimizer.name", "SGD", "AdamW"]),
+    ("a.yaml", "optimizer: {lr: [1]", ["a.yaml", "line"]),
+    ("a.json", '{"optimizer": {"lr": 1,}}', ["a.json", "line 1"]),
+    ("a.json", '{"scheduler": {"mode": "up"}}', ["scheduler.mode", "up", "max, min"]),
+    ("a.yaml", "optimizer: {lr: .nan}", ["optimizer.lr", "nan"]),
+    ("a.yaml", "optimizer: {betas: [0.9, x]}", ["optimizer.betas[1]", "x"]),
+    ("a.yaml", "training: {max_epochs: true}", ["max_epochs", "True", "whole number"]),
+    ("a.yaml", "tracking: {trackers: [comet]}", ["trackers", "comet"]),
+])
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path, name, text, words):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_recipes([path])
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_empty_files_change_nothing(tmp_path):
+    for name, text in (("a.yaml", ""), ("b.yaml", "# only a comment\n"), ("c.json", "// nothing\n{}")):
+        (tmp_path / name).write_text(text)
+        assert load_recipes([tmp_path / name]) == Config()
+
+
+def test_json_comments_go_and_strings_stay():
+    text = '{"a": "http://x", /* two\nlines */ "b": 1} // end'
+    assert json.loads(strip_json_comments(text)) == {"a": "http://x", "b": 1}
+    assert strip_json_comments(text).count("\n") == text.count("\n")  # error positions stay true
+
+
+def test_a_search_section_is_handed_through(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("search: {lr: 'loguniform(1e-4, 4e-2)'}\n")
+    assert load_recipes([path]) == Config()
+    assert load_search([path]) == {"lr": "loguniform(1e-4, 4e-2)"}
+
+
+def test_the_dumped_config_is_a_recipe_of_itself(tmp_path):
+    config = validate(Config())
+    config.optimizer.param_groups = [{"match": "head", "lr": 0.1}]
+    path = tmp_path / "config.yaml"
+    path.write_text(dump({"run": {"fold": 0}, **to_dict(config)}))
+    assert yaml.safe_load(path.read_text())["run"] == {"fold": 0}
+    assert validate(load_recipes([path])) == config
+    assert read_mapping(path)["run"]["fold"] == 0
+
+
+def test_monitor_and_mode_follow_each_other():
+    def plateau(**values):
+        config = Config()
+        for key, value in values.items():
+            setattr(config.scheduler, key, value)
+        return validate(config).scheduler
+
+    assert (plateau().monitor, plateau().mode) == ("val_dice", "max")
+    assert plateau(mode="min").monitor == "val_loss"
+    assert plateau(monitor="val_loss").mode == "min"
+
+
+def test_help_answers_without_torch(root):
+    code = ("import sys, runpy; sys.argv = ['train.py', '--help']\n"
+            "try: runpy.run_path('train.py', run_name='__main__')\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'datasets' not in sys.modules")
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "--optimizer.weight_decay" in found.stdout

@@ -1,0 +1,260 @@
+"""train.py as a user runs it: run folders, exact resume after real kills, processes, refusals."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import GLOO, run_script_file, torchrun
+from safetensors.torch import load_file
+
+SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
+
+
+def train(data, folder, *flags, **options):
+    return run_script_file("train.py", "--data", data, "--run_dir", folder, *SMALL, *flags, **options)
+
+
+def weights(folder, name="last.safetensors"):
+    return load_file(folder / name)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def comparable(folder):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines(folder)]
+
+
+def assert_same_run(one, two):
+    for name in ("model.safetensors", "last.safetensors", "model_ema.safetensors"):
+        assert (one / name).exists() == (two / name).exists()
+        if (one / name).exists():
+            a, b = weights(one, name), weights(two, name)
+            assert all(torch.equal(a[key], b[key]) for key in a), f"{name} differs"
+    assert comparable(one) == comparable(two)
+    assert (one / "cases.csv").read_text() == (two / "cases.csv").read_text()
+
+
+RICH = ["--training.max_epochs", 4, "--ema.enabled", "true", "--model.dropout", 0.2, "--training.accumulation", 2,
+        "--training.save_every_steps", 1, "--scheduler.pct_start", 0.3, "--training.gradient_clipping", "true"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_data, folder, *RICH)
+    return folder
+
+
+def test_the_run_folder_holds_what_ran_beside_what_came_out(undisturbed, tiny_data):
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"config.yaml", "config.json", "model.safetensors", "last.safetensors", "model_ema.safetensors",
+            "metrics.jsonl", "cases.csv", "state", "DONE", "heartbeat", "curves.png"} <= names
+    config = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    splits = json.loads((tiny_data / "splits.json").read_text())
+    assert config["run"]["split_hash"] == splits["hash"] and config["run"]["seed"] == 0
+    assert config["run"]["versions"]["torch"] == torch.__version__.split("+")[0] or config["run"]["versions"]["torch"]
+    assert config["optimizer"]["lr"] == 0.01
+    card = json.loads((undisturbed / "config.json").read_text())
+    assert (card["orientation"], card["scaling"], card["voxel_mm"]) == ("LIA", "conform_uint8", 8)
+    rows = lines(undisturbed)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert all(isinstance(row[name], float) for row in rows
+               for name in ("learning_rate", "train_loss", "val_loss", "val_dice", "val_dice_macro", "val_mcc"))
+    with open(undisturbed / "cases.csv") as handle:
+        cases = list(csv.DictReader(handle))
+    val = splits["folds"][0]["inner"][0]["val"]
+    assert sorted(case["subject"] for case in cases) == sorted(val)
+    best = max(rows, key=lambda row: row["val_dice"])
+    mean = sum(float(case["dice"]) for case in cases) / len(cases)
+    assert mean == pytest.approx(best["val_dice"])
+    assert len(list((undisturbed / "state").glob("*.pt"))) == 2
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(undisturbed, tiny_data):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("model*.safetensors")}
+    train(tiny_data, undisturbed, *RICH)
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("model*.safetensors")} == before
+    assert len(lines(undisturbed)) == 4
+
+
+def kill_and_finish(data, folder, generator, span, kills=1):
+    """Start the run and SIGKILL it ``kills`` times at random moments, then let it finish."""
+    command = [sys.executable, "train.py", "--data", data, "--run_dir", folder, *SMALL, *RICH]
+    for _ in range(kills):
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                   cwd=os.path.dirname(os.path.dirname(__file__)), start_new_session=True)
+        # From the moment that training begins: the folder appears after the imports.
+        while not (folder / "config.yaml").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, span))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    train(data, folder, *RICH)
+
+
+def training_seconds(folder):
+    return sum(row["seconds"] for row in lines(folder)) + 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_killed_run_ends_with_the_same_weights(undisturbed, tiny_data, tmp_path, seed):
+    kill_and_finish(tiny_data, tmp_path / "run", random.Random(seed), training_seconds(undisturbed))
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 30))
+def test_a_run_killed_twice_ends_with_the_same_weights(undisturbed, tiny_data, tmp_path, seed):
+    kill_and_finish(tiny_data, tmp_path / "run", random.Random(seed), training_seconds(undisturbed), kills=2)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_stopping_and_going_on_is_the_same_run(undisturbed, tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, *RICH, "--stop_epoch", 2)
+    assert len(lines(folder)) == 2 and not (folder / "DONE").exists()
+    train(tiny_data, folder, *RICH, "--data.workers", 1)  # where cases are read may change
+    assert_same_run(undisturbed, folder)
+
+
+def test_a_changed_configuration_is_refused_by_name(undisturbed, tiny_data):
+    found = train(tiny_data, undisturbed, *RICH, "--optimizer.weight_decay", 0.5, "--seed", 3, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert "optimizer.weight_decay was 0.01 and is now 0.5" in found.stderr
+    assert "seed was 0 and is now 3" in found.stderr
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tiny_data, tmp_path):
+    """Norm none and, synchronised, batch: batch 2, two processes, and (without batch norm) accumulation agree."""
+    for norm in ("none", "batch"):
+        flags = ["--model.norm", norm, "--training.max_epochs", 2]
+        one, two, summed = (tmp_path / f"{name}-{norm}" for name in ("one", "two", "summed"))
+        train(tiny_data, one, *flags, "--training.batch_size", 2)
+        train(tiny_data, two, *flags, launcher=torchrun(), env=GLOO)
+        runs = [two]
+        if norm == "none":
+            train(tiny_data, summed, *flags, "--training.accumulation", 2)
+            runs.append(summed)
+        for run in runs:
+            for key, value in weights(one).items():
+                if norm == "batch" and key.endswith("conv.bias"):
+                    continue  # batch norm takes a bias out again: its gradient is rounding noise, which Adam scales up
+                torch.testing.assert_close(weights(run)[key], value, rtol=2e-3, atol=2e-4)
+            for a, b in zip(lines(one), lines(run)):
+                assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+                assert a["learning_rate"] == b["learning_rate"]
+                assert a["val_dice"] == pytest.approx(b["val_dice"], abs=5e-3)
+
+
+def test_two_processes_validate_each_case_once(tiny_data, tmp_path):
+    """The same weights give the same validation table on one process and on two (an uneven share of the cases)."""
+    source = tmp_path / "source"
+    train(tiny_data, source, "--model.norm", "none", "--training.max_epochs", 1)
+    frozen = ["--init", source, "--optimizer.lr", 1e-30, "--optimizer.weight_decay", 0, "--training.max_epochs", 1,
+              "--model.norm", "none"]
+    train(tiny_data, tmp_path / "one", *frozen)
+    train(tiny_data, tmp_path / "two", *frozen, launcher=torchrun(), env=GLOO)
+    assert (tmp_path / "one" / "cases.csv").read_text() == (tmp_path / "two" / "cases.csv").read_text()
+    with open(tmp_path / "two" / "cases.csv") as handle:
+        found = [row["case"] for row in csv.DictReader(handle)]
+    assert len(found) == len(set(found)) > 0
+
+
+def test_a_nan_stops_the_run_where_it_happens_and_keeps_the_last_state(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    # Without norm a learning rate of 1e18 throws the weights so far that the next loss is no number.
+    flags = ["--model.norm", "none", "--training.max_epochs", 3, "--training.warmup_epochs", 1, "--optimizer.lr", 1e18,
+             "--training.save_every_steps", 1]
+    found = train(tiny_data, folder, *flags, check=False)
+    assert found.returncode == 3, found.stderr
+    assert "epoch 1, step 2" in found.stderr and "case synthetic-" in found.stderr
+    assert "--training.gradient_clipping true" in found.stderr and found.stderr.count("error:") == 1
+    assert json.loads((folder / "failed.json").read_text())["reason"] in found.stderr
+    state = torch.load(folder / "state" / "step-00000001.pt", weights_only=True)
+    assert state["ranks"][0]["progress"]["step"] == 1 and not (folder / "DONE").exists()
+
+
+def test_early_stopping_waits_as_told(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, "--optimizer.lr", "1e-12", "--training.max_epochs", 30, "--training.early_stopping",
+          "true", "--training.early_stopping_patience", 2)
+    rows = lines(folder)
+    assert rows[-1]["stopped_early"] and (folder / "DONE").exists()
+    best = max(range(len(rows)), key=lambda i: (rows[i]["val_dice"], -i))
+    assert len(rows) == best + 1 + 2
+
+
+def test_fp16_without_a_gpu_is_refused(tiny_data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    for options in ({"env": {"ACCELERATE_MIXED_PRECISION": "fp16"}}, {}):
+        flags = [] if options else ["--training.precision", "fp16"]
+        found = train(tiny_data, tmp_path / "run", *flags, check=False, **options)
+        assert found.returncode == 2 and "fp16 on a CPU" in found.stderr and found.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_bf16_trains_here(tiny_data, tmp_path):
+    train(tiny_data, tmp_path / "run", "--training.precision", "bf16", "--training.max_epochs", 1)
+    assert weights(tmp_path / "run")["head.weight"].dtype == torch.float32
+    assert lines(tmp_path / "run")[0]["train_loss"] > 0
+
+
+def test_dry_run_says_what_would_happen_and_writes_nothing(tiny_data, tmp_path):
+    found = run_script_file("train.py", "--recipe", "recipes/meshnet5.yaml", "--data", tiny_data, "--dry_run",
+                            "--run_dir", tmp_path / "run")
+    splits = json.loads((tiny_data / "splits.json").read_text())
+    train_cases = len(splits["folds"][0]["inner"][0]["train"])
+    assert "parameters  5,682" in found.stdout
+    assert f"{train_cases} an epoch, {50 * train_cases} in all" in found.stdout
+    settings = yaml.safe_load(found.stdout.split("---")[0])
+    assert settings["optimizer"]["eps"] == 1e-4
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ([], ["--data", "missing"]),
+    (["--data", "/nowhere"], ["/nowhere", "prepare.py"]),
+    (["--fold", 9], ["--fold", "9", "0 to 2"]),
+    (["--stop_epoch", 99], ["--stop_epoch", "99"]),
+    (["--optimizer.lr", "x"], ["--optimizer.lr", "'x'"]),
+    (["--init", "/nowhere/model"], ["/nowhere/model"]),
+])
+def test_a_mistake_is_one_line(tiny_data, tmp_path, flags, words):
+    data = [] if not flags or "--data" in flags else ["--data", tiny_data]
+    found = run_script_file("train.py", *data, "--run_dir", tmp_path / "run", *flags, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert all(word in found.stderr for word in words), found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_in_the_same_run_folder_is_refused(tiny_data, tmp_path):
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = train(tiny_data, folder, check=False)
+    assert found.returncode == 2 and "another process" in found.stderr
+    assert sorted(path.name for path in folder.iterdir()) == [".lock"]
+
+
+def test_a_finished_run_is_scored_on_its_test_fold_once_each(undisturbed, tiny_data):
+    run_script_file("train.py", "--test", "--run_dir", undisturbed)
+    with open(undisturbed / "test_cases.csv") as handle:
+        rows = list(csv.DictReader(handle))
+    splits = json.loads((tiny_data / "splits.json").read_text())
+    assert sorted(row["subject"] for row in rows) == sorted(splits["folds"][0]["test"])
+    assert all(0 <= float(row["dice"]) <= 1 and 0 <= float(row["conformed_dice"]) <= 1 for row in rows)
