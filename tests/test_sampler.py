@@ -1,0 +1,81 @@
+"""Samplers: reproducible, inside the space, and the model-based one better than chance."""
+
+import math
+import statistics
+
+import pytest
+
+from meshnet.asha import Asha
+from meshnet.sampler import ModelSampler, RandomSampler, make_sampler
+from meshnet.space import parse_space
+
+SPACE = parse_space(
+    {"lr": "loguniform(1e-4, 1)", "bg_weight": "uniform(0, 1)", "warmup_pct": "choices([0.02, 0.1, 0.2])"}
+)
+
+
+def away(parameters: dict) -> float:
+    """How far from the optimum at lr 0.01, background 0.3."""
+    return (math.log10(parameters["lr"]) + 2) ** 2 / 4 + (parameters["bg_weight"] - 0.3) ** 2
+
+
+def play(sampler, trials: int, score) -> Asha:
+    study = Asha((1, 2, 4), 2, trials, brackets=2)
+    while (job := study.next_job(lambda number: sampler.suggest(number, study))) is not None:
+        value = score(study.trials[job.trial].parameters, job.epochs)
+        study.fail(job.trial, "diverged") if value is None else study.report(job.trial, value)
+    return study
+
+
+def test_a_random_trial_depends_on_seed_and_number_alone():
+    first = [RandomSampler(SPACE, 3).suggest(number, None) for number in range(20)]
+    backwards = [RandomSampler(SPACE, 3).suggest(number, None) for number in reversed(range(20))]
+    assert first == backwards[::-1]
+    assert len({str(parameters) for parameters in first}) == 20
+    assert first != [RandomSampler(SPACE, 4).suggest(number, None) for number in range(20)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_model_finds_the_optimum_that_chance_does_not(seed):
+    score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs)
+    late = [
+        statistics.median(away(trial.parameters) for trial in play(sampler(SPACE, seed), 40, score).trials[25:])
+        for sampler in (ModelSampler, RandomSampler)
+    ]
+    assert late[0] < 0.02
+    assert late[0] < late[1] / 10
+
+
+def test_the_model_looks_at_the_top_rung_not_at_the_first():
+    """At one epoch a high learning rate is ahead; at four a low one is. Higher rungs are told apart by their epochs."""
+    score = lambda parameters, epochs: -abs(math.log10(parameters["lr"]) + (1 if epochs == 1 else 2.5)) / 4
+    study = play(ModelSampler(SPACE, 0), 50, score)
+    late = statistics.median(math.log10(trial.parameters["lr"]) for trial in study.trials[30:])
+    assert late == pytest.approx(-2.5, abs=0.5)
+
+
+def test_failures_and_equal_scores_do_not_stop_the_model():
+    study = play(ModelSampler(SPACE, 0), 20, lambda parameters, epochs: None if parameters["lr"] > 0.01 else 0.5)
+    assert study.done()
+    late = study.trials[10:]
+    assert sum(trial.parameters["lr"] <= 0.01 for trial in late) > len(late) / 2
+    assert play(ModelSampler(SPACE, 0), 12, lambda parameters, epochs: None).done()
+
+
+def test_workers_are_not_all_sent_to_the_same_place():
+    score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs)
+    sampler = ModelSampler(SPACE, 0)
+    study = play(sampler, 20, score)
+    study.max_trials = 30
+    started = []
+    while (job := study.next_job(lambda number: sampler.suggest(number, study))) is not None:
+        if job.start_epochs == 0:
+            started.append(study.trials[job.trial].parameters)
+    assert len(started) == 10
+    assert len({str(parameters) for parameters in started}) == 10
+
+
+def test_the_same_history_gives_the_same_suggestion():
+    score = lambda parameters, epochs: math.exp(-away(parameters))
+    one, two = (play(make_sampler("model", SPACE, 5), 15, score) for _ in range(2))
+    assert [trial.parameters for trial in one.trials] == [trial.parameters for trial in two.trials]
