@@ -100,7 +100,8 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
     trained = sum("(ensemble)" not in run.model for run in found.runs)
     models = "1 model" if len(found.models) == 1 else f"{len(found.models)} models"
     lead = (f"{models}, {plan['folds']} outer folds, {trained} runs, {subjects} test subjects. Checkpoints and "
-            "restarts were chosen by validation; each run saw its test fold once. Research software, not for diagnosis.")
+            "restarts were chosen by validation; each run saw its test fold once. Research software, not for "
+            "diagnosis.")
     gaps = warning("Missing runs:", missing) if missing else ""
     sections = [
         ("Results", gaps + table(
