@@ -235,7 +235,7 @@ def test_a_run_that_is_killed_once_is_tried_again(place, monkeypatch, capsys):
 
 
 def test_ensembles_are_scored_after_all_their_restarts(place, monkeypatch):
-    launcher = FakeLauncher()
+    launcher = FakeLauncher(slots=20)  # room enough to start one too early
     assert run_script(place, monkeypatch, launcher, "--ensemble", recipes=("m5",)) == 0
     averaged = [i for i, (kind, _) in enumerate(launcher.log) if kind == "ensemble"]
     assert [launcher.log[i][1] for i in averaged] == [f"m5/fold{f}_ensemble" for f in range(3)]
