@@ -14,13 +14,13 @@ from meshnet.errors import run_script
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = ROOT / "demo"
-CASES, VOXEL_MM = 60, 6
+CASES, VOXEL_MM = 100, 6
 SCAN_SEED = 987_654  # of a patient that is not in the data set
 
 
 def main() -> int:
     data, run = FOLDER / "data", FOLDER / "run"
-    call("prepare.py", "--format", "synthetic", "--cases", CASES, "--voxel_mm", VOXEL_MM, "--outer", 4, "--inner", 8,
+    call("prepare.py", "--format", "synthetic", "--cases", CASES, "--voxel_mm", VOXEL_MM, "--outer", 5, "--inner", 8,
          "--out", data)
     call("train.py", "--recipe", ROOT / "recipes/demo.yaml", "--data", data, "--run_dir", run)
     if not (run / "test_cases.csv").is_file():
@@ -32,7 +32,8 @@ def main() -> int:
     call("infer.py", scan, "-o", FOLDER / "scan_lesion.nii.gz", "--model", run)
     print(f"\nheld-out lesion Dice {dice:.3f}, mean of {cases} synthetic cases that training never saw")
     print(f"best single intensity threshold on the same cases {threshold:.3f}")
-    print("mask     demo/scan_lesion.nii.gz\npicture  demo/scan_lesion.png\nrun      demo/run (curves.png, metrics.jsonl)")
+    print("mask     demo/scan_lesion.nii.gz\npicture  demo/scan_lesion.png")
+    print("run      demo/run (curves.png, metrics.jsonl)")
     return 0
 
 
@@ -46,7 +47,7 @@ def call(script: str, *arguments: object) -> None:
 
 
 def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
-    """Lesion Dice on the test cases: the run's, the best single intensity threshold's, and over how many.
+    """Lesion Dice on the test cases: the run's, the best single intensity threshold's; and over how many cases.
 
     The threshold is chosen on those very cases, above or below, which favours it.
     """

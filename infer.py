@@ -226,7 +226,7 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     written = {"mask": str(mask)}
     if arguments.probability:
         path = mask.with_name(stem(mask) + "_probability.nii.gz")
-        geometry.save_like((1 - probabilities[0]).astype(np.float32), like, path)
+        geometry.save_like(probabilities[1:].sum(0, dtype=np.float32), like, path)
         written["probability"] = str(path)
     if arguments.picture:
         from meshnet.figures import draw_overlay

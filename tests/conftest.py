@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
+import contextlib
+import io
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -27,14 +30,46 @@ def shared_data() -> Path:
 
 
 def run_script_file(script: str, *arguments: object, env: dict | None = None, launcher: tuple = (),
-                    check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run one of the root's scripts as a user does; with ``check`` a non-zero exit fails the test with its output."""
-    command = [*(launcher or (sys.executable,)), str(ROOT / script), *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600,
-                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, check=False)
+                    check: bool = True) -> subprocess.CompletedProcess:
+    """Run one of the root's scripts with a user's command line; with ``check`` a non-zero exit fails the test.
+
+    Without a launcher it runs within this process, as ``__main__``, which spares importing torch every time.
+    """
+    arguments = [str(argument) for argument in arguments]
+    if launcher:
+        found = subprocess.run([*launcher, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=ROOT,
+                               timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, check=False)
+    else:
+        found = run_here(script, arguments, env or {})
     if check:
-        assert found.returncode == 0, f"{' '.join(command)}\n{found.stdout}\n{found.stderr}"
+        assert found.returncode == 0, f"{script} {' '.join(arguments)}\n{found.stdout}\n{found.stderr}"
     return found
+
+
+def run_here(script: str, arguments: list[str], env: dict) -> subprocess.CompletedProcess:
+    """``run_script_file`` within this process; what the script leaves behind in it is put back."""
+    out, err = io.StringIO(), io.StringIO()
+    before, folder, argv = dict(os.environ), os.getcwd(), sys.argv
+    code = 0
+    try:
+        os.environ.update(env)
+        os.chdir(ROOT)
+        sys.argv = [script, *arguments]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        os.chdir(folder)
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(before)
+        if "accelerate" in sys.modules:  # its state is one a process
+            from accelerate.state import AcceleratorState, GradientState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+    return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
 
 
 def torchrun(processes: int = 2) -> tuple:

@@ -1,0 +1,175 @@
+"""infer.py as a user runs it: the scan's own grid, ensembles, thresholds, and one line for bad input."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import run_script_file
+
+from meshnet.lesionmask import clean, lesion_volumes_mm3
+from meshnet.model import MeshNet
+from meshnet.modelfolder import save_model
+
+CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "voxel_mm": 8.0, "shape": [32, 32, 32],
+        "threshold": 0.5}
+
+
+def bright_model(folder, channels=1, scale=40.0, level=0.6, **card):
+    """A network whose lesion logit is ``scale * (first channel - level)``: bright is lesion, worked by hand."""
+    model = MeshNet(channels=1, in_channels=channels, dilations=[1], norm="none")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.blocks[0].conv.weight.data[0, 0, 1, 1, 1] = 1
+    model.head.weight.data[1] = scale
+    model.head.bias.data[1] = -scale * level
+    names = [f"channel{i}" for i in range(channels)] if channels > 1 else ["T2w"]
+    save_model(folder, model, CARD | {"channels": names} | card)
+    return folder
+
+
+def scan_file(path, bright=(slice(20, 30), slice(22, 34), slice(24, 40)), codes=(2, 1)):
+    """An oblique scan of 8 mm voxels: a dim head with a bright block."""
+    data = np.zeros((50, 60, 64), np.float32)
+    data[8:-8, 8:-8, 8:-8] = 300
+    data[bright] = 1000
+    turn = np.eye(4)
+    angle = np.deg2rad(12)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    affine = turn @ np.diag([-4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = [90, -120, -100]
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, codes[0])
+    image.set_qform(affine, codes[1])
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return bright_model(tmp_path_factory.mktemp("model"))
+
+
+def infer(*arguments, check=True, **options):
+    return run_script_file("infer.py", *arguments, check=check, **options)
+
+
+def test_a_mask_on_exactly_the_scan_grid_with_a_picture(model, tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    found = infer(path, "--model", model, "--json", "--probability")
+    scan, mask = nib.load(path), nib.load(tmp_path / "a_lesion.nii.gz")
+    assert mask.shape == scan.shape and np.array_equal(mask.affine, scan.affine)
+    assert mask.get_data_dtype() == np.uint8
+    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (2, 1)
+    assert np.allclose(mask.header.get_zooms(), scan.header.get_zooms())
+    truth = np.asarray(scan.dataobj) == 1000
+    labels = np.asarray(mask.dataobj)
+    assert 2 * (labels & truth).sum() / (labels.sum() + truth.sum()) > 0.75  # on an 8 mm grid and back
+    result = json.loads(found.stdout)
+    assert result["volume_ml"] == pytest.approx(labels.sum() * 64 / 1000, abs=1e-3) and result["lesions"] == 1
+    probability = np.asarray(nib.load(result["probability"]).dataobj)
+    assert np.array_equal(probability >= 0.5, labels > 0)
+    assert (tmp_path / "a_lesion.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.nii.gz", "a_lesion.nii.gz", "a_lesion.png", "a_lesion_probability.nii.gz"]
+
+
+def test_a_real_head_keeps_its_header(model, shared_data, tmp_path):
+    path = shared_data / "t2_stroke" / "M2265_T2w.nii.gz"
+    infer(path, "-o", tmp_path / "m.nii.gz", "--model", model)
+    scan, mask = nib.load(path), nib.load(tmp_path / "m.nii.gz")
+    assert mask.shape == scan.shape and np.array_equal(mask.affine, scan.affine)
+    for field in ("sform_code", "qform_code", "xyzt_units", "pixdim"):
+        assert np.array_equal(mask.header[field], scan.header[field]), field
+
+
+def test_thresholds_cleaning_and_ensembles(model, tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    other = bright_model(tmp_path / "other", level=2.0)  # finds nothing: probability near 0
+
+    def volume(*flags):
+        return json.loads(infer(path, "--json", "--no-picture", *flags).stdout)["volume_ml"]
+
+    alone = volume("--model", model)
+    assert volume("--model", model, "--threshold", 0.99) < alone < volume("--model", model, "--threshold", 0.01)
+    assert volume("--model", model, "--min_lesion_mm3", 1e9) == 0
+    # The average of about 1 and about 0 lies just below a half; at the block's blurred edge it is less.
+    assert 0.6 * alone < volume("--model", model, other, "--threshold", 0.4) < alone
+    assert volume("--model", model, other, "--threshold", 0.6) == 0
+
+
+def test_several_channels_from_files_or_one_4d_file(tmp_path):
+    two = bright_model(tmp_path / "two", channels=2)
+    first, second = scan_file(tmp_path / "f.nii.gz"), scan_file(tmp_path / "t.nii.gz", (slice(0, 1),) * 3)
+    infer(f"{first},{second}", "-o", tmp_path / "x.nii.gz", "--model", two, "--no-picture")
+    both = [nib.load(path) for path in (first, second)]
+    stacked = np.stack([np.asarray(image.dataobj) for image in both], -1)
+    nib.save(nib.Nifti1Image(stacked, both[0].affine, both[0].header), tmp_path / "4d.nii.gz")
+    infer(tmp_path / "4d.nii.gz", "-o", tmp_path / "y.nii.gz", "--model", two, "--no-picture")
+    x, y = (np.asarray(nib.load(tmp_path / name).dataobj) for name in ("x.nii.gz", "y.nii.gz"))
+    assert x.any() and np.array_equal(x, y)
+    found = infer(first, "-o", tmp_path / "z.nii.gz", "--model", two, check=False)
+    assert found.returncode == 2 and "expected" in found.stderr and "channel0" in found.stderr
+    assert not (tmp_path / "z.nii.gz").exists()
+
+
+def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path):
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        scan_file(folder / f"{name}.nii.gz")
+    (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:2000])  # cut off
+    found = infer(folder, "-o", out, "--model", model, "--no-picture", check=False)
+    assert found.returncode == 1 and "b.nii.gz" in found.stderr and "1 of 3" in found.stderr
+    masks = {name: out / f"{name}_lesion.nii.gz" for name in "abc"}
+    assert masks["a"].is_file() and masks["c"].is_file() and not masks["b"].exists()
+    stamp = masks["a"].stat().st_mtime_ns
+    (folder / "b.nii.gz").unlink()
+    again = infer(folder, "-o", out, "--model", model, "--no-picture")
+    assert masks["a"].stat().st_mtime_ns == stamp and "is there already" in again.stderr
+    shares = [infer(folder, "-o", tmp_path / f"rank{rank}", "--model", model, "--no-picture",
+                    env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)]
+    assert [share.stdout.count("_lesion.nii.gz") for share in shares] == [1, 1]
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda p, m: [p / "no.nii.gz", "--model", m], ["no.nii.gz", "no such file"]),
+    (lambda p, m: ["--model", m], ["no scan given"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", p / "nothing"], ["nothing"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "--threshold", 2], ["--threshold", "2", "0 to 1"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", p / "a.nii.gz"], ["is the scan itself"]),
+    (lambda p, m: [p / "a.nii.gz", p / "a.nii.gz", "--model", m], ["a_lesion.nii.gz", "both"]),
+    (lambda p, m: [p / "a.nii.gz", p / "b.nii.gz", "--model", m, "-o", p / "one.nii.gz"], ["names one mask"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "--max_memory", "lots"], ["--max_memory", "lots", "2GB"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "--device", "warp9"], ["--device", "warp9"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", "/proc/nothing/x"], ["/proc/nothing", "-o"]),
+])
+def test_a_mistake_is_one_line(model, tmp_path, make, words):
+    scan_file(tmp_path / "a.nii.gz")
+    found = infer(*make(tmp_path, model), check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert all(word in found.stderr for word in words), found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_the_orientation_of_the_file_does_not_matter(model, tmp_path):
+    scan = nib.load(scan_file(tmp_path / "a.nii.gz"))
+    turned = nib.as_closest_canonical(scan).slicer[:, ::-1, :]
+    nib.save(turned, tmp_path / "b.nii.gz")
+    for name in ("a", "b"):
+        infer(tmp_path / f"{name}.nii.gz", "--model", model, "--no-picture")
+    a, b = (nib.load(tmp_path / f"{name}_lesion.nii.gz") for name in "ab")
+    back = np.asarray(nib.as_closest_canonical(a).slicer[:, ::-1, :].dataobj)
+    other = np.asarray(b.dataobj)
+    # Not to the voxel: mri_convert's grid is centred on voxel n / 2, which a flip moves by one voxel.
+    assert 2 * (back & other).sum() / (back.sum() + other.sum()) > 0.85
+
+
+def test_small_lesions_are_dropped_by_volume_and_26_connected():
+    mask = np.zeros((6, 6, 6), np.uint8)
+    mask[0, 0, 0] = mask[1, 1, 1] = 1  # one lesion, joined at a corner: 2 voxels
+    mask[4, 4, 4] = 1
+    spacing = np.array([2.0, 1.0, 1.5])
+    assert sorted(lesion_volumes_mm3(mask, spacing)) == [3.0, 6.0]
+    assert clean(mask, spacing, 6.0).sum() == 2 and clean(mask, spacing, 6.1).sum() == 0
+    assert np.array_equal(clean(mask, spacing, 0), mask)
