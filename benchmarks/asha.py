@@ -1,7 +1,7 @@
 """Searches on a simulated clock, side by side: what does it cost to reach the best 1 %?
 
-No training. Learning curves of 15 to 50 epochs over the paper's space, with noise and crossings, drawn anew for each
-seed; or the real curves of LCDB. Each method runs with 1 to 500 workers until it has trained a configuration of the
+No training: made-up learning curves of 15 to 50 epochs over the paper's space, with noise and crossings, drawn anew
+for each seed. Each method runs with 1 to 500 workers until it has trained a configuration of the
 best 1 % to the end. ``work`` is workers x time until then, in epochs: idle workers are paid for.
 
     python benchmarks/asha.py run --methods ours random --seeds 30 --out results.jsonl
