@@ -159,6 +159,9 @@ class Baseline(nn.Module):
         self.network = network
         self.multiple = multiple
         self.arguments = arguments
+        self.patch: list[int] | None = None  # inference slides a window of this size; None: the whole volume at once
+        if "image_size" in arguments:
+            self.patch = self.padded_size(arguments["image_size"])
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """The size that reaches the network. Raises ``ValueError`` for one that it cannot take."""

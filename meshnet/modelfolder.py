@@ -221,4 +221,6 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dic
         raise UserError(f"{folder / CARD}: {error}") from None
     check_weights(state, model, folder / weights)
     model.load_state_dict(state)
+    if card["patch"] and card["name"] != "meshnet":  # a MeshNet sees the same in patches and in the whole
+        model.patch = card["patch"]
     return model.eval(), card

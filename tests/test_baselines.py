@@ -43,7 +43,7 @@ def test_the_command_prints_every_network(capsys, monkeypatch):
     assert all(name in printed for name in baselines.NETWORKS) and "-454  the authors' code" in printed
 
 
-@pytest.mark.parametrize("name", ["segresnet", "unet", "umamba_enc", "unetr"])
+@pytest.mark.parametrize("name", ["segresnet", "unet", "unetr", pytest.param("umamba_enc", marks=pytest.mark.slow)])
 def test_any_size_and_padding_changes_nothing_where_none_is_needed(name):
     torch.manual_seed(0)
     model = baselines.build(name, in_channels=2, classes=3, **SMALL[name]).eval()
@@ -62,7 +62,7 @@ def test_the_pad_is_zeros_at_the_far_end():
         assert torch.equal(model(x[:, :, :, :13]), model.network(x)[:, :, :, :13])
 
 
-@pytest.mark.parametrize("name", ["segresnet", "unet", "umamba_bot"])
+@pytest.mark.parametrize("name", ["segresnet", "unet", pytest.param("umamba_bot", marks=pytest.mark.slow)])
 def test_checkpointing_changes_no_number(name):
     check_checkpointing(name, SMALL[name], (1, 1, 12, 20, 16))
 
@@ -134,6 +134,24 @@ def test_a_baseline_comes_back_from_its_folder(tmp_path):
     loaded, card = modelfolder.load_model(tmp_path)
     x = torch.randn(1, 1, 20, 20, 20)
     assert torch.equal(loaded(x), model.eval()(x)) and card["name"] == "unet" and card["arguments"]["act"] == "relu"
+
+
+@pytest.mark.slow
+def test_larger_volumes_go_through_windows(tmp_path):
+    from monai.inferers import sliding_window_inference
+
+    from meshnet import segment
+
+    card = {"channels": ["T2w"], "classes": ["background", "lesion"]}
+    volume = np.random.default_rng(0).random((1, 40, 33, 20)).astype(np.float32)
+    for name, options, patch in (("unetr", SMALL["unetr"], None), ("segresnet", {"init_filters": 8}, [16, 24, 16])):
+        model = modelfolder.build(name, {"in_channels": 1, "classes": 2, **options})
+        modelfolder.save_model(tmp_path / name, model, {**card, "patch": patch})
+        model, _ = modelfolder.load_model(tmp_path / name)
+        with torch.inference_mode():
+            expected = sliding_window_inference(torch.from_numpy(volume)[None], patch or [32, 32, 32], 1, model.network,
+                                                overlap=0.5, mode="gaussian")[0].softmax(0)
+        assert np.allclose(segment.predict(model, volume, crop="none"), expected.numpy(), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- Mamba

@@ -361,6 +361,7 @@ def test_the_comparison_sees_a_difference(tmp_path):
     assert parity["relative_difference"] > 1e-2 and parity["dice"] < 0.99
 
 
+@pytest.mark.slow
 def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
     from meshnet import export_onnx
 
