@@ -188,3 +188,17 @@ def test_threads_are_put_back():
     before = torch.get_num_threads()
     segment.predict(network(), scan(1, (5, 5, 5)), threads=before + 1)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not kernels.available(), reason="minutes without the kernels")
+@pytest.mark.parametrize("crop", ["head", "none"])
+def test_published_network_marks_a_whole_real_head_as_published(shared_data, crop):
+    import nibabel as nib
+
+    from meshnet.export_tfjs import read_tfjs
+
+    model = read_tfjs(shared_data / "brainchop" / "model.json")[0].eval()
+    scan = np.asarray(nib.load(shared_data / "brainchop" / "t1_256.nii.gz").dataobj, dtype=np.float32)
+    volume = ((scan - scan.min()) / np.ptp(scan))[None]
+    reference = np.asarray(nib.load(shared_data / "brainchop" / "labels_reference.nii.gz").dataobj)
+    assert np.array_equal(segment.predict_labels(model, volume, crop=crop), reference)
