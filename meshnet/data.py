@@ -143,6 +143,8 @@ def batches_of_rank(order: list[int], batch_size: int, rank: int, world: int) ->
 
 def load_batches(cases: TrainingCases, batches: list[list[int]], epoch: int, workers: int) -> Iterator[dict]:
     """Batches in order, read ahead by ``workers`` processes: image (B, C, X, Y, Z), mask (B, X, Y, Z), index (B,)."""
+    # A generator of its own: making an iterator draws from torch's global one otherwise, once more in a resumed epoch.
     return iter(torch.utils.data.DataLoader(
         cases, batch_sampler=[[(index, epoch) for index in batch] for batch in batches], num_workers=workers,
-        pin_memory=torch.cuda.is_available(), multiprocessing_context="fork" if workers else None))
+        generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if workers else None))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: path or flag, what was found, what was expected, what to do."""
+    """Something the user can mend: one line with the path or flag, what was found, what was expected, what to do."""
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -103,6 +103,27 @@ def kill_and_finish(data, folder, generator, span, kills=1):
     train(data, folder, *RICH)
 
 
+@pytest.mark.parametrize("nth", range(7))
+def test_a_run_cut_after_any_resume_point_ends_the_same(undisturbed, tiny_data, tmp_path, monkeypatch, nth):
+    """Each resume point of the run in turn, inside epochs and between them, is where it goes on from."""
+    from meshnet import engine
+
+    saved, save = [], engine.save
+
+    def cut(run):
+        save(run)
+        saved.append(run.progress.step)
+        if len(saved) == nth + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "save", cut)
+    found = train(tiny_data, tmp_path / "run", *RICH, check=False)
+    assert found.returncode == 130 and len(saved) == nth + 1
+    monkeypatch.setattr(engine, "save", save)
+    train(tiny_data, tmp_path / "run", *RICH)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
 def training_seconds(folder):
     return sum(row["seconds"] for row in lines(folder)) + 1
 
@@ -148,9 +169,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tiny_data, tmp_path):
             runs.append(summed)
         for run in runs:
             for key, value in weights(one).items():
-                if norm == "batch" and key.endswith("conv.bias"):
+                if norm == "batch" and key.endswith(("conv.bias", "running_mean")):
                     continue  # batch norm takes a bias out again: its gradient is rounding noise, which Adam scales up
-                torch.testing.assert_close(weights(run)[key], value, rtol=2e-3, atol=2e-4)
+                torch.testing.assert_close(weights(run)[key], value, rtol=1e-5, atol=2e-6)
             for a, b in zip(lines(one), lines(run)):
                 assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
                 assert a["learning_rate"] == b["learning_rate"]
