@@ -48,12 +48,12 @@ def test_lattice_changes_resolution_not_place():
 
 
 def test_more_noise_makes_rougher_borders():
-    def faces(fine: float) -> float:
-        form = lesions.Shape(fine=fine, coarse=0, ragged=0, satellites=0)
-        lesion = lesions.draw_lesion(np.random.default_rng(5), 2, 20_000, 20_001, form)
-        return np.abs(np.diff(np.pad(lesion.mask, 1).astype(int), axis=0)).sum()
+    def faces(fine: float) -> int:
+        form = lesions.Shape(fine=fine, coarse=0, ragged=0, compact=0, satellites=0)
+        drawn = [lesions.draw_lesion(np.random.default_rng(seed), 2, 20_000, 20_001, form) for seed in range(4)]
+        return sum(np.abs(np.diff(np.pad(each.mask, 1).astype(int), axis=0)).sum() for each in drawn)
 
-    assert faces(0.6) > 1.3 * faces(0.0)
+    assert faces(0.6) > 1.15 * faces(0.0)
 
 
 def test_centres_take_both_sides_and_the_brainstem_is_for_small_ones():

@@ -1,0 +1,40 @@
+"""The built-in weights: whole, with their recipe on record, and as good as their card says on fixed synthetic cases."""
+
+import json
+
+import numpy as np
+import pytest
+
+from meshnet import geometry, modelfolder, segment, synthetic
+from meshnet.metrics import case_metrics
+
+FOLDER = modelfolder.BUILT_IN / modelfolder.DEFAULT_NAME
+SEEDS = range(8_000_000, 8_000_006)
+
+
+@pytest.fixture(scope="module")
+def built_in():
+    return modelfolder.load_model(FOLDER)
+
+
+def test_weights_load_and_their_recipe_is_on_record(root, built_in):
+    model, card = built_in
+    assert sum(p.numel() for p in model.parameters()) < 60_000
+    assert (FOLDER / "model.safetensors").stat().st_size < 300_000
+    assert (root / card["training_data"]["recipe"]).is_file()
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert card["training_data"]["recipe"] in text and "not for diagnosis" in text
+
+
+def test_score_on_fixed_synthetic_cases(built_in):
+    """Six T2w heads with strokes of 10 to 150 mL; the card's figure, with room for another machine's rounding."""
+    model, card = built_in
+    scores = []
+    for seed in SEEDS:
+        image, mask, _ = synthetic.make_case(seed, card["voxel_mm"], "bright", contrasts={"T2w": 1.0}, healthy=0.0,
+                                             smallest_mm3=10_000.0, largest_mm3=150_000.0, artefacts=0.0)
+        volume = np.asarray(geometry.conform(image, geometry.Grid(voxel_mm=card["voxel_mm"])).dataobj, np.float32)
+        lesion = segment.predict(model, volume[None] / 255)[1] > card["threshold"]
+        scores.append(case_metrics(lesion, np.asarray(mask.dataobj), (card["voxel_mm"],) * 3)["dice"])
+    recorded = json.loads((FOLDER / "config.json").read_text())["metrics"]["fixed_synthetic_dice"]
+    assert np.mean(scores) == pytest.approx(recorded, abs=0.02)
