@@ -179,9 +179,8 @@ def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
     ``Request``: the channels of the input and of each layer."""
     total = 4 << 20
     for channels, dilation, box, after in zip(widths, dilations, boxes, boxes[1:]):
-        _, rows, columns = after
-        pad = -(-dilation // 16) * 16
-        plane = (rows[1] - rows[0] + 2 * dilation) * (-(-(columns[1] - columns[0]) // 16) * 16 + 2 * pad) + 80
+        (_, (first, last), _), (_, _, columns) = box, after  # rows of zeros around the volume are never touched
+        plane = (last - first) * (-(-(columns[1] - columns[0]) // 16) * 16 + -(-dilation // 16) * 32) + 80
         slots = max(1, min(2 * dilation + 1, box[0][1] - box[0][0]))
         total += 4 * channels * plane * slots
     return total

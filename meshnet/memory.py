@@ -30,6 +30,8 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
         None if a plain step fits (nothing is computed twice), else the kept blocks' numbers; of the plans that fit the
         one with the fewest second convolutions. If none fits, the plan that needs least.
     """
+    if budget is not None and kernels.available():
+        budget -= working_bytes(model, shape[2:])
     return choose_plan(sizes_of(model, tuple(shape), bytes_per_value), budget, kernels.available())
 
 
