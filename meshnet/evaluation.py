@@ -64,9 +64,9 @@ def score_probabilities(probabilities: np.ndarray, card: dict, data: PreparedDat
     native = decide(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like), card)
     conformed = decide(probabilities, card)
     spacing_mm = nib.affines.voxel_sizes(native_affine)
-    scores = metrics.case_metrics(native, truth, spacing_mm)
+    scores = metrics.case_metrics(native, truth, spacing_mm, classes=len(card["classes"]))
     voxel = [data.info["voxel_mm"]] * 3
-    in_conformed = metrics.case_metrics(conformed, data.read(index, "mask"), voxel)
+    in_conformed = metrics.case_metrics(conformed, data.read(index, "mask"), voxel, classes=len(card["classes"]))
     groups = {key: value for key, value in row.items() if key.startswith("group_")}
     return {"case": row["case"], "subject": row["subject"], "session": row["session"], **groups, **scores,
             **{f"conformed_{key}": value for key, value in in_conformed.items()}}
