@@ -6,12 +6,12 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from meshnet.config import parse_size
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import OneLineParser
 
@@ -53,6 +53,8 @@ def main() -> int | None:
         raise UserError(f"--threshold: found {arguments.threshold:g}, expected 0 to 1")
     if arguments.min_lesion_mm3 is not None and not arguments.min_lesion_mm3 >= 0:
         raise UserError(f"--min_lesion_mm3: found {arguments.min_lesion_mm3:g}, expected 0 or more")
+    if arguments.max_memory is not None:
+        arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
     cases = plan(find_scans(arguments.scans), arguments.output)
     share = cases[int(os.environ.get("RANK", "0"))::int(os.environ.get("WORLD_SIZE", "1"))]  # torchrun's
 
@@ -214,7 +216,7 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     total = 0
     for (network, _), (volume, affine) in zip(models, case["inputs"]):
         probabilities = segment.predict(network, volume, crop=arguments.crop,
-                                        max_memory=parse_size(arguments.max_memory))
+                                        max_memory=arguments.max_memory)
         total = total + geometry.to_native(probabilities, affine, case["like"])
     probabilities = total / len(models)
     card, like = models[0][1], case["like"]
@@ -238,17 +240,6 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     sizes = lesion_volumes_mm3(labels, spacing_mm)
     return {"scan": [str(path) for path in plan["scans"]], **written, "volume_ml": round(float(sum(sizes)) / 1000, 3),
             "lesions": len(sizes), "largest_ml": round(float(max(sizes, default=0)) / 1000, 3)}
-
-
-def parse_size(text: str | None) -> int | None:
-    """``2GB``, ``1.5GiB``, ``800MB`` in bytes (GB is 10⁹); None for None."""
-    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]+)\s*", text)
-    if not match or match[2].upper() not in units:
-        raise UserError(f"--max_memory: found {text!r}, expected a size such as 2GB or 800MB")
-    return int(float(match[1]) * units[match[2].upper()])
 
 
 def report(result: dict, as_json: bool) -> None:

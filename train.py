@@ -131,7 +131,18 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
         f"{len(val)} validation cases",
         f"volume      {' x '.join(map(str, shape))} voxels",
         f"steps       {steps} an epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
-        f"parameters  {count_parameters(network):,}"])
+        f"parameters  {count_parameters(network):,}",
+        f"memory      {step_memory(config, network, shape)}"])
+
+
+def step_memory(config: Config, network, shape: list[int]) -> str:
+    """What a training step is going to take beside the process itself, in words."""
+    if config.model.name != "meshnet":
+        return "not estimated for this network"
+    from meshnet.memory import estimate_training_memory
+
+    taken = estimate_training_memory(network, config.training.batch_size, config.model.patch or shape)
+    return f"about {taken / 1e9:.2f} GB a step in float32"
 
 
 def print_line(line: str) -> None:

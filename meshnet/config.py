@@ -6,6 +6,7 @@ Torch-free, so that ``--help`` answers at once. ``validate`` is the one place wh
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -178,6 +179,17 @@ NOT_IDENTITY = ("data.workers", "tracking", "training.keep_states", "training.sa
                 "training.memory_budget", "model.checkpointing", "scheduler.verbose")
 
 
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str, where: str) -> int:
+    """``2GB``, ``1.5GiB``, ``800MB`` in bytes (a GB is 10⁹), or a UserError that names ``where``."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]+)\s*", text)
+    if not match or match[2].upper() not in SIZE_UNITS:
+        raise UserError(f"{where}: found {text!r}, expected a size such as 2GB or 800MB")
+    return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+
+
 def describe_limits(metadata: dict) -> str:
     """The allowed values of a field in words, e.g. ``a number above 0``."""
     if "choices" in metadata:
@@ -247,6 +259,11 @@ def validate(config: Config) -> Config:
     if config.training.warmup_epochs >= config.training.max_epochs:
         raise UserError(f"training.warmup_epochs: found {config.training.warmup_epochs}, expected fewer than "
                         f"training.max_epochs ({config.training.max_epochs})")
+    if config.training.memory_budget is not None:
+        parse_size(config.training.memory_budget, "training.memory_budget")
+        if config.model.name != "meshnet":
+            raise UserError(f"training.memory_budget: is for meshnet, found model.name {config.model.name}; use "
+                            "model.checkpointing true")
     if len(config.optimizer.betas) != 2:
         raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers")
     if len(config.model.patch) not in (0, 3):

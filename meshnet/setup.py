@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from meshnet import augment, modelfolder, runfolder
-from meshnet.config import Config, identity, to_dict, validate
+from meshnet.config import Config, identity, parse_size, to_dict, validate
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
@@ -36,6 +36,8 @@ def build_network(config: Config, data: PreparedData, box: list[int] | None, see
         config.model, len(data.info["channels"]), len(data.info["classes"]), shape)
     torch.manual_seed(seed)
     network = modelfolder.build(config.model.name, arguments)
+    if config.training.memory_budget:
+        network.memory_budget = parse_size(config.training.memory_budget, "training.memory_budget")
     if init:
         trained, card = modelfolder.load_model(init)
         for key in ("orientation", "scaling"):
