@@ -9,6 +9,7 @@ process PARENT lives, and ends it and everything it started when PARENT is gone 
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 TOKEN = "MESHNET_JOB"
 PROC = Path("/proc")
 GUARD_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def start_time(pid: int) -> str:
@@ -85,10 +87,17 @@ def _signal_all(token: str, pid: int | None, number: int) -> None:
                 os.kill(one, number)
 
 
+def die_with_parent() -> None:
+    """Have Linux send this process a SIGKILL when its parent dies, which even a killed guard's command cannot miss."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def guard(parent: int, lock: str, log: str, command: list[str]) -> int:
     """Run ``command`` with its output in ``log`` while ``parent`` lives; the exit code of the command, or 1.
 
-    ``lock`` is held meanwhile: a second guard of the same run folder waits until the first has ended its command.
+    ``lock`` is held meanwhile, by the command too: a second guard of the same run folder waits until it is over, even
+    where the first guard was killed.
     """
     token = os.environ[TOKEN]
     with open(lock, "w") as held, open(log, "ab") as output:
@@ -100,7 +109,11 @@ def guard(parent: int, lock: str, log: str, command: list[str]) -> int:
                 time.sleep(GUARD_SECONDS)
         else:
             return 1
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        end_job(token)  # of an earlier guard on this machine
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(held.fileno(),),
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
         while os.getppid() == parent:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(GUARD_SECONDS)

@@ -292,6 +292,22 @@ def test_the_guard_ends_its_command_when_its_parent_is_gone(tmp_path, root):
     wait_for(lambda: processes.members("guard-a") == [])
 
 
+@LINUX
+def test_a_guard_that_is_shot_takes_its_command_with_it(tmp_path, root):
+    """As Ray does to the children of a worker that it ends."""
+    process = guarded(tmp_path, root, "guard-d", sys.executable, "-c", "import time; time.sleep(60)")
+    wait_for(lambda: len(processes.members("guard-d")) == 2 and (tmp_path / "log").exists())
+    time.sleep(0.3)
+    (shot,) = [pid for pid in processes.members("guard-d") if b"meshnet.processes" in command_line(pid)]
+    os.kill(shot, signal.SIGKILL)
+    wait_for(lambda: processes.members("guard-d") == [], 5)
+    assert process.wait() != 0
+
+
+def command_line(pid: int) -> bytes:
+    return (processes.PROC / str(pid) / "cmdline").read_bytes()
+
+
 def test_the_guard_passes_the_exit_code_on_and_waits_for_the_one_before(tmp_path, root):
     code = "import time; time.sleep(1); print('first'); exit(7)"
     first = guarded(tmp_path, root, "guard-b", sys.executable, "-c", code)
