@@ -152,6 +152,21 @@ def test_one_cycle_keeps_layer_wise_rates():
     assert all(a == pytest.approx(10 * b) for a, b in found)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("cases", [12, 50, 100])
+def test_one_cycle_spans_the_run_whatever_makes_up_a_step(processes, accumulation, cases):
+    from meshnet.engine import steps_per_epoch
+
+    config = Config()
+    config.training.accumulation = accumulation
+    steps = steps_per_epoch(config, cases, processes)
+    assert steps == math.ceil(cases / (processes * accumulation))
+    found = rates(scheduler_config(), steps, epochs=2)
+    assert found[0] == pytest.approx(0.005) and found[-1] == pytest.approx(0.005 / 1e4) == min(found)
+    assert found.index(max(found)) == max(1, round(0.01 * 2 * steps) - 1)
+
+
 def test_max_lr_is_the_same_knob_as_lr():
     config = Config()
     config.scheduler.max_lr = 0.02
