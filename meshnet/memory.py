@@ -15,6 +15,10 @@ from torch import nn
 
 from meshnet import kernels, operations
 
+PLANNED = 0.95  # the share of a budget that maps are planned into: threads and libraries take some for themselves
+LOSS_COPIES = 4  # logits, their gradient, and what a loss makes of them on the way
+
+
 # ---------------------------------------------------------------- plans
 
 def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: int, budget: int | None) -> tuple | None:
@@ -30,8 +34,10 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
         None if a plain step fits (nothing is computed twice), else the kept blocks' numbers; of the plans that fit the
         one with the fewest second convolutions. If none fits, the plan that needs least.
     """
-    if budget is not None and kernels.available():
-        budget -= working_bytes(model, shape[2:])
+    if budget is not None:
+        budget = int(budget * PLANNED)
+        if kernels.available():
+            budget -= working_bytes(model, shape[2:])
     return choose_plan(sizes_of(model, tuple(shape), bytes_per_value), budget, kernels.available())
 
 
@@ -66,9 +72,6 @@ def second_convolutions(sizes: Sequence[int], plan: Sequence[int]) -> int:
 def plain_peak(sizes: Sequence[int]) -> int:
     """Bytes at the height of a plain step: two maps a block, the gradient on its way down, and the loss's own."""
     return 2 * sum(sizes[1:-1]) + 3 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
-
-
-LOSS_COPIES = 4  # logits, their gradient, and what a loss makes of them on the way
 
 
 def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
@@ -150,8 +153,10 @@ class Column(torch.autograd.Function):
                 if i in plan:
                     kept.append(y)
                 del y
-            bias = None if head.bias is None else head.bias.to(dtype)
-            logits = nn.functional.conv3d(z, head.weight.to(dtype), bias)
+            # As a product, since the library's convolution would copy its whole input into its own layout first.
+            logits = torch.matmul(head.weight[:, :, 0, 0, 0].to(dtype), z.flatten(2)).unflatten(2, z.shape[2:])
+            if head.bias is not None:
+                logits += head.bias.to(dtype)[:, None, None, None]
         ctx.statistics = statistics
         ctx.save_for_backward(x)
         ctx.kept = kept  # not saved by autograd, which would hold all of them until the end of the backward pass
