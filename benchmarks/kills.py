@@ -20,8 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--model.channels", "3", "--model.dilations", "1", "2", "1", "--data.workers", "0", "--optimizer.lr", "0.01",
-         "--training.max_epochs", "6", "--ema.enabled", "true", "--model.dropout", "0.2", "--training.accumulation", "2",
-         "--training.save_every_steps", "1"]
+         "--training.max_epochs", "6", "--ema.enabled", "true", "--model.dropout", "0.2",
+         "--training.accumulation", "2", "--training.save_every_steps", "1"]
 
 
 def start(data: Path, run: Path) -> subprocess.Popen:
