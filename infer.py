@@ -53,6 +53,8 @@ def main() -> int | None:
         raise UserError(f"--threshold: found {arguments.threshold:g}, expected 0 to 1")
     if arguments.min_lesion_mm3 is not None and not arguments.min_lesion_mm3 >= 0:
         raise UserError(f"--min_lesion_mm3: found {arguments.min_lesion_mm3:g}, expected 0 or more")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UserError(f"--threads: found {arguments.threads}, expected 1 or more")
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
     cases = plan(find_scans(arguments.scans), arguments.output)
@@ -124,12 +126,13 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
     planned: dict[Path, dict] = {}
     for scans in cases:
         mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
-        if mask in planned:
-            raise UserError(f"{mask}: would be written for both {planned[mask]['scans'][0]} and {scans[0]}; segment "
+        real = mask.resolve()
+        if real in planned:
+            raise UserError(f"{mask}: would be written for both {planned[real]['scans'][0]} and {scans[0]}; segment "
                             "them in two commands with different -o")
-        if mask in scans:
+        if real in [path.resolve() for path in scans]:
             raise UserError(f"-o {mask}: is the scan itself; give another file")
-        planned[mask] = {"scans": scans, "mask": mask}
+        planned[real] = {"scans": scans, "mask": mask}
     for folder in {case["mask"].parent for case in planned.values()}:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,10 @@ def main() -> int | None:
         raise UserError("--data: missing, expected a folder that prepare.py wrote")
     if not arguments.run_dir and not arguments.dry_run:
         raise UserError("--run_dir: missing, expected a folder for the run, such as runs/meshnet26")
+    if arguments.seed < 0:
+        raise UserError(f"--seed: found {arguments.seed}, expected 0 or more")
+    if arguments.run_dir and Path(arguments.run_dir).exists() and not Path(arguments.run_dir).is_dir():
+        raise UserError(f"--run_dir {arguments.run_dir}: is a file, expected a folder for the run")
     stop_epoch = config.training.max_epochs if arguments.stop_epoch is None else arguments.stop_epoch
     if not 1 <= stop_epoch <= config.training.max_epochs:
         raise UserError(f"--stop_epoch: found {stop_epoch}, expected 1 to training.max_epochs "

@@ -18,6 +18,7 @@ MODELS = ("meshnet", "segresnet", "mednext_s", "mednext_b", "mednext_m", "swin_u
 OPTIMIZERS = ("AdamW",)
 SCHEDULERS = ("OneCycleLR", "ReduceLROnPlateau", "cosine", "constant")
 LOSSES = ("ce", "dice", "dice_ce")
+MONITORS = ("train_loss", *(f"val_{name}{ema}" for ema in ("", "_ema") for name in ("loss", "dice", "dice_macro", "avd", "mcc")))
 
 
 def knob(default, choices=None, low=None, above=None, high=None, below=None):
@@ -81,7 +82,7 @@ class SchedulerConfig:
     final_div_factor: float = knob(1e4, above=0)  # OneCycleLR: ends at start / final_div_factor
     anneal_strategy: str = knob("cos", choices=("cos", "linear"))  # OneCycleLR: shape of the way up and down
     cycle_momentum: bool = knob(False)  # OneCycleLR: move beta1 against the learning rate
-    monitor: str | None = knob(None)  # ReduceLROnPlateau: metric to watch; null: val_dice with mode max, val_loss with min
+    monitor: str | None = knob(None, choices=MONITORS)  # ReduceLROnPlateau: metric to watch; null: val_dice with mode max, val_loss with min
     mode: str | None = knob(None, choices=("max", "min"))  # ReduceLROnPlateau: which way is better; null: by the metric
     factor: float = knob(0.1, above=0, below=1)  # ReduceLROnPlateau: multiply the learning rate by this
     patience: int = knob(10, low=0)  # ReduceLROnPlateau: epochs without improvement before reducing
@@ -287,7 +288,10 @@ def fill(config: Config) -> None:
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
     if scheduler.monitor is None:
         scheduler.monitor = "val_loss" if scheduler.mode == "min" else "val_dice"
-    better = "min" if scheduler.monitor.endswith("loss") or scheduler.monitor.endswith("avd") else "max"
+    if scheduler.monitor.endswith("_ema") and not config.ema.enabled:
+        raise UserError(f"scheduler.monitor: found {scheduler.monitor}, expected averaged weights to be on for it; set "
+                        "ema.enabled true")
+    better = "min" if scheduler.monitor.removesuffix("_ema").endswith(("loss", "avd")) else "max"
     scheduler.mode = scheduler.mode or better
     for index, group in enumerate(optimizer.param_groups):
         where = f"optimizer.param_groups[{index}]"

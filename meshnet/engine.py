@@ -126,7 +126,7 @@ def close_epoch(run: Run, row: dict) -> None:
         if better:
             progress.monitor_best, progress.monitor_epoch = value, progress.epoch
     waited = progress.epoch - progress.monitor_epoch
-    early = training.early_stopping and waited >= training.early_stopping_patience
+    early = value is not None and training.early_stopping and waited >= training.early_stopping_patience
     progress.finished = early or progress.epoch >= training.max_epochs
     if early:
         row["stopped_early"] = True
@@ -210,6 +210,8 @@ def judge(run: Run, heart: Heartbeat, say) -> dict:
             broadcast(buffer)
     rows = validate(run, run.network, run.val, heart)
     summary = summarise(rows)
+    if summary["val_loss"] is None:
+        raise Diverged(f"the validation loss is no number after epoch {progress.epoch + 1}; try a lower --optimizer.lr")
     if summary["val_dice"] > progress.best_dice:
         progress.best_dice, progress.best_epoch = summary["val_dice"], progress.epoch + 1
         if main:
@@ -292,6 +294,8 @@ def summarise(rows: list[dict]) -> dict:
 def save(run: Run) -> None:
     """Write a resume point; every process takes part, the main one writes."""
     accelerator = run.accelerator
+    if not all(torch.isfinite(parameter).all() for parameter in run.network.parameters()):
+        raise Diverged(f"the weights are no numbers after step {run.progress.step}; try a lower --optimizer.lr")
     mine = {"progress": dataclasses.asdict(run.progress), "random": checkpoint.random_state()}
     ranks = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     if accelerator.is_main_process:

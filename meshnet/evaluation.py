@@ -34,11 +34,16 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
     if splits["hash"] != run["split_hash"]:
         raise UserError(f"{data.path / 'splits.json'}: found splits {splits['hash'][:12]}, expected "
                         f"{run['split_hash'][:12]} as in {folder}; test cases could have been trained on")
+    if data.info["fingerprint"] != run["data"]:
+        raise UserError(f"{data.path}: not the data set that {folder} was trained on (cases, grid or scaling "
+                        "differ); give that one with --data")
     subjects = fold_subjects(splits, run["fold"], run["inner_fold"])
     leaked = set(subjects["test"]) & (set(subjects["train"]) | set(subjects["val"]))
     if leaked:
         raise UserError(f"{data.path / 'splits.json'}: subject {sorted(leaked)[0]} is in the test and the training "
                         "part of a fold; run prepare.py again")
+    if not subjects["test"]:
+        raise UserError(f"{data.path}: has no test cases, expected some; prepare.py --outer 3 makes test folds")
     network, card = modelfolder.load_model(folder)
     rows = []
     for index in data.indices(subjects["test"]):

@@ -20,11 +20,16 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tens
         smoothing: share of the target spread evenly over the K classes.
 
     Returns:
-        (B,): for each case what ``torch.nn.CrossEntropyLoss(weight, label_smoothing)`` gives for a batch of it alone.
+        (B,): for each case what ``torch.nn.CrossEntropyLoss(weight, label_smoothing)`` gives for a batch of it alone;
+        0 for a case whose voxels all have the weight 0 (a healthy one, without a background weight).
     """
-    return torch.stack([
-        F.cross_entropy(logits[i:i + 1].float(), target[i:i + 1].long(), weight.float(), label_smoothing=smoothing)
-        for i in range(len(logits))])
+    values = []
+    for one, truth in zip(logits.float(), target.long()):
+        if weight.min() > 0 or weight[truth].any():
+            values.append(F.cross_entropy(one[None], truth[None], weight.float(), label_smoothing=smoothing))
+        else:
+            values.append(one.sum() * 0)
+    return torch.stack(values)
 
 
 def soft_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

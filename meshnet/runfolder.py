@@ -53,17 +53,28 @@ def versions() -> dict[str, str]:
     return found
 
 
+# What a resume point has built in: a change would be ignored or break it, so not even --allow_changed lets it through.
+BUILT_IN = ("optimizer.", "scheduler.", "model.", "ema.", "training.max_epochs", "training.warmup_epochs",
+            "training.batch_size", "training.accumulation", "training.precision", "cases_per_step", "precision", "fold",
+            "inner_fold", "seed", "split_hash", "data")
+
+
 def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
     """Refuse to go on with a run whose configuration changed, naming every difference.
 
     Args:
         path: the run's config.yaml, for the message.
         old, new: flat identities; a key that one of them lacks counts as a difference.
-        allow: go on all the same.
+        allow: go on all the same, unless something in ``BUILT_IN`` changed.
 
     Raises:
-        UserError: if they differ and ``allow`` is False.
+        UserError: if they differ and ``allow`` is False, or not enough.
     """
+    built_in = [key for key in dict.fromkeys([*old, *new])
+                if old.get(key) != new.get(key) and (key in BUILT_IN or key.startswith(BUILT_IN[:4]))]
+    if built_in and allow:
+        raise UserError(f"{path}: {', '.join(built_in)} cannot change in a run that has begun, even with "
+                        "--allow_changed; begin another one from its weights with --init")
     changed = [f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
                for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
     if changed and not allow:

@@ -40,11 +40,17 @@ def build_network(config: Config, data: PreparedData, box: list[int] | None, see
         network.memory_budget = parse_size(config.training.memory_budget, "training.memory_budget")
     if init:
         trained, card = modelfolder.load_model(init)
-        for key in ("orientation", "scaling"):
+        for key in ("orientation", "scaling", "window"):
             if card[key] != data.info[key]:
                 raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {data.info[key]} as the data "
                                 f"set was prepared; run prepare.py --{key} {card[key]}")
-        modelfolder.check_weights(trained.state_dict(), network, Path(init))
+        shapes = [{key: tensor.shape for key, tensor in m.state_dict().items()} for m in (trained, network)]
+        if len(card["channels"]) == len(data.info["channels"]) > 1 and card["channels"] != data.info["channels"]:
+            raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
+                            f"{', '.join(data.info['channels'])} in that order, as the data set")
+        if shapes[0] != shapes[1]:
+            raise UserError(f"--init {init}: is {card['name']} {card['arguments']}, expected the network of the "
+                            "recipe; set model.* as its config.json says")
         network.load_state_dict(trained.state_dict())
     return network
 

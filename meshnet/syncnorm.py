@@ -1,7 +1,8 @@
 """Batch norm over all processes, on any device.
 
-torch's SyncBatchNorm works on GPUs alone; this one is made of differentiable all-reduces, so that CPU processes (gloo)
-give what one process with the whole batch gives.
+torch's SyncBatchNorm works on GPUs alone, and moves its running statistics again when a checkpointed block is
+recomputed. This one is made of differentiable all-reduces, so that CPU processes (gloo) give what one process with the
+whole batch gives. On GPUs it has not been tried.
 """
 
 import torch
@@ -38,12 +39,10 @@ class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with every batch norm over all processes: torch's own on CUDA, ours elsewhere.
+    """``model`` with every batch norm over all processes.
 
     Parameters, buffers and their names stay the same.
     """
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm3d):

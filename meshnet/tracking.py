@@ -84,8 +84,9 @@ class Tracker:
 
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
+                extra = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: np.asarray(Image.open(path).convert("RGB"))[None]
-                                    for name, path in paths.items()}, step=step)
+                                    for name, path in paths.items()}, step=step, **extra)
 
     def end(self) -> None:
         """Close the trackers, so that what they hold is written."""

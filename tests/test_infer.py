@@ -138,6 +138,8 @@ def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path)
     (lambda p, m: [p / "a.nii.gz", "--model", p / "nothing"], ["nothing"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "--threshold", 2], ["--threshold", "2", "0 to 1"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", p / "a.nii.gz"], ["is the scan itself"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", p / ".." / p.name / "a.nii.gz"], ["is the scan itself"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "--threads", 0], ["--threads", "0"]),
     (lambda p, m: [p / "a.nii.gz", p / "a.nii.gz", "--model", m], ["a_lesion.nii.gz", "both"]),
     (lambda p, m: [p / "a.nii.gz", p / "b.nii.gz", "--model", m, "-o", p / "one.nii.gz"], ["names one mask"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "--max_memory", "lots"], ["--max_memory", "lots", "2GB"]),

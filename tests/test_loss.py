@@ -70,6 +70,13 @@ def test_background_weight_and_dice_weight_count():
     torch.testing.assert_close(both, ce + 2 * soft_dice(logits, target).mean())
 
 
+def test_a_healthy_case_without_background_weight_adds_nothing():
+    logits, target = case(3, batch=2)
+    target[0] = 0
+    loss = SegmentationLoss(LossConfig(background_weight=0.0, label_smoothing=0.0), 2)
+    torch.testing.assert_close(loss(logits, target), loss(logits[1:], target[1:]) / 2)
+
+
 def test_half_precision_logits_are_summed_in_float32():
     logits = torch.zeros(1, 2, 48, 48, 48, dtype=torch.float16)  # 110,592 voxels: float16 sums end at 65,504
     target = torch.zeros(1, 48, 48, 48, dtype=torch.uint8)

@@ -90,6 +90,8 @@ def test_both_spellings_of_an_override_agree():
     (["--optimizer.betas", "0.9"], ["optimizer.betas", "two"]),
     (["--scheduler.max_lr", "0.1", "--optimizer.lr", "0.2"], ["scheduler.max_lr", "0.1", "0.2"]),
     (["--override", "optimizer.param_groups=[{lr: 1}]"], ["param_groups[0]", "match"]),
+    (["--scheduler.monitor", "val_dcie"], ["scheduler.monitor", "val_dcie", "val_dice"]),
+    (["--scheduler.monitor", "val_dice_ema"], ["scheduler.monitor", "ema.enabled"]),
     (["--recipe", "/nowhere.yaml"], ["/nowhere.yaml", "no such recipe"]),
 ])
 def test_a_wrong_flag_is_one_line(arguments, words):

@@ -216,6 +216,32 @@ def test_early_stopping_waits_as_told(tiny_data, tmp_path):
     assert len(rows) == best + 1 + 2
 
 
+def test_early_stopping_waits_for_a_validation(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, "--training.max_epochs", 4, "--training.validate_every", 3, "--training.early_stopping",
+          "true", "--training.early_stopping_patience", 1)
+    rows = lines(folder)
+    assert len(rows) >= 3 and "val_dice" in rows[2] and (folder / "model.safetensors").exists()
+
+
+def test_what_a_resume_point_has_built_in_cannot_change(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, "--training.max_epochs", 3, "--stop_epoch", 1)
+    found = train(tiny_data, folder, "--training.max_epochs", 3, "--optimizer.eps", 1e-3, "--allow_changed",
+                  check=False)
+    assert found.returncode == 2 and "optimizer.eps cannot change" in found.stderr and "--init" in found.stderr
+    train(tiny_data, folder, "--training.max_epochs", 3, "--loss.background_weight", 0.3, "--allow_changed")
+    assert len(lines(folder)) == 3
+
+
+def test_a_finished_run_is_scored_on_its_own_data_alone(undisturbed, tiny_data, tmp_path):
+    other = tmp_path / "other"
+    run_script_file("prepare.py", "--format", "synthetic", "--cases", 9, "--voxel_mm", 8, "--scaling", "minmax",
+                    "--out", other)
+    found = run_script_file("train.py", "--test", "--run_dir", undisturbed, "--data", other, check=False)
+    assert found.returncode == 2 and "not the data set" in found.stderr
+
+
 def test_fp16_without_a_gpu_is_refused(tiny_data, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
