@@ -1,7 +1,5 @@
 """Augmentation by MONAI's transforms, seeded per run, epoch and case, so that resuming and workers change nothing."""
 
-import dataclasses
-
 import numpy as np
 
 from meshnet.config import AugmentConfig
@@ -53,9 +51,3 @@ class Augment:
         case = self.transform({"image": image, "mask": mask[None].astype(np.float32)})
         moved = np.clip(np.asarray(case["image"], dtype=np.float32), 0, 1)
         return moved, np.rint(np.asarray(case["mask"][0])).astype(np.uint8)
-
-
-def describe(config: AugmentConfig) -> str:
-    """The transforms that are on, for the log: ``flip 0.5, noise 0.2``, or ``off``."""
-    values = dataclasses.asdict(config)
-    return ", ".join(f"{name} {values[name]:g}" for name in PROBABILITIES if values[name]) or "off"
