@@ -33,39 +33,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> int | None:
     arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
+    check_flags(arguments, config)
     if arguments.test:
         from meshnet.evaluation import test_run
 
-        if not arguments.run_dir:
-            raise UserError("--run_dir: missing; --test scores a finished run, as in train.py --test --run_dir runs/x")
         return test_run(Path(arguments.run_dir), arguments.data)
-    if not arguments.data:
-        raise UserError("--data: missing, expected a folder that prepare.py wrote")
-    if not arguments.run_dir and not arguments.dry_run:
-        raise UserError("--run_dir: missing, expected a folder for the run, such as runs/meshnet26")
-    if arguments.seed < 0:
-        raise UserError(f"--seed: found {arguments.seed}, expected 0 or more")
-    if arguments.run_dir and Path(arguments.run_dir).exists() and not Path(arguments.run_dir).is_dir():
-        raise UserError(f"--run_dir {arguments.run_dir}: is a file, expected a folder for the run")
-    stop_epoch = config.training.max_epochs if arguments.stop_epoch is None else arguments.stop_epoch
-    if not 1 <= stop_epoch <= config.training.max_epochs:
-        raise UserError(f"--stop_epoch: found {stop_epoch}, expected 1 to training.max_epochs "
-                        f"({config.training.max_epochs})")
 
     # ------------------------------------------------------------------ the cases
-    from meshnet.data import PreparedData
-    from meshnet.splits import fold_subjects, load_splits
-
-    data = PreparedData(arguments.data)
-    if config.data.scaling not in (None, data.info["scaling"]):
-        raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "
-                        f"{config.data.scaling} as data.scaling says; run prepare.py --scaling {config.data.scaling}")
-    splits = load_splits(Path(arguments.data) / "splits.json")
-    subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
-    train, val = (data.indices(subjects[part]) for part in ("train", "val"))
-    if not train or not val:
-        raise UserError(f"--fold {arguments.fold} --inner_fold {arguments.inner_fold}: found {len(train)} training and "
-                        f"{len(val)} validation cases, expected some of each; prepare with fewer folds or more cases")
+    data, splits, train, val = read_cases(arguments, config)
     same = identity(config) | {
         "fold": arguments.fold, "inner_fold": arguments.inner_fold, "seed": arguments.seed, "init": arguments.init,
         "split_hash": splits["hash"], "data": data.info["fingerprint"]}
@@ -87,34 +62,78 @@ def main() -> int | None:
     accelerator = make_accelerator(config, folder)
     same["cases_per_step"] = cases_per_step(config, accelerator.num_processes)
     same["precision"] = accelerator.mixed_precision
-    where = {"data": os.path.abspath(arguments.data), "recipe": arguments.recipe, "stop_epoch": stop_epoch}
+    where = {"data": os.path.abspath(arguments.data), "recipe": arguments.recipe, "stop_epoch": arguments.stop_epoch}
     with open_run_folder(accelerator, folder, config, same, where, arguments.resume, arguments.allow_changed) as begun:
-        say = print_line if accelerator.is_main_process else (lambda line: None)
         card = model_card(config, data, box, {"cases": len(train), "fold": arguments.fold, "seed": arguments.seed,
                                               "source": data.info["source"], "split_hash": splits["hash"]})
         run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
-
-        # -------------------------------------------------------------- train
-        from meshnet import engine
-        from meshnet.runfolder import keep_metrics
-        from meshnet.setup import finish, mark_failed
-
-        if begun and engine.resume(run):
-            say(f"{folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
-        if accelerator.is_main_process:
-            keep_metrics(folder, run.progress.epoch)
-        try:
-            engine.fit(run, stop_epoch, say)
-        except engine.Diverged as error:
-            mark_failed(folder, str(error))
-            print(f"error: {folder}: {error}; the state before it is kept", file=sys.stderr)
+        if not fit(run, begun, arguments.stop_epoch):
             return DIVERGED
-        finish(run, say)
     if arguments.push_to_hub and accelerator.is_main_process and run.progress.finished:
         from meshnet.hub import push_run
 
         print(push_run(folder, arguments.push_to_hub))
     return 0
+
+
+def check_flags(arguments: argparse.Namespace, config: Config) -> None:
+    """Refuse flags that cannot be meant, before anything is loaded; fill in ``--stop_epoch``."""
+    if not arguments.run_dir and (arguments.test or not arguments.dry_run):
+        raise UserError("--run_dir: missing, expected the folder of a run, such as runs/meshnet26"
+                        + (" (--test scores a finished one)" if arguments.test else ""))
+    if arguments.test:
+        return
+    if not arguments.data:
+        raise UserError("--data: missing, expected a folder that prepare.py wrote")
+    if arguments.seed < 0:
+        raise UserError(f"--seed: found {arguments.seed}, expected 0 or more")
+    if arguments.run_dir and Path(arguments.run_dir).exists() and not Path(arguments.run_dir).is_dir():
+        raise UserError(f"--run_dir {arguments.run_dir}: is a file, expected a folder for the run")
+    if arguments.stop_epoch is None:
+        arguments.stop_epoch = config.training.max_epochs
+    if not 1 <= arguments.stop_epoch <= config.training.max_epochs:
+        raise UserError(f"--stop_epoch: found {arguments.stop_epoch}, expected 1 to training.max_epochs "
+                        f"({config.training.max_epochs})")
+
+
+def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
+    """The prepared data, its splits, and the training and validation cases of the fold (indices).
+
+    Raises:
+        UserError: if there is no such data or fold, it has no cases, or was scaled otherwise than the recipe says.
+    """
+    from meshnet.data import PreparedData
+    from meshnet.splits import fold_subjects, load_splits
+
+    data = PreparedData(arguments.data)
+    if config.data.scaling not in (None, data.info["scaling"]):
+        raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "
+                        f"{config.data.scaling} as data.scaling says; run prepare.py --scaling {config.data.scaling}")
+    splits = load_splits(Path(arguments.data) / "splits.json")
+    subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
+    train, val = (data.indices(subjects[part]) for part in ("train", "val"))
+    if not train or not val:
+        raise UserError(f"--fold {arguments.fold} --inner_fold {arguments.inner_fold}: found {len(train)} training and "
+                        f"{len(val)} validation cases, expected some of each; prepare with fewer folds or more cases")
+    return data, splits, train, val
+
+
+def fit(run, begun: bool, stop_epoch: int) -> bool:
+    """Train from where the run stands; False if its loss became no number, which is recorded and said."""
+    from meshnet import engine
+    from meshnet.setup import finish, mark_failed
+
+    say = print_line if run.accelerator.is_main_process else (lambda line: None)
+    if begun and engine.resume(run):
+        say(f"{run.folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
+    try:
+        engine.fit(run, stop_epoch, say)
+    except engine.Diverged as error:
+        mark_failed(run.folder, str(error))
+        print(f"error: {run.folder}: {error}; the state before it is kept", file=sys.stderr)
+        return False
+    finish(run, say)
+    return True
 
 
 def describe(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:

@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 
 from meshnet import checkpoint, data, metrics, segment
-from meshnet.config import Config
+from meshnet.config import Config, TrainingConfig
 from meshnet.modelfolder import save_model, save_weights
 from meshnet.optim import Schedule
-from meshnet.runfolder import Heartbeat, append_metrics, write_cases
+from meshnet.runfolder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
 
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without a single predicted lesion before that is said
 
@@ -81,8 +81,17 @@ def steps_per_epoch(config: Config, cases: int, processes: int) -> int:
     return -(-cases // cases_per_step(config, processes))
 
 
+def is_validated(training: TrainingConfig, epoch: int) -> bool:
+    """Whether a run validates after this epoch (counted from 1), wherever ``--stop_epoch`` ends it for now."""
+    return epoch % training.validate_every == 0 or epoch == training.max_epochs
+
+
 def fit(run: Run, stop_epoch: int, say) -> None:
     """Train until ``stop_epoch`` epochs are finished, or early stopping ends the run.
+
+    A run that ends for now between two validations is scored all the same, but that score decides nothing: not the
+    best weights, the learning rate or early stopping. It leaves its line when the run goes on, which then ends as one
+    that was never stopped.
 
     Args:
         run: freshly built, or with a state loaded by ``resume``.
@@ -94,32 +103,35 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     """
     progress, folder = run.progress, run.folder
     heart = Heartbeat(folder, run.accelerator.is_main_process)
+    if run.accelerator.is_main_process:
+        keep_metrics(folder, progress.epoch, going_on=progress.epoch < stop_epoch and not progress.finished)
     while progress.epoch < stop_epoch and not progress.finished:
         started = time.monotonic()
         run.schedule.begin_epoch(progress.epoch)
         row = {"epoch": progress.epoch + 1, **train_epoch(run, heart)}
         row["step"] = progress.step
-        last = progress.epoch + 1 == stop_epoch
-        validated = (progress.epoch + 1) % run.config.training.validate_every == 0 or last
-        if validated:
+        scheduled = is_validated(run.config.training, progress.epoch + 1)
+        if scheduled:
             row |= judge(run, heart, say)
-        line = run.schedule.end_epoch(row.get(run.config.scheduler.monitor))
+        watched = row.get(run.config.scheduler.monitor)
+        if not scheduled and progress.epoch + 1 == stop_epoch:
+            row |= judge(run, heart, say, scheduled=False) | {UNSCHEDULED: True}
+        line = run.schedule.end_epoch(watched)
         if line:
             say(line)
         row["seconds"] = round(progress.seconds + time.monotonic() - started, 2)
-        close_epoch(run, row)
+        close_epoch(run, row, watched)
         save(run)
         say(describe(row, run.config.training.max_epochs))
     if run.accelerator.is_main_process:
         save_model(folder, run.network, run.card, "last.safetensors")
 
 
-def close_epoch(run: Run, row: dict) -> None:
-    """Count the epoch as finished, write its line, decide about early stopping."""
+def close_epoch(run: Run, row: dict, value: float | None) -> None:
+    """Count the epoch as finished, write its line, decide about early stopping by the monitored ``value``."""
     progress, training = run.progress, run.config.training
     progress.epoch += 1
     progress.batches, progress.loss_sum, progress.seconds = 0, 0.0, 0.0
-    value = row.get(run.config.scheduler.monitor)
     if value is not None and math.isfinite(value):
         best = progress.monitor_best
         better = best is None or (value > best if run.config.scheduler.mode == "max" else value < best)
@@ -202,8 +214,11 @@ def explain_divergence(run: Run, value: float, indices: list[int]) -> str:
             f"learning rate {run.schedule.rates()[0]:.3g}; try {', '.join(tries)}")
 
 
-def judge(run: Run, heart: Heartbeat, say) -> dict:
-    """Validate, keep the best weights with their cases, notice the collapse; the epoch's validation values."""
+def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
+    """Validate, keep the best weights with their cases, notice the collapse; the epoch's validation values.
+
+    A validation that is not ``scheduled`` keeps weights only where there are none yet, until the first scheduled one.
+    """
     progress, main = run.progress, run.accelerator.is_main_process
     for buffer in run.network.buffers():  # without synchronised batch norm each process has its own
         if run.accelerator.num_processes > 1:
@@ -212,27 +227,30 @@ def judge(run: Run, heart: Heartbeat, say) -> dict:
     summary = summarise(rows)
     if summary["val_loss"] is None:
         raise Diverged(f"the validation loss is no number after epoch {progress.epoch + 1}; try a lower --optimizer.lr")
-    if summary["val_dice"] > progress.best_dice:
-        progress.best_dice, progress.best_epoch = summary["val_dice"], progress.epoch + 1
+    epoch, kept = progress.epoch + 1, scheduled or progress.best_epoch < 0
+    if summary["val_dice"] > progress.best_dice and kept:
+        if scheduled:
+            progress.best_dice, progress.best_epoch = summary["val_dice"], epoch
         if main:
-            card = run.card | {"metrics": {"epoch": progress.best_epoch, **summary}}
-            save_model(run.folder, run.network, card)
-            write_cases(run.folder / "cases.csv", [{"epoch": progress.best_epoch, **row} for row in rows])
+            save_model(run.folder, run.network, run.card | {"metrics": {"epoch": epoch, **summary}})
+            write_cases(run.folder / "cases.csv", [{"epoch": epoch, **row} for row in rows])
     if run.ema is not None:
         averaged = summarise(validate(run, run.ema.module, run.val, heart))
         summary |= {f"{name}_ema": value for name, value in averaged.items()}
-        if averaged["val_dice"] > progress.best_dice_ema:
-            progress.best_dice_ema = averaged["val_dice"]
+        if averaged["val_dice"] > progress.best_dice_ema and kept:
+            if scheduled:
+                progress.best_dice_ema = averaged["val_dice"]
             if main:
                 save_weights(run.folder / "model_ema.safetensors", run.ema.module.state_dict())
     collapsed = all(row["volume_ml"] == 0 for row in rows) and any(row["truth_ml"] > 0 for row in rows)
-    progress.silent = progress.silent + 1 if collapsed else 0
-    if progress.silent == WAIT_BEFORE_COLLAPSE:
+    if scheduled:
+        progress.silent = progress.silent + 1 if collapsed else 0
+    if scheduled and progress.silent == WAIT_BEFORE_COLLAPSE:
         say(f"warning: no lesion predicted in any of the {len(rows)} validation cases for {progress.silent} "
             "validations; the network has collapsed to 'no lesion anywhere': try a lower --loss.background_weight, "
             "--loss.name dice_ce, or another --optimizer.lr")
     if run.config.tracking.trackers and run.config.tracking.pictures and main:
-        run.tracker.log_pictures(picture_cases(run, rows), step=progress.epoch + 1)
+        run.tracker.log_pictures(picture_cases(run, rows), step=epoch)
     return summary | ({"collapsed": True} if collapsed else {})
 
 

@@ -214,7 +214,8 @@ class Ledger:
         return sum(bool(reason) and reason not in forgiven for (reason,) in rows)
 
     def record_scores(self, trial: int, fold: int, horizon: int, rows: list[tuple[int, float | None, float]]) -> None:
-        """(epoch, score, seconds) of one run folder. What is known already must be the same to the last bit.
+        """(epoch, score, seconds) of one run folder. What is known already must be the same to the last bit, or gone:
+        a score between two validations, which a rung called for, leaves the run folder when the trial goes on.
 
         Raises:
             UserError: if an epoch comes back with another score: the run folder is not the one that was begun.
@@ -225,7 +226,7 @@ class Ledger:
             )
         )
         for epoch, score, _ in rows:
-            if epoch in known and known[epoch] != score:
+            if score is not None and known.get(epoch, score) != score:
                 raise UserError(
                     f"{self.path}: trial {trial}, inner fold {fold}, epoch {epoch}: found score {score}, recorded was "
                     f"{known[epoch]}; its run folder was changed or replaced: remove the study or restore the folder"

@@ -30,6 +30,10 @@ from meshnet.files import write_text
 PACKAGES = ("torch", "accelerate", "datasets", "monai", "nibabel", "numpy", "safetensors")
 
 
+UNSCHEDULED = "unscheduled"  # in a line of metrics.jsonl: scored since the run stopped here, not by validate_every
+STOP_KEYS = (UNSCHEDULED, "collapsed")
+
+
 @functools.cache
 def git_commit() -> str | None:
     """The commit of this program, with ``+`` where files differ from it; None outside a checkout."""
@@ -102,9 +106,15 @@ def read_metrics(folder: Path) -> list[dict]:
     return rows
 
 
-def keep_metrics(folder: Path, epochs: int) -> None:
-    """Drop the lines after the first ``epochs``, which a resumed run is about to write again."""
+def keep_metrics(folder: Path, epochs: int, going_on: bool) -> None:
+    """Drop the lines after the first ``epochs``, which a resumed run is about to write again.
+
+    A run that is ``going_on`` also drops the scores that only its stop called for, as if it had not stopped there.
+    """
     rows = read_metrics(folder)[:epochs]
+    if going_on:
+        rows = [{key: value for key, value in row.items() if not key.startswith("val_") and key not in STOP_KEYS}
+                if row.get(UNSCHEDULED) else row for row in rows]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -187,7 +187,8 @@ def finish(run, say) -> None:
         return
     figures.draw_run(runfolder.read_metrics(run.folder), run.folder / "curves.png", run.folder.name)
     progress = run.progress
-    say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
+    if progress.best_epoch > 0:
+        say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
     if progress.finished:
         write_json(run.folder / "DONE", {"epochs": progress.epoch, "best_epoch": progress.best_epoch,
                                          "val_dice": progress.best_dice})

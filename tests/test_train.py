@@ -149,6 +149,25 @@ def test_stopping_and_going_on_is_the_same_run(undisturbed, tiny_data, tmp_path)
     assert_same_run(undisturbed, folder)
 
 
+def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp_path):
+    """Stopped (and scored) after epochs 1, 3 and 5 of a run that validates every second one: the same run."""
+    flags = ["--training.max_epochs", 6, "--training.validate_every", 2, "--ema.enabled", "true", "--ema.decay", 0.5,
+             "--training.early_stopping", "true", "--training.early_stopping_patience", 5, "--optimizer.lr", "1e-5",
+             "--scheduler.name", "ReduceLROnPlateau", "--scheduler.patience", 0, "--scheduler.factor", 0.5]
+    train(tiny_data, tmp_path / "whole", *flags)
+    for stop in (1, 3, 5):
+        train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", stop)
+        row = lines(tmp_path / "cut")[-1]
+        assert row["epoch"] == stop and row["unscheduled"] and isinstance(row["val_dice"], float)
+        assert (tmp_path / "cut" / "model.safetensors").exists()
+        assert [("val_dice" in row) for row in lines(tmp_path / "cut")[:-1]] == [False, True, False, True][:stop - 1]
+    train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", 5)  # the same again keeps the score
+    assert lines(tmp_path / "cut")[-1] == row
+    train(tiny_data, tmp_path / "cut", *flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert lines(tmp_path / "whole")[-1]["learning_rate"] < 1e-5  # the plateau did act
+
+
 def test_a_changed_configuration_is_refused_by_name(undisturbed, tiny_data):
     found = train(tiny_data, undisturbed, *RICH, "--optimizer.weight_decay", 0.5, "--seed", 3, check=False)
     assert found.returncode == 2 and found.stderr.count("\n") == 1
