@@ -1,19 +1,20 @@
 """Kill training again and again, and compare what comes out with a run that was never killed, bit for bit.
 
-    python benchmarks/kills.py --kills 200 --out /tmp/kills
+    python benchmarks/kills.py --out /tmp/kills --kills 200
 
 Each round starts a small run (dropout, EMA, accumulation, resume points inside epochs), kills it with SIGKILL at random
-moments until ``--per_run`` kills have hit it, lets it finish, and compares weights, averaged weights and the lines of
-metrics.jsonl. Rounds are remembered in OUT/rounds.jsonl: the same command goes on. Synthetic data.
+moments until ``--per_run`` kills have hit it, lets it finish, and compares weights, averaged weights, validation cases
+and the lines of metrics.jsonl. A run is ``train.py`` in a forked process, which spares importing torch for every kill.
+Rounds are remembered in OUT/rounds.jsonl: the same command goes on. Synthetic data.
 """
 
 import argparse
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,71 +22,97 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--model.channels", "3", "--model.dilations", "1", "2", "1", "--data.workers", "0", "--optimizer.lr", "0.01",
          "--training.max_epochs", "6", "--ema.enabled", "true", "--model.dropout", "0.2",
-         "--training.accumulation", "2", "--training.save_every_steps", "1"]
+         "--training.accumulation", "2", "--training.save_every_steps", "1", "--training.validate_every", "2"]
 
 
-def start(data: Path, run: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, ROOT / "train.py", "--data", data, "--run_dir", run, *FLAGS],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+def fork(script: str, arguments: list[str], log: Path) -> int:
+    """Run one of the root's scripts in a process of its own group; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    sys.stdout = sys.stderr = open(log, "w", encoding="utf-8")  # noqa: SIM115 (open to its end)
+    sys.argv = [script, *arguments]
+    code = 1
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
-def finish(data: Path, run: Path) -> None:
-    process = start(data, run)
-    _, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"{run}: exit code {process.returncode}: {errors.decode()}")
+def finish(script: str, arguments: list[str], log: Path) -> None:
+    _, status = os.waitpid(fork(script, arguments, log), 0)
+    if status:
+        sys.exit(f"{script}: exit code {os.waitstatus_to_exitcode(status)}: {log.read_text()}")
 
 
-def kill_once(data: Path, run: Path, delay: float) -> bool:
+def kill_once(arguments: list[str], run: Path, log: Path, delay: float) -> bool:
     """Start the run, kill it ``delay`` seconds after its first sign of life; whether it was still running."""
     before = time.time()
-    process = start(data, run)
+    process = fork("train.py", arguments, log)
     config = run / "config.yaml"
-    while process.poll() is None and not (config.exists() and config.stat().st_mtime >= before):
-        time.sleep(0.01)
+    while not (config.exists() and config.stat().st_mtime >= before):
+        time.sleep(0.002)
     time.sleep(delay)
-    alive = process.poll() is None
-    if alive:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return alive
+    ended, status = os.waitpid(process, os.WNOHANG)
+    if ended:
+        if status:
+            sys.exit(f"the run ended by itself with exit code {os.waitstatus_to_exitcode(status)}: {log.read_text()}")
+        return False
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
 
 
 def outcome(run: Path) -> dict:
     """Everything that must be equal: file contents of the weights, and the lines without their times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {"lines": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+            "cases": (run / "cases.csv").read_text(),
             "weights": {path.name: path.read_bytes() for path in sorted(run.glob("*.safetensors"))}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--per_run", type=int, default=5)
+    parser.add_argument("--per_run", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    data, whole, log = (arguments.out / name for name in ("data", "whole", "rounds.jsonl"))
-    if not data.exists():
-        subprocess.run([sys.executable, ROOT / "prepare.py", "--format", "synthetic", "--cases", "9", "--voxel_mm", "8",
-                        "--out", data], check=True)
-    finish(data, whole)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    import meshnet.engine
+    import meshnet.setup
+    import meshnet.synthetic  # noqa: F401 (forked processes need them)
+
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    data, whole, log = out / "data", out / "whole", out / "log.txt"
+    finish("prepare.py", ["--format", "synthetic", "--cases", "9", "--voxel_mm", "8", "--out", str(data)], log)
+    flags = ["--data", str(data), *FLAGS, "--run_dir"]
+    shutil.rmtree(whole, ignore_errors=True)
+    finish("train.py", [*flags, str(whole)], log)
     expected = outcome(whole)
-    span = sum(json.loads(line)["seconds"] for line in (whole / "metrics.jsonl").read_text().splitlines()) + 0.5
-    rounds = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    span = sum(line["seconds"] for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())) + 0.3
+    remembered = out / "rounds.jsonl"
+    rounds = [json.loads(line) for line in remembered.read_text().splitlines()] if remembered.exists() else []
     while sum(r["kills"] for r in rounds) < arguments.kills:
-        generator = random.Random(len(rounds))
-        run = arguments.out / "run"
+        generator, run = random.Random(len(rounds)), out / "run"
         shutil.rmtree(run, ignore_errors=True)
-        kills = tries = 0
+        kills = halved = tries = 0
         while kills < arguments.per_run and tries < 3 * arguments.per_run:
-            kills += kill_once(data, run, generator.uniform(0, span / 2))
+            kills += kill_once([*flags, str(run)], run, log, generator.uniform(0, span / 3))
+            halved += any(run.rglob(".tmp-*"))
             tries += 1
-        finish(data, run)
-        rounds.append({"kills": kills, "equal": outcome(run) == expected})
-        with open(log, "a", encoding="utf-8") as handle:
+        finish("train.py", [*flags, str(run)], log)
+        rounds.append({"kills": kills, "while_writing": halved, "equal": outcome(run) == expected})
+        with open(remembered, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(rounds[-1]) + "\n")
         print(f"{sum(r['kills'] for r in rounds)} kills in {len(rounds)} runs, "
+              f"{sum(r['while_writing'] for r in rounds)} of them in the middle of writing a file, "
               f"{sum(r['equal'] for r in rounds)} runs equal", flush=True)
 
 

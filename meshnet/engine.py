@@ -103,8 +103,11 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     """
     progress, folder = run.progress, run.folder
     heart = Heartbeat(folder, run.accelerator.is_main_process)
+    going_on = progress.epoch < stop_epoch and not progress.finished
     if run.accelerator.is_main_process:
-        keep_metrics(folder, progress.epoch, going_on=progress.epoch < stop_epoch and not progress.finished)
+        keep_metrics(folder, progress.epoch, going_on)
+    if going_on:
+        run.tracker.begin(progress.epoch)
     while progress.epoch < stop_epoch and not progress.finished:
         started = time.monotonic()
         run.schedule.begin_epoch(progress.epoch)

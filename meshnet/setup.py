@@ -117,6 +117,8 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
         except BlockingIOError:
             raise UserError(f"{folder}: another process is training in it; wait for it or use another "
                             "--run_dir") from None
+        for stray in (*folder.glob(".tmp-*"), *(folder / "state").glob(".tmp-*")):  # what a kill cut off
+            stray.unlink()
         if not resume:
             clear(folder)
         for name in ("DONE", "failed.json"):

@@ -39,37 +39,39 @@ def wandb_has_key() -> bool:
 
 
 class Tracker:
-    """Sends an epoch's values, and pictures of cases, to every tracker of the config; nothing where there is none."""
+    """Sends an epoch's values, and pictures of cases, to every tracker of the config; nothing where there is none.
+
+    An epoch that a kill hit between its line and its resume point is sent again, with the same values.
+    """
 
     def __init__(self, accelerator, config: TrackingConfig, folder: Path, flat_config: dict):
-        self.accelerator, self.config, self.folder = accelerator, config, folder
-        if not config.trackers:
+        self.accelerator, self.config, self.folder, self.flat_config = accelerator, config, folder, flat_config
+
+    def begin(self, epochs: int) -> None:
+        """Open the trackers for a run that has finished ``epochs``; it goes on in the tracker run that it had."""
+        trackers, path = self.config.trackers, self.folder / "tracking.json"
+        if not trackers or not self.accelerator.is_main_process:
             return
-        identifier = self.identifier(folder.name)
-        arguments = {"wandb": {"id": identifier["wandb"], "name": folder.name, "resume": "allow", "dir": str(folder)},
-                     "mlflow": {"run_name": folder.name, "run_id": identifier.get("mlflow")},
-                     "trackio": {"name": folder.name, "resume": "allow"}}
+        # A name of its own: the folder's comes again in other folders, and a tracker would join those runs.
+        known = json.loads(path.read_text()) if path.is_file() else {
+            "name": f"{self.folder.name}-{uuid.uuid4().hex[:8]}", "begun": []}
+        write_json(path, known)
+        arguments = {"wandb": {"id": known["name"], "name": self.folder.name, "resume": "allow",
+                               "dir": str(self.folder)},
+                     "mlflow": {"run_name": self.folder.name, "run_id": known.get("mlflow")},
+                     "tensorboard": {"purge_step": epochs + 1},
+                     "trackio": {"name": known["name"], "resume": "allow"}}
         if not wandb_has_key() and "WANDB_MODE" not in os.environ:
             arguments["wandb"]["mode"] = "offline"
+        self.accelerator.init_trackers(self.config.project, None, {name: arguments[name] for name in trackers})
         values = {key: value if isinstance(value, int | float | str | bool) else json.dumps(value)
-                  for key, value in flat_config.items()}
-        if identifier.get("mlflow"):
-            values = {}  # MLflow refuses to set a parameter of an existing run again
-        accelerator.init_trackers(config.project, values,
-                                  {name: arguments[name] for name in config.trackers if name in arguments})
-        if "mlflow" in config.trackers and accelerator.is_main_process:
-            run = accelerator.get_tracker("mlflow", unwrap=True)
-            write_json(folder / "tracking.json", identifier | {"mlflow": run.info.run_id})
-
-    def identifier(self, name: str) -> dict:
-        """The identifiers of this run in its trackers, made once and kept in the run folder."""
-        path = self.folder / "tracking.json"
-        if path.is_file():
-            return json.loads(path.read_text())
-        made = {"wandb": f"{name}-{uuid.uuid4().hex[:8]}"}
-        if self.accelerator.is_main_process:
-            write_json(path, made)
-        return made
+                  for key, value in self.flat_config.items()}
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "mlflow":
+                known["mlflow"] = tracker.tracker.info.run_id
+            if tracker.name not in known["begun"]:  # MLflow refuses a second time, TensorBoard makes another run of it
+                tracker.store_init_configuration(values)
+        write_json(path, known | {"begun": sorted({*known["begun"], *trackers})})
 
     def log(self, row: dict, step: int) -> None:
         """The numbers of an epoch's line."""
@@ -79,14 +81,23 @@ class Tracker:
             self.accelerator.log(numbers, step=step)
 
     def log_pictures(self, paths: dict[str, Path], step: int) -> None:
-        """PNG files by name, to the trackers that take pictures."""
+        """PNG files by name, to every tracker; on the main process alone."""
         from PIL import Image
 
+        pictures = {name: np.asarray(Image.open(path).convert("RGB")) for name, path in paths.items()}
         for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
+            if tracker.name == "mlflow":
+                import mlflow
+
+                for name, picture in pictures.items():
+                    mlflow.log_image(picture, key=name, step=step)
+            elif tracker.name == "trackio":
+                import trackio
+
+                tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+            else:
                 extra = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: np.asarray(Image.open(path).convert("RGB"))[None]
-                                    for name, path in paths.items()}, step=step, **extra)
+                tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step, **extra)
 
     def end(self) -> None:
         """Close the trackers, so that what they hold is written."""

@@ -145,8 +145,11 @@ def test_stopping_and_going_on_is_the_same_run(undisturbed, tiny_data, tmp_path)
     folder = tmp_path / "run"
     train(tiny_data, folder, *RICH, "--stop_epoch", 2)
     assert len(lines(folder)) == 2 and not (folder / "DONE").exists()
+    for stray in (folder / ".tmp-1-metrics.jsonl", folder / "state" / ".tmp-1-step-00000009.pt"):
+        stray.write_bytes(b"half")  # as a kill leaves it
     train(tiny_data, folder, *RICH, "--data.workers", 1)  # where cases are read may change
     assert_same_run(undisturbed, folder)
+    assert not list(folder.rglob(".tmp-*"))
 
 
 def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp_path):
