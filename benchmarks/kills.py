@@ -4,8 +4,8 @@
 
 Each round starts a small run (dropout, EMA, accumulation, resume points inside epochs), kills it with SIGKILL at random
 moments until ``--per_run`` kills have hit it, lets it finish, and compares weights, averaged weights, validation cases
-and the lines of metrics.jsonl. A run is ``train.py`` in a forked process, which spares importing torch for every kill.
-Rounds are remembered in OUT/rounds.jsonl: the same command goes on. Synthetic data.
+and the lines of metrics.jsonl. Every other round waits for a file to be half written before it kills. A run is
+``train.py`` in a forked process, which spares importing torch for every kill. Rounds are remembered in OUT/rounds.jsonl: the same command goes on. Synthetic data.
 """
 
 import argparse
@@ -50,14 +50,20 @@ def finish(script: str, arguments: list[str], log: Path) -> None:
         sys.exit(f"{script}: exit code {os.waitstatus_to_exitcode(status)}: {log.read_text()}")
 
 
-def kill_once(arguments: list[str], run: Path, log: Path, delay: float) -> bool:
-    """Start the run, kill it ``delay`` seconds after its first sign of life; whether it was still running."""
+def kill_once(arguments: list[str], run: Path, log: Path, delay: float, aim: bool) -> bool:
+    """Start the run, kill it ``delay`` seconds after its first sign of life; whether it was still running.
+
+    With ``aim`` it is killed at the first file after that which is not whole yet, if one comes within half a second.
+    """
     before = time.time()
     process = fork("train.py", arguments, log)
     config = run / "config.yaml"
     while not (config.exists() and config.stat().st_mtime >= before):
         time.sleep(0.002)
     time.sleep(delay)
+    patience = time.monotonic() + 0.5
+    while aim and time.monotonic() < patience and not half_written(run):
+        time.sleep(0.0002)
     ended, status = os.waitpid(process, os.WNOHANG)
     if ended:
         if status:
@@ -66,6 +72,11 @@ def kill_once(arguments: list[str], run: Path, log: Path, delay: float) -> bool:
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
     return True
+
+
+def half_written(run: Path) -> list[Path]:
+    """Files that a process is writing, or was writing when it was killed."""
+    return [*run.glob(".tmp-*"), *run.glob("state/.tmp-*")]
 
 
 def outcome(run: Path) -> dict:
@@ -104,8 +115,8 @@ def main() -> None:
         shutil.rmtree(run, ignore_errors=True)
         kills = halved = tries = 0
         while kills < arguments.per_run and tries < 3 * arguments.per_run:
-            kills += kill_once([*flags, str(run)], run, log, generator.uniform(0, span / 3))
-            halved += any(run.rglob(".tmp-*"))
+            kills += kill_once([*flags, str(run)], run, log, generator.uniform(0, span / 3), len(rounds) % 2 == 1)
+            halved += bool(half_written(run))
             tries += 1
         finish("train.py", [*flags, str(run)], log)
         rounds.append({"kills": kills, "while_writing": halved, "equal": outcome(run) == expected})

@@ -170,7 +170,7 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     transform = None
     if augment.is_on(config.augment):
         transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"])
-    tracker = Tracker(accelerator, config.tracking, folder, identity(config))
+    tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card["training_data"])
     return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,
                criterion, ema, transform, tracker)
 

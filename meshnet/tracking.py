@@ -56,16 +56,17 @@ class Tracker:
         known = json.loads(path.read_text()) if path.is_file() else {
             "name": f"{self.folder.name}-{uuid.uuid4().hex[:8]}", "begun": []}
         write_json(path, known)
+        values = {key: value if isinstance(value, int | float | str | bool) else json.dumps(value)
+                  for key, value in self.flat_config.items()}
         arguments = {"wandb": {"id": known["name"], "name": self.folder.name, "resume": "allow",
                                "dir": str(self.folder)},
                      "mlflow": {"run_name": self.folder.name, "run_id": known.get("mlflow")},
                      "tensorboard": {"purge_step": epochs + 1},
-                     "trackio": {"name": known["name"], "resume": "allow"}}
+                     # Accelerate puts a configuration where Trackio never looks.
+                     "trackio": {"name": known["name"], "resume": "allow", "config": values}}
         if not wandb_has_key() and "WANDB_MODE" not in os.environ:
             arguments["wandb"]["mode"] = "offline"
         self.accelerator.init_trackers(self.config.project, None, {name: arguments[name] for name in trackers})
-        values = {key: value if isinstance(value, int | float | str | bool) else json.dumps(value)
-                  for key, value in self.flat_config.items()}
         for tracker in self.accelerator.trackers:
             if tracker.name == "mlflow":
                 known["mlflow"] = tracker.tracker.info.run_id
@@ -74,9 +75,9 @@ class Tracker:
         write_json(path, known | {"begun": sorted({*known["begun"], *trackers})})
 
     def log(self, row: dict, step: int) -> None:
-        """The numbers of an epoch's line."""
+        """The numbers of an epoch's line; its ``step`` as ``optimizer_step``, since a tracker's step is the epoch."""
         if self.config.trackers:
-            numbers = {key: value for key, value in row.items()
+            numbers = {"optimizer_step" if key == "step" else key: value for key, value in row.items()
                        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
             self.accelerator.log(numbers, step=step)
 
