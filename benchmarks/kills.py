@@ -2,10 +2,11 @@
 
     python benchmarks/kills.py --out /tmp/kills --kills 200
 
-Each round starts a small run (dropout, EMA, accumulation, resume points inside epochs), kills it with SIGKILL at random
-moments until ``--per_run`` kills have hit it, lets it finish, and compares weights, averaged weights, validation cases
-and the lines of metrics.jsonl. Every other round waits for a file to be half written before it kills. A run is
-``train.py`` in a forked process, which spares importing torch for every kill. Rounds are remembered in OUT/rounds.jsonl: the same command goes on. Synthetic data.
+Each round starts a small run (dropout, EMA, accumulation, resume points inside epochs), kills it with SIGKILL until
+``--per_run`` kills have hit it, lets it finish, and compares weights, averaged weights, validation cases and the lines
+of metrics.jsonl. The moments are random; in every other round each is in the middle of writing some file. A run is
+``train.py`` in a forked process, which spares importing torch for every kill. Rounds are remembered in
+OUT/rounds.jsonl: the same command goes on. Synthetic data.
 """
 
 import argparse
@@ -25,14 +26,26 @@ FLAGS = ["--model.channels", "3", "--model.dilations", "1", "2", "1", "--data.wo
          "--training.accumulation", "2", "--training.save_every_steps", "1", "--training.validate_every", "2"]
 
 
-def fork(script: str, arguments: list[str], log: Path) -> int:
-    """Run one of the root's scripts in a process of its own group; returns its id."""
+def fork(script: str, arguments: list[str], log: Path, writes: int = 0) -> int:
+    """Run one of the root's scripts in a process of its own group; returns its id.
+
+    With ``writes`` it is killed in its so-manieth write, when the content is there and the file does not have it yet.
+    """
     process = os.fork()
     if process:
         return process
     os.setsid()
     sys.stdout = sys.stderr = open(log, "w", encoding="utf-8")  # noqa: SIM115 (open to its end)
     sys.argv = [script, *arguments]
+    fsync, left = os.fsync, iter(range(writes - 1))
+
+    def fsync_or_die(descriptor: int) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    if writes:
+        os.fsync = fsync_or_die
     code = 1
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -50,33 +63,33 @@ def finish(script: str, arguments: list[str], log: Path) -> None:
         sys.exit(f"{script}: exit code {os.waitstatus_to_exitcode(status)}: {log.read_text()}")
 
 
-def kill_once(arguments: list[str], run: Path, log: Path, delay: float, aim: bool) -> bool:
-    """Start the run, kill it ``delay`` seconds after its first sign of life; whether it was still running.
-
-    With ``aim`` it is killed at the first file after that which is not whole yet, if one comes within half a second.
-    """
+def kill_once(arguments: list[str], run: Path, log: Path, delay: float) -> bool:
+    """Start the run, kill it ``delay`` seconds after its first sign of life; whether it was still running."""
     before = time.time()
     process = fork("train.py", arguments, log)
     config = run / "config.yaml"
     while not (config.exists() and config.stat().st_mtime >= before):
         time.sleep(0.002)
     time.sleep(delay)
-    patience = time.monotonic() + 0.5
-    while aim and time.monotonic() < patience and not half_written(run):
-        time.sleep(0.0002)
     ended, status = os.waitpid(process, os.WNOHANG)
-    if ended:
-        if status:
-            sys.exit(f"the run ended by itself with exit code {os.waitstatus_to_exitcode(status)}: {log.read_text()}")
-        return False
-    os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return True
+    if not ended:
+        os.killpg(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+    return was_killed(status, log)
 
 
-def half_written(run: Path) -> list[Path]:
-    """Files that a process is writing, or was writing when it was killed."""
-    return [*run.glob(".tmp-*"), *run.glob("state/.tmp-*")]
+def kill_in_a_write(arguments: list[str], log: Path, writes: int) -> bool:
+    """Start the run, let it be killed in the middle of its so-manieth write; whether there were as many."""
+    _, status = os.waitpid(fork("train.py", arguments, log, writes), 0)
+    return was_killed(status, log)
+
+
+def was_killed(status: int, log: Path) -> bool:
+    """Whether a process was killed rather than finished; ends this script where it failed by itself."""
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        sys.exit(f"the run ended by itself with exit code {code}: {log.read_text()}")
+    return code != 0
 
 
 def outcome(run: Path) -> dict:
@@ -113,17 +126,19 @@ def main() -> None:
     while sum(r["kills"] for r in rounds) < arguments.kills:
         generator, run = random.Random(len(rounds)), out / "run"
         shutil.rmtree(run, ignore_errors=True)
-        kills = halved = tries = 0
+        kills, tries, in_writes = 0, 0, len(rounds) % 2 == 1
         while kills < arguments.per_run and tries < 3 * arguments.per_run:
-            kills += kill_once([*flags, str(run)], run, log, generator.uniform(0, span / 3), len(rounds) % 2 == 1)
-            halved += bool(half_written(run))
+            if in_writes:
+                kills += kill_in_a_write([*flags, str(run)], log, generator.randint(2, 20))
+            else:
+                kills += kill_once([*flags, str(run)], run, log, generator.uniform(0, span / 3))
             tries += 1
         finish("train.py", [*flags, str(run)], log)
-        rounds.append({"kills": kills, "while_writing": halved, "equal": outcome(run) == expected})
+        rounds.append({"kills": kills, "in_writes": kills * in_writes, "equal": outcome(run) == expected})
         with open(remembered, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(rounds[-1]) + "\n")
         print(f"{sum(r['kills'] for r in rounds)} kills in {len(rounds)} runs, "
-              f"{sum(r['while_writing'] for r in rounds)} of them in the middle of writing a file, "
+              f"{sum(r['in_writes'] for r in rounds)} of them in the middle of writing a file, "
               f"{sum(r['equal'] for r in rounds)} runs equal", flush=True)
 
 
