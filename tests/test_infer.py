@@ -98,6 +98,16 @@ def test_thresholds_cleaning_and_ensembles(model, tmp_path):
     assert volume("--model", model, other, "--threshold", 0.6) == 0
 
 
+def test_averaged_weights_are_used_on_request(tmp_path):
+    folder = bright_model(tmp_path / "model")
+    other = bright_model(tmp_path / "other", level=2.0)  # finds nothing anywhere
+    (other / "model.safetensors").rename(folder / "model_ema.safetensors")
+    path = scan_file(tmp_path / "a.nii.gz")
+    volumes = [json.loads(infer(path, "--model", folder, "--json", "-o", tmp_path / f"{len(flags)}.nii.gz",
+                                *flags).stdout)["volume_ml"] for flags in ([], ["--ema"])]
+    assert volumes[0] > 0 and volumes[1] == 0
+
+
 def test_several_channels_from_files_or_one_4d_file(tmp_path):
     two = bright_model(tmp_path / "two", channels=2)
     first, second = scan_file(tmp_path / "f.nii.gz"), scan_file(tmp_path / "t.nii.gz", (slice(0, 1),) * 3)

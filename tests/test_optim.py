@@ -187,6 +187,16 @@ def test_warm_up_is_the_guide_loop_and_the_schedule_has_the_rest():
     assert constant == [0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("values", [
+    {"pct_start": 0.3}, {"name": "ReduceLROnPlateau", "patience": 1, "factor": 0.5}, {"name": "cosine"},
+    {"name": "constant"}], ids=str)
+def test_a_warm_up_goes_before_any_schedule_and_leaves_it_as_it_is(values):
+    metrics = [0.1, 0.2, 0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3]
+    found = rates(scheduler_config(**values), 3, 13, warmup=3, metrics=[9.0] * 3 + metrics)
+    assert found[:9] == pytest.approx([0.5 * (epoch + 1) / 3 for epoch in range(3) for _ in range(3)])
+    assert found[9:] == pytest.approx(rates(scheduler_config(**values), 3, 10, metrics=metrics))
+
+
 def test_cosine_is_by_epoch_and_ends_at_its_minimum():
     found = rates(scheduler_config(name="cosine", T_max=10, eta_min=0.1), steps_per_epoch=3, epochs=11)[::3]
     expected = [0.1 + 0.4 * (1 + math.cos(math.pi * epoch / 10)) / 2 for epoch in range(11)]

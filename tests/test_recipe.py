@@ -1,6 +1,7 @@
 """Recipes and flags: the guide's own blocks, precedence, and one line for each mistake."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -37,12 +38,45 @@ def test_guide_block_loads_as_written(name, root):
     assert {key: flat[key] for key in GUIDE[name]} == GUIDE[name]
 
 
+def test_every_json_block_of_the_guide_ships_as_it_stands(root):
+    seeds = root.parent / "shared" / "seeds"
+    if not seeds.is_dir():
+        pytest.skip(f"the guide was not found at {seeds}")
+    blocks = [block for path in sorted(seeds.glob("*.txt"))
+              for block in re.findall(r"```json\n(.*?)\n```", path.read_text(encoding="utf-8"), re.DOTALL)]
+    shipped = {path.stem: re.sub(r"^(//.*\n)*", "", path.read_text(encoding="utf-8")).strip()
+               for path in (root / "recipes").glob("guide_*.json")}
+    assert len(blocks) == len(shipped) == len(GUIDE) == 9
+    assert sorted(blocks) == sorted(shipped.values())
+
+
+PAPER_BASELINE = {"optimizer.name": "AdamW", "optimizer.lr": 1e-3, "optimizer.weight_decay": 3e-5,
+                  "optimizer.eps": 1e-4, "training.batch_size": 1, "training.max_epochs": 50, "scheduler.name": "OneCycleLR",
+                  "scheduler.pct_start": 0.01, "scheduler.anneal_strategy": "cos", "scheduler.div_factor": 100,
+                  "loss.name": "ce", "loss.background_weight": 0.5, "loss.lesion_weight": 1.0,
+                  "loss.label_smoothing": 0.01}
+
+
+@pytest.mark.parametrize("name", ["baseline", "meshnet5", "meshnet16", "meshnet26", "segresnet", "unetr", "vnet",
+                                  "unet", "residual_unet", "swin_unetr", "mednext_s", "mednext_b", "mednext_m",
+                                  "umamba_bot", "umamba_enc", "ukan"])
+def test_the_papers_table_of_settings_is_in_every_recipe(name, root):
+    flat = identity(validate(load_recipes([root / f"recipes/{name}.yaml"])))
+    assert {key: flat[key] for key in PAPER_BASELINE} == PAPER_BASELINE
+
+
+def test_the_likely_optimum_of_meshnet26_is_its_second_recipe(root):
+    flat = identity(validate(load_recipes([root / "recipes/meshnet26_tuned.yaml"])))
+    assert flat["model.channels"] == 26 and 0.01 <= flat["optimizer.lr"] <= 0.02
+    assert 0.01 <= flat["optimizer.weight_decay"] <= 0.02 and flat["loss.background_weight"] == 0.5
+    assert flat["scheduler.pct_start"] in (0.02, 0.1)
+
+
 def test_every_recipe_is_valid_and_says_something(root):
     for path in sorted((root / "recipes").glob("*")):
         config = validate(load_recipes([path]))
         assert config.optimizer.lr > 0
-        if path.suffix == ".yaml":
-            assert path.read_text().startswith("#"), f"{path} does not say what it should reach"
+        assert path.read_text().startswith(("#", "//")), f"{path} does not say what it should reach"
 
 
 def test_what_is_left_out_is_torch_own_default():
