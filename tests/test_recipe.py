@@ -51,10 +51,10 @@ def test_every_json_block_of_the_guide_ships_as_it_stands(root):
 
 
 PAPER_BASELINE = {"optimizer.name": "AdamW", "optimizer.lr": 1e-3, "optimizer.weight_decay": 3e-5,
-                  "optimizer.eps": 1e-4, "training.batch_size": 1, "training.max_epochs": 50, "scheduler.name": "OneCycleLR",
-                  "scheduler.pct_start": 0.01, "scheduler.anneal_strategy": "cos", "scheduler.div_factor": 100,
-                  "loss.name": "ce", "loss.background_weight": 0.5, "loss.lesion_weight": 1.0,
-                  "loss.label_smoothing": 0.01}
+                  "optimizer.eps": 1e-4, "training.batch_size": 1, "training.max_epochs": 50,
+                  "scheduler.name": "OneCycleLR", "scheduler.pct_start": 0.01, "scheduler.anneal_strategy": "cos",
+                  "scheduler.div_factor": 100, "loss.name": "ce", "loss.background_weight": 0.5,
+                  "loss.lesion_weight": 1.0, "loss.label_smoothing": 0.01}
 
 
 @pytest.mark.parametrize("name", ["baseline", "meshnet5", "meshnet16", "meshnet26", "segresnet", "unetr", "vnet",
