@@ -146,7 +146,7 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
     todo = data.load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
     started = time.monotonic()
     earlier, rate = progress.seconds, run.schedule.rates()[0]
-    run.model.train()
+    begin_training(run)
     with bar(run, len(batches) // config.training.accumulation) as shown:
         for batch in todo:
             with accelerator.accumulate(run.model):
@@ -170,6 +170,15 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
                 save(run)
     sums = gather_object([progress.loss_sum])
     return {"learning_rate": rate, "train_loss": sum(sums) / (len(batches) * len(sums))}
+
+
+def begin_training(run: Run) -> None:
+    """Training mode; batch norms that are frozen keep to their running statistics, as in evaluation."""
+    run.model.train()
+    if run.config.training.freeze_batch_norm:
+        for module in run.model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def train_batch(run: Run, batch: dict) -> float:
@@ -258,7 +267,6 @@ def validate(run: Run, network: torch.nn.Module, cases: list[int], heart: Heartb
         rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
         if heart is not None:
             heart.beat()
-    network.train()
     gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
     return [row for _, row in sorted(gathered, key=lambda item: item[0])]
 
@@ -277,7 +285,6 @@ def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
         paths[name] = run.folder / "pictures" / f"{name}.png"
         affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
         draw_overlay(image[0], guess, paths[name], run.data.read(index, "mask"), affine, run.data.rows[index]["case"])
-    run.network.train()
     return paths
 
 

@@ -305,3 +305,13 @@ def test_a_finished_run_is_scored_on_its_test_fold_once_each(undisturbed, tiny_d
     splits = json.loads((tiny_data / "splits.json").read_text())
     assert sorted(row["subject"] for row in rows) == sorted(splits["folds"][0]["test"])
     assert all(0 <= float(row["dice"]) <= 1 and 0 <= float(row["conformed_dice"]) <= 1 for row in rows)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights(undisturbed, tiny_data, tmp_path):
+    """Fine-tuning on few cases: what a step sees is what evaluation sees."""
+    train(tiny_data, tmp_path / "tuned", "--init", undisturbed, "--training.max_epochs", 1,
+          "--training.freeze_batch_norm", "true")
+    before, after = weights(undisturbed, "model.safetensors"), weights(tmp_path / "tuned")
+    buffers = [key for key in before if "running" in key or "batches" in key]
+    assert buffers and all(torch.equal(before[key], after[key]) for key in buffers)
+    assert not torch.equal(before["blocks.0.norm.weight"], after["blocks.0.norm.weight"])
