@@ -95,7 +95,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     progress, folder = run.progress, run.folder
     heart = Heartbeat(folder, run.accelerator.is_main_process)
     while progress.epoch < stop_epoch and not progress.finished:
-        started = time.monotonic()
+        started = time.monotonic() - progress.seconds  # resume points inside the epoch move progress.seconds
         run.schedule.begin_epoch(progress.epoch)
         row = {"epoch": progress.epoch + 1, **train_epoch(run, heart)}
         row["step"] = progress.step
@@ -106,7 +106,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
         line = run.schedule.end_epoch(row.get(run.config.scheduler.monitor))
         if line:
             say(line)
-        row["seconds"] = round(progress.seconds + time.monotonic() - started, 2)
+        row["seconds"] = round(time.monotonic() - started, 2)
         close_epoch(run, row)
         save(run)
         say(describe(row, run.config.training.max_epochs))

@@ -315,3 +315,9 @@ def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights(undisturb
     buffers = [key for key in before if "running" in key or "batches" in key]
     assert buffers and all(torch.equal(before[key], after[key]) for key in buffers)
     assert not torch.equal(before["blocks.0.norm.weight"], after["blocks.0.norm.weight"])
+
+
+def test_seconds_of_an_epoch_are_counted_once(undisturbed):
+    """Resume points inside an epoch keep what it took so far; the epoch's line must not add that again."""
+    began, ended = ((undisturbed / name).stat().st_mtime for name in (".lock", "DONE"))
+    assert 0 < sum(row["seconds"] for row in lines(undisturbed)) <= ended - began + 0.1
