@@ -147,6 +147,7 @@ class TrainingConfig:
     precision: str | None = knob(None, choices=("no", "fp16", "bf16"))  # null: as accelerate's configuration says
     memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers as a step needs to fit
     sync_batch_norm: bool = knob(True)  # batch-norm statistics over all processes
+    freeze_batch_norm: bool = knob(False)  # batch norm keeps its running statistics: for fine-tuning on few cases
     save_every_steps: int = knob(0, low=0)  # resume points inside an epoch as well, every so many steps
     keep_states: int = knob(2, low=1)  # resume points kept
 

@@ -109,7 +109,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     if going_on:
         run.tracker.begin(progress.epoch)
     while progress.epoch < stop_epoch and not progress.finished:
-        started = time.monotonic()
+        started = time.monotonic() - progress.seconds  # resume points inside the epoch move progress.seconds
         run.schedule.begin_epoch(progress.epoch)
         row = {"epoch": progress.epoch + 1, **train_epoch(run, heart)}
         row["step"] = progress.step
@@ -122,7 +122,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
         line = run.schedule.end_epoch(watched)
         if line:
             say(line)
-        row["seconds"] = round(progress.seconds + time.monotonic() - started, 2)
+        row["seconds"] = round(time.monotonic() - started, 2)
         close_epoch(run, row, watched)
         save(run)
         say(describe(row, run.config.training.max_epochs))
@@ -161,7 +161,7 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
     todo = data.load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
     started = time.monotonic()
     earlier, rate = progress.seconds, run.schedule.rates()[0]
-    run.model.train()
+    begin_training(run)
     with bar(run, len(batches) // config.training.accumulation) as shown:
         for batch in todo:
             with accelerator.accumulate(run.model):
@@ -185,6 +185,15 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
                 save(run)
     sums = gather_object([progress.loss_sum])
     return {"learning_rate": rate, "train_loss": sum(sums) / (len(batches) * len(sums))}
+
+
+def begin_training(run: Run) -> None:
+    """Training mode; batch norms that are frozen keep to their running statistics, as in evaluation."""
+    run.model.train()
+    if run.config.training.freeze_batch_norm:
+        for module in run.model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def train_batch(run: Run, batch: dict) -> float:
@@ -279,7 +288,6 @@ def validate(run: Run, network: torch.nn.Module, cases: list[int], heart: Heartb
         rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
         if heart is not None:
             heart.beat()
-    network.train()
     gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
     return [row for _, row in sorted(gathered, key=lambda item: item[0])]
 
@@ -298,7 +306,6 @@ def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
         paths[name] = run.folder / "pictures" / f"{name}.png"
         affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
         draw_overlay(image[0], guess, paths[name], run.data.read(index, "mask"), affine, run.data.rows[index]["case"])
-    run.network.train()
     return paths
 
 

@@ -42,7 +42,8 @@ PRESETS = {
                     0.3, 0.2, 0.4),
 }
 # Lesions that are brighter than grey matter, or fluid-filled: what the built-in weights are trained on.
-PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.55, "FLAIR": 0.28, "DWI": 0.17}, smallest_mm3=1000.0)
+PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.55, "FLAIR": 0.28, "DWI": 0.17}, smallest_mm3=1000.0,
+                            healthy=0.15)
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
 MEANS = {

@@ -51,7 +51,7 @@ RICH = ["--training.max_epochs", 4, "--ema.enabled", "true", "--model.dropout", 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_data, folder, *RICH)
+    train(tiny_data, folder, *RICH, "--training.keep_states", 50)
     return folder
 
 
@@ -77,7 +77,6 @@ def test_the_run_folder_holds_what_ran_beside_what_came_out(undisturbed, tiny_da
     best = max(rows, key=lambda row: row["val_dice"])
     mean = sum(float(case["dice"]) for case in cases) / len(cases)
     assert mean == pytest.approx(best["val_dice"])
-    assert len(list((undisturbed / "state").glob("*.pt"))) == 2
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(undisturbed, tiny_data):
@@ -150,6 +149,7 @@ def test_stopping_and_going_on_is_the_same_run(undisturbed, tiny_data, tmp_path)
     train(tiny_data, folder, *RICH, "--data.workers", 1)  # where cases are read may change
     assert_same_run(undisturbed, folder)
     assert not list(folder.rglob(".tmp-*"))
+    assert len(list((folder / "state").glob("*.pt"))) == 2  # training.keep_states
 
 
 def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp_path):
@@ -344,3 +344,21 @@ def test_a_finished_run_is_scored_on_its_test_fold_once_each(undisturbed, tiny_d
     splits = json.loads((tiny_data / "splits.json").read_text())
     assert sorted(row["subject"] for row in rows) == sorted(splits["folds"][0]["test"])
     assert all(0 <= float(row["dice"]) <= 1 and 0 <= float(row["conformed_dice"]) <= 1 for row in rows)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights(undisturbed, tiny_data, tmp_path):
+    """Fine-tuning on few cases: what a step sees is what evaluation sees."""
+    train(tiny_data, tmp_path / "tuned", "--init", undisturbed, "--training.max_epochs", 1,
+          "--training.freeze_batch_norm", "true")
+    before, after = weights(undisturbed, "model.safetensors"), weights(tmp_path / "tuned")
+    buffers = [key for key in before if "running" in key or "batches" in key]
+    assert buffers and all(torch.equal(before[key], after[key]) for key in buffers)
+    assert not torch.equal(before["blocks.0.norm.weight"], after["blocks.0.norm.weight"])
+
+
+def test_seconds_of_an_epoch_are_counted_once(undisturbed):
+    """Resume points inside an epoch keep what it took so far; the epoch's line must not add that again."""
+    rows = lines(undisturbed)
+    ended = [(undisturbed / f"state/step-{row['step']:08}.pt").stat().st_mtime for row in rows]
+    for row, since, until in zip(rows[1:], ended, ended[1:]):
+        assert 0 < row["seconds"] <= until - since + 0.005  # seconds are rounded to two places
