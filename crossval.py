@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--workers", type=int, help="runs at a time (default: by GPUs, else by CPU cores)")
     g.add_argument("--gpus_per_worker", type=int, help="default: 1 where there are GPUs")
     g.add_argument("--accelerate_config", metavar="FILE", help="for accelerate launch, on GPUs")
-    g.add_argument("--address", help="of the Ray cluster")
+    g.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster; default: this machine's")
     g.add_argument("--silent_after", type=float, default=3600, help="seconds without a sign of life before a run is "
                    "started again (default 3600; 0: never)")
     p.add_argument("--score_ensemble", nargs=2, metavar=("NAME", "FOLD"), help="score one ensemble; --ensemble starts "
@@ -163,7 +163,7 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
 
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
-                             arguments.accelerate_config, arguments.address)
+                             arguments.accelerate_config, arguments.ray_address)
     queue = Queue(plan, out, launcher, arguments.silent_after, arguments.ensemble)
     try:
         queue.adopt()

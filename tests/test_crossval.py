@@ -393,19 +393,28 @@ def wait_for(condition, process, seconds=240):
     raise AssertionError(f"not reached, exit code {process.poll()}")
 
 
-@pytest.mark.slow
-def test_real_runs_killed_twice_end_in_a_whole_report(tmp_path, root):
-    def script(*arguments):
-        return [sys.executable, str(root / arguments[0]), *map(str, arguments[1:])]
+def script(root, *arguments):
+    """A command line of one of the root's scripts."""
+    return [sys.executable, str(root / arguments[0]), *map(str, arguments[1:])]
 
-    subprocess.run(script("prepare.py", "--format", "synthetic", "--cases", 9, "--voxel_mm", 8, "--out",
-                          tmp_path / "data"), check=True, capture_output=True)
+
+@pytest.fixture(scope="module")
+def nine_cases(tmp_path_factory, root):
+    """Nine synthetic cases at 8 mm, in three outer folds."""
+    folder = tmp_path_factory.mktemp("nine") / "data"
+    subprocess.run(script(root, "prepare.py", "--format", "synthetic", "--cases", 9, "--voxel_mm", 8, "--out", folder),
+                   check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_real_runs_killed_twice_end_in_a_whole_report(nine_cases, tmp_path, root):
     recipes = []
     for name, channels in (("small", 3), ("large", 5)):
         recipes.append(tmp_path / f"{name}.yaml")
         recipes[-1].write_text(TINY.format(channels))
     out = tmp_path / "out"
-    command = script("crossval.py", "--data", tmp_path / "data", "--recipes", *recipes, "--restarts", 2, "--workers", 2,
+    command = script(root, "crossval.py", "--data", nine_cases, "--recipes", *recipes, "--restarts", 2, "--workers", 2,
                      "--out", out, "--ensemble")
     with open(tmp_path / "first.log", "w") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log)
@@ -434,3 +443,41 @@ def test_real_runs_killed_twice_end_in_a_whole_report(tmp_path, root):
     changed = subprocess.run([*command, "--optimizer.lr", "0.5"], capture_output=True, text=True)
     assert changed.returncode == 2
     assert "optimizer.lr was 0.02 and is now 0.5" in changed.stderr
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node(nine_cases, tmp_path, root):
+    """Three folds and two restarts on two nodes, one killed while both train, another joining: nothing is missing."""
+    pytest.importorskip("ray", reason="Ray is not installed; pip install -r requirements-ray.txt")
+    from ray.cluster_utils import Cluster
+
+    recipe, out = tmp_path / "small.yaml", tmp_path / "out"
+    recipe.write_text(TINY.format(3).replace("max_epochs: 3", "max_epochs: 40"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    doomed = cluster.add_node(num_cpus=1)
+    try:
+        process = subprocess.Popen(
+            script(root, "crossval.py", "--data", nine_cases, "--recipes", recipe, "--restarts", 2, "--out", out,
+                   "--ensemble", "--launcher", "ray", "--ray_address", cluster.address, "--workers", 2),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        training = lambda: [path for path in out.glob("runs/small/*/heartbeat") if not (path.parent / "DONE").exists()]
+        lost = ""
+        while "goes on" not in lost:  # a run may end in the moment of the kill: then another node dies
+            wait_for(lambda: len(training()) >= 2, process)
+            cluster.remove_node(doomed, allow_graceful=False)
+            doomed = cluster.add_node(num_cpus=1)
+            lost = next(line for line in process.stdout if "goes on" in line or line.startswith("["))
+        output = lost + process.communicate(timeout=600)[0]
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    runs, missing, plan = results.read_runs(out)
+    assert missing == [] and Counter(run.model for run in runs) == {"small": 6, "small (ensemble)": 3}
+    for run in results.planned_runs(plan):
+        assert [row["epoch"] for row in results.read_metrics(results.run_folder(out, run))] == list(range(1, 41))
+    # What came from the cluster is what train.py makes here.
+    subprocess.run(script(root, "train.py", "--recipe", recipe, "--data", nine_cases, "--fold", 1, "--seed", 1,
+                          "--run_dir", tmp_path / "here"), check=True, capture_output=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (tmp_path / "here" / name).read_bytes() == (out / "runs/small/fold1_restart1" / name).read_bytes()
