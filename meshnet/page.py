@@ -84,6 +84,9 @@ def warning(text: str, items: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a cross-validation's page says
 
+BESIDE = "The paper's own figures (arXiv 2503.05531) stand to the right; they are of its own data."
+
+
 def caption(found: "Results", grid: str) -> str:
     """What the paper's table shows, in words."""
     where = "the conformed grid" if grid == "conformed" else "each scan's own grid"
@@ -106,8 +109,7 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
     sections = [
         ("Results", gaps + table(
             tables.html(found.rows("conformed", parameters)),
-            f"Table 1. {caption(found, 'conformed')} The paper's own figures (arXiv 2503.05531) stand to the right; "
-            "they are of its own data.")),
+            f"Table 1. {caption(found, 'conformed')} {BESIDE}")),
         ("Size and accuracy", picture(
             drawn["pareto"], "Parameters against macro Dice (mean and SD over folds). The line joins models that no "
             "smaller one equals; hollow points are the paper's.", "Parameters against macro Dice")),

@@ -137,9 +137,10 @@ def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | No
     """The paper's table in both grids, and the long tables of every number."""
     for grid, name in (("conformed", "table"), ("native", "table_native")):
         rows = found.rows(grid, parameters)
-        write_text(folder / f"{name}.md", tables.markdown(rows) + "\n" + page.caption(found, grid) + "\n")
+        caption = f"{page.caption(found, grid)} {page.BESIDE}"
+        write_text(folder / f"{name}.md", f"{tables.markdown(rows)}\n{caption}\n")
         write_text(folder / f"{name}.csv", tables.comma_separated(rows))
-        write_text(folder / f"{name}.tex", tables.latex(rows, page.caption(found, grid), f"tab:{name}"))
+        write_text(folder / f"{name}.tex", tables.latex(rows, caption, f"tab:{name}"))
     spreads = ("folds", "restarts", "subjects")
     lines = [["model", "grid", "score", *(f"{s}_{part}" for s in spreads for part in ("mean", "sd", "n")),
               "subjects_low", "subjects_high"]]

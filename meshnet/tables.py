@@ -138,8 +138,8 @@ def html_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
 
 
-def latex(rows: Sequence[Row], caption: str, label: str = "tab:results", beside: bool = False) -> str:
-    """The table as LaTeX (needs ``\\usepackage{booktabs}``), best values bold, stars raised."""
+def latex(rows: Sequence[Row], caption: str, label: str = "tab:results", beside: bool = True) -> str:
+    """The table as LaTeX (needs ``\\usepackage{booktabs}``), best values bold, stars raised; ``beside`` as above."""
     def write(c: Cell) -> str:
         text = _tex(c.text)
         return (rf"\textbf{{{text}}}" if c.best else text) + (f"$^{{{c.stars}}}$" if c.stars else "")
@@ -155,7 +155,8 @@ def latex(rows: Sequence[Row], caption: str, label: str = "tab:results", beside:
 
 def _tex(text: str) -> str:
     text = re.sub(r"([&%$#_{}])", r"\\\1", text)
-    return re.sub(r"(?<=\d),(?=\d)", "{,}", text).replace("–", "--").replace("−", "$-$").replace("†", r"$^\dagger$")
+    text = re.sub(r"(?<=\d),(?=\d)", "{,}", re.sub(r"[<>−]", lambda m: f"${m[0].replace('−', '-')}$", text))
+    return text.replace("–", "--").replace("†", r"$^\dagger$")
 
 
 def comma_separated(rows: Sequence[Row]) -> str:

@@ -40,9 +40,9 @@ def test_the_papers_numbers_in_any_order_give_the_papers_table():
 
 
 def test_latex_of_the_papers_numbers():
-    text = tables.latex(PAPER, "Results_1 & 95 %")
+    text = tables.latex(PAPER, "Results_1 & 95 %, p < 0.05", beside=False)
     lines = text.splitlines()
-    assert r"\caption{Results\_1 \& 95 \%}" in lines
+    assert r"\caption{Results\_1 \& 95 \%, p $<$ 0.05}" in lines
     assert lines.count(r"\toprule") == lines.count(r"\midrule") == lines.count(r"\bottomrule") == 1
     assert r"Model & Parameters & DICE $\uparrow$ & AVD $\downarrow$ & MCC $\uparrow$ \\" in lines
     best = r"MeshNet-26 & 147{,}474 & \textbf{0.876 (0.016)} & \textbf{0.245 (0.036)} & \textbf{0.760 (0.030)} \\"
@@ -57,7 +57,11 @@ def test_stars_remarks_and_the_papers_figures_beside():
     assert lines[2] == "| mine | 5,682 | **0.900 (0.010)** | **−0.100 (0.020)** | **0.700** | – | – | – |"
     assert lines[3] == (r"| meshnet_5† | 5,682 | 0.840 (0.010)\*\* | 0.300 (0.020) | **0.700**\* | 0.848 (0.023) | "
                         "0.280 (0.060) | 0.708 (0.042) |")
-    assert r"meshnet\_5$^\dagger$ & 5{,}682 & 0.840 (0.010)$^{**}$" in tables.latex(rows, "c")
+    latex = tables.latex(rows, "c")
+    assert r"\begin{tabular}{lrrrrrrr}" in latex and r"& DICE, paper & AVD, paper & MCC, paper \\" in latex
+    assert (r"meshnet\_5$^\dagger$ & 5{,}682 & 0.840 (0.010)$^{**}$ & 0.300 (0.020) & \textbf{0.700}$^{*}$ & "
+            r"0.848 (0.023) & 0.280 (0.060) & 0.708 (0.042) \\") in latex
+    assert r"\textbf{$-$0.100 (0.020)}" in latex
     assert "<td>0.840 (0.010)<sup>**</sup></td>" in tables.html(rows)
     assert tables.html([row("<b>&", 0.5)]).count("&lt;b&gt;&amp;") == 1
 
