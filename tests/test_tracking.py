@@ -23,8 +23,10 @@ def tracked(tiny_data, tmp_path_factory):
     stores = tmp_path_factory.mktemp("stores")
     folder = stores / "run"
     env = {"MLFLOW_TRACKING_URI": f"sqlite:///{stores}/mlflow.db", "TRACKIO_DIR": str(stores / "trackio"),
-           "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+           "WANDB_SILENT": "true", "HOME": str(stores)}
     with pytest.MonkeyPatch.context() as patch:
+        for key in ("WANDB_API_KEY", "WANDB_MODE"):  # without a key, here and in ~/.netrc, it stays offline
+            patch.delenv(key, raising=False)
         for key, value in env.items():
             patch.setenv(key, value)
         if "mlflow" in INSTALLED:

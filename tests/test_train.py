@@ -273,6 +273,16 @@ def test_what_a_resume_point_has_built_in_cannot_change(tiny_data, tmp_path):
     assert len(lines(folder)) == 3
 
 
+def test_a_run_begins_anew_when_told_to(tiny_data, tmp_path):
+    folder, fresh = tmp_path / "run", tmp_path / "fresh"
+    train(tiny_data, folder, "--training.max_epochs", 2, "--ema.enabled", "true")
+    (folder / "notes.txt").write_text("mine")
+    for run in (folder, fresh):
+        train(tiny_data, run, "--training.max_epochs", 1, "--seed", 3, "--no-resume")
+    assert_same_run(folder, fresh)
+    assert not (folder / "model_ema.safetensors").exists() and (folder / "notes.txt").read_text() == "mine"
+
+
 def test_a_finished_run_is_scored_on_its_own_data_alone(undisturbed, tiny_data, tmp_path):
     other = tmp_path / "other"
     run_script_file("prepare.py", "--format", "synthetic", "--cases", 9, "--voxel_mm", 8, "--scaling", "minmax",
