@@ -72,6 +72,9 @@ def main() -> int:
     from meshnet.report import write_report
 
     print(write_report(out, arguments.reference, arguments.pictures))
+    missing = results.missing_runs(out, results.load_plan(out))
+    if missing:
+        print(f"{len(missing)} run(s) are missing, all named in the report; the first: {missing[0]}")
     return int(failed)
 
 

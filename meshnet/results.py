@@ -224,6 +224,12 @@ def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, case
                         "crossval.py again")
 
 
+def missing_runs(out: Path, plan: Mapping) -> list[str]:
+    """Every run of the plan that is not finished and scored, in words."""
+    return [f"{run.model}, fold {run.fold}, restart {run.restart}: {progress}" for run in planned_runs(plan)
+            if (progress := progress_of(run_folder(out, run)))]
+
+
 def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
     """Finished runs of a folder with their test scores, what is missing in words, and the plan.
 
@@ -238,12 +244,10 @@ def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
         raise UserError(f"{out / SPLITS}: found splits {splits['hash'][:12]}, expected {plan['split_hash'][:12]} as in "
                         f"{PLAN}; copy the data set's splits.json here again")
     check_splits(splits, out / SPLITS)
-    runs, missing = [], []
+    runs = []
     for planned in planned_runs(plan):
         folder = run_folder(out, planned)
-        progress = progress_of(folder)
-        if progress:
-            missing.append(f"{planned.model}, fold {planned.fold}, restart {planned.restart}: {progress}")
+        if progress_of(folder):
             continue
         cases = read_cases(folder / "test_cases.csv")
         check_run(folder, planned, plan, splits, cases)
@@ -255,7 +259,7 @@ def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
                 cases = read_cases(folder / "test_cases.csv")
                 check_subjects(folder / "test_cases.csv", fold, plan["inner_fold"], splits, cases)
                 runs.append(Run(f"{model} (ensemble)", fold, 0, math.nan, cases))
-    return runs, missing, plan
+    return runs, missing_runs(out, plan), plan
 
 
 def write_plan(out: Path, plan: Mapping) -> None:

@@ -222,7 +222,9 @@ def test_a_failing_run_is_given_up_and_the_others_go_on(place, monkeypatch, caps
     assert run_script(place, monkeypatch, launcher) == 1
     assert Counter(launcher.log)["train", bad] == attempts
     assert {name for _, name in launcher.log} == {name for _, name in ALL}
-    assert f"{bad}: train failed, exit code {code}: error: the loss is nan" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"{bad}: train failed, exit code {code}: error: the loss is nan" in said.err
+    assert "1 run(s) are missing, all named in the report; the first: m6, fold 1, restart 0: not started" in said.out
     _, missing, _ = results.read_runs(place / "out")
     assert missing == ["m6, fold 1, restart 0: not started"]
 
