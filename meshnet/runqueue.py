@@ -97,7 +97,9 @@ class Queue:
             del self.handles[task]
             self.collect(task, ended)
             self.remember()
-        todo = [task for task in self.tasks() if task not in self.handles]
+        # A run may be trained, or scored, before its process is seen to end: one process a folder at a time.
+        busy = {name for name, _ in self.handles}
+        todo = [task for task in self.tasks() if task[0] not in busy]
         waiting = 0
         for task in todo:
             if not self.launcher.free():

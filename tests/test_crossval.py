@@ -236,6 +236,22 @@ def test_a_run_that_is_killed_once_is_tried_again(place, monkeypatch, capsys):
     assert "goes on" in capsys.readouterr().out
 
 
+def test_a_folder_has_one_process_at_a_time(place, monkeypatch):
+    """A run is trained before its process is seen to end (on a cluster, seconds before): its scoring waits for that."""
+    launcher = FakeLauncher(slots=20)
+    submit = launcher.submit
+
+    def works_at_once(job):
+        assert job.run_dir not in [handle.job.run_dir for handle in launcher.handles]
+        work(what(job)[0], job)
+        return submit(job)
+
+    launcher.submit = works_at_once
+    launcher.outcome = lambda kind, name, attempt: 1  # the exit code does not matter, what is there does
+    assert run_script(place, monkeypatch, launcher) == 0
+    assert Counter(launcher.log) == dict.fromkeys(ALL, 1)
+
+
 def test_ensembles_are_scored_after_all_their_restarts(place, monkeypatch):
     launcher = FakeLauncher(slots=20)  # room enough to start one too early
     assert run_script(place, monkeypatch, launcher, "--ensemble", recipes=("m5",)) == 0
