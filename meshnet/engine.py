@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, validation, resume points. One network, one fold, one seed.
+"""The training loop: epochs of steps, what a validation decides, resume points. One network, one fold, one seed.
 
 Accelerate owns devices, precision and processes. Everything that decides what comes out is in ``Progress`` and in the
 state dictionaries, so that a run killed at any moment goes on to the same weights.
@@ -11,16 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 
-from meshnet import checkpoint, data, metrics, segment
+from meshnet import checkpoint, data
 from meshnet.config import Config, TrainingConfig
 from meshnet.modelfolder import save_model, save_weights
 from meshnet.optim import Schedule
 from meshnet.runfolder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
+from meshnet.validation import picture_cases, score_share, summarise
 
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without a single predicted lesion before that is said
 
@@ -235,7 +235,7 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
     for buffer in run.network.buffers():  # without synchronised batch norm each process has its own
         if run.accelerator.num_processes > 1:
             broadcast(buffer)
-    rows = validate(run, run.network, run.val, heart)
+    rows = validate(run, run.network, heart)
     summary = summarise(rows)
     if summary["val_loss"] is None:
         raise Diverged(f"the validation loss is no number after epoch {progress.epoch + 1}; try a lower --optimizer.lr")
@@ -247,7 +247,7 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
             save_model(run.folder, run.network, run.card | {"metrics": {"epoch": epoch, **summary}})
             write_cases(run.folder / "cases.csv", [{"epoch": epoch, **row} for row in rows])
     if run.ema is not None:
-        averaged = summarise(validate(run, run.ema.module, run.val, heart))
+        averaged = summarise(validate(run, run.ema.module, heart))
         summary |= {f"{name}_ema": value for name, value in averaged.items()}
         if averaged["val_dice"] > progress.best_dice_ema and kept:
             if scheduled:
@@ -266,57 +266,12 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
     return summary | ({"collapsed": True} if collapsed else {})
 
 
-@torch.no_grad()
-def validate(run: Run, network: torch.nn.Module, cases: list[int], heart: Heartbeat | None = None) -> list[dict]:
-    """Per-case scores in the conformed grid, as infer.py would segment them; each case once, on one process.
-
-    Returns the same rows, in the order of ``cases``, on every process.
-    """
-    accelerator = run.accelerator
-    network.eval()
-    rows = []
-    for position in range(accelerator.process_index, len(cases), accelerator.num_processes):
-        index = cases[position]
-        with accelerator.autocast():
-            logits = segment.predict_logits(network, run.data.image(index), device=accelerator.device)
-        logits = torch.as_tensor(logits)
-        truth = torch.from_numpy(run.data.read(index, "mask"))
-        loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
-        scores = metrics.overlap_metrics(logits.argmax(0).to(torch.uint8), truth, [run.data.info["voxel_mm"]] * 3,
-                                         len(run.data.info["classes"]))
-        row = run.data.rows[index]
-        rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
-        if heart is not None:
-            heart.beat()
-    gathered = gather_object(rows) if accelerator.num_processes > 1 else rows
-    return [row for _, row in sorted(gathered, key=lambda item: item[0])]
-
-
-def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
-    """Pictures of the validation cases with the worst and the median Dice: ``pictures/worst.png``, ``…/median.png``."""
-    from meshnet.figures import draw_overlay
-
-    ranked = sorted(zip([row["dice"] for row in rows], run.val))
-    chosen = {"worst": ranked[0][1], "median": ranked[len(ranked) // 2][1]}
-    run.network.eval()
-    paths = {}
-    for name, index in chosen.items():
-        image = run.data.image(index)
-        guess = segment.predict_labels(run.network, image, device=run.accelerator.device)
-        paths[name] = run.folder / "pictures" / f"{name}.png"
-        affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
-        draw_overlay(image[0], guess, paths[name], run.data.read(index, "mask"), affine, run.data.rows[index]["case"])
-    return paths
-
-
-def summarise(rows: list[dict]) -> dict:
-    """Means over the cases, by the names that metrics.jsonl uses; NaN (AVD without a lesion) is left out."""
-    names = ["loss", *[name for name in ("dice", "dice_macro", "avd", "mcc") if name in rows[0]]]
-    means = {}
-    for name in names:
-        values = [row[name] for row in rows if not math.isnan(row[name])]
-        means[f"val_{name}"] = sum(values) / len(values) if values else math.nan
-    return {name: value if math.isfinite(value) else None for name, value in means.items()}
+def validate(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[dict]:
+    """Scores of every validation case, in their order, the same on every process."""
+    rows = score_share(run, network, heart)
+    if run.accelerator.num_processes > 1:
+        rows = gather_object(rows)
+    return [row for _, row in sorted(rows, key=lambda item: item[0])]
 
 
 def save(run: Run) -> None:

@@ -12,7 +12,8 @@ FLOORS = [
      "lesionmask", "optim", "atlas", "lesions", "head", "scanner", "synthetic", "charts", "figures", "search_figures"},
     {"checkpoint", "modelfolder", "augment", "data", "segment"},
     {"registry", "hub", "hubcard", "export_stages", "export_tfjs", "export_torch", "export_onnx", "export", "tables",
-     "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue"},
+     "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue",
+     "validation"},
     {"engine", "setup"},
 ]
 # Inside functions only: MeshNet.from_pretrained reaches up, names that are not on disk lead to the Hub, and one source

@@ -1,0 +1,61 @@
+"""Scores of the validation cases while training, and pictures of some; ``run`` is an ``engine.Run``."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from meshnet import metrics, segment
+from meshnet.runfolder import Heartbeat
+
+
+@torch.no_grad()
+def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[int, dict]]:
+    """Scores of this process's share of the validation cases in the conformed grid, as infer.py would segment them.
+
+    Returns (position in ``run.val``, row) pairs; every case is in the share of one process.
+    """
+    accelerator = run.accelerator
+    network.eval()
+    rows = []
+    for position in range(accelerator.process_index, len(run.val), accelerator.num_processes):
+        index = run.val[position]
+        with accelerator.autocast():
+            logits = segment.predict_logits(network, run.data.image(index), device=accelerator.device)
+        logits = torch.as_tensor(logits)
+        truth = torch.from_numpy(run.data.read(index, "mask"))
+        loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
+        scores = metrics.overlap_metrics(logits.argmax(0).to(torch.uint8), truth, [run.data.info["voxel_mm"]] * 3,
+                                         len(run.data.info["classes"]))
+        row = run.data.rows[index]
+        rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
+        heart.beat()
+    return rows
+
+
+def picture_cases(run, rows: list[dict]) -> dict[str, Path]:
+    """Pictures of the validation cases with the worst and the median Dice: ``pictures/worst.png``, ``…/median.png``."""
+    from meshnet.figures import draw_overlay
+
+    ranked = sorted(zip([row["dice"] for row in rows], run.val))
+    chosen = {"worst": ranked[0][1], "median": ranked[len(ranked) // 2][1]}
+    run.network.eval()
+    paths = {}
+    for name, index in chosen.items():
+        image = run.data.image(index)
+        guess = segment.predict_labels(run.network, image, device=run.accelerator.device)
+        paths[name] = run.folder / "pictures" / f"{name}.png"
+        affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
+        draw_overlay(image[0], guess, paths[name], run.data.read(index, "mask"), affine, run.data.rows[index]["case"])
+    return paths
+
+
+def summarise(rows: list[dict]) -> dict:
+    """Means over the cases, by the names that metrics.jsonl uses; NaN (AVD without a lesion) is left out."""
+    names = ["loss", *[name for name in ("dice", "dice_macro", "avd", "mcc") if name in rows[0]]]
+    means = {}
+    for name in names:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        means[f"val_{name}"] = sum(values) / len(values) if values else math.nan
+    return {name: value if math.isfinite(value) else None for name, value in means.items()}
