@@ -155,20 +155,24 @@ def test_stopping_and_going_on_is_the_same_run(undisturbed, tiny_data, tmp_path)
 def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp_path):
     """Stopped (and scored) after epochs 1, 3 and 5 of a run that validates every second one: the same run."""
     flags = ["--training.max_epochs", 6, "--training.validate_every", 2, "--ema.enabled", "true", "--ema.decay", 0.5,
-             "--training.early_stopping", "true", "--training.early_stopping_patience", 5, "--optimizer.lr", "1e-5",
+             "--training.early_stopping", "true", "--training.early_stopping_patience", 5, "--optimizer.lr", 0.02,
              "--scheduler.name", "ReduceLROnPlateau", "--scheduler.patience", 0, "--scheduler.factor", 0.5]
     train(tiny_data, tmp_path / "whole", *flags)
+    best_ema = max(row.get("val_dice_ema", 0) for row in lines(tmp_path / "whole"))
+    tempting = 0
     for stop in (1, 3, 5):
         train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", stop)
         row = lines(tmp_path / "cut")[-1]
         assert row["epoch"] == stop and row["unscheduled"] and isinstance(row["val_dice"], float)
         assert (tmp_path / "cut" / "model.safetensors").exists()
+        tempting += row["val_dice_ema"] > best_ema
         assert [("val_dice" in row) for row in lines(tmp_path / "cut")[:-1]] == [False, True, False, True][:stop - 1]
     train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", 5)  # the same again keeps the score
     assert lines(tmp_path / "cut")[-1] == row
     train(tiny_data, tmp_path / "cut", *flags)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    assert lines(tmp_path / "whole")[-1]["learning_rate"] < 1e-5  # the plateau did act
+    # The plateau did act, and a stop had the best score.
+    assert lines(tmp_path / "whole")[-1]["learning_rate"] < 0.02 and tempting
 
 
 def test_a_changed_configuration_is_refused_by_name(undisturbed, tiny_data):
