@@ -83,6 +83,7 @@ def test_scores_come_once_and_must_come_back_the_same(begun):
     ledger.record_scores(0, 0, 4, [(1, 0.1 + 0.2, 9.0)])
     ledger.record_scores(0, 0, 4, [(1, 0.1 + 0.2, 8.0), (2, None, 9.0)])  # epoch 2 was not validated
     ledger.record_scores(0, 1, 4, [(1, 0.5, 9.0)])
+    ledger.record_scores(0, 0, 4, [(1, None, 9.0)])  # a score between two validations goes when the trial goes on
     assert ledger.curves() == [(0, 0, 4, 1, 0.30000000000000004), (0, 0, 4, 2, None), (0, 1, 4, 1, 0.5)]
     with pytest.raises(UserError, match=r"trial 0, inner fold 0, epoch 1: found score 0\.3, recorded was 0\.3000"):
         ledger.record_scores(0, 0, 4, [(1, 0.3, 9.0)])
