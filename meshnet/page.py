@@ -183,7 +183,7 @@ def provenance(found: "Results", plan: Mapping) -> str:
     """Data set, splits, chosen restarts and what else is needed to make it again."""
     chosen = "; ".join(f"{model}: " + ", ".join(f"fold {fold} restart {run.restart}" for (name, fold), run
                                                 in sorted(found.chosen.items()) if name == model)
-                       for model in found.models)
+                       for model in plan["models"] if model in found.models)
     items = [f"Data set {plan['data']}, fingerprint {plan['fingerprint']}", f"Splits {plan['split_hash']}",
              f"Seeds {plan['seed']} and up, validation on inner fold {plan['inner_fold']}",
              f"Chosen restarts: {chosen}",

@@ -70,7 +70,7 @@ def cell(spread: Spread | None, digits: int = 3) -> str:
     if spread is None or math.isnan(spread.mean):
         return "–"
     deviation = "" if math.isnan(spread.sd) else f" ({spread.sd:.{digits}f})"
-    return f"{spread.mean:.{digits}f}{deviation}".replace("-", "−")
+    return f"{spread.mean:z.{digits}f}{deviation}".replace("-", "−")  # z: no minus before what is printed as zero
 
 
 class Cell(NamedTuple):

@@ -82,6 +82,7 @@ def test_recipes_find_their_row_of_the_paper(name, model):
 def test_what_the_paper_does_not_have():
     assert tables.published("meshnet21") is None
     assert tables.cell(Spread(math.nan, math.nan, 0)) == "–"
+    assert tables.cell(Spread(-0.0004, 0.01, 3)) == "0.000 (0.010)"
     unknown = Row("x", None, {name: Spread(math.nan, math.nan, 0) for name in ("dice_macro", "avd", "mcc")})
     assert tables.ordered([unknown, PAPER[0]])[0] is PAPER[0]
     assert "| x | – | – | – | – |" in tables.markdown([unknown], beside=False)
