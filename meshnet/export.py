@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 
 from meshnet.errors import UserError, run_script
+from meshnet.files import write_text
 
 ACTIVATIONS = ("relu", "elu", "gelu")
+RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
 SCALINGS = ("conform_uint8", "minmax", "quantile", "window")
 
 
@@ -44,14 +46,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def import_model(arguments: argparse.Namespace) -> str:
     """Read a foreign network and write it as a model folder; returns what to tell the user."""
+    import yaml
+
     from meshnet.export_tfjs import read_tfjs
     from meshnet.export_torch import read_layout, read_torch
     from meshnet.model import count_parameters
-    from meshnet.modelfolder import save_model
+    from meshnet.modelfolder import MESHNET_FIELDS, save_model
 
     source = arguments.source
+    check_free(arguments.out)
     if not source.is_file():
-        raise UserError(f"{source}: not found; expected brainchop's model.json or a .pth file")
+        found = "is a folder" if source.is_dir() else "not found"
+        raise UserError(f"{source}: {found}; expected brainchop's model.json or a .pth file")
     info = {"shape": None, "normalize": None}
     if source.suffix == ".json":
         model, info = read_tfjs(source)
@@ -74,9 +80,29 @@ def import_model(arguments: argparse.Namespace) -> str:
     card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": info["shape"],
             "orientation": arguments.orientation.upper(), "scaling": scaling,
             "training_data": {"imported_from": source.name}}
+    fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
+    write_text(arguments.out / RECIPE, yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(arguments.out, model, card)
     return (f"{arguments.out}: MeshNet, {count_parameters(model):,} parameters, {classes} classes, "
-            f"{card['orientation']}, {scaling}")
+            f"{card['orientation']}, {scaling}; to fine-tune it: train.py --init {arguments.out} --recipe "
+            f"{arguments.out / RECIPE} …")
+
+
+def check_free(out: Path) -> None:
+    """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go."""
+    from meshnet.modelfolder import CARD, WEIGHTS, read_card
+
+    check_folder(out)
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    known = read_card(out)["training_data"] if CARD in found else {"imported_from": None}
+    if found - {CARD, WEIGHTS, RECIPE} or not isinstance(known, dict) or "imported_from" not in known:
+        raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
+
+
+def check_folder(out: Path) -> None:
+    """Raise a UserError if ``out`` is there and no folder."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, expected a folder to write to; give another name")
 
 
 def parse_dilations(text: str) -> list[int]:
@@ -122,6 +148,8 @@ def export_onnx(arguments: argparse.Namespace) -> str:
     from meshnet.modelfolder import load_model
 
     model, card = load_model(arguments.model)
+    if arguments.out.is_dir():
+        raise UserError(f"{arguments.out}: is a folder, expected a file to write, such as model.onnx")
     scan = [read_scan(arguments.scan, card)] if arguments.scan else []
     write_onnx(model, card, arguments.out, arguments.precision)
     parity = compare(model, arguments.out, scan or trial_volumes(len(card["channels"])))
@@ -129,6 +157,16 @@ def export_onnx(arguments: argparse.Namespace) -> str:
     dice = "no class but background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
     return (f"{arguments.out}: {arguments.precision}, {arguments.out.stat().st_size:,} bytes; against PyTorch on "
             f"{where}: largest logit difference {parity['relative_difference']:.2e} of the largest logit, {dice}")
+
+
+def brainchop_fit(card: dict) -> str:
+    """What brainchop.org's entry for this network must say, or what it cannot give the network."""
+    wanted = f"{card['orientation']}, {card['voxel_mm']:g} mm, {card['scaling']}, {' + '.join(card['channels'])}"
+    given = card["orientation"] == "LIA" and card["voxel_mm"] == 1 and len(card["channels"]) == 1
+    if given and card["scaling"] in ("minmax", "conform_uint8"):  # a conformed scan reaches from 0 to 255
+        return "for brainchop.org: enableTranspose true, enableQuantileNorm false"
+    return (f"it was trained on {wanted}, and brainchop.org gives it one LIA volume of 1 mm, scaled min-max: expect "
+            "other masks there")
 
 
 def main() -> None:
@@ -142,9 +180,9 @@ def main() -> None:
         from meshnet.modelfolder import load_model
 
         model, card = load_model(arguments.model)
+        check_folder(arguments.out)
         write_tfjs(model, card, arguments.out)
-        print(f"{arguments.out}: model.json and its binary; the scan must be {card['orientation']}, "
-              f"{card['voxel_mm']:g} mm, scaled by {card['scaling']}")
+        print(f"{arguments.out}: model.json, its binary and colormap.json; {brainchop_fit(card)}")
 
 
 if __name__ == "__main__":
