@@ -16,7 +16,7 @@ DIVERGED = 3  # exit code of a run whose loss became NaN or infinite
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
+    parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py), or user/name on the Hub")
     parser.add_argument("--fold", type=int, default=0, help="outer fold, whose test cases are never read here")
     parser.add_argument("--inner_fold", type=int, default=0, help="which part of its training subjects validates")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of cases and augmentation")
@@ -52,10 +52,17 @@ def main() -> int | None:
         raise UserError(f"--stop_epoch: found {stop_epoch}, expected 1 to training.max_epochs "
                         f"({config.training.max_epochs})")
 
+    if arguments.push_to_hub:
+        from meshnet.hub import check_push
+
+        check_push(arguments.push_to_hub)
+
     # ------------------------------------------------------------------ the cases
     from meshnet.data import PreparedData
+    from meshnet.hub import data_folder
     from meshnet.splits import fold_subjects, load_splits
 
+    arguments.data = data_folder(arguments.data)
     data = PreparedData(arguments.data)
     if config.data.scaling not in (None, data.info["scaling"]):
         raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "
@@ -110,11 +117,23 @@ def main() -> int | None:
             print(f"error: {folder}: {error}; the state before it is kept", file=sys.stderr)
             return DIVERGED
         finish(run, say)
-    if arguments.push_to_hub and accelerator.is_main_process and run.progress.finished:
-        from meshnet.hub import push_run
-
-        print(push_run(folder, arguments.push_to_hub))
+    if arguments.push_to_hub and accelerator.is_main_process:
+        push(folder, arguments.push_to_hub, run.progress.finished)
     return 0
+
+
+def push(folder: Path, repository: str, finished: bool) -> None:
+    """Push a finished run to the Hub, and say where it is; a failure says how to do it later."""
+    from meshnet.hub import push_run
+
+    if not finished:
+        print(f"{folder}: not pushed, since training is not at its end (--stop_epoch)", file=sys.stderr)
+        return
+    try:
+        print(push_run(folder, repository))
+    except UserError as error:
+        raise UserError(f"{error}. The run itself is finished; to push it later: python -m meshnet.hub push {folder} "
+                        f"{repository}") from None
 
 
 def describe(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:

@@ -1,6 +1,6 @@
 """Models and prepared data sets to and from the Hugging Face Hub.
 
-    python -m meshnet.hub push RUN user/name [--public] [--licence mit]
+    python -m meshnet.hub push RUN user/name [--public] [--licence mit] [--report FOLDER]
     python -m meshnet.hub pull user/name[@revision] [FOLDER]
 
 The token comes from the usual place (``hf auth login`` or ``HF_TOKEN``). Repositories are private unless asked
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meshnet.errors import UserError, run_script
-from meshnet.files import write_text
+from meshnet.files import write_json, write_text
 
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
@@ -91,12 +91,24 @@ def with_retries(action: Callable):
 
 # ---------------------------------------------------------------------------------------------------------- up
 
-def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit") -> str:
+def check_push(repository: str) -> None:
+    """Raise a UserError if pushing to ``repository`` cannot succeed, as far as that shows without a network."""
+    from huggingface_hub import get_token
+
+    if split_name(repository)[1]:
+        raise UserError(f"{repository}: pushing goes to the main branch, expected user/name")
+    if not get_token():
+        raise UserError(f"{repository}: needs a token; log in with: hf auth login")
+
+
+def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit",
+             report: Path | None = None) -> str:
     """Push a run or model folder: weights, ``config.json``, a generated model card, the recipe, a picture.
 
     Args:
         repository: ``user/name``; made where it does not exist.
         private: visibility of a new repository; an existing one keeps its own.
+        report: a cross-validation's folder whose table goes into the card; the one that the run lies in by default.
 
     Returns:
         The address of the commit.
@@ -107,37 +119,55 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
     from meshnet.modelfolder import load_model
 
     folder = Path(run_dir)
+    check_push(repository)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not found; expected a run folder, a model folder or a prepared data set")
     model, card = load_model(folder)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
-        stage_model(folder, staged, model, card, repository, licence)
+        stage_model(folder, staged, model, card, repository, licence, report)
         return upload(staged, repository, "model", private, MODEL_FILES)
 
 
-def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str) -> None:
+def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str,
+                report: Path | None) -> None:
     """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
-    from meshnet.hubcard import model_readme
+    from meshnet.hubcard import model_readme, public_source
 
+    known = card["training_data"]
+    if isinstance(known, dict):
+        card = card | {"training_data": known | {"source": public_source(known.get("source"))}}
+    write_json(staged / "config.json", card)
     weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
-    pictures = sorted(folder.glob("*.png"))[:1]
-    for path in [folder / "config.json", folder / "metrics.jsonl", *weights, *pictures]:
+    # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
+    pictures = [folder / name for name in ("picture.png", "curves.png") if (folder / name).is_file()][:1]
+    for path in [folder / "metrics.jsonl", *weights, *pictures]:
         if path.is_file():
             shutil.copyfile(path, staged / path.name)
-    picture = pictures[0].name if pictures else None
-    if picture is None and (folder / "metrics.jsonl").is_file():
-        from meshnet.figures import draw_run
-
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        picture = "training.png"
-        draw_run([json.loads(line) for line in lines if line.strip()], staged / picture, repository)
     if (folder / "config.yaml").is_file():
         import yaml
 
         recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         recipe.pop("run", None)  # paths and the machine
         write_text(staged / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
-    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence)
+    elif (folder / "recipe.yaml").is_file():
+        shutil.copyfile(folder / "recipe.yaml", staged / "recipe.yaml")
+    picture = pictures[0].name if pictures else None
+    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence,
+                          read_report(folder, report))
     write_text(staged / "README.md", readme)
+
+
+def read_report(folder: Path, report: Path | None) -> str:
+    """The table of a cross-validation: of ``report``, or of the one that the run ``folder`` lies in; else empty."""
+    if report is not None:
+        path = report / "report" / "table.md"
+        if not path.is_file():
+            raise UserError(f"--report {report}: has no report/table.md, expected crossval.py's folder; write it with "
+                            f"crossval.py --out {report} --report")
+        return path.read_text(encoding="utf-8")
+    tables = [parent / "report" / "table.md" for parent in folder.resolve().parents[:4]]
+    return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")
 
 
 def push_dataset(folder: str | Path, repository: str, private: bool = True, licence: str = "other") -> str:
@@ -147,6 +177,7 @@ def push_dataset(folder: str | Path, repository: str, private: bool = True, lice
     folder = Path(folder)
     if not (folder / "prepared.json").is_file():
         raise UserError(f"{folder}: has no prepared.json; expected a folder that prepare.py wrote")
+    check_push(repository)
     info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     subjects = sum(len(fold["test"]) for fold in splits["folds"])
@@ -161,9 +192,6 @@ def upload(folder: Path, repository: str, kind: str, private: bool, patterns: li
     """Create the repository where it is missing and commit the files of ``folder``; returns the commit's address."""
     from huggingface_hub import HfApi
 
-    repository, revision = split_name(repository)
-    if revision:
-        raise UserError(f"{repository}@{revision}: pushing goes to the main branch, expected user/name")
     api = HfApi()
 
     def act():
@@ -198,6 +226,23 @@ def pull(name: str, kind: str = "model") -> Path:
             return Path(snapshot_download(repository, **wanted, local_files_only=True))
 
 
+def pull_missing(name: str, kind: str = "model") -> Path:
+    """``pull``, for a name that could also have been a path: what is wrong then names both."""
+    try:
+        return pull(name, kind)
+    except UserError as error:
+        raise UserError(f"{name}: no such folder here, and as a {kind} on the Hub: "
+                        f"{str(error).removeprefix(name + ': ')}") from None
+
+
+def data_folder(name: str) -> str:
+    """The folder of a prepared data set: ``name`` where it is one here, else that of ``user/name[@revision]``."""
+    path = Path(name)
+    if path.exists() or path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
+        return name
+    return str(pull_missing(name, "dataset"))
+
+
 def copy_to(source: Path, target: Path) -> None:
     """Copy a pulled folder out of the cache, links resolved."""
     if target.exists() and any(target.iterdir()):
@@ -213,16 +258,19 @@ def main() -> None:
     push.add_argument("repository", metavar="user/name")
     push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     push.add_argument("--licence", help="licence tag of the card (default: mit; other for data sets)")
+    push.add_argument("--report", type=Path, metavar="FOLDER",
+                      help="a cross-validation's folder, whose table goes into the card (the run's own by default)")
     get = commands.add_parser("pull", help="download into the cache, and to FOLDER if given")
     get.add_argument("name", metavar="user/name[@revision]")
     get.add_argument("folder", type=Path, nargs="?")
     get.add_argument("--dataset", action="store_true", help="a prepared data set")
     arguments = parser.parse_args()
     if arguments.command == "push":
-        is_dataset = (arguments.folder / "prepared.json").is_file()
-        send = push_dataset if is_dataset else push_run
-        licence = arguments.licence or ("other" if is_dataset else "mit")
-        print(send(arguments.folder, arguments.repository, private=not arguments.public, licence=licence))
+        where = {"repository": arguments.repository, "private": not arguments.public}
+        if (arguments.folder / "prepared.json").is_file():
+            print(push_dataset(arguments.folder, **where, licence=arguments.licence or "other"))
+        else:
+            print(push_run(arguments.folder, **where, licence=arguments.licence or "mit", report=arguments.report))
         return
     folder = pull(arguments.name, "dataset" if arguments.dataset else "model")
     if arguments.folder:
