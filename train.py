@@ -98,7 +98,8 @@ def main() -> int | None:
     with open_run_folder(accelerator, folder, config, same, where, arguments.resume, arguments.allow_changed) as begun:
         say = print_line if accelerator.is_main_process else (lambda line: None)
         card = model_card(config, data, box, {"cases": len(train), "fold": arguments.fold, "seed": arguments.seed,
-                                              "source": data.info["source"], "split_hash": splits["hash"]})
+                                              "source": data.info["source"], "split_hash": splits["hash"],
+                                              "began_as": began_as(arguments.init)})
         run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
 
         # -------------------------------------------------------------- train
@@ -120,6 +121,11 @@ def main() -> int | None:
     if arguments.push_to_hub and accelerator.is_main_process:
         push(folder, arguments.push_to_hub, run.progress.finished)
     return 0
+
+
+def began_as(init: str | None) -> str | None:
+    """The model that training began with, by a name that says nothing of this machine's folders."""
+    return Path(init).name if init and Path(init).exists() else init
 
 
 def push(folder: Path, repository: str, finished: bool) -> None:

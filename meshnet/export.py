@@ -13,6 +13,7 @@ from meshnet.errors import UserError, run_script
 from meshnet.files import write_text
 
 ACTIVATIONS = ("relu", "elu", "gelu")
+HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
 RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
 SCALINGS = ("conform_uint8", "minmax", "quantile", "window")
 
@@ -77,7 +78,10 @@ def import_model(arguments: argparse.Namespace) -> str:
     if len(names) != classes or len(arguments.channels) != channels:
         raise UserError(f"{source}: has {channels} input channels and {classes} classes, found "
                         f"{len(arguments.channels)} names in --channels and {len(names)} in --classes")
-    card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": info["shape"],
+    shape = info["shape"]
+    if shape and min(shape) * arguments.voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
+        shape = None
+    card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": shape,
             "orientation": arguments.orientation.upper(), "scaling": scaling,
             "training_data": {"imported_from": source.name}}
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}

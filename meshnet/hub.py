@@ -22,6 +22,7 @@ from meshnet.files import write_json, write_text
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
 ATTEMPTS, WAIT_S = 3, 2.0
+TOO_MANY = 429  # the status of a client that asks too often
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -49,7 +50,9 @@ def plain_errors(what: str) -> Iterator[None]:
                         "in with: hf auth login") from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: not a name that the Hub takes ({str(error).splitlines()[0]})") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+    except errors.OfflineModeIsEnabled:
+        raise UserError(f"{what}: the Hub cannot be reached, since HF_HUB_OFFLINE is set; unset it") from None
+    except errors.LocalEntryNotFoundError:
         raise UserError(f"{what}: not in the cache, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is "
                         "set); go online once, then it works offline") from None
     except errors.LocalTokenNotFoundError:
@@ -59,6 +62,10 @@ def plain_errors(what: str) -> Iterator[None]:
     except httpx2.HTTPError as error:
         raise UserError(f"{what}: the connection to the Hub failed ({type(error).__name__}); the same command again "
                         "goes on where it stopped") from None
+    except ValueError as error:
+        if "Invalid metadata" not in str(error):  # the client's, for a card that the Hub does not take
+            raise
+        raise UserError(f"{what}: {' '.join(str(error).split())}; choose another --licence") from None
 
 
 def explain_status(status: int) -> str:
@@ -67,6 +74,8 @@ def explain_status(status: int) -> str:
         return "the Hub refuses the token; log in again with: hf auth login"
     if status == 403:
         return "your token has no right to this; it needs write access to that user or organisation"
+    if status == TOO_MANY:
+        return "too many requests from here; wait a few minutes, the same command again goes on where it stopped"
     if status >= 500:
         return f"the Hub answers with an error of its own ({status}); the same command again goes on where it stopped"
     return f"the Hub answers with status {status}"
@@ -84,7 +93,8 @@ def with_retries(action: Callable):
             if attempt == ATTEMPTS:
                 raise
         except HfHubHTTPError as error:
-            if error.response.status_code < 500 or attempt == ATTEMPTS:
+            passing = error.response.status_code >= 500 or error.response.status_code == TOO_MANY
+            if not passing or attempt == ATTEMPTS:
                 raise
         time.sleep(WAIT_S * attempt)
 
@@ -135,8 +145,8 @@ def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, 
     from meshnet.hubcard import model_readme, public_source
 
     known = card["training_data"]
-    if isinstance(known, dict):
-        card = card | {"training_data": known | {"source": public_source(known.get("source"))}}
+    if isinstance(known, dict) and "source" in known:
+        card = card | {"training_data": known | {"source": public_source(known["source"])}}
     write_json(staged / "config.json", card)
     weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
     # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.

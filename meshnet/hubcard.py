@@ -48,7 +48,7 @@ def summarise_cases(path: Path) -> list[tuple[str, str]]:
 def public_source(source) -> str:
     """Where data came from, in words, without a path on this machine."""
     if not isinstance(source, dict):
-        return str(source or "not recorded")
+        return str(source)
     kept = {key: value for key, value in source.items() if key not in ("path", "format") and value}
     details = ", ".join(f"{key} {value}" for key, value in kept.items())
     return f"{source['format']} ({details})" if details else str(source["format"])
@@ -61,7 +61,7 @@ def describe_training(card: dict) -> str:
         return "Not recorded."
     if not isinstance(known, dict):
         return str(known)
-    return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in known.items())
+    return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in known.items() if value is not None)
 
 
 def model_readme(model, card: dict, repository: str, tests: Path, picture: str | None, licence: str,

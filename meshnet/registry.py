@@ -40,7 +40,8 @@ PUBLIC = {
         checked="imported, labels equal to the published ones"),
     "brainchop-t2-lesion": Public(
         "chronic stroke lesions", "T2w", "public/models/model_11ch_ARC", "914d81e95296776d33e05cc6d6f6e1fb40489334",
-        "model.bin"),
+        "model.bin", checked="not tried by this project; brainchop.org scales its input by quantiles, this program "
+                             "by minimum and maximum"),
     "brainchop-subcortical": Public(
         "17 regions: grey and white matter, subcortical areas", "T1w", "public/models/model30chan18cls",
         "5c540411d4a1c6b24c36d1c938cb23251617aa05", "model.bin"),

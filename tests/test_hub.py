@@ -74,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self.create(json.loads(body), token)
         if path == "/api/validate-yaml":
+            if b"no-licence" in body:
+                return self.answer(400, {"errors": [{"message": '"license" must be one of mit, …'}], "warnings": []})
             return self.answer(200, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/.*)?", path):
             return self.api(*match.groups(), body, token)
@@ -117,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         if action == "commit":
             if self.fault("commit breaks"):
                 return self.hang_up()
+            if self.fault("too many"):
+                return self.answer(429, {"error": "slow down"})
             new = dict(files)
             for line in body.splitlines():
                 entry = json.loads(line)
@@ -318,6 +322,10 @@ def test_connection_that_breaks_while_pushing(server, run):
     server.faults = ["commit breaks"]
     hub.push_run(run, "user/stroke")
     assert "model.safetensors" in server.repos["model", "user/stroke"]["commits"][-1][1]
+    server.faults = ["too many"]
+    hub.push_run(run, "user/stroke3")
+    with pytest.raises(UserError, match='"license" must be one of mit, …; choose another --licence'):
+        hub.push_run(run, "user/stroke", licence="no-licence")
     server.faults = ["commit breaks"] * 50
     with pytest.raises(UserError, match="connection to the Hub failed"):
         hub.push_run(run, "user/stroke2")
@@ -344,10 +352,14 @@ def test_without_a_network_the_cache_serves(server, run, monkeypatch):
     assert hub.pull("user/stroke") == folder
     with pytest.raises(UserError, match="not in the cache"):
         hub.pull("user/other")
+    with pytest.raises(UserError, match="the connection to the Hub failed"):
+        hub.push_run(run, "user/stroke")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.pull("user/stroke") == folder
     with pytest.raises(UserError, match="not in the cache"):
         hub.pull("user/other")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it"):
+        hub.push_run(run, "user/stroke")
 
 
 def test_a_repository_that_is_no_model(server, run):
