@@ -413,7 +413,8 @@ def test_an_imported_network_is_fine_tuned_and_segments(tiny_data, tmp_path):
     run_script_file("train.py", *common, *start, *still)
     before, after = (modelfolder.load_model(folder)[0] for folder in (tmp_path / "m", tmp_path / "run"))
     assert all(torch.allclose(a, b) for a, b in zip(before.parameters(), after.parameters()))
-    assert before.arguments == after.arguments
+    card = modelfolder.read_card(tmp_path / "run")
+    assert before.arguments == after.arguments and card["training_data"]["began_as"] == "m"
 
 
 def test_the_commands_from_a_shell(tmp_path, root):
