@@ -35,7 +35,7 @@ class DataConfig:
     """How prepared cases reach the network."""
 
     crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads of the data set, or on all
-    scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
+    scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
     workers: int = knob(2, low=0)  # processes that read and augment cases
 
 

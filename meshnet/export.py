@@ -14,8 +14,9 @@ from meshnet.files import write_text
 
 ACTIVATIONS = ("relu", "elu", "gelu")
 HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
+NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
 RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
-SCALINGS = ("conform_uint8", "minmax", "quantile", "window")
+SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,10 +70,11 @@ def import_model(arguments: argparse.Namespace) -> str:
             layout["dilations"] = parse_dilations(arguments.dilations)
         layout |= {key: getattr(arguments, key) for key in ("activation", "norm") if getattr(arguments, key)}
         model = read_torch(source, layout)
-    scaling = arguments.scaling or "minmax"
-    if info["normalize"] and info["normalize"].get("type") != "minmax" and not arguments.scaling:
-        raise UserError(f"{source}: asks for the scaling {json.dumps(info['normalize'])}, which this program does not "
-                        "have exactly; choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
+    asked = info["normalize"] or {"type": "minmax"}
+    scaling = arguments.scaling or NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
+    if scaling is None:
+        raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
+                        "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
     channels, classes = model.arguments["in_channels"], model.arguments["classes"]
     names = arguments.classes or class_names(source.with_name("colormap.json"), classes)
     if len(names) != classes or len(arguments.channels) != channels:
@@ -167,10 +169,12 @@ def brainchop_fit(card: dict) -> str:
     """What brainchop.org's entry for this network must say, or what it cannot give the network."""
     wanted = f"{card['orientation']}, {card['voxel_mm']:g} mm, {card['scaling']}, {' + '.join(card['channels'])}"
     given = card["orientation"] == "LIA" and card["voxel_mm"] == 1 and len(card["channels"]) == 1
-    if given and card["scaling"] in ("minmax", "conform_uint8"):  # a conformed scan reaches from 0 to 255
-        return "for brainchop.org: enableTranspose true, enableQuantileNorm false"
-    return (f"it was trained on {wanted}, and brainchop.org gives it one LIA volume of 1 mm, scaled min-max: expect "
-            "other masks there")
+    # A conformed scan reaches from 0 to 255, so that min-max changes nothing.
+    quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card["scaling"])
+    if given and quantiles:
+        return f"for brainchop.org: enableTranspose true, enableQuantileNorm {quantiles}"
+    return (f"it was trained on {wanted}, and brainchop.org gives it one LIA volume of 1 mm, scaled min-max or by "
+            "quantiles: expect other masks there")
 
 
 def main() -> None:

@@ -220,11 +220,21 @@ def test_only_what_brainchop_knows_is_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({}, "enableTranspose true"), ({"scaling": "minmax"}, "enableTranspose true"),
+    ({}, "enableQuantileNorm false"), ({"scaling": "brainchop_quantile"}, "enableQuantileNorm true"),
     ({"voxel_mm": 4.0}, "expect other masks"), ({"orientation": "RAS"}, "expect other masks"),
     ({"scaling": "quantile"}, "expect other masks"), ({"channels": ["T1w", "T2w"]}, "expect other masks")])
 def test_what_brainchop_gives_a_network_is_said(changes, words):
     assert words in export.brainchop_fit(modelfolder.DEFAULTS | CARD | changes)
+
+
+def test_the_scaling_is_what_the_file_asks_for(tmp_path):
+    path, _ = made_up(tmp_path)
+    for asked, words, scaling in ((None, (), "minmax"), ({"type": "minmax"}, (), "minmax"),
+                                  ({"type": "quantile", "min": 5, "max": 95}, (), "brainchop_quantile"),
+                                  ({"type": "other"}, ("--scaling", "quantile"), "quantile")):
+        change(path, "_normalize", asked)
+        run_command("import", path, tmp_path / "m", *words)
+        assert modelfolder.read_card(tmp_path / "m")["scaling"] == scaling
 
 
 def test_class_names_come_from_the_colormap(tmp_path):
@@ -251,7 +261,7 @@ def change(path: Path, where: str, value) -> None:
     (lambda p: change(p, "use_bias", False), "weights that no layer uses"),
     (lambda p: change(p, "name", "other"), "takes c0, expected other alone"),
     (lambda p: change(p, "weightsManifest", [{"paths": ["../../secret"], "weights": []}]), "in the same folder"),
-    (lambda p: change(p, "_normalize", {"type": "quantile", "min": 5, "max": 95}), "choose with --scaling"),
+    (lambda p: change(p, "_normalize", {"type": "quantile", "min": 2, "max": 98}), "choose with --scaling"),
 ])
 def test_what_is_no_meshnet_is_one_line(tmp_path, breaking, message):
     path, _ = made_up(tmp_path)

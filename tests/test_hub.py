@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet import hub, modelfolder
+from meshnet import geometry, hub, modelfolder
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
@@ -432,4 +432,5 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
         modelfolder.load_model("brainchop-tissue-light")
+    assert {model.scaling for model in registry.PUBLIC.values()} <= set(geometry.SCALINGS)
     assert "brainchop-t2-lesion" in registry.list_models()
