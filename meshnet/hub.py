@@ -176,7 +176,9 @@ def read_report(folder: Path, report: Path | None) -> str:
             raise UserError(f"--report {report}: has no report/table.md, expected crossval.py's folder; write it with "
                             f"crossval.py --out {report} --report")
         return path.read_text(encoding="utf-8")
-    tables = [parent / "report" / "table.md" for parent in folder.resolve().parents[:4]]
+    from meshnet.results import PLAN
+
+    tables = [parent / "report" / "table.md" for parent in folder.resolve().parents[:4] if (parent / PLAN).is_file()]
     return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")
 
 
@@ -189,11 +191,9 @@ def push_dataset(folder: str | Path, repository: str, private: bool = True, lice
         raise UserError(f"{folder}: has no prepared.json; expected a folder that prepare.py wrote")
     check_push(repository)
     info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-    subjects = sum(len(fold["test"]) for fold in splits["folds"])
     with tempfile.TemporaryDirectory() as temporary:
         readme = Path(temporary) / "README.md"
-        readme.write_text(dataset_readme(info, repository, subjects, licence), encoding="utf-8")
+        readme.write_text(dataset_readme(info, repository, licence), encoding="utf-8")
         upload(folder, repository, "dataset", private, DATASET_FILES)
         return upload(Path(temporary), repository, "dataset", private, ["README.md"])
 

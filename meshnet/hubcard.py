@@ -104,15 +104,15 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
     ] if part) + "\n"
 
 
-def dataset_readme(info: dict, repository: str, cases: int, licence: str) -> str:
+def dataset_readme(info: dict, repository: str, licence: str) -> str:
     """The card of a prepared data set."""
     shape = "×".join(map(str, info["shape"]))
     return "\n\n".join([
         front_matter(license=licence, task_categories=["image-segmentation"], tags=["medical", "mri", "meshnet"]) +
         f"# {repository}",
-        f"{cases} cases prepared from {public_source(info['source'])}: channels {', '.join(info['channels'])}, classes "
-        f"{', '.join(info['classes'])}, {shape} voxels of {info['voxel_mm']:g} mm, orientation {info['orientation']}, "
-        f"scaling `{info['scaling']}`. Splits are in `splits.json`.",
+        f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: channels "
+        f"{', '.join(info['channels'])}, classes {', '.join(info['classes'])}, {shape} voxels of "
+        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}, scaling `{info['scaling']}`. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython -m meshnet.hub pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

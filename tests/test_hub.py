@@ -16,6 +16,7 @@ from conftest import run_script_file
 from meshnet import geometry, hub, modelfolder
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
+from meshnet.results import PLAN
 
 WRITER, READER = "hf_" + "w" * 30, "hf_" + "r" * 30
 SOURCE = {"format": "bids", "path": "/home/someone/study", "suffix": ["T2w"], "labels": None}  # as prepare.py notes it
@@ -234,6 +235,7 @@ def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
     inside = study / "runs" / "meshnet4" / "fold0_restart0"
     shutil.copytree(run, inside)
     (study / "report").mkdir()
+    (study / PLAN).write_text("{}")
     (study / "report" / "table.md").write_text("| Model | DICE |\n|---|---:|\n| meshnet4 | **0.612** |\n")
 
     def readme():
@@ -376,7 +378,8 @@ def test_prepared_dataset_round_trip(server, tmp_path):
     folder = tmp_path / "prepared"
     Dataset.from_dict({"case": ["a", "b"], "image": [b"12", b"34"]}).save_to_disk(folder)
     info = {"source": SOURCE, "channels": ["T2w"], "classes": ["background", "lesion"], "shape": [2, 2, 2],
-            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "conform_uint8"}
+            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "conform_uint8",
+            "cases": 2, "subjects": 2}
     (folder / "prepared.json").write_text(json.dumps(info))
     (folder / "splits.json").write_text(json.dumps({"folds": [{"test": ["a"]}, {"test": ["b"]}]}))
     hub.push_dataset(folder, "user/cases")
@@ -384,7 +387,8 @@ def test_prepared_dataset_round_trip(server, tmp_path):
     hub.copy_to(hub.pull("user/cases", "dataset"), tmp_path / "copy")
     assert load_from_disk(tmp_path / "copy").to_dict() == load_from_disk(folder).to_dict()
     assert json.loads((tmp_path / "copy" / "prepared.json").read_text()) == info
-    assert "2 cases prepared from bids (suffix ['T2w']): channels" in (tmp_path / "copy" / "README.md").read_text()
+    readme = (tmp_path / "copy" / "README.md").read_text()
+    assert "2 cases of 2 subjects, prepared from bids (suffix ['T2w']): channels T2w" in readme
     with pytest.raises(UserError, match="not empty"):
         hub.copy_to(folder, tmp_path / "copy")
 
