@@ -110,9 +110,10 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
     return "\n\n".join([
         front_matter(license=licence, task_categories=["image-segmentation"], tags=["medical", "mri", "meshnet"]) +
         f"# {repository}",
-        f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: channels "
-        f"{', '.join(info['channels'])}, classes {', '.join(info['classes'])}, {shape} voxels of "
-        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}, scaling `{info['scaling']}`. Splits are in `splits.json`.",
+        f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: "
+        f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}, {shape} voxels of "
+        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}, scaling `{info['scaling']}`. Splits are in "
+        "`splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython -m meshnet.hub pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"
