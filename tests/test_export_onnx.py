@@ -4,9 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_export import CARD
+from test_export import CARD, randomise
 from torch import nn
 from torch.nn import functional
 
@@ -49,6 +50,23 @@ def read_metadata(path: Path) -> dict:
     import onnx
 
     return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+
+
+def test_half_precision_rounds_each_weight_once(tmp_path):
+    """Batch norm is folded before weights are halved: the file has folded weights, rounded, and biases as they are."""
+    onnx = pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+    from onnx.numpy_helper import to_array
+
+    from meshnet.export_onnx import write_onnx
+    from meshnet.segment import fold
+
+    torch.manual_seed(0)
+    model = randomise(MeshNet(4, dilations=(1, 2)))
+    write_onnx(model, {"name": "meshnet", **CARD}, tmp_path / "m.onnx", "fp16")
+    found = [to_array(tensor) for tensor in onnx.load(str(tmp_path / "m.onnx")).graph.initializer]
+    for layer in fold(model):
+        assert any(np.array_equal(array, layer.weight.half().numpy()) for array in found)
+        assert any(np.array_equal(array.ravel(), layer.bias.numpy()) for array in found)
 
 
 def test_the_comparison_sees_a_difference(tmp_path):
