@@ -106,11 +106,12 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
         return old
     if not arguments.data or not arguments.recipes:
         raise UserError("--data and --recipes: expected both, such as --data data/arc --recipes recipes/meshnet26.yaml")
+    from meshnet.hub import data_folder
     from meshnet.runfolder import versions
     from meshnet.schema import load_prepared
     from meshnet.splits import fold_subjects, load_splits
 
-    data = Path(arguments.data)
+    data = Path(data_folder(arguments.data))
     prepared, splits = load_prepared(data), load_splits(data / "splits.json")
     results.check_splits(splits, data / "splits.json")
     fold_subjects(splits, 0, arguments.inner_fold)  # refuses an inner fold that the splits do not have

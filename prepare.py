@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--voxel_mm", type=float, default=1.0, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
     g.add_argument("--orientation", default="LIA", help="axis codes (default LIA, as mri_convert and brainchop)")
-    g.add_argument("--scaling", default=None, choices=("conform_uint8", "minmax", "quantile", "window"),
-                   help="intensities (default conform_uint8, as mri_convert)")  # fmt: skip
+    g.add_argument("--scaling", default=None, help="intensities (default conform_uint8, as mri_convert)",
+                   choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # fmt: skip
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
                    help="values that become 0 and 1, e.g. HU of a CT; implies --scaling window")  # fmt: skip
 

@@ -152,10 +152,12 @@ def check_space(config: Config, space: Space) -> None:
 
 def check_data(arguments: argparse.Namespace) -> None:
     """Refuse a missing data set or fold now rather than in every trial."""
+    from meshnet.hub import data_folder
     from meshnet.splits import fold_subjects, load_splits
 
     if not arguments.data:
         raise UserError("--data: missing, expected a folder that prepare.py wrote")
+    arguments.data = data_folder(arguments.data)
     splits = load_splits(Path(arguments.data) / "splits.json")
     for inner_fold in arguments.inner_folds:
         fold_subjects(splits, arguments.fold, inner_fold)

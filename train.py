@@ -16,7 +16,7 @@ DIVERGED = 3  # exit code of a run whose loss became NaN or infinite
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
+    parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py), or user/name on the Hub")
     parser.add_argument("--fold", type=int, default=0, help="outer fold, whose test cases are never read here")
     parser.add_argument("--inner_fold", type=int, default=0, help="which part of its training subjects validates")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of cases and augmentation")
@@ -39,6 +39,11 @@ def main() -> int | None:
 
         return test_run(Path(arguments.run_dir), arguments.data)
 
+    if arguments.push_to_hub:
+        from meshnet.hub import check_push
+
+        check_push(arguments.push_to_hub)
+
     # ------------------------------------------------------------------ the cases
     data, splits, train, val = read_cases(arguments, config)
     same = identity(config) | {
@@ -46,7 +51,7 @@ def main() -> int | None:
         "split_hash": splits["hash"], "data": data.info["fingerprint"]}
 
     # ------------------------------------------------------------------ the network
-    from meshnet.setup import build_network, model_card, training_box
+    from meshnet.setup import began_as, build_network, model_card, training_box
 
     box = training_box(config, data)
     network = build_network(config, data, box, arguments.seed, arguments.init)
@@ -65,7 +70,8 @@ def main() -> int | None:
     where = {"data": os.path.abspath(arguments.data), "recipe": arguments.recipe, "stop_epoch": arguments.stop_epoch}
     with open_run_folder(accelerator, folder, config, same, where, arguments.resume, arguments.allow_changed) as begun:
         card = model_card(config, data, box, {"cases": len(train), "fold": arguments.fold, "seed": arguments.seed,
-                                              "source": data.info["source"], "split_hash": splits["hash"]})
+                                              "source": data.info["source"], "split_hash": splits["hash"],
+                                              "began_as": began_as(arguments.init)})
         run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
         if not fit(run, begun, arguments.stop_epoch):
             return DIVERGED
@@ -103,8 +109,10 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
         UserError: if there is no such data or fold, it has no cases, or was scaled otherwise than the recipe says.
     """
     from meshnet.data import PreparedData
+    from meshnet.hub import data_folder
     from meshnet.splits import fold_subjects, load_splits
 
+    arguments.data = data_folder(arguments.data)
     data = PreparedData(arguments.data)
     if config.data.scaling not in (None, data.info["scaling"]):
         raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "

@@ -1,9 +1,11 @@
 """Every network side by side: parameters, time and memory of a forward pass and of a training step.
 
-    python benchmarks/networks.py [--size 96] [--networks NAME …] [--json FILE]
+    python benchmarks/networks.py [--size 96] [--networks NAME …] [--out runs/networks.json] [--minutes 7]
 
-Each measurement runs in a process of its own, so that its peak memory is its own. One volume of noise, one channel, two
-classes. Memory is the peak resident size above the process's size before the input was made.
+Each measurement runs in a process of its own, so that its peak memory is its own, and is written to ``--out`` at once:
+the same command again does only what is missing. One volume of noise, one channel, two classes. The forward pass is
+infer.py's (a MeshNet's by the compiled kernels), the training step is forward, loss, backward and AdamW. Memory is the
+peak resident size above the process's size before the input was made.
 """
 
 import argparse
@@ -32,10 +34,10 @@ def peak_bytes() -> int:
 
 
 def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
-    """Seconds and bytes of one forward pass, or of one training step (forward, backward, AdamW), after one warm-up at
-    a small size."""
+    """Seconds and bytes of one forward pass, or of one training step, after one warm-up at a small size."""
     import torch
 
+    from meshnet import segment
     from meshnet.model import count_parameters
     from meshnet.modelfolder import build
 
@@ -49,8 +51,7 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
 
     def step(x: torch.Tensor) -> None:
         if mode == "forward":
-            with torch.inference_mode():
-                model(x)
+            segment.predict_logits(model, x[0], crop="none")
             return
         target = (x[:, 0] > 1).long()
         torch.nn.functional.cross_entropy(model(x), target).backward()
@@ -69,22 +70,38 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
             "bytes": max(0, peak_bytes() - before)}
 
 
-def measure_apart(name: str, mode: str, size: int, checkpointing: bool, timeout_s: float) -> dict | None:
-    """``measure`` in its own process; None where it took longer than ``timeout_s`` or was killed for its memory."""
+def measure_apart(name: str, mode: str, size: int, checkpointing: bool, timeout_s: float) -> dict:
+    """``measure`` in its own process; ``seconds`` is None where it took longer than ``timeout_s`` or was killed."""
     words = [sys.executable, __file__, "--one", json.dumps([name, mode, size, checkpointing])]
+    row = {"name": name, "mode": mode, "size": size, "checkpointing": checkpointing, "seconds": None}
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return None
+        return row | {"why": f">{timeout_s:.0f}"}
     if done.returncode < 0:
-        return None
+        return row | {"why": "killed"}
     if done.returncode:
         raise RuntimeError(f"{name} {mode}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def print_table(rows: list[dict], names: list[str]) -> None:
+    """A line a network, from whatever has been measured."""
+    print(f"{'network':16}{'parameters':>12}{'forward s':>11}{'GiB':>7}{'step s':>9}{'GiB':>7}")
+    for name in names:
+        own = {row["mode"]: row for row in rows if row["name"] == name}
+        cells = ""
+        for mode in ("forward", "train"):
+            row = own.get(mode, {"seconds": None, "why": "-"})
+            known = row["seconds"] is not None
+            cells += f"{row['seconds']:9.2f}{row['bytes'] / GIB:7.2f}" if known else f"{row['why']:>9}{'-':>7}"
+        parameters = next((f"{row['parameters']:,}" for row in own.values() if row["seconds"] is not None), "-")
+        print(f"{name:16}{parameters:>12}  {cells}")
+
+
 def main() -> None:
     from meshnet.baselines import NETWORKS
+    from meshnet.files import write_json
 
     names = [*MESHNETS, *NETWORKS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -92,24 +109,27 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=names, choices=names)
     parser.add_argument("--checkpointing", action="store_true", help="training steps with layer checkpointing")
     parser.add_argument("--timeout_s", type=float, default=150, help="for one measurement")
-    parser.add_argument("--json", type=Path, help="write the rows there as well")
+    parser.add_argument("--out", type=Path, default=Path("runs/networks.json"), help="where measurements are kept")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no measurement after this time")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(*json.loads(arguments.one))))
         return
-    rows = []
-    print(f"{'network':16}{'parameters':>12}{'forward s':>11}{'GiB':>7}{'step s':>9}{'GiB':>7}", flush=True)
+    rows = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else []
+    started = time.monotonic()
+    keys = ("name", "mode", "size", "checkpointing")
     for name in arguments.networks:
-        pair = [measure_apart(name, "forward", arguments.size, False, arguments.timeout_s),
-                measure_apart(name, "train", arguments.size, arguments.checkpointing, arguments.timeout_s)]
-        late = f">{arguments.timeout_s:.0f}"
-        cells = [f"{row['seconds']:9.2f}{row['bytes'] / GIB:7.2f}" if row else f"{late:>9}{'-':>7}" for row in pair]
-        known = next((row for row in pair if row), {"parameters": 0})
-        print(f"{name:16}{known['parameters']:>12,}  {cells[0]}{cells[1]}", flush=True)
-        rows += [row for row in pair if row]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        for mode in ("forward", "train"):
+            wanted = (name, mode, arguments.size, arguments.checkpointing and mode == "train")
+            if wanted in [tuple(row[key] for key in keys) for row in rows]:
+                continue
+            if time.monotonic() - started > 60 * arguments.minutes:
+                break
+            rows.append(measure_apart(*wanted, arguments.timeout_s))
+            write_json(arguments.out, rows)
+    print_table([row for row in rows if row["size"] == arguments.size and row["checkpointing"]
+                 == (arguments.checkpointing and row["mode"] == "train")], arguments.networks)
 
 
 if __name__ == "__main__":

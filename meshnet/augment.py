@@ -20,7 +20,8 @@ def case_seed(*parts: int) -> int:
 class Augment:
     """The transforms of a config for volumes of one voxel size and orientation.
 
-    Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1.
+    Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1,
+    or within the case's own range where that is wider.
     """
 
     def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str):
@@ -49,5 +50,5 @@ class Augment:
         """``image`` (C, X, Y, Z) float32 in 0..1 and ``mask`` (X, Y, Z) integers, transformed as ``seed`` decides."""
         self.transform.set_random_state(seed)
         case = self.transform({"image": image, "mask": mask[None].astype(np.float32)})
-        moved = np.clip(np.asarray(case["image"], dtype=np.float32), 0, 1)
+        moved = np.clip(np.asarray(case["image"], dtype=np.float32), min(0, image.min()), max(1, image.max()))
         return moved, np.rint(np.asarray(case["mask"][0])).astype(np.uint8)

@@ -35,7 +35,7 @@ class DataConfig:
     """How prepared cases reach the network."""
 
     crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads of the data set, or on all
-    scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
+    scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
     workers: int = knob(2, low=0)  # processes that read and augment cases
 
 
@@ -51,6 +51,7 @@ class ModelConfig:
     norm_groups: int = knob(0, low=0)  # groups of the group norm; 0: as many as channels
     activation: str = knob("relu", choices=("relu", "elu", "gelu"))  # MeshNet's activation
     bias: bool = knob(True)  # whether MeshNet's 3x3x3 convolutions have a bias
+    final_bias: bool = knob(True)  # whether MeshNet's last layer has a bias
     dropout: float = knob(0.0, low=0, below=1)  # probability of dropping a channel after a block
     checkpointing: bool = knob(False)  # recompute layers in the backward pass instead of keeping them
     patch: list[int] = knob([], low=1)  # train on patches of this size (voxels) instead of the whole box; [] for whole

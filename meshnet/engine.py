@@ -127,7 +127,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
         save(run)
         say(describe(row, run.config.training.max_epochs))
     if run.accelerator.is_main_process:
-        save_model(folder, run.network, run.card, "last.safetensors")
+        save_weights(folder / "last.safetensors", run.network.state_dict())  # the card is that of the best epoch
 
 
 def close_epoch(run: Run, row: dict, value: float | None) -> None:

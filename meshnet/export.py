@@ -10,9 +10,13 @@ import json
 from pathlib import Path
 
 from meshnet.errors import UserError, run_script
+from meshnet.files import write_text
 
 ACTIVATIONS = ("relu", "elu", "gelu")
-SCALINGS = ("conform_uint8", "minmax", "quantile", "window")
+HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
+NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
+RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
+SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,14 +48,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def import_model(arguments: argparse.Namespace) -> str:
     """Read a foreign network and write it as a model folder; returns what to tell the user."""
+    import yaml
+
     from meshnet.export_tfjs import read_tfjs
     from meshnet.export_torch import read_layout, read_torch
     from meshnet.model import count_parameters
-    from meshnet.modelfolder import save_model
+    from meshnet.modelfolder import MESHNET_FIELDS, save_model
 
     source = arguments.source
+    check_free(arguments.out)
     if not source.is_file():
-        raise UserError(f"{source}: not found; expected brainchop's model.json or a .pth file")
+        found = "is a folder" if source.is_dir() else "not found"
+        raise UserError(f"{source}: {found}; expected brainchop's model.json or a .pth file")
     info = {"shape": None, "normalize": None}
     if source.suffix == ".json":
         model, info = read_tfjs(source)
@@ -62,21 +70,45 @@ def import_model(arguments: argparse.Namespace) -> str:
             layout["dilations"] = parse_dilations(arguments.dilations)
         layout |= {key: getattr(arguments, key) for key in ("activation", "norm") if getattr(arguments, key)}
         model = read_torch(source, layout)
-    scaling = arguments.scaling or "minmax"
-    if info["normalize"] and info["normalize"].get("type") != "minmax" and not arguments.scaling:
-        raise UserError(f"{source}: asks for the scaling {json.dumps(info['normalize'])}, which this program does not "
-                        "have exactly; choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
+    asked = info["normalize"] or {"type": "minmax"}
+    scaling = arguments.scaling or NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
+    if scaling is None:
+        raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
+                        "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
     channels, classes = model.arguments["in_channels"], model.arguments["classes"]
     names = arguments.classes or class_names(source.with_name("colormap.json"), classes)
     if len(names) != classes or len(arguments.channels) != channels:
         raise UserError(f"{source}: has {channels} input channels and {classes} classes, found "
                         f"{len(arguments.channels)} names in --channels and {len(names)} in --classes")
-    card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": info["shape"],
+    shape = info["shape"]
+    if shape and min(shape) * arguments.voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
+        shape = None
+    card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": shape,
             "orientation": arguments.orientation.upper(), "scaling": scaling,
             "training_data": {"imported_from": source.name}}
+    fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
+    write_text(arguments.out / RECIPE, yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(arguments.out, model, card)
     return (f"{arguments.out}: MeshNet, {count_parameters(model):,} parameters, {classes} classes, "
-            f"{card['orientation']}, {scaling}")
+            f"{card['orientation']}, {scaling}; to fine-tune it: train.py --init {arguments.out} --recipe "
+            f"{arguments.out / RECIPE} …")
+
+
+def check_free(out: Path) -> None:
+    """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go."""
+    from meshnet.modelfolder import CARD, WEIGHTS, read_card
+
+    check_folder(out)
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    known = read_card(out)["training_data"] if CARD in found else {"imported_from": None}
+    if found - {CARD, WEIGHTS, RECIPE} or not isinstance(known, dict) or "imported_from" not in known:
+        raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
+
+
+def check_folder(out: Path) -> None:
+    """Raise a UserError if ``out`` is there and no folder."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, expected a folder to write to; give another name")
 
 
 def parse_dilations(text: str) -> list[int]:
@@ -122,6 +154,8 @@ def export_onnx(arguments: argparse.Namespace) -> str:
     from meshnet.modelfolder import load_model
 
     model, card = load_model(arguments.model)
+    if arguments.out.is_dir():
+        raise UserError(f"{arguments.out}: is a folder, expected a file to write, such as model.onnx")
     scan = [read_scan(arguments.scan, card)] if arguments.scan else []
     write_onnx(model, card, arguments.out, arguments.precision)
     parity = compare(model, arguments.out, scan or trial_volumes(len(card["channels"])))
@@ -129,6 +163,18 @@ def export_onnx(arguments: argparse.Namespace) -> str:
     dice = "no class but background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
     return (f"{arguments.out}: {arguments.precision}, {arguments.out.stat().st_size:,} bytes; against PyTorch on "
             f"{where}: largest logit difference {parity['relative_difference']:.2e} of the largest logit, {dice}")
+
+
+def brainchop_fit(card: dict) -> str:
+    """What brainchop.org's entry for this network must say, or what it cannot give the network."""
+    wanted = f"{card['orientation']}, {card['voxel_mm']:g} mm, {card['scaling']}, {' + '.join(card['channels'])}"
+    given = card["orientation"] == "LIA" and card["voxel_mm"] == 1 and len(card["channels"]) == 1
+    # A conformed scan reaches from 0 to 255, so that min-max changes nothing.
+    quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card["scaling"])
+    if given and quantiles:
+        return f"for brainchop.org: enableTranspose true, enableQuantileNorm {quantiles}"
+    return (f"it was trained on {wanted}, and brainchop.org gives it one LIA volume of 1 mm, scaled min-max or by "
+            "quantiles: expect other masks there")
 
 
 def main() -> None:
@@ -142,9 +188,9 @@ def main() -> None:
         from meshnet.modelfolder import load_model
 
         model, card = load_model(arguments.model)
+        check_folder(arguments.out)
         write_tfjs(model, card, arguments.out)
-        print(f"{arguments.out}: model.json and its binary; the scan must be {card['orientation']}, "
-              f"{card['voxel_mm']:g} mm, scaled by {card['scaling']}")
+        print(f"{arguments.out}: model.json, its binary and colormap.json; {brainchop_fit(card)}")
 
 
 if __name__ == "__main__":

@@ -12,22 +12,54 @@ from torch import nn
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
+from meshnet.model import MeshNet
 
 OPSET = 18
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 TRIAL_SIZES = ((24, 32, 28), (40, 24, 32))  # parity is measured on two sizes, neither of them traced
 
 
-class Served(nn.Module):
-    """The network with float32 in and out, whatever precision it computes in."""
+class HalfConvolution(nn.Module):
+    """A convolution in half precision, with float32 in and out; the bias is added in float32.
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype):
+    Rounded biases would cost more than rounded weights: a bias shifts every voxel alike.
+    """
+
+    def __init__(self, layer: nn.Module):
         super().__init__()
-        self.network = copy.deepcopy(network).to(dtype).eval()
-        self.dtype = dtype
+        self.bias = layer.bias
+        layer.bias = None
+        self.layer = layer.half()
 
-    def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        return self.network(volume.to(self.dtype)).float()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x.half()).float()
+        return y if self.bias is None else y + self.bias[:, None, None, None]
+
+
+def served(network: nn.Module, precision: str) -> nn.Module:
+    """A copy of ``network`` in eval mode with float32 in and out. In ``fp16`` its convolutions compute in half
+    precision and the rest, norms above all, in float32, as autocast does in training."""
+    network = copy.deepcopy(folded(network)).eval()
+    if precision == "fp16":
+        for parent in list(network.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+                    setattr(parent, name, HalfConvolution(layer))
+    return network
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """``network`` with a MeshNet's batch norm folded into its convolutions (in float64), so that half precision rounds
+    each weight once; others as they are."""
+    if not isinstance(network, MeshNet) or network.arguments["norm"] != "batch":
+        return network
+    from meshnet.segment import fold
+
+    plain = MeshNet(**network.arguments | {"norm": "none", "bias": True, "final_bias": True, "dropout": 0.0})
+    with torch.no_grad():
+        for layer, conv in zip(fold(network), [*(block.conv for block in plain.blocks), plain.head]):
+            conv.weight.copy_(layer.weight)
+            conv.bias.copy_(layer.bias)
+    return plain
 
 
 def core(model: nn.Module) -> tuple[nn.Module, int]:
@@ -51,10 +83,10 @@ def write_onnx(model: nn.Module, card: dict, path: Path, precision: str = "fp32"
     network, multiple = core(model)
     sample = torch.zeros(1, len(card["channels"]), *[max(16, 2 * multiple)] * 3)
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
-    with whole_file(path) as temporary, warnings.catch_warnings():
+    with whole_file(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's notes on constants, which the parity below answers
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(Served(network, PRECISIONS[precision]), (sample,), str(temporary), dynamo=False,
+        torch.onnx.export(served(network, precision), (sample,), str(temporary), dynamo=False,
                           opset_version=OPSET, input_names=["volume"], output_names=["logits"],
                           dynamic_axes={"volume": axes, "logits": axes})
         graph = onnx.load(str(temporary))

@@ -97,7 +97,6 @@ def stages_of(model: MeshNet) -> list[Stage]:
         for stage, block in zip(stages, model.blocks):
             stage.norm = "group"
             stage.groups = (arguments["norm_groups"] if norm == "group" else 0) or channels
-            affine = arguments["norm_affine"]
-            stage.gamma = block.norm.weight if affine else torch.ones(channels)
-            stage.beta = block.norm.bias if affine else torch.zeros(channels)
+            if arguments["norm_affine"]:
+                stage.gamma, stage.beta = block.norm.weight.detach(), block.norm.bias.detach()
     return stages

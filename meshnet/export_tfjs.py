@@ -1,10 +1,15 @@
 """brainchop's TensorFlow.js layout: a Keras layers model (``model.json``) and its weights in one binary, in and out.
 
 Format: the "layers-model" of TensorFlow.js, as brainchop.org reads it. A convolution's kernel is (X, Y, Z, in, out),
-where torch has (out, in, X, Y, Z). Group norm is no Keras layer; the published networks write it as an ``Activation``
-called ``groupnorm`` with weights ``gamma`` and ``beta``, and so does this module.
+where torch has (out, in, X, Y, Z). Group norm is no Keras layer, and the published networks write it in two ways:
+
+* The name of a convolution ends in ``_gn``: brainchop.org normalises each of its channels (epsilon 1e-5). Weights of
+  the norm, where it has some, are a convolution 1×1×1 behind it with a diagonal kernel. This module writes this form.
+* An ``Activation`` called ``groupnorm`` with weights ``gamma`` and ``beta``, which is read but not written: no version
+  of brainchop.org runs it.
 """
 
+import colorsys
 import itertools
 import json
 import math
@@ -19,6 +24,7 @@ from meshnet.files import whole_file, write_text
 from meshnet.model import MeshNet
 
 BINARY = "group1-shard1of1.bin"
+NORMALISED = "_gn"  # the end of a convolution's name
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -35,6 +41,8 @@ def read_tfjs(path: Path) -> tuple[MeshNet, dict]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        if "layers" in document:
+            raise UserError(f"{path}: is the architecture of a .pth file, expected weights; import that file instead")
         config = document["modelTopology"]["model_config"]["config"]
         layers = config["layers"] if isinstance(config, dict) else config
         manifest = document["weightsManifest"]
@@ -80,7 +88,12 @@ def add_layer(stages: list[Stage], kind: str, settings: dict, weights: dict, pat
             raise UserError(f"{path}: layer {name} has a stride, groups, padding or a dilation that differs by axis; "
                             "not a MeshNet")
         bias = weights.pop(f"{name}/bias") if settings.get("use_bias", True) else None
+        if is_scale(stages, kernel, bias):
+            stages[-1].gamma, stages[-1].beta = kernel[0, 0, 0].diagonal().clone(), bias
+            return
         stages.append(Stage(kernel.permute(4, 3, 0, 1, 2), bias, dilations.pop()))
+        if name.endswith(NORMALISED):
+            stages[-1].norm, stages[-1].groups = "group", len(stages[-1].weight)
         if activation != "linear":
             stages[-1].activation = activation
     elif kind == "BatchNormalization" or activation == "groupnorm":
@@ -92,6 +105,16 @@ def add_layer(stages: list[Stage], kind: str, settings: dict, weights: dict, pat
     elif not (kind.endswith("Dropout") or kind.endswith("Dropout3D") or kind == "Activation"):
         raise UserError(f"{path}: found a layer of kind {kind}, expected Conv3D, Activation, BatchNormalization or "
                         "dropout; not a MeshNet")
+
+
+def is_scale(stages: list[Stage], kernel: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether a convolution (X, Y, Z, in, out) is the scale and shift of the channel-wise norm right before it."""
+    before = stages[-1] if stages else None
+    if before is None or before.norm != "group" or before.activation or before.gamma is not None or bias is None:
+        return False
+    matrix = kernel[0, 0, 0]
+    square = kernel.shape[:3] == (1, 1, 1) and matrix.shape[0] == matrix.shape[1]
+    return square and torch.equal(matrix, torch.diag(matrix.diagonal()))
 
 
 def add_norm(stage: Stage, name: str, settings: dict, weights: dict, path: Path, norm: str) -> None:
@@ -144,14 +167,27 @@ def read_weights(path: Path, manifest: list[dict]) -> dict[str, torch.Tensor]:
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
+def colours(classes: list[str]) -> dict:
+    """brainchop's colormap of the classes: black, then hues as far apart as they come, red first."""
+    golden = (5**0.5 - 1) / 2
+    hues = [colorsys.hsv_to_rgb(i * golden % 1, 1, 1) for i in range(len(classes) - 1)]
+    table = [(0, 0, 0), *(tuple(round(255 * part) for part in colour) for colour in hues)]
+    return {**{name: [row[i] for row in table] for i, name in enumerate("RGB")}, "labels": classes}
+
+
 def write_tfjs(model: MeshNet, card: dict, folder: Path) -> None:
     """Write ``folder/model.json``, its binary and ``colormap.json`` (the classes' names), each whole, the JSON last.
 
     Raises:
-        UserError: for a network that is no MeshNet.
+        UserError: for a network that is no MeshNet, or a norm over several channels at once.
     """
     if not isinstance(model, MeshNet):
-        raise UserError(f"{card['name']}: expected meshnet; brainchop runs no other network (export onnx takes all)")
+        raise UserError(f"{card['name']}: expected meshnet, brainchop runs no other network; export onnx takes the "
+                        "convolutional ones")
+    stages = stages_of(model)
+    if any(stage.norm and stage.groups != len(stage.weight) for stage in stages):
+        raise UserError(f"model.norm_groups: found {model.arguments['norm_groups']}, expected "
+                        f"{model.arguments['channels']} or 0; brainchop normalises each channel by itself")
     shape = card["shape"] or [round(256 / card["voxel_mm"])] * 3
     common = {"trainable": False, "dtype": "float32"}
     layers = [{"class_name": "InputLayer", "name": "input", "inbound_nodes": [],
@@ -164,20 +200,20 @@ def write_tfjs(model: MeshNet, card: dict, folder: Path) -> None:
         layers.append({"class_name": kind, "config": {"name": name, **common, **config}, "name": name,
                        "inbound_nodes": [[[before, 0, 0, {}]]]})
 
-    stages = stages_of(model)
-    for i, stage in enumerate(stages):
-        name = "output" if stage is stages[-1] else f"conv3d_{i}"
+    def convolve(name: str, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> None:
         add("Conv3D", name, {
-            "filters": stage.weight.shape[0], "kernel_size": list(stage.weight.shape[2:]), "strides": [1, 1, 1],
-            "padding": "same", "data_format": "channels_last", "dilation_rate": [stage.dilation] * 3, "groups": 1,
-            "activation": "linear", "use_bias": stage.bias is not None})
-        weights.append((f"{name}/kernel", stage.weight.permute(2, 3, 4, 1, 0)))
-        if stage.bias is not None:
-            weights.append((f"{name}/bias", stage.bias))
-        if stage.norm:
-            add("Activation", f"groupnorm_{i}", {"activation": "groupnorm", "num_groups": stage.groups,
-                                                 "epsilon": EPSILON, "num_channels": stage.weight.shape[0]})
-            weights += [(f"groupnorm_{i}/gamma", stage.gamma), (f"groupnorm_{i}/beta", stage.beta)]
+            "filters": weight.shape[0], "kernel_size": list(weight.shape[2:]), "strides": [1, 1, 1], "padding": "same",
+            "data_format": "channels_last", "dilation_rate": [dilation] * 3, "groups": 1, "activation": "linear",
+            "use_bias": bias is not None})
+        weights.append((f"{name}/kernel", weight.permute(2, 3, 4, 1, 0)))
+        if bias is not None:
+            weights.append((f"{name}/bias", bias))
+
+    for i, stage in enumerate(stages):
+        name = f"conv3d_{i}{NORMALISED if stage.norm else ''}"
+        convolve("output" if stage is stages[-1] else name, stage.weight, stage.bias, stage.dilation)
+        if stage.gamma is not None:
+            convolve(f"affine_{i}", torch.diag(stage.gamma)[:, :, None, None, None], stage.beta, 1)
         if stage.activation:
             add("Activation", f"activation_{i}", {"activation": stage.activation})
     manifest = [{"name": name, "shape": list(tensor.shape), "dtype": "float32"} for name, tensor in weights]
@@ -191,5 +227,5 @@ def write_tfjs(model: MeshNet, card: dict, folder: Path) -> None:
     content = b"".join(tensor.detach().cpu().numpy().astype("<f4").tobytes() for _, tensor in weights)
     with whole_file(folder / BINARY) as temporary:
         temporary.write_bytes(content)
-    write_text(folder / "colormap.json", json.dumps({"labels": card["classes"]}) + "\n")
+    write_text(folder / "colormap.json", json.dumps(colours(card["classes"])) + "\n")
     write_text(folder / "model.json", json.dumps(document) + "\n")

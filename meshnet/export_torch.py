@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from meshnet.errors import UserError
 from meshnet.export_stages import Stage, assemble
-from meshnet.model import MeshNet
+from meshnet.export_tfjs import NORMALISED
+from meshnet.model import ACTIVATIONS, MeshNet
 
+BNORM = "bnorm"  # what brainchop's files call any norm
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
 
 
@@ -48,20 +50,33 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_layout(path: Path) -> dict:
-    """brainchop's architecture file: dilations, ``norm``, ``activation``, as far as it says them.
+    """brainchop's file beside a ``.pth``: ``dilations``, ``norm`` and ``activation``, as far as it says them.
 
-    Form: ``{"bnorm": bool, "gelu": bool, "elu": bool, "layers": [{"kernel_size", "dilation", …}, …]}``. Its ``bnorm``
-    is a group norm with one group a channel in the newer networks and batch norm in the older; the weights decide.
+    It is either ``{"bnorm": bool, "gelu": bool, "elu": bool, "layers": [{"kernel_size", "dilation", …}, …]}``, whose
+    ``bnorm`` is a group norm with one group a channel in the newer networks and batch norm in the older (the weights
+    decide, see ``read_torch``), or the network's TensorFlow.js layers model.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        if "modelTopology" in document:
+            return layout_of_layers(document["modelTopology"]["model_config"]["config"]["layers"])
         layers = document["layers"]
         dilations = [int(layer["dilation"]) for layer in layers if int(layer["kernel_size"]) != 1]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not brainchop's architecture file ({type(error).__name__}: {error}); expected "
                         '{"layers": [...]}, or give --dilations') from None
     activation = "gelu" if document.get("gelu") else "elu" if document.get("elu") else "relu"
-    return {"dilations": dilations, "norm": "group" if document.get("bnorm") else "none", "activation": activation}
+    return {"dilations": dilations, "norm": BNORM if document.get("bnorm") else "none", "activation": activation}
+
+
+def layout_of_layers(layers: list[dict]) -> dict:
+    """``read_layout`` of the layers of a TensorFlow.js model."""
+    settings = [layer["config"] for layer in layers]
+    convolutions = [s for s in settings if "kernel_size" in s and set(s["kernel_size"]) != {1}]
+    activations = [s["activation"] for s in settings if s.get("activation") in ACTIVATIONS]
+    normalised = any(s["name"].endswith(NORMALISED) or s.get("activation") == "groupnorm" for s in settings)
+    return {"dilations": [int(s["dilation_rate"][0]) for s in convolutions], "activation": activations[0],
+            "norm": "group" if normalised else "none"}
 
 
 def stages_from_state(state: dict[str, torch.Tensor], path: Path) -> list[Stage]:
@@ -99,8 +114,8 @@ def read_torch(path: Path, layout: dict) -> MeshNet:
     """The MeshNet in a ``.pth`` file.
 
     Args:
-        layout: ``dilations`` (needed), ``activation`` (default relu) and ``norm``, which is only asked where the
-            weights do not show one.
+        layout: ``dilations`` (needed), ``activation`` (default relu) and ``norm`` (``none``, ``group``, ``instance``,
+            or ``bnorm`` of brainchop's files), which is only asked where the weights do not show one.
 
     Raises:
         UserError: for files and layers that are not a MeshNet's.
@@ -113,12 +128,15 @@ def read_torch(path: Path, layout: dict) -> MeshNet:
     if len(dilations) != len(stages) - 1:
         raise UserError(f"{path}: found {len(stages) - 1} blocks, expected {len(dilations)} as the dilations say "
                         f"({','.join(map(str, dilations))})")
+    norm = layout.get("norm", "none")
+    if norm == BNORM:  # a norm's own weights, where there are some, have said already which it is
+        norm = "group"
+        if all(stage.norm is None for stage in stages) and stages[0].bias is not None:
+            raise UserError(f"{path}: has biases and no weights of a norm, but its layout says bnorm; give --norm none "
+                            "if batch norm was folded into the convolutions, else --norm group")
     for stage, dilation in zip(stages, dilations):
         stage.dilation = dilation
         stage.activation = layout.get("activation") or "relu"
-        if stage.norm is None and layout.get("norm", "none") != "none":
-            stage.norm = layout["norm"]
-        if stage.norm == "batch" and stage.mean is None:
-            raise UserError(f"{path}: has no running statistics, expected some for --norm batch; a folded network is "
-                            "--norm none")
+        if stage.norm is None and norm != "none":
+            stage.norm = norm
     return assemble(stages, str(path))

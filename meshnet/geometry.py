@@ -19,10 +19,11 @@ __all__ = [
     "save_like", "split_channels", "target_affine", "to_native",
 ]  # fmt: skip
 
-SCALINGS = ("conform_uint8", "minmax", "quantile", "window")
+SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
 HISTOGRAM_BINS = 1000  # mri_convert's
 CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_convert's f_high = 0.999)
 QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"
+BRAINCHOP_QUANTILES = (0.05, 0.95)  # of all voxels of the conformed volume
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ def conform(
     With the defaults this is ``mri_convert --conform``: uint8, the lowest value to 0, the value below which all but
     0.1 % of the non-zero voxels lie to 255, on a 1,000-bin histogram of the scan; data that are uint8 already keep
     their values. The other scalings give float32 in 0..1: ``minmax`` (of the scan), ``quantile`` (0.5 % and 99.5 % of
-    the non-zero voxels), ``window`` (``window`` = lowest and highest value, e.g. HU of a CT). Space outside the scan is
-    0. ``reference``: the image whose centre defines the grid, for further modalities of a case (their affines place
-    them). Raises UserError for a wrong shape or setting.
+    the non-zero voxels), ``window`` (``window`` = lowest and highest value, e.g. HU of a CT). ``brainchop_quantile`` is
+    brainchop.org's: conformed to uint8 as above, then 5 % and 95 % of all voxels to 0 and 1, values beyond them kept.
+    Space outside the scan is 0. ``reference``: the image whose centre defines the grid, for further modalities of a
+    case (their affines place them). Raises UserError for a wrong shape or setting.
     """
     if len(image.shape) != 3:
         raise UserError(f"conform: found an image of shape {image.shape}, expected (X, Y, Z); split its channels first")
     affine = target_affine(reference or image, grid)
+    if scaling == "brainchop_quantile":
+        return _image(_spread(np.asarray(conform(image, grid, "conform_uint8", window, reference).dataobj)), affine)
     data = np.asanyarray(image.dataobj)
     low, high = intensity_range(data, scaling, window)
     top = np.float32(255 if scaling == "conform_uint8" else 1)
@@ -113,6 +117,14 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
     elif scaling == "quantile" and high > low:
         low, high = (float(q) for q in np.quantile(data[data != 0], QUANTILES))
     return low, high if high > low else low + 1.0
+
+
+def _spread(volume: np.ndarray) -> np.ndarray:
+    """A uint8 volume as float32 with the values at 5 % and 95 % of its sorted voxels at 0 and 1."""
+    up_to = np.cumsum(np.bincount(volume.ravel(), minlength=256))
+    low, high = (int(np.searchsorted(up_to, rank, side="right")) for rank in
+                 (int(BRAINCHOP_QUANTILES[0] * volume.size), int(np.ceil(BRAINCHOP_QUANTILES[1] * volume.size)) - 1))
+    return (volume.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
 
 
 def _all_but_top(data: np.ndarray, low: float, high: float) -> float:

@@ -1,6 +1,6 @@
 """Models and prepared data sets to and from the Hugging Face Hub.
 
-    python -m meshnet.hub push RUN user/name [--public] [--licence mit]
+    python -m meshnet.hub push RUN user/name [--public] [--licence mit] [--report FOLDER]
     python -m meshnet.hub pull user/name[@revision] [FOLDER]
 
 The token comes from the usual place (``hf auth login`` or ``HF_TOKEN``). Repositories are private unless asked
@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meshnet.errors import UserError, run_script
-from meshnet.files import write_text
+from meshnet.files import write_json, write_text
 
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
 ATTEMPTS, WAIT_S = 3, 2.0
+TOO_MANY = 429  # the status of a client that asks too often
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -49,7 +50,9 @@ def plain_errors(what: str) -> Iterator[None]:
                         "in with: hf auth login") from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: not a name that the Hub takes ({str(error).splitlines()[0]})") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+    except errors.OfflineModeIsEnabled:
+        raise UserError(f"{what}: the Hub cannot be reached, since HF_HUB_OFFLINE is set; unset it") from None
+    except errors.LocalEntryNotFoundError:
         raise UserError(f"{what}: not in the cache, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is "
                         "set); go online once, then it works offline") from None
     except errors.LocalTokenNotFoundError:
@@ -59,6 +62,10 @@ def plain_errors(what: str) -> Iterator[None]:
     except httpx2.HTTPError as error:
         raise UserError(f"{what}: the connection to the Hub failed ({type(error).__name__}); the same command again "
                         "goes on where it stopped") from None
+    except ValueError as error:
+        if "Invalid metadata" not in str(error):  # the client's, for a card that the Hub does not take
+            raise
+        raise UserError(f"{what}: {' '.join(str(error).split())}; choose another --licence") from None
 
 
 def explain_status(status: int) -> str:
@@ -67,6 +74,8 @@ def explain_status(status: int) -> str:
         return "the Hub refuses the token; log in again with: hf auth login"
     if status == 403:
         return "your token has no right to this; it needs write access to that user or organisation"
+    if status == TOO_MANY:
+        return "too many requests from here; wait a few minutes, the same command again goes on where it stopped"
     if status >= 500:
         return f"the Hub answers with an error of its own ({status}); the same command again goes on where it stopped"
     return f"the Hub answers with status {status}"
@@ -84,19 +93,32 @@ def with_retries(action: Callable):
             if attempt == ATTEMPTS:
                 raise
         except HfHubHTTPError as error:
-            if error.response.status_code < 500 or attempt == ATTEMPTS:
+            passing = error.response.status_code >= 500 or error.response.status_code == TOO_MANY
+            if not passing or attempt == ATTEMPTS:
                 raise
         time.sleep(WAIT_S * attempt)
 
 
 # ---------------------------------------------------------------------------------------------------------- up
 
-def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit") -> str:
+def check_push(repository: str) -> None:
+    """Raise a UserError if pushing to ``repository`` cannot succeed, as far as that shows without a network."""
+    from huggingface_hub import get_token
+
+    if split_name(repository)[1]:
+        raise UserError(f"{repository}: pushing goes to the main branch, expected user/name")
+    if not get_token():
+        raise UserError(f"{repository}: needs a token; log in with: hf auth login")
+
+
+def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit",
+             report: Path | None = None) -> str:
     """Push a run or model folder: weights, ``config.json``, a generated model card, the recipe, a picture.
 
     Args:
         repository: ``user/name``; made where it does not exist.
         private: visibility of a new repository; an existing one keeps its own.
+        report: a cross-validation's folder whose table goes into the card; the one that the run lies in by default.
 
     Returns:
         The address of the commit.
@@ -107,37 +129,57 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
     from meshnet.modelfolder import load_model
 
     folder = Path(run_dir)
+    check_push(repository)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not found; expected a run folder, a model folder or a prepared data set")
     model, card = load_model(folder)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
-        stage_model(folder, staged, model, card, repository, licence)
+        stage_model(folder, staged, model, card, repository, licence, report)
         return upload(staged, repository, "model", private, MODEL_FILES)
 
 
-def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str) -> None:
+def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str,
+                report: Path | None) -> None:
     """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
-    from meshnet.hubcard import model_readme
+    from meshnet.hubcard import model_readme, public_source
 
+    known = card["training_data"]
+    if isinstance(known, dict) and "source" in known:
+        card = card | {"training_data": known | {"source": public_source(known["source"])}}
+    write_json(staged / "config.json", card)
     weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
-    pictures = sorted(folder.glob("*.png"))[:1]
-    for path in [folder / "config.json", folder / "metrics.jsonl", *weights, *pictures]:
+    # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
+    pictures = [folder / name for name in ("picture.png", "curves.png") if (folder / name).is_file()][:1]
+    for path in [folder / "metrics.jsonl", *weights, *pictures]:
         if path.is_file():
             shutil.copyfile(path, staged / path.name)
-    picture = pictures[0].name if pictures else None
-    if picture is None and (folder / "metrics.jsonl").is_file():
-        from meshnet.figures import draw_run
-
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        picture = "training.png"
-        draw_run([json.loads(line) for line in lines if line.strip()], staged / picture, repository)
     if (folder / "config.yaml").is_file():
         import yaml
 
         recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         recipe.pop("run", None)  # paths and the machine
         write_text(staged / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
-    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence)
+    elif (folder / "recipe.yaml").is_file():
+        shutil.copyfile(folder / "recipe.yaml", staged / "recipe.yaml")
+    picture = pictures[0].name if pictures else None
+    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence,
+                          read_report(folder, report))
     write_text(staged / "README.md", readme)
+
+
+def read_report(folder: Path, report: Path | None) -> str:
+    """The table of a cross-validation: of ``report``, or of the one that the run ``folder`` lies in; else empty."""
+    if report is not None:
+        path = report / "report" / "table.md"
+        if not path.is_file():
+            raise UserError(f"--report {report}: has no report/table.md, expected crossval.py's folder; write it with "
+                            f"crossval.py --out {report} --report")
+        return path.read_text(encoding="utf-8")
+    from meshnet.results import PLAN
+
+    tables = [parent / "report" / "table.md" for parent in folder.resolve().parents[:4] if (parent / PLAN).is_file()]
+    return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")
 
 
 def push_dataset(folder: str | Path, repository: str, private: bool = True, licence: str = "other") -> str:
@@ -147,12 +189,11 @@ def push_dataset(folder: str | Path, repository: str, private: bool = True, lice
     folder = Path(folder)
     if not (folder / "prepared.json").is_file():
         raise UserError(f"{folder}: has no prepared.json; expected a folder that prepare.py wrote")
+    check_push(repository)
     info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-    subjects = sum(len(fold["test"]) for fold in splits["folds"])
     with tempfile.TemporaryDirectory() as temporary:
         readme = Path(temporary) / "README.md"
-        readme.write_text(dataset_readme(info, repository, subjects, licence), encoding="utf-8")
+        readme.write_text(dataset_readme(info, repository, licence), encoding="utf-8")
         upload(folder, repository, "dataset", private, DATASET_FILES)
         return upload(Path(temporary), repository, "dataset", private, ["README.md"])
 
@@ -161,9 +202,6 @@ def upload(folder: Path, repository: str, kind: str, private: bool, patterns: li
     """Create the repository where it is missing and commit the files of ``folder``; returns the commit's address."""
     from huggingface_hub import HfApi
 
-    repository, revision = split_name(repository)
-    if revision:
-        raise UserError(f"{repository}@{revision}: pushing goes to the main branch, expected user/name")
     api = HfApi()
 
     def act():
@@ -198,6 +236,23 @@ def pull(name: str, kind: str = "model") -> Path:
             return Path(snapshot_download(repository, **wanted, local_files_only=True))
 
 
+def pull_missing(name: str, kind: str = "model") -> Path:
+    """``pull``, for a name that could also have been a path: what is wrong then names both."""
+    try:
+        return pull(name, kind)
+    except UserError as error:
+        raise UserError(f"{name}: no such folder here, and as a {kind} on the Hub: "
+                        f"{str(error).removeprefix(name + ': ')}") from None
+
+
+def data_folder(name: str) -> str:
+    """The folder of a prepared data set: ``name`` where it is one here, else that of ``user/name[@revision]``."""
+    path = Path(name)
+    if path.exists() or path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
+        return name
+    return str(pull_missing(name, "dataset"))
+
+
 def copy_to(source: Path, target: Path) -> None:
     """Copy a pulled folder out of the cache, links resolved."""
     if target.exists() and any(target.iterdir()):
@@ -213,16 +268,19 @@ def main() -> None:
     push.add_argument("repository", metavar="user/name")
     push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     push.add_argument("--licence", help="licence tag of the card (default: mit; other for data sets)")
+    push.add_argument("--report", type=Path, metavar="FOLDER",
+                      help="a cross-validation's folder, whose table goes into the card (the run's own by default)")
     get = commands.add_parser("pull", help="download into the cache, and to FOLDER if given")
     get.add_argument("name", metavar="user/name[@revision]")
     get.add_argument("folder", type=Path, nargs="?")
     get.add_argument("--dataset", action="store_true", help="a prepared data set")
     arguments = parser.parse_args()
     if arguments.command == "push":
-        is_dataset = (arguments.folder / "prepared.json").is_file()
-        send = push_dataset if is_dataset else push_run
-        licence = arguments.licence or ("other" if is_dataset else "mit")
-        print(send(arguments.folder, arguments.repository, private=not arguments.public, licence=licence))
+        where = {"repository": arguments.repository, "private": not arguments.public}
+        if (arguments.folder / "prepared.json").is_file():
+            print(push_dataset(arguments.folder, **where, licence=arguments.licence or "other"))
+        else:
+            print(push_run(arguments.folder, **where, licence=arguments.licence or "mit", report=arguments.report))
         return
     folder = pull(arguments.name, "dataset" if arguments.dataset else "model")
     if arguments.folder:

@@ -45,6 +45,15 @@ def summarise_cases(path: Path) -> list[tuple[str, str]]:
     return lines
 
 
+def public_source(source) -> str:
+    """Where data came from, in words, without a path on this machine."""
+    if not isinstance(source, dict):
+        return str(source)
+    kept = {key: value for key, value in source.items() if key not in ("path", "format") and value}
+    details = ", ".join(f"{key} {value}" for key, value in kept.items())
+    return f"{source['format']} ({details})" if details else str(source["format"])
+
+
 def describe_training(card: dict) -> str:
     """What the network was trained on, a line a fact, without a path."""
     known = card["training_data"]
@@ -52,10 +61,11 @@ def describe_training(card: dict) -> str:
         return "Not recorded."
     if not isinstance(known, dict):
         return str(known)
-    return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in known.items())
+    return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in known.items() if value is not None)
 
 
-def model_readme(model, card: dict, repository: str, tests: Path, picture: str | None, licence: str) -> str:
+def model_readme(model, card: dict, repository: str, tests: Path, picture: str | None, licence: str,
+                 report: str = "") -> str:
     """The model card.
 
     Args:
@@ -63,6 +73,7 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         repository: ``user/name``.
         tests: the run's ``test_cases.csv``, which may be absent.
         picture: name of a picture beside the card.
+        report: Markdown of a cross-validation's table, or nothing.
     """
     targets = ", ".join(card["classes"][1:])
     scores = summarise_cases(tests)
@@ -87,20 +98,22 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
         "## Trained on", describe_training(card),
         "## Scores", head, table,
+        f"### Cross-validation\n\n{report.strip()}" if report else "",
         "## Intended use and limits", LIMITS,
         "## Licence and citation", f"{licence}. If you use it, cite the paper of the architecture:", CITATION,
     ] if part) + "\n"
 
 
-def dataset_readme(info: dict, repository: str, cases: int, licence: str) -> str:
+def dataset_readme(info: dict, repository: str, licence: str) -> str:
     """The card of a prepared data set."""
     shape = "×".join(map(str, info["shape"]))
     return "\n\n".join([
         front_matter(license=licence, task_categories=["image-segmentation"], tags=["medical", "mri", "meshnet"]) +
         f"# {repository}",
-        f"{cases} cases prepared from {info['source']}: channels {', '.join(info['channels'])}, classes "
-        f"{', '.join(info['classes'])}, {shape} voxels of {info['voxel_mm']:g} mm, orientation {info['orientation']}, "
-        f"scaling `{info['scaling']}`. Splits are in `splits.json`.",
+        f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: "
+        f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}, {shape} voxels of "
+        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}, scaling `{info['scaling']}`. Splits are in "
+        "`splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython -m meshnet.hub pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

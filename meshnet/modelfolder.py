@@ -26,7 +26,8 @@ DEFAULTS = {
     "voxel_mm": 1.0, "shape": None, "orientation": "LIA", "scaling": "conform_uint8", "window": None, "crop": None,
     "patch": None, "threshold": 0.5, "min_lesion_mm3": 0, "training_data": None, "metrics": {}, "version": None,
 }
-MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups", "activation", "bias", "dropout")
+MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups", "activation", "bias", "final_bias",
+                  "dropout")
 
 
 def build(name: str, arguments: dict) -> nn.Module:
@@ -189,7 +190,7 @@ def find_folder(name: str | Path) -> Path:
     if text in registry.PUBLIC:
         return registry.fetch(text)
     if HUB_NAME.fullmatch(text) and not path.is_file():
-        return hub.pull(text)
+        return hub.pull_missing(text)
     built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CARD}"))
     raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its "
                     f"{CARD}, a Hub name user/name[@revision], or one of {', '.join([*built_in, *registry.PUBLIC])}")

@@ -43,7 +43,9 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict]:
         group["params"].append(parameter)
     for group, count in zip(config.param_groups, matched):
         if not count:
-            first = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()))
+            names = [name.split(".") for name, _ in model.named_parameters()]
+            depth = 1 if len({parts[0] for parts in names}) > 1 else 2  # a baseline's all begin with network.
+            first = ", ".join(dict.fromkeys(".".join(parts[:depth]) for parts in names))
             raise UserError(f"optimizer.param_groups: '{group['match']}' matches no parameter; names begin with "
                             f"{first}")
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]

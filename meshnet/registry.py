@@ -28,6 +28,7 @@ class Public:
     commit: str
     binary: str
     licence: str = "MIT"
+    scaling: str = "minmax"
     sha256: str | None = None  # of the binary
     checked: str = "not tried by this project"
 
@@ -40,7 +41,7 @@ PUBLIC = {
         checked="imported, labels equal to the published ones"),
     "brainchop-t2-lesion": Public(
         "chronic stroke lesions", "T2w", "public/models/model_11ch_ARC", "914d81e95296776d33e05cc6d6f6e1fb40489334",
-        "model.bin"),
+        "model.bin", scaling="brainchop_quantile"),
     "brainchop-subcortical": Public(
         "17 regions: grey and white matter, subcortical areas", "T1w", "public/models/model30chan18cls",
         "5c540411d4a1c6b24c36d1c938cb23251617aa05", "model.bin"),
@@ -74,7 +75,7 @@ def fetch(name: str) -> Path:
         raise UserError(f"{name}: the weights that arrived are not the pinned ones (sha256 differs); try again")
     network, info = read_tfjs(raw / "model.json")
     classes = ["background", *(f"class {i}" for i in range(1, network.arguments["classes"]))]
-    card = {"channels": [model.channel], "classes": classes, "shape": info["shape"], "scaling": "minmax",
+    card = {"channels": [model.channel], "classes": classes, "shape": info["shape"], "scaling": model.scaling,
             "training_data": {"published_by": "neuroneural/brainchop", "licence": model.licence}}
     save_model(folder, network, card)
     return folder

@@ -19,6 +19,7 @@ from meshnet.loss import SegmentationLoss
 from meshnet.optim import Schedule, build_ema, build_optimizer
 from meshnet.recipe import dump, load_recipes, read_mapping
 
+FREE = {"dropout", "image_size"}  # of a network's arguments, what may differ from those of the weights it starts from
 SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
 
 
@@ -39,20 +40,37 @@ def build_network(config: Config, data: PreparedData, box: list[int] | None, see
     if config.training.memory_budget:
         network.memory_budget = parse_size(config.training.memory_budget, "training.memory_budget")
     if init:
-        trained, card = modelfolder.load_model(init)
-        for key in ("orientation", "scaling", "window"):
-            if card[key] != data.info[key]:
-                raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {data.info[key]} as the data "
-                                f"set was prepared; run prepare.py --{key} {card[key]}")
-        shapes = [{key: tensor.shape for key, tensor in m.state_dict().items()} for m in (trained, network)]
-        if len(card["channels"]) == len(data.info["channels"]) > 1 and card["channels"] != data.info["channels"]:
-            raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
-                            f"{', '.join(data.info['channels'])} in that order, as the data set")
-        if shapes[0] != shapes[1]:
-            raise UserError(f"--init {init}: is {card['name']} {card['arguments']}, expected the network of the "
-                            "recipe; set model.* as its config.json says")
-        network.load_state_dict(trained.state_dict())
+        start_from(network, init, data.info)
     return network
+
+
+def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
+    """Give ``network`` the weights of the model ``init``.
+
+    Raises:
+        UserError: where that is another network, or its scans looked otherwise than the data set's (``info``).
+    """
+    trained, card = modelfolder.load_model(init)
+    for key in ("orientation", "scaling", "window"):
+        if card[key] != info[key]:
+            raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {info[key]} as the data set was "
+                            f"prepared; run prepare.py --{key} {card[key]}")
+    for key in ("channels", "classes"):
+        if len(card[key]) != len(info[key]):
+            raise UserError(f"--init {init}: has {len(card[key])} {key} ({', '.join(card[key])}), expected "
+                            f"{len(info[key])} as the data set ({', '.join(info[key])})")
+    if len(card["channels"]) > 1 and card["channels"] != info["channels"]:
+        raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
+                        f"{', '.join(info['channels'])} in that order, as the data set")
+    theirs, ours = ({"name": m.name, **m.arguments} for m in (trained, network))
+    for key in sorted((theirs.keys() | ours.keys()) - FREE, key=lambda key: (key != "name", key)):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
+                            f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
+    shapes = [{key: tensor.shape for key, tensor in m.state_dict().items()} for m in (trained, network)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"--init {init}: has weights for {card['arguments']}, expected {network.arguments}")
+    network.load_state_dict(trained.state_dict())
 
 
 def model_card(config: Config, data: PreparedData, box: list[int] | None, training_data: dict) -> dict:

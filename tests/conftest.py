@@ -90,3 +90,14 @@ def tiny_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "data"
     run_script_file("prepare.py", "--format", "synthetic", "--cases", 9, "--voxel_mm", 8, "--out", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def published(shared_data, tmp_path_factory) -> Path:
+    """brainchop's published 5-channel network, imported by the command."""
+    from meshnet import export
+
+    folder = tmp_path_factory.mktemp("published") / "model"
+    source = shared_data / "brainchop" / "model.json"
+    export.import_model(export.make_parser().parse_args(["import", str(source), str(folder)]))
+    return folder

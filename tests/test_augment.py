@@ -40,6 +40,13 @@ def test_intensity_transforms_change_the_image_alone_and_stay_in_range(case, nam
     assert image.dtype == np.float32 and image.min() >= 0 and image.max() <= 1
 
 
+def test_a_wider_range_of_intensities_is_not_cut(case):
+    """As the scaling brainchop_quantile gives it."""
+    image = case[0] * 4 - 1
+    flipped, _ = make(flip=1.0)(image, case[1], 0)
+    assert np.array_equal(flipped, image[:, ::-1])
+
+
 def test_an_affine_moves_image_and_mask_together():
     image = np.zeros((1, 24, 24, 24), np.float32)
     image[0, 8:14, 9:16, 7:15] = 1

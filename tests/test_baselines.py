@@ -1,6 +1,7 @@
 """Every network: the paper's count, any size, checkpointing without a difference; scans and splines by reference."""
 
 import json
+import re
 import sys
 import types
 
@@ -12,8 +13,10 @@ from conftest import run_script_file
 from safetensors.torch import load_file
 
 from meshnet import baselines, modelfolder, ukan, umamba
+from meshnet.config import OptimizerConfig
 from meshnet.errors import UserError
 from meshnet.model import count_parameters
+from meshnet.optim import group_parameters
 
 HEADS_OF_DEEP_SUPERVISION = sum(2 * c + 2 for c in (32, 64, 128))  # unused 1x1x1 layers to 2 classes
 SMALL = {"segresnet": {}, "unet": {}, "umamba_bot": {"features": (4, 4, 8, 8, 8)},
@@ -126,6 +129,19 @@ def test_what_cannot_be_is_one_line():
         modelfolder.build("vnet", {"in_channels": 3})
     with pytest.raises(UserError, match=r"model segresnet: .*colour"):
         modelfolder.build("segresnet", {"colour": 3})
+
+
+def test_learning_rates_by_name_in_any_network():
+    for name, pattern in (("segresnet", r"network\.convInit"), ("unetr", r"network\.vit\."), ("ukan", r"\.kan_up\.")):
+        with torch.device("meta"):
+            model = baselines.build(name, **SMALL.get(name, {}))
+        config = OptimizerConfig(lr=1e-3, param_groups=[{"match": pattern, "lr": 1e-5}])
+        slow = sum(p.numel() for group in group_parameters(model, config) if group["lr"] == 1e-5
+                   for p in group["params"])
+        assert slow == sum(p.numel() for key, p in model.named_parameters() if re.search(pattern, key)) > 0
+        config.param_groups[0]["match"] = "encoder99"
+        with pytest.raises(UserError, match=r"matches no parameter; names begin with network\.\w+, network\.\w+"):
+            group_parameters(model, config)
 
 
 def test_a_baseline_comes_back_from_its_folder(tmp_path):

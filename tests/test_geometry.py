@@ -77,6 +77,21 @@ def test_conform_agrees_with_the_reference_on_an_oblique_thick_scan(shared_data)
     assert array(ours).dtype == np.uint8 and nib.aff2axcodes(ours.affine) == tuple("LIA")
 
 
+def test_brainchops_quantiles_are_those_of_the_sorted_conformed_voxels():
+    """Its 5 % and 95 % of all voxels go to 0 and 1; values outside stay. A volume of one value is no division by 0."""
+    rng = np.random.default_rng(0)
+    scan = image_of(rng.gamma(2.0, 40.0, (20, 17, 23)) * (rng.random((20, 17, 23)) < 0.7))
+    grid = Grid(1.0, (24, 24, 24))
+    plain, scaled = (array(conform(scan, grid, kind)).astype(float) for kind in ("conform_uint8", "brainchop_quantile"))
+    ordered = np.sort(plain, axis=None)
+    low, high = ordered[int(0.05 * plain.size)], ordered[int(np.ceil(0.95 * plain.size)) - 1]
+    np.testing.assert_allclose(scaled, (plain - low) / (high - low), atol=1e-6)
+    assert scaled.max() > 1 and array(conform(scan, grid, "brainchop_quantile")).dtype == np.float32
+    assert np.isfinite(array(conform(image_of(np.ones((3, 3, 3))), grid, "brainchop_quantile"))).all()
+    with pytest.raises(UserError, match="window"):
+        conform(scan, grid, "brainchop_quantile", (0, 1))
+
+
 def test_conform_leaves_a_conformed_scan_as_it_is(shared_data):
     scan = read_image(shared_data / "t2_stroke/M2265_T2w.nii.gz")
     again = conform(scan)

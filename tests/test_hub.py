@@ -4,19 +4,23 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
 import pytest
 import torch
+from conftest import run_script_file
 
-from meshnet import hub, modelfolder
+from meshnet import geometry, hub, modelfolder
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
+from meshnet.results import PLAN
 
 WRITER, READER = "hf_" + "w" * 30, "hf_" + "r" * 30
-CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "training_data": {"source": "synthetic", "cases": 3}}
+SOURCE = {"format": "bids", "path": "/home/someone/study", "suffix": ["T2w"], "labels": None}  # as prepare.py notes it
+CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "training_data": {"source": SOURCE, "cases": 3}}
 
 
 class Hub(ThreadingHTTPServer):
@@ -71,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self.create(json.loads(body), token)
         if path == "/api/validate-yaml":
+            if b"no-licence" in body:
+                return self.answer(400, {"errors": [{"message": '"license" must be one of mit, …'}], "warnings": []})
             return self.answer(200, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/.*)?", path):
             return self.api(*match.groups(), body, token)
@@ -114,6 +120,8 @@ class Handler(BaseHTTPRequestHandler):
         if action == "commit":
             if self.fault("commit breaks"):
                 return self.hang_up()
+            if self.fault("too many"):
+                return self.answer(429, {"error": "slow down"})
             new = dict(files)
             for line in body.splitlines():
                 entry = json.loads(line)
@@ -185,7 +193,8 @@ def run(tmp_path):
         '{"epoch": 1, "step": 2, "learning_rate": 0.1, "train_loss": 0.5, "val_loss": 0.4, "val_dice": 0.3}\n')
     (folder / "test_cases.csv").write_text("case,dice,avd,mcc\nsub-secret,0.5,0.2,0.6\nsub-hidden,0.7,0.4,nan\n")
     (folder / "config.yaml").write_text("run: {data_path: /home/someone/data}\nmodel: {name: meshnet}\n")
-    (folder / "case.png").write_bytes(b"\x89PNG a picture")
+    (folder / "curves.png").write_bytes(b"\x89PNG a picture")
+    (folder / "a_scan_lesion.png").write_bytes(b"\x89PNG of sub-secret")
     (folder / "state").mkdir()
     (folder / "state" / "optimizer.bin").write_bytes(b"0")
     return folder
@@ -203,19 +212,43 @@ def test_round_trip_gives_the_same_network(server, run):
 
 
 def test_what_goes_up(server, run):
-    (run / "case.png").unlink()
     hub.push_run(run, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
     assert set(files) == {"README.md", "config.json", "model.safetensors", "metrics.jsonl", "recipe.yaml",
-                          "training.png"}
+                          "curves.png"}
     everything = b"".join(files.values())
     for secret in (b"sub-secret", b"/home/someone", WRITER.encode()):
         assert secret not in everything
     readme = files["README.md"].decode()
     assert "| Dice (lesion) | 0.600 (0.141), 2 cases |" in readme and "| MCC | 0.600 (0.000), 1 cases |" in readme
     for expected in ("license: \"mit\"", "infer.py scan.nii.gz", "user/stroke", "must not be used for diagnosis",
-                     "2503.05531", "![](training.png)", "source: synthetic", "LIA"):
+                     "2503.05531", "![](curves.png)", "source: bids (suffix ['T2w'])", "LIA"):
         assert expected in readme, expected
+    (run / "picture.png").write_bytes(b"\x89PNG chosen by the user")
+    hub.push_run(run, "user/stroke")
+    files = server.repos["model", "user/stroke"]["commits"][-1][1]
+    assert b"![](picture.png)" in files["README.md"] and files["picture.png"] == b"\x89PNG chosen by the user"
+
+
+def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
+    study = tmp_path / "study"
+    inside = study / "runs" / "meshnet4" / "fold0_restart0"
+    shutil.copytree(run, inside)
+    (study / "report").mkdir()
+    (study / PLAN).write_text("{}")
+    (study / "report" / "table.md").write_text("| Model | DICE |\n|---|---:|\n| meshnet4 | **0.612** |\n")
+
+    def readme():
+        return server.repos["model", "user/stroke"]["commits"][-1][1]["README.md"].decode()
+
+    hub.push_run(inside, "user/stroke")
+    assert "### Cross-validation\n\n| Model | DICE |" in readme() and "**0.612**" in readme()
+    hub.push_run(run, "user/stroke")
+    assert "Cross-validation" not in readme()
+    hub.push_run(run, "user/stroke", report=study)
+    assert "**0.612**" in readme()
+    with pytest.raises(UserError, match=r"has no report/table\.md"):
+        hub.push_run(run, "user/stroke", report=tmp_path)
 
 
 def test_a_revision_is_the_network_of_that_commit(server, run):
@@ -242,6 +275,42 @@ def test_refused_tokens_and_missing_rights(server, run, monkeypatch, capfd):
     assert not server.repos and "x" * 30 not in printed and READER not in printed
 
 
+def test_what_cannot_be_pushed_is_said_before_anything_is_sent(server, run, tmp_path, monkeypatch):
+    for folder, name, message in ((run, "user/stroke@main", "expected user/name"), (run, "stroke", "user/name"),
+                                  (tmp_path / "none", "user/stroke", "none: not found; expected a run folder"),
+                                  (tmp_path, "user/stroke", r"config\.json: not found")):
+        with pytest.raises(UserError, match=message):
+            hub.push_run(folder, name)
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(UserError, match="needs a token; log in with: hf auth login"):
+        hub.push_run(run, "user/stroke")
+    assert not server.log
+
+
+def test_training_pushes_when_it_is_done(server, tiny_data, tmp_path, monkeypatch):
+    """A name or token that cannot work is refused before training; a run is pushed at its end, not before, and once
+    more by the same command; what fails then says how to push later."""
+    common = ("--recipe", "recipes/meshnet5.yaml", "--data", tiny_data, "--data.workers", 0, "--training.max_epochs", 2,
+              "--model.dilations", "1", "--run_dir", tmp_path / "run", "--push_to_hub")
+    found = run_script_file("train.py", *common, "stroke", check=False)
+    assert found.returncode == 2 and "user/name" in found.stderr and not (tmp_path / "run").exists()
+    with monkeypatch.context() as changed:
+        changed.setenv("HF_TOKEN", "")
+        found = run_script_file("train.py", *common, "user/stroke", check=False)
+    assert found.returncode == 2 and "needs a token" in found.stderr and not (tmp_path / "run").exists()
+    found = run_script_file("train.py", *common, "user/stroke", "--stop_epoch", 1)
+    assert "not pushed" in found.stderr and not server.repos
+    with monkeypatch.context() as changed:
+        changed.setenv("HF_TOKEN", "hf_" + "x" * 30)
+        found = run_script_file("train.py", *common, "user/stroke", check=False)
+    assert found.returncode == 2 and "refuses the token" in found.stderr and found.stderr.count("\n") == 1
+    assert f"meshnet.hub push {tmp_path / 'run'} user/stroke" in found.stderr and not server.repos
+    run_script_file("train.py", *common, "user/stroke")
+    files = server.repos["model", "user/stroke"]["commits"][-1][1]
+    assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert b"| val_dice |" in files["README.md"] and str(tmp_path).encode() not in b"".join(files.values())
+
+
 def test_private_repository(server, run, monkeypatch):
     hub.push_run(run, "user/stroke", private=True)
     monkeypatch.setenv("HF_TOKEN", "")
@@ -255,6 +324,10 @@ def test_connection_that_breaks_while_pushing(server, run):
     server.faults = ["commit breaks"]
     hub.push_run(run, "user/stroke")
     assert "model.safetensors" in server.repos["model", "user/stroke"]["commits"][-1][1]
+    server.faults = ["too many"]
+    hub.push_run(run, "user/stroke3")
+    with pytest.raises(UserError, match='"license" must be one of mit, …; choose another --licence'):
+        hub.push_run(run, "user/stroke", licence="no-licence")
     server.faults = ["commit breaks"] * 50
     with pytest.raises(UserError, match="connection to the Hub failed"):
         hub.push_run(run, "user/stroke2")
@@ -281,10 +354,14 @@ def test_without_a_network_the_cache_serves(server, run, monkeypatch):
     assert hub.pull("user/stroke") == folder
     with pytest.raises(UserError, match="not in the cache"):
         hub.pull("user/other")
+    with pytest.raises(UserError, match="the connection to the Hub failed"):
+        hub.push_run(run, "user/stroke")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.pull("user/stroke") == folder
     with pytest.raises(UserError, match="not in the cache"):
         hub.pull("user/other")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it"):
+        hub.push_run(run, "user/stroke")
 
 
 def test_a_repository_that_is_no_model(server, run):
@@ -300,8 +377,9 @@ def test_prepared_dataset_round_trip(server, tmp_path):
 
     folder = tmp_path / "prepared"
     Dataset.from_dict({"case": ["a", "b"], "image": [b"12", b"34"]}).save_to_disk(folder)
-    info = {"source": "synthetic", "channels": ["T2w"], "classes": ["background", "lesion"], "shape": [2, 2, 2],
-            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "conform_uint8"}
+    info = {"source": SOURCE, "channels": ["T2w"], "classes": ["background", "lesion"], "shape": [2, 2, 2],
+            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "conform_uint8",
+            "cases": 2, "subjects": 2}
     (folder / "prepared.json").write_text(json.dumps(info))
     (folder / "splits.json").write_text(json.dumps({"folds": [{"test": ["a"]}, {"test": ["b"]}]}))
     hub.push_dataset(folder, "user/cases")
@@ -309,9 +387,25 @@ def test_prepared_dataset_round_trip(server, tmp_path):
     hub.copy_to(hub.pull("user/cases", "dataset"), tmp_path / "copy")
     assert load_from_disk(tmp_path / "copy").to_dict() == load_from_disk(folder).to_dict()
     assert json.loads((tmp_path / "copy" / "prepared.json").read_text()) == info
-    assert "2 cases prepared from synthetic" in (tmp_path / "copy" / "README.md").read_text()
+    readme = (tmp_path / "copy" / "README.md").read_text()
+    assert "2 cases of 2 subjects, prepared from bids (suffix ['T2w']): channels T2w" in readme
     with pytest.raises(UserError, match="not empty"):
         hub.copy_to(folder, tmp_path / "copy")
+
+
+def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
+    """Under its name, as prepared; what is on disk goes before the Hub, and a wrong path is said to be one."""
+    hub.push_dataset(tiny_data, "user/cases")
+    common = ("--recipe", "recipes/meshnet5.yaml", "--data.workers", 0, "--training.max_epochs", 1, "--model.dilations",
+              "1")
+    run_script_file("train.py", *common, "--data", tiny_data, "--run_dir", tmp_path / "disk")
+    run_script_file("train.py", *common, "--data", "user/cases", "--run_dir", tmp_path / "hub")
+    run_script_file("train.py", "--test", "--run_dir", tmp_path / "hub")
+    here, there = (modelfolder.load_model(tmp_path / name)[0] for name in ("disk", "hub"))
+    assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters()))
+    found = run_script_file("train.py", *common, "--data", "data/typo", "--run_dir", tmp_path / "x", check=False)
+    assert found.returncode == 2 and "data/typo: no such folder here, and as a dataset on the Hub" in found.stderr
+    assert hub.data_folder("recipes/none/x") == "recipes/none/x" and hub.data_folder(str(tiny_data)) == str(tiny_data)
 
 
 @pytest.mark.parametrize("name", ["stroke", "a/b/c", "/b"])
@@ -342,4 +436,5 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
         modelfolder.load_model("brainchop-tissue-light")
+    assert {model.scaling for model in registry.PUBLIC.values()} <= set(geometry.SCALINGS)
     assert "brainchop-t2-lesion" in registry.list_models()

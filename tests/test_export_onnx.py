@@ -1,0 +1,115 @@
+"""ONNX: parity with PyTorch of trained networks, at sizes that were not traced; needs requirements-export.txt."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_export import CARD, randomise
+from torch import nn
+from torch.nn import functional
+
+from meshnet import export, modelfolder
+from meshnet.errors import UserError
+from meshnet.model import MeshNet
+
+
+def train_a_little(model: nn.Module, size: int = 14, steps: int = 20) -> nn.Module:
+    """Teach ``model`` to mark bright blobs, so that its statistics and its answers are a trained network's."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.02)
+    for _ in range(steps):
+        smooth = functional.avg_pool3d(torch.rand(1, 1, *[size] * 3), 5, 1, 2)
+        x = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+        loss = functional.cross_entropy(model(x), (x[:, 0] > 0.6).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("channels", [5, pytest.param(16, marks=pytest.mark.slow)])
+def test_onnx_of_a_trained_meshnet(tmp_path, channels):
+    from meshnet.export_onnx import compare, trial_volumes, write_onnx
+
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    model = train_a_little(MeshNet(channels))
+    modelfolder.save_model(tmp_path / "m", model, CARD)
+    model, card = modelfolder.load_model(tmp_path / "m")
+    for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
+        write_onnx(model, card, tmp_path / "m.onnx", precision)
+        parity = compare(model, tmp_path / "m.onnx", trial_volumes(1))
+        assert parity["relative_difference"] <= tolerance and parity["dice"] >= 0.999, (precision, parity)
+    card_inside = json.loads(read_metadata(tmp_path / "m.onnx")["meshnet"])
+    assert card_inside["orientation"] == "LIA" and card_inside["precision"] == "fp16"
+
+
+def read_metadata(path: Path) -> dict:
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+
+
+def test_half_precision_rounds_each_weight_once(tmp_path):
+    """Batch norm is folded before weights are halved: the file has folded weights, rounded, and biases as they are."""
+    onnx = pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+    from onnx.numpy_helper import to_array
+
+    from meshnet.export_onnx import write_onnx
+    from meshnet.segment import fold
+
+    torch.manual_seed(0)
+    model = randomise(MeshNet(4, dilations=(1, 2)))
+    write_onnx(model, {"name": "meshnet", **CARD}, tmp_path / "m.onnx", "fp16")
+    found = [to_array(tensor) for tensor in onnx.load(str(tmp_path / "m.onnx")).graph.initializer]
+    for layer in fold(model):
+        assert any(np.array_equal(array, layer.weight.half().numpy()) for array in found)
+        assert any(np.array_equal(array.ravel(), layer.bias.numpy()) for array in found)
+
+
+def test_the_comparison_sees_a_difference(tmp_path):
+    from meshnet.export_onnx import compare, trial_volumes, write_onnx
+
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    model = train_a_little(MeshNet(4, dilations=(1, 2)))
+    modelfolder.save_model(tmp_path / "m", model, CARD)
+    model, card = modelfolder.load_model(tmp_path / "m")
+    write_onnx(model, card, tmp_path / "m.onnx")
+    with torch.no_grad():
+        model.head.bias[1] += 1
+    parity = compare(model, tmp_path / "m.onnx", trial_volumes(1))
+    assert parity["relative_difference"] > 1e-2 and parity["dice"] < 0.99
+
+
+@pytest.mark.slow
+def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
+    from meshnet import export_onnx
+
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    torch.manual_seed(0)
+    model = modelfolder.build("segresnet", {"in_channels": 1, "classes": 2}).eval()
+    card = {"name": "segresnet", **CARD}
+    export_onnx.write_onnx(model, card, tmp_path / "s.onnx")
+    volumes = [volume[:, :27] for volume in export_onnx.trial_volumes(1)]  # 27 is padded to 32
+    assert export_onnx.compare(model, tmp_path / "s.onnx", volumes)["relative_difference"] <= 1e-4
+    assert json.loads(read_metadata(tmp_path / "s.onnx")["meshnet"])["size_multiple"] == 8
+    with pytest.raises(UserError, match="expected meshnet or a convolutional baseline"):
+        export_onnx.write_onnx(model, {"name": "ukan", **CARD}, tmp_path / "u.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"onnxruntime: not installed; pip install -r requirements-export\.txt"):
+        export_onnx.compare(model, tmp_path / "s.onnx", volumes)
+
+
+@pytest.mark.slow
+def test_onnx_of_the_published_model_on_its_scan(published, shared_data, tmp_path):
+    from meshnet.export_onnx import compare, write_onnx
+
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    network, card = modelfolder.load_model(published)
+    volume = export.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
+    for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
+        write_onnx(network, card, tmp_path / "p.onnx", precision)
+        parity = compare(network, tmp_path / "p.onnx", [volume])
+        assert parity["relative_difference"] <= tolerance and parity["dice"] >= 0.999, (precision, parity)
