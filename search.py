@@ -7,6 +7,7 @@ See README.md for what rungs, horizons and brackets cost.
 """
 
 import argparse
+import contextlib
 import copy
 import os
 import re
@@ -87,6 +88,8 @@ def main() -> int | None:
     from meshnet.study import Plan, Study
 
     refuse_other_host(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder for the study")
     folder.mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(arguments.sampler, space, arguments.seed)
     recipe = lambda parameters, horizon: dump(to_dict(with_fields(config, space.fields(parameters), horizon)))
@@ -176,7 +179,7 @@ def refuse_other_host(folder: Path) -> None:
 
 # ---------------------------------------------------------------------- while it runs
 def drive(study, screen: Screen, began: float) -> str:
-    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind."""
+    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind, come what may."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(1))
@@ -200,11 +203,18 @@ def drive(study, screen: Screen, began: float) -> str:
             study.stop(PATIENCE)
     except KeyboardInterrupt:
         state = "interrupted"
+    except UserError:
+        with contextlib.suppress(OSError, UserError):  # what stopped it may keep this from being written, too
+            study.stop(0)
+            publish(study, "stopped", began)
+        raise
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        study.stop(0)
-        study.launcher.close()
+        try:
+            study.stop(0)
+        finally:
+            study.launcher.close()
     return state
 
 

@@ -7,6 +7,7 @@ matter whether this driver started it or an earlier one.
 * ``metrics.jsonl`` reaches the rung, or ``DONE`` says that the run stopped early: the task is done.
 * ``failed.json`` (diverged), output that says "out of memory", or exit code 2: the trial gets the worst score with
   the reason, at once.
+* output that says "No space left on device": the study stops with that; the task goes on when there is room.
 * anything else (killed, silent, node lost): the task is tried again from its last resume point, ``max_retries``
   times; then the trial gets the worst score.
 
@@ -34,8 +35,10 @@ from meshnet.runfolder import read_metrics
 
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"
-FORGIVEN = (DRIVER_DIED, INTERRUPTED)  # no fault of the run: not counted as tries
+DISK_FULL = "the disk is full"
+FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL)  # no fault of the run: not counted as tries
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|disk is full")
 USER_ERROR = 2  # train.py's exit code for a wrong flag, file or data set
 HOPELESS = 3  # trials refused with a user error, before any has a score, after which the study stops
 
@@ -187,6 +190,10 @@ class Study:
         if task is None:  # ended with its trial, in this very step
             return
         finished = self._finished(task)
+        if not finished and ended.code != 0 and NO_SPACE.search(ended.handle.output()):
+            self.ledger.attempt_ended(task.attempt, DISK_FULL, ended.handle.where)
+            raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; make room, then the same "
+                            "command goes on")  # fmt: skip
         reason = "" if finished else self._final_reason(ended, task)
         why = "" if finished else reason or ended.reason or "ended before its rung"
         self.ledger.attempt_ended(task.attempt, why, ended.handle.where)

@@ -13,7 +13,10 @@ STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken 
 def read_status(folder: Path) -> dict:
     """status.json, or {} where there is none."""
     path = folder / "status.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: not readable as JSON; remove it, the study's driver writes it anew") from None
 
 
 def show_status(folder: Path) -> int:

@@ -47,6 +47,8 @@ TRAINER = """
         time.sleep(60)
     if mode == 4:
         print("error: --data: no such thing", file=sys.stderr); sys.exit(2)
+    if (pathlib.Path(given.data) / "full").exists():
+        print("error: last.safetensors: No space left on device", file=sys.stderr); sys.exit(2)
     if mode == 5:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     state = folder / "state.json"
@@ -262,6 +264,18 @@ def test_a_silent_run_is_tried_again_and_then_given_up(bench):
     assert attempts == [("silent for 0.5 s",)] * 2
 
 
+def test_a_full_disk_stops_the_study_and_is_no_trials_fault(bench):
+    bench.run("study", "--max_trials", "2")
+    (bench.folder / "data" / "full").touch()
+    output = bench.run("study", "--max_trials", "3", code=2)
+    assert re.search(r"error: .*output\.log: the disk is full on .*; make room, then the same command goes on\n$", output)
+    assert bench.status("study")["state"] == "stopped"
+    assert bench.ask("study", "SELECT COUNT(*) FROM trials WHERE state = 'failed'") == [(0,)]
+    (bench.folder / "data" / "full").unlink()
+    bench.run("study", "--max_trials", "3", "--max_retries", "0")
+    check_accounts(bench, "study", 3)
+
+
 def test_a_user_error_in_every_trial_stops_the_study_with_that_error(bench):
     bench.write("bad.yaml", SPACE + "  scheduler.eta_min: choices([4.0])\n")
     output = bench.run("study", "--max_trials", "40", space="bad.yaml", code=2)
@@ -290,6 +304,15 @@ def test_mistakes_end_in_one_line(bench, flags, words):
     assert words in output
     assert output.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in output
+
+
+def test_a_study_folder_that_is_none_ends_in_one_line(bench):
+    path = bench.write("file", "x")
+    assert re.fullmatch(rf"error: {path}: .*\n", bench.run("file", "--max_trials", "2", code=2))
+    (bench.folder / "study").mkdir()
+    assert "no status.json, expected a study folder" in bench.run("study", "--status", code=2)
+    bench.write("study/status.json", "{")
+    assert "status.json: not readable as JSON" in bench.run("study", "--status", code=2)
 
 
 def test_another_command_for_the_same_study_is_refused(bench):
