@@ -158,7 +158,8 @@ class Ledger:
         """Bring a fresh ``study`` to where the ledger says it stands."""
         with one_line(self.path):
             known = self.database.execute("SELECT trial, parameters, bracket FROM trials").fetchall()
-            rows = self.database.execute("SELECT kind, trial, rung, score, reason FROM events ORDER BY number").fetchall()
+            rows = self.database.execute("SELECT kind, trial, rung, score, reason FROM events ORDER BY number")
+            rows = rows.fetchall()
         trials = {trial: (json.loads(parameters), bracket) for trial, parameters, bracket in known}
         for kind, trial, rung, score, reason in rows:
             if kind == "start":

@@ -35,9 +35,9 @@ class RandomSampler:
 class ModelSampler:
     """Expected improvement of a Gaussian process over parameters and epochs.
 
-    space, seed: as ``RandomSampler``, which also provides the first ``first`` trials. A share ``explore`` of the later
-    ones is drawn at random all the same, so that a wrong model cannot trap the study. ``most``: scores that the model
-    is fitted to at most (those of the highest rungs, the best first); ``candidates``: proposals that are compared.
+    space, seed: as ``RandomSampler``. The first ``first`` trials, and those before any score, are spread evenly, and so
+    is a share ``explore`` of the later ones, so that a wrong model cannot trap the study. ``most``: scores that the
+    model is fitted to at most (those of the highest rungs, the best first); ``candidates``: proposals that are compared.
 
     ``batch``: proposals made at a time, as a share of the scores that are known. With hundreds of workers a score
     comes every second, and one more than hundreds changes nothing: the model is asked anew when it knows this much
@@ -61,12 +61,25 @@ class ModelSampler:
         generator = random.Random(f"{self.seed}/{number}")
         scored = self._scored(study)
         if number < self.first or len(scored) < self.first or generator.random() < self.explore:
-            return self.space.sample(generator)
+            return self.space.decode(self._spread(number))
         if not self.ready or len(scored) > self.ready_for:
             count = max(1, int(self.batch * len(scored)))
             self.ready = self._propose(study, scored, count, generator)
             self.ready_for = len(scored) + count - 1
         return self.space.decode(self.ready.pop(0))
+
+    def _spread(self, number: int):
+        """Point ``number`` of a scrambled Sobol sequence: spreads more evenly than chance.
+
+        A first wave of 64 holds a configuration of the best 1 % in 54 of 100 studies, one drawn at random in 47; of
+        128 in 83 and 73 (curves of benchmarks/asha_curves.py, seeds 0 to 89, six draws each).
+        """
+        from scipy.stats import qmc
+
+        sequence = qmc.Sobol(len(self.space.dimensions), rng=random.Random(self.seed).getrandbits(63))
+        if number:
+            sequence.fast_forward(number)
+        return sequence.random(1)[0]
 
     def _scored(self, study: Asha) -> list[tuple[list[float], int, float]]:
         """(units, rung, loss) of every finished rung, a failure with infinite loss; [] before a real one."""
