@@ -37,7 +37,7 @@ class ModelSampler:
 
     space, seed: as ``RandomSampler``. The first ``first`` trials, and those before any score, are spread evenly, and so
     is a share ``explore`` of the later ones, so that a wrong model cannot trap the study. ``most``: scores that the
-    model is fitted to at most (those of the highest rungs, the best first); ``candidates``: proposals that are compared.
+    model is fitted to at most (of the highest rungs, the best first); ``candidates``: proposals that are compared.
 
     ``batch``: proposals made at a time, as a share of the scores that are known. With hundreds of workers a score
     comes every second, and one more than hundreds changes nothing: the model is asked anew when it knows this much

@@ -268,7 +268,7 @@ def test_a_full_disk_stops_the_study_and_is_no_trials_fault(bench):
     bench.run("study", "--max_trials", "2")
     (bench.folder / "data" / "full").touch()
     output = bench.run("study", "--max_trials", "3", code=2)
-    assert re.search(r"error: .*output\.log: the disk is full on .*; make room, then the same command goes on\n", output)
+    assert re.search(r"error: .*\.log: the disk is full on .*; make room, then the same command goes on\n", output)
     assert bench.status("study")["state"] == "stopped"
     assert bench.ask("study", "SELECT COUNT(*) FROM trials WHERE state = 'failed'") == [(0,)]
     (bench.folder / "data" / "full").unlink()
