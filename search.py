@@ -69,6 +69,7 @@ def main() -> int | None:
         return show_status(folder)
 
     # ------------------------------------------------------------------ what is searched, and how
+    check_flags(arguments)
     block = load_search(arguments.recipe) or load_search([PAPER_SPACE])
     space = parse_space(block, "search")
     rungs = choose_rungs(arguments, space)
@@ -119,6 +120,17 @@ def main() -> int | None:
 
 
 # ---------------------------------------------------------------------- before it starts
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Refuse numbers out of range and files that are not there; what others check is left to them."""
+    for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
+                        ("silent_after", 0), ("seed", 0)):  # fmt: skip
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}: found {value}, expected at least {least}")
+    if arguments.accelerate_config and not Path(arguments.accelerate_config).is_file():
+        raise UserError(f"--accelerate_config: found no file {arguments.accelerate_config}")
+
+
 def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]:
     """The epochs of each rung, from the flags or else the space's fidelity (the paper's where it names none)."""
     low, high = space.fidelity or (15, 50)
@@ -128,7 +140,7 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
     try:
         if arguments.rung_ratio:
             return eta_rungs(low, high, arguments.rung_ratio)
-        return geometric_rungs(low, high, 4 if arguments.rungs is None else arguments.rungs)
+        return geometric_rungs(low, high, arguments.rungs or 4)
     except ValueError as error:
         raise UserError(f"--min_epochs {low} --max_epochs {high}: {error}") from None
 

@@ -90,8 +90,11 @@ class Ledger:
                 f"{self.path}: lies on a network file system ({shared}), where SQLite's WAL mode is unsafe; "
                 "put the ledger on this machine's own disk with --ledger"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(lock or self.path.with_suffix(".lock"), "a+")  # noqa: SIM115 - held as long as the ledger is
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = open(lock or self.path.with_suffix(".lock"), "a+")  # noqa: SIM115 - held as long as the ledger
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; expected a folder for the ledger") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -288,7 +288,12 @@ def test_a_user_error_in_every_trial_stops_the_study_with_that_error(bench):
     [
         (("--eta", "1"), "eta must be greater than 1"),
         (("--brackets", "4"), "brackets must be 1 to 3"),
-        (("--max_trials", "0"), "max_trials"),
+        (("--max_trials", "0"), "--max_trials: found 0, expected at least 1"),
+        (("--max_retries", "-1"), "--max_retries: found -1, expected at least 0"),
+        (("--silent_after", "-4"), "--silent_after: found -4.0, expected at least 0"),
+        (("--min_epochs", "0"), "--min_epochs: found 0, expected at least 1"),
+        (("--accelerate_config", "nope.yaml"), "--accelerate_config: found no file nope.yaml"),
+        (("--ledger", "/proc/x/y"), "/proc/x: No such file or directory; expected a folder for the ledger"),
         (("--min_epochs", "9"), "--min_epochs 9 --max_epochs 4"),
         (("--rung_ratio", "2"), "--rung_ratio: found beside --rungs"),
         (("--inner_folds", "7"), "--inner_fold: found 7"),
