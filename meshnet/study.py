@@ -134,8 +134,9 @@ class Study:
         """End every run; the study can be taken up again."""
         for handle in self.launcher.running():
             self.launcher.kill(handle, patience)
-            task = self.running.pop(handle.token)
-            self.ledger.attempt_ended(task.attempt, INTERRUPTED)
+            task = self.running.pop(handle.token, None)
+            if task:  # else it was started, but the ledger could not be told
+                self.ledger.attempt_ended(task.attempt, INTERRUPTED)
 
     # ---------------------------------------------------------------- one task
     def run_dir(self, task: Task) -> Path:

@@ -14,10 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from meshnet.asha import Asha
 from meshnet.config import validate
+from meshnet.errors import UserError
 from meshnet.files import write_json
+from meshnet.launch import make_launcher
+from meshnet.ledger import Ledger
+from meshnet.processes import members
 from meshnet.recipe import load_recipes
 from meshnet.splits import make_splits
+from meshnet.study import Plan, Study
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
 
@@ -340,6 +346,33 @@ def test_ctrl_c_leaves_everything_resumable(bench):
     assert bench.ask("study", "SELECT DISTINCT reason FROM attempts WHERE reason != ''") == [("interrupted",)]
     bench.run("study", "--max_trials", "5", "--max_retries", "0")  # an interruption is no failed try
     check_accounts(bench, "study", 5)
+
+
+@LINUX
+def test_a_ledger_that_fails_after_a_start_leaves_no_run_behind(tmp_path, monkeypatch):
+    script = tmp_path / "sleeper.py"
+    script.write_text("import time; time.sleep(60)")
+    plan = Plan(tmp_path, lambda parameters, horizon: "", (), script=str(script))
+    launcher = make_launcher("local", workers=2, gpus_per_worker=0)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        study = Study(plan, Asha((1,), 2, 2), ledger, launcher, lambda number: {"lr": 0.1})
+        attempt, told = ledger.attempt, []
+
+        def once(*given):
+            told.append(given)
+            if len(told) > 1:
+                raise UserError("full")
+            return attempt(*given)
+
+        monkeypatch.setattr(ledger, "attempt", once)
+        with pytest.raises(UserError, match="full"):
+            study.step()
+        tokens = [handle.token for handle in launcher.running()]
+        assert len(tokens) == 2
+        study.stop(0)
+        assert [members(token) for token in tokens] == [[], []]
+        assert launcher.running() == []
+        assert ledger.database.execute("SELECT reason FROM attempts").fetchall() == [("interrupted",)]
 
 
 @LINUX
