@@ -24,7 +24,7 @@ from meshnet.launch import LAUNCHERS
 from meshnet.recipe import dump, load_search, parse
 from meshnet.sampler import SAMPLERS
 from meshnet.space import Space, parse_space
-from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, table
+from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, snapshot, table
 
 PAPER_SPACE = Path(__file__).resolve().parent / "recipes" / "search_space.yaml"
 PATIENCE = 5.0  # seconds for a run to leave after the first Ctrl-C
@@ -232,7 +232,7 @@ def drive(study, screen: Screen, began: float) -> str:
 
 def publish(study, state: str, began: float) -> dict:
     """Replace status.json and trials.csv in the study folder."""
-    status = study.status(state, began)
+    status = snapshot(study, state, began)
     status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
     write_json(study.plan.folder / "status.json", status)
     study.ledger.write_export(study.plan.folder / "trials.csv")
