@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from search_bench import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,3 +91,9 @@ def tiny_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "data"
     run_script_file("prepare.py", "--format", "synthetic", "--cases", 9, "--voxel_mm", 8, "--out", folder)
     return folder
+
+
+@pytest.fixture
+def bench(tmp_path, root) -> Bench:
+    """A folder in which search.py runs with a stand-in for train.py."""
+    return Bench(tmp_path, root)
