@@ -19,6 +19,7 @@ SAMPLERS = ("random", "model")
 # an endless one, its other values are never tried, and the search circles one point: with 20 instead of 2, four of 24
 # simulated studies (benchmarks/asha.py, seeds 12 to 35) needed over 2,500 epochs, and none of them over 900 with 2.
 LONGEST = 2.0
+ENOUGH = 100  # scores that the kernel is fitted to, of all that it is then conditioned on: a fit costs their cube
 
 
 class RandomSampler:
@@ -111,7 +112,7 @@ class ModelSampler:
         spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
         target = np.clip((loss - np.median(real)) / spread, -5, 2)  # how bad the bad ones are teaches nothing
         target = (target - target.mean()) / (target.std() + 1e-12)
-        model = self._fit(inputs, target)
+        model = self._fit(inputs, target, numbers)
         pending = [self._units(trial) for trial in study.trials if trial.running and not trial.scores]
         if pending:
             waiting = np.column_stack([np.array(pending), np.ones(len(pending))])
@@ -146,7 +147,7 @@ class ModelSampler:
             covariance -= np.outer(covariance[:, here], covariance[here]) / covariance[here, here]
         return chosen
 
-    def _fit(self, inputs, target):
+    def _fit(self, inputs, target, numbers):
         """Fit the kernel anew when a tenth more is known than at the last time; else only condition it."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
@@ -161,9 +162,10 @@ class ModelSampler:
         model = GaussianProcessRegressor(start)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is an answer
-            model.fit(inputs, target)
-        self.kernel, self.fitted_to = model.kernel_, len(inputs)
-        return model
+            some = numbers.choice(len(inputs), min(len(inputs), ENOUGH), replace=False)
+            self.kernel = model.fit(inputs[some], target[some]).kernel_
+        self.fitted_to = len(inputs)
+        return self._condition(inputs, target)
 
     def _condition(self, inputs, target):
         from sklearn.gaussian_process import GaussianProcessRegressor
