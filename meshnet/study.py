@@ -37,7 +37,7 @@ INTERRUPTED = "interrupted"
 DISK_FULL = "the disk is full"
 FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL)  # no fault of the run: not counted as tries
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
-NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|disk is full")
+NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
 USER_ERROR = 2  # train.py's exit code for a wrong flag, file or data set
 HOPELESS = 3  # trials refused with a user error, before any has a score, after which the study stops
 
