@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -141,7 +142,8 @@ class Screen:
     def draw(self, lines: list[str]) -> None:
         """Replace the table."""
         self._clear()
-        self.drawn = lines
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps is two to go up again
+        self.drawn = [line[:width] for line in lines]
         self._show()
 
     def end(self, lines: list[str]) -> None:

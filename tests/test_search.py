@@ -8,6 +8,7 @@ from search_bench import SPACE, check_accounts, wait_for
 
 from meshnet.config import validate
 from meshnet.recipe import load_recipes
+from meshnet.study_view import Screen
 
 
 # ---------------------------------------------------------------- an undisturbed search
@@ -54,6 +55,19 @@ def test_status_needs_no_lock_and_a_second_driver_is_refused(bench):
     assert re.fullmatch(rf"error: .*run by process {first.pid} on .*\n", refusal)
     first.communicate(timeout=60)
     assert first.returncode == 0
+
+
+def test_a_table_is_drawn_over_itself_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    screen = Screen()
+    screen.live = True
+    screen.draw(["short", "x" * 100])
+    first = capsys.readouterr().out
+    assert max(map(len, first.splitlines())) < 40  # nothing wraps, so two lines up is the table's first
+    screen.draw(["again"])
+    assert capsys.readouterr().out == "\x1b[2A\x1b[Jagain\n"
+    screen.end(["x" * 100])
+    assert capsys.readouterr().out == "\x1b[1A\x1b[J" + "x" * 100 + "\n"
 
 
 def test_several_inner_folds_are_averaged_and_each_has_its_run(bench):
