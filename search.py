@@ -7,6 +7,7 @@ See README.md for what rungs, horizons and brackets cost.
 """
 
 import argparse
+import contextlib
 import copy
 import os
 import re
@@ -23,7 +24,7 @@ from meshnet.launch import LAUNCHERS
 from meshnet.recipe import dump, load_search, parse
 from meshnet.sampler import SAMPLERS
 from meshnet.space import Space, parse_space
-from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, table
+from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, snapshot, table
 
 PAPER_SPACE = Path(__file__).resolve().parent / "recipes" / "search_space.yaml"
 PATIENCE = 5.0  # seconds for a run to leave after the first Ctrl-C
@@ -68,6 +69,7 @@ def main() -> int | None:
         return show_status(folder)
 
     # ------------------------------------------------------------------ what is searched, and how
+    check_flags(arguments)
     block = load_search(arguments.recipe) or load_search([PAPER_SPACE])
     space = parse_space(block, "search")
     rungs = choose_rungs(arguments, space)
@@ -87,6 +89,8 @@ def main() -> int | None:
     from meshnet.study import Plan, Study
 
     refuse_other_host(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder for the study")
     folder.mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(arguments.sampler, space, arguments.seed)
     recipe = lambda parameters, horizon: dump(to_dict(with_fields(config, space.fields(parameters), horizon)))
@@ -116,6 +120,17 @@ def main() -> int | None:
 
 
 # ---------------------------------------------------------------------- before it starts
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Refuse numbers out of range and files that are not there; what others check is left to them."""
+    for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
+                        ("silent_after", 0), ("seed", 0)):  # fmt: skip
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}: found {value}, expected at least {least}")
+    if arguments.accelerate_config and not Path(arguments.accelerate_config).is_file():
+        raise UserError(f"--accelerate_config: found no file {arguments.accelerate_config}")
+
+
 def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]:
     """The epochs of each rung, from the flags or else the space's fidelity (the paper's where it names none)."""
     low, high = space.fidelity or (15, 50)
@@ -125,7 +140,7 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
     try:
         if arguments.rung_ratio:
             return eta_rungs(low, high, arguments.rung_ratio)
-        return geometric_rungs(low, high, 4 if arguments.rungs is None else arguments.rungs)
+        return geometric_rungs(low, high, arguments.rungs or 4)
     except ValueError as error:
         raise UserError(f"--min_epochs {low} --max_epochs {high}: {error}") from None
 
@@ -178,7 +193,7 @@ def refuse_other_host(folder: Path) -> None:
 
 # ---------------------------------------------------------------------- while it runs
 def drive(study, screen: Screen, began: float) -> str:
-    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind."""
+    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind, come what may."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(1))
@@ -202,17 +217,24 @@ def drive(study, screen: Screen, began: float) -> str:
             study.stop(PATIENCE)
     except KeyboardInterrupt:
         state = "interrupted"
+    except UserError:
+        with contextlib.suppress(OSError, UserError):  # what stopped it may keep this from being written, too
+            study.stop(0)
+            publish(study, "stopped", began)
+        raise
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        study.stop(0)
-        study.launcher.close()
+        try:
+            study.stop(0)
+        finally:
+            study.launcher.close()
     return state
 
 
 def publish(study, state: str, began: float) -> dict:
     """Replace status.json and trials.csv in the study folder."""
-    status = study.status(state, began)
+    status = snapshot(study, state, began)
     status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
     write_json(study.plan.folder / "status.json", status)
     study.ledger.write_export(study.plan.folder / "trials.csv")

@@ -51,7 +51,7 @@ def main() -> int | None:
         "split_hash": splits["hash"], "data": data.info["fingerprint"]}
 
     # ------------------------------------------------------------------ the network
-    from meshnet.setup import began_as, build_network, model_card, training_box
+    from meshnet.setup import build_network, model_card, training_box
 
     box = training_box(config, data)
     network = build_network(config, data, box, arguments.seed, arguments.init)
@@ -75,10 +75,8 @@ def main() -> int | None:
         run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
         if not fit(run, begun, arguments.stop_epoch):
             return DIVERGED
-    if arguments.push_to_hub and accelerator.is_main_process and run.progress.finished:
-        from meshnet.hub import push_run
-
-        print(push_run(folder, arguments.push_to_hub))
+    if arguments.push_to_hub and accelerator.is_main_process:
+        push(folder, arguments.push_to_hub, run.progress.finished)
     return 0
 
 
@@ -142,6 +140,25 @@ def fit(run, begun: bool, stop_epoch: int) -> bool:
         return False
     finish(run, say)
     return True
+
+
+def began_as(init: str | None) -> str | None:
+    """The model that training began with, by a name that says nothing of this machine's folders."""
+    return Path(init).name if init and Path(init).exists() else init
+
+
+def push(folder: Path, repository: str, finished: bool) -> None:
+    """Push a finished run to the Hub, and say where it is; a failure says how to do it later."""
+    from meshnet.hub import push_run
+
+    if not finished:
+        print(f"{folder}: not pushed, since training is not at its end (--stop_epoch)", file=sys.stderr)
+        return
+    try:
+        print(push_run(folder, repository))
+    except UserError as error:
+        raise UserError(f"{error}. The run itself is finished; to push it later: python -m meshnet.hub push {folder} "
+                        f"{repository}") from None
 
 
 def describe(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:

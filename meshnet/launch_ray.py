@@ -38,6 +38,16 @@ def largest_share(cores: list[int], slots: int) -> int:
     return next((share for share in shares if sum(node // share for node in cores) >= slots), 1)
 
 
+def check_reachable(address: str, seconds: float = 5.0) -> None:
+    """Refuse an address where nothing listens now: Ray itself goes on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), seconds).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--ray_address: found {address}, where no Ray cluster answers ({error}); expected HOST:PORT "
+                        "of one that 'ray start --head' began") from None  # fmt: skip
+
+
 class RayLauncher(Launcher):
     """Slots on a Ray cluster. ``workers`` None: as many as its GPUs (or cores, four each) allow when it is joined."""
 
@@ -52,6 +62,8 @@ class RayLauncher(Launcher):
             ) from None
         self.ray = ray
         if not ray.is_initialized():
+            if address:
+                check_reachable(address)
             environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
             try:
                 ray.init(address=address or "auto", runtime_env=environment, log_to_driver=False, logging_level="error")

@@ -17,6 +17,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from meshnet.asha import Asha, Job
@@ -57,13 +58,28 @@ def network_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     return kind if kind.startswith(NETWORK_FILE_SYSTEMS) else ""
 
 
+@contextlib.contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Have SQLite's complaints about the file or its disk end in one line; a broken rule of the tables is our fault."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"{path}: {error}; expected the ledger of a study on a writable disk with room; mend that, then the same "
+            "command goes on"
+        ) from None
+
+
 class Ledger:
     """One study's memory, opened for writing. Use as a context manager.
 
     path: the database. lock: the file that keeps a second driver out, by default beside the database.
 
     Raises:
-        UserError: if another driver has it open (naming which), or the study was begun with other settings.
+        UserError: if another driver has it open (naming which), the study was begun with other settings, the file is no
+            ledger, or its disk is full.
     """
 
     def __init__(self, path: str | Path, lock: str | Path | None = None):
@@ -74,8 +90,11 @@ class Ledger:
                 f"{self.path}: lies on a network file system ({shared}), where SQLite's WAL mode is unsafe; "
                 "put the ledger on this machine's own disk with --ledger"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(lock or self.path.with_suffix(".lock"), "a+")  # noqa: SIM115 - held as long as the ledger is
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = open(lock or self.path.with_suffix(".lock"), "a+")  # noqa: SIM115 - held as long as the ledger
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; expected a folder for the ledger") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -90,11 +109,12 @@ class Ledger:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         self._lock.flush()
-        self.database = sqlite3.connect(self.path, isolation_level=None)
-        self.database.execute("PRAGMA journal_mode=WAL")
-        self.database.execute("PRAGMA synchronous=FULL")
-        self.database.execute("PRAGMA foreign_keys=ON")
-        self.database.executescript(TABLES)
+        with one_line(self.path):
+            self.database = sqlite3.connect(self.path, isolation_level=None)
+            self.database.execute("PRAGMA journal_mode=WAL")
+            self.database.execute("PRAGMA synchronous=FULL")
+            self.database.execute("PRAGMA foreign_keys=ON")
+            self.database.executescript(TABLES)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -109,18 +129,21 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self):
-        self.database.execute("BEGIN IMMEDIATE")
-        try:
-            yield self.database
-        except BaseException:
-            self.database.execute("ROLLBACK")
-            raise
-        self.database.execute("COMMIT")
+        with one_line(self.path):
+            self.database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.database
+                self.database.execute("COMMIT")
+            except BaseException:
+                if self.database.in_transaction:  # SQLite may have rolled it back itself, as on a full disk
+                    self.database.execute("ROLLBACK")
+                raise
 
     # ---------------------------------------------------------------- the study
     def settings(self, wanted: dict) -> dict:
         """Record the settings of a new study, or check that they are those it was begun with."""
-        found = dict(self.database.execute("SELECT key, value FROM study"))
+        with one_line(self.path):
+            found = dict(self.database.execute("SELECT key, value FROM study"))
         text = {key: json.dumps(value, sort_keys=True) for key, value in wanted.items()}
         if not found:
             with self._transaction() as database:
@@ -136,11 +159,11 @@ class Ledger:
 
     def rebuild(self, study: Asha) -> None:
         """Bring a fresh ``study`` to where the ledger says it stands."""
-        trials = {
-            row[0]: (json.loads(row[1]), row[2])
-            for row in self.database.execute("SELECT trial, parameters, bracket FROM trials")
-        }
-        rows = self.database.execute("SELECT kind, trial, rung, score, reason FROM events ORDER BY number")
+        with one_line(self.path):
+            known = self.database.execute("SELECT trial, parameters, bracket FROM trials").fetchall()
+            rows = self.database.execute("SELECT kind, trial, rung, score, reason FROM events ORDER BY number")
+            rows = rows.fetchall()
+        trials = {trial: (json.loads(parameters), bracket) for trial, parameters, bracket in known}
         for kind, trial, rung, score, reason in rows:
             if kind == "start":
                 study.restore(*trials[trial], rung)

@@ -36,7 +36,7 @@ def draw(folder: Path, study: Asha, space: Space, curves: list, metric: str) -> 
 def _curves(pyplot, study: Asha, curves: list, metric: str):
     """A line for each trial and inner fold, coloured by the highest rung that the trial reached."""
     picture, axes = pyplot.subplots(figsize=(8, 5))
-    colours = pyplot.get_cmap("viridis")(range(0, 256, max(1, 255 // max(len(study.rungs) - 1, 1))))
+    colours = _colours(pyplot, study)
     lines: dict[tuple, list] = {}
     for trial, fold, horizon, epoch, score in curves:
         if score is not None:
@@ -53,25 +53,37 @@ def _curves(pyplot, study: Asha, curves: list, metric: str):
     return picture
 
 
+def _colours(pyplot, study: Asha):
+    """One colour a rung, dark to bright."""
+    return pyplot.get_cmap("viridis")([rung / max(len(study.rungs) - 1, 1) for rung in range(len(study.rungs))])
+
+
 def _parameters(pyplot, study: Asha, space: Space, metric: str):
     """One panel a parameter: its value against the score at the highest rung, coloured by that rung."""
     columns = min(3, len(space.dimensions))
     rows = math.ceil(len(space.dimensions) / columns)
-    picture, panels = pyplot.subplots(rows, columns, figsize=(4 * columns, 3.2 * rows), squeeze=False, sharey=True)
+    size = (4 * columns, 3.2 * rows + 0.3)
+    picture, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     known = [(t, max(t.scores), t.scores[max(t.scores)]) for t in study.trials if t.scores]
     known = [row for row in known if math.isfinite(row[2])]
     for dimension, axes in zip(space.dimensions, panels.flat):
         values = [trial.parameters[dimension.name] for trial, _, _ in known]
         if dimension.kind == "choices":
-            values = [str(value) for value in values]
+            values = [dimension.choices.index(value) for value in values]
+            axes.set_xticks(range(len(dimension.choices)), [str(choice) for choice in dimension.choices])
+            axes.set_xlim(-0.5, len(dimension.choices) - 0.5)
+        elif dimension.kind == "loguniform":
+            axes.set_xscale("log")
         axes.scatter(values, [score for *_, score in known], c=[rung for _, rung, _ in known], cmap="viridis",
                      vmin=0, vmax=len(study.rungs) - 1, s=18)  # fmt: skip
-        axes.set(xlabel=dimension.name, xscale="log" if dimension.kind == "loguniform" else axes.get_xscale())
+        axes.set_xlabel(dimension.name)
+    for rung, colour in enumerate(_colours(pyplot, study)):
+        panels[0, 0].scatter([], [], color=colour, s=18, label=f"{study.rungs[rung]} epochs")
+    picture.legend(loc="outside upper center", ncols=len(study.rungs), frameon=False)
     for axes in panels[:, 0]:
         axes.set_ylabel(metric)
     for axes in list(panels.flat)[len(space.dimensions) :]:
         axes.axis("off")
-    picture.tight_layout()
     return picture
 
 

@@ -164,6 +164,7 @@ def _dimension(name: str, kind: str, values: list, options: dict, here: str) -> 
         listed = values[0] if len(values) == 1 and isinstance(values[0], list | tuple) else None
         if not listed or options:
             raise UserError(f"{here}: expected choices([a, b, ...])")
+        listed = [list(value) if isinstance(value, tuple) else value for value in listed]  # as a ledger gives it back
         if len({repr(value) for value in listed}) < len(listed):
             raise UserError(f"{here}: a choice is named twice")
         dimension = Dimension(name, field, kind, choices=tuple(listed))

@@ -7,6 +7,7 @@ matter whether this driver started it or an earlier one.
 * ``metrics.jsonl`` reaches the rung, or ``DONE`` says that the run stopped early: the task is done.
 * ``failed.json`` (diverged), output that says "out of memory", or exit code 2: the trial gets the worst score with
   the reason, at once.
+* output that says "No space left on device": the study stops with that; the task goes on when there is room.
 * anything else (killed, silent, node lost): the task is tried again from its last resume point, ``max_retries``
   times; then the trial gets the worst score.
 
@@ -18,7 +19,6 @@ import json
 import math
 import re
 import statistics
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,14 +28,16 @@ from meshnet.asha import Asha
 from meshnet.asha import Job as Decision
 from meshnet.errors import UserError
 from meshnet.files import write_text
-from meshnet.launch import Ended, Handle, Job, Launcher
+from meshnet.launch import Ended, Job, Launcher
 from meshnet.ledger import Ledger
 from meshnet.runfolder import read_metrics
 
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"
-FORGIVEN = (DRIVER_DIED, INTERRUPTED)  # no fault of the run: not counted as tries
+DISK_FULL = "the disk is full"
+FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL)  # no fault of the run: not counted as tries
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
+NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
 USER_ERROR = 2  # train.py's exit code for a wrong flag, file or data set
 HOPELESS = 3  # trials refused with a user error, before any has a score, after which the study stops
 
@@ -131,8 +133,9 @@ class Study:
         """End every run; the study can be taken up again."""
         for handle in self.launcher.running():
             self.launcher.kill(handle, patience)
-            task = self.running.pop(handle.token)
-            self.ledger.attempt_ended(task.attempt, INTERRUPTED)
+            task = self.running.pop(handle.token, None)
+            if task:  # else it was started, but the ledger could not be told
+                self.ledger.attempt_ended(task.attempt, INTERRUPTED)
 
     # ---------------------------------------------------------------- one task
     def run_dir(self, task: Task) -> Path:
@@ -187,6 +190,10 @@ class Study:
         if task is None:  # ended with its trial, in this very step
             return
         finished = self._finished(task)
+        if not finished and ended.code != 0 and NO_SPACE.search(ended.handle.output()):
+            self.ledger.attempt_ended(task.attempt, DISK_FULL, ended.handle.where)
+            raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; make room, then the same "
+                            "command goes on")  # fmt: skip
         reason = "" if finished else self._final_reason(ended, task)
         why = "" if finished else reason or ended.reason or "ended before its rung"
         self.ledger.attempt_ended(task.attempt, why, ended.handle.where)
@@ -273,60 +280,3 @@ class Study:
     def _name(self, task: Task) -> str:
         fold = f", inner fold {task.fold}" if len(self.plan.inner_folds) > 1 else ""
         return f"trial {task.decision.trial}{fold}"
-
-    # ---------------------------------------------------------------- for status.json
-    def status(self, state: str, began: float) -> dict:
-        """What ``--status`` shows, as plain JSON. ``began``: ``time.time()`` when this driver started."""
-        study, rungs = self.asha, []
-        for rung, epochs in enumerate(study.rungs):
-            finished = [len(study.finished[b][rung]) for b in range(study.brackets)]
-            rungs.append({
-                "epochs": epochs, "finished": sum(finished),
-                "promoted": sum(len(study.promoted[b][rung]) for b in range(study.brackets)),
-                "running": sum(trial.running and trial.rung == rung for trial in study.trials),
-                "failed": sum(bool(trial.failed) and trial.rung == rung for trial in study.trials),
-            })  # fmt: skip
-        best = study.best()
-        spent = sum(self._epochs_of(trial) for trial in study.trials)
-        running = [self._row(handle) for handle in self.launcher.running() if handle.token in self.running]
-        return {
-            "state": state, "time": time.time(), "seconds": time.time() - began, "metric": self.plan.metric,
-            "rungs": rungs, "trials": len(study.trials), "max_trials": study.max_trials, "running": running,
-            "waiting": len(self.waiting), "epochs": spent, "epochs_if_all_in_full": study.max_trials * study.rungs[-1],
-            "seconds_left": self._seconds_left(), "failed": {
-                str(trial.number): trial.failed for trial in study.trials if trial.failed
-            },
-            "best": best and {
-                "trial": best.number, "parameters": best.parameters,
-                "epochs": study.rungs[max(r for r, s in best.scores.items() if math.isfinite(s))],
-                "score": [s for _, s in sorted(best.scores.items()) if math.isfinite(s)][-1],
-            },
-        }  # fmt: skip
-
-    def _row(self, handle: Handle) -> dict:
-        task = self.running[handle.token]
-        return {
-            "trial": task.decision.trial, "fold": task.fold, "epochs": task.decision.epochs,
-            "epoch": len(read_metrics(self.run_dir(task))), "where": handle.where,
-            "seconds": round(time.monotonic() - handle.since, 1),
-        }  # fmt: skip
-
-    def _epochs_of(self, trial) -> int:
-        """Epochs trained for a trial so far; with ``own_schedule`` each rung begins at nothing."""
-        rungs = self.asha.rungs
-        done = [rungs[rung] for rung in trial.scores]
-        return sum(done) if self.plan.own_schedule else max(done, default=0)
-
-    def _seconds_left(self) -> float | None:
-        """A guess: what is still to be started and promoted, at the mean time of an epoch so far."""
-        (per_epoch,) = self.ledger.database.execute("SELECT AVG(seconds) FROM scores").fetchone()
-        if per_epoch is None:
-            return None
-        study, epochs = self.asha, 0.0
-        remaining = study.max_trials - len(study.trials)
-        for rung, high in enumerate(study.rungs):
-            low = 0 if rung == 0 or self.plan.own_schedule else study.rungs[rung - 1]
-            running = sum(trial.running and trial.rung == rung for trial in study.trials)
-            going = remaining / float(study.eta) ** rung
-            epochs += (going + running / 2) * (high - low)
-        return per_epoch * epochs * len(self.plan.inner_folds) / max(self.launcher.slots, 1)

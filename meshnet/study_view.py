@@ -1,11 +1,17 @@
-"""How a study stands, for people: the table of a status, live on a terminal."""
+"""How a study stands: ``status.json`` for everyone, and a table of it for people, live on a terminal."""
 
 import json
+import math
+import shutil
 import sys
 import time
 from pathlib import Path
 
+from meshnet.asha import Trial
 from meshnet.errors import UserError
+from meshnet.launch import Handle
+from meshnet.runfolder import read_metrics
+from meshnet.study import Study
 
 STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken to be alive
 
@@ -13,7 +19,71 @@ STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken 
 def read_status(folder: Path) -> dict:
     """status.json, or {} where there is none."""
     path = folder / "status.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: not readable as JSON; remove it, the study's driver writes it anew") from None
+
+
+def snapshot(study: Study, state: str, began: float) -> dict:
+    """What ``--status`` shows, as plain JSON. ``began``: ``time.time()`` when this driver started."""
+    asha, rungs = study.asha, []
+    for rung, epochs in enumerate(asha.rungs):
+        finished = [len(asha.finished[b][rung]) for b in range(asha.brackets)]
+        rungs.append({
+            "epochs": epochs, "finished": sum(finished),
+            "promoted": sum(len(asha.promoted[b][rung]) for b in range(asha.brackets)),
+            "running": sum(trial.running and trial.rung == rung for trial in asha.trials),
+            "failed": sum(bool(trial.failed) and trial.rung == rung for trial in asha.trials),
+        })  # fmt: skip
+    best = asha.best()
+    spent = sum(_epochs_of(study, trial) for trial in asha.trials)
+    running = [_row(study, handle) for handle in study.launcher.running() if handle.token in study.running]
+    return {
+        "state": state, "time": time.time(), "seconds": time.time() - began, "metric": study.plan.metric,
+        "rungs": rungs, "trials": len(asha.trials), "max_trials": asha.max_trials, "running": running,
+        "waiting": len(study.waiting), "epochs": spent, "epochs_if_all_in_full": asha.max_trials * asha.rungs[-1],
+        "seconds_left": _seconds_left(study), "failed": {
+            str(trial.number): trial.failed for trial in asha.trials if trial.failed
+        },
+        "best": best and {
+            "trial": best.number, "parameters": best.parameters,
+            "epochs": asha.rungs[max(r for r, s in best.scores.items() if math.isfinite(s))],
+            "score": [s for _, s in sorted(best.scores.items()) if math.isfinite(s)][-1],
+        },
+    }  # fmt: skip
+
+
+def _row(study: Study, handle: Handle) -> dict:
+    task = study.running[handle.token]
+    return {
+        "trial": task.decision.trial, "fold": task.fold, "epochs": task.decision.epochs,
+        "epoch": len(read_metrics(study.run_dir(task))), "where": handle.where,
+        "seconds": round(time.monotonic() - handle.since, 1),
+    }  # fmt: skip
+
+
+def _epochs_of(study: Study, trial: Trial) -> int:
+    """Epochs trained for a trial so far; with ``own_schedule`` each rung begins at nothing."""
+    rungs = study.asha.rungs
+    done = [rungs[rung] for rung in trial.scores]
+    return sum(done) if study.plan.own_schedule else max(done, default=0)
+
+
+def _seconds_left(study: Study) -> float | None:
+    """A guess: what is still to be started and promoted, at what an epoch took so far, starts and kills included."""
+    query = "SELECT (SELECT SUM(ended - started) FROM attempts), (SELECT COUNT(*) FROM scores)"
+    spent, scored = study.ledger.database.execute(query).fetchone()
+    if not spent or not scored:
+        return None
+    asha, epochs = study.asha, 0.0
+    remaining = asha.max_trials - len(asha.trials)
+    for rung, high in enumerate(asha.rungs):
+        low = 0 if rung == 0 or study.plan.own_schedule else asha.rungs[rung - 1]
+        running = sum(trial.running and trial.rung == rung for trial in asha.trials)
+        going = remaining / float(asha.eta) ** rung
+        epochs += (going + running / 2) * (high - low)
+    return spent / scored * epochs * len(study.plan.inner_folds) / max(study.launcher.slots, 1)
 
 
 def show_status(folder: Path) -> int:
@@ -72,7 +142,8 @@ class Screen:
     def draw(self, lines: list[str]) -> None:
         """Replace the table."""
         self._clear()
-        self.drawn = lines
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps is two to go up again
+        self.drawn = [line[:width] for line in lines]
         self._show()
 
     def end(self, lines: list[str]) -> None:

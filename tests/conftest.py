@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from search_bench import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,3 +102,9 @@ def published(shared_data, tmp_path_factory) -> Path:
     source = shared_data / "brainchop" / "model.json"
     export.import_model(export.make_parser().parse_args(["import", str(source), str(folder)]))
     return folder
+
+
+@pytest.fixture
+def bench(tmp_path, root) -> Bench:
+    """A folder in which search.py runs with a stand-in for train.py."""
+    return Bench(tmp_path, root)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import pytest
 from meshnet import launch, processes
 from meshnet.errors import UserError
 from meshnet.launch import Job, describe, full_command, make_launcher, usable_cores
-from meshnet.launch_ray import largest_share
+from meshnet.launch_ray import check_reachable, largest_share
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
 
@@ -324,6 +325,20 @@ def test_the_guard_passes_the_exit_code_on_and_waits_for_the_one_before(tmp_path
 )
 def test_the_cores_that_each_ray_task_can_have(cores, slots, share):
     assert largest_share(cores, slots) == share
+
+
+def test_an_address_without_a_ray_cluster_is_refused_at_once():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # bound, but nobody listens
+        began = time.monotonic()
+        with pytest.raises(UserError, match=rf"--ray_address: found 127.0.0.1:{port}, where no Ray cluster answers"):
+            check_reachable(f"127.0.0.1:{port}")
+        probe.listen()
+        check_reachable(f"127.0.0.1:{port}")
+    assert time.monotonic() - began < 3
+    with pytest.raises(UserError, match="expected HOST:PORT"):
+        check_reachable("head-node")
 
 
 def test_ray_missing_or_without_a_cluster_is_one_line(monkeypatch):

@@ -216,3 +216,37 @@ def test_one_commit_and_one_decision_with_ten_thousand_trials_take_under_ten_mil
             study.report(job.trial, generator.random())
     assert math.isfinite(max(times))
     assert statistics.median(times) < 0.010
+
+
+def test_a_file_that_is_no_ledger_is_one_line_and_left_as_it_was(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"something else, longer than a header of SQLite" * 100)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"ledger\.sqlite: file is not a database; expected the ledger of a study"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_ledger_is_one_line(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        play(ledger, Asha((1, 2), 2, 500), 40)
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 40_000)
+    with pytest.raises(UserError, match=r"ledger\.sqlite: .*; expected the ledger"), Ledger(path) as ledger:
+        ledger.rebuild(Asha((1, 2), 2, 500))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    """SQLite's own limit of pages stands for the disk."""
+    path, study, again = tmp_path / "ledger.sqlite", Asha((1, 2, 4), 2, 5000), Asha((1, 2, 4), 2, 5000)
+    with Ledger(path) as ledger:
+        ((pages,),) = ledger.database.execute("PRAGMA page_count")
+        ledger.database.execute(f"PRAGMA max_page_count = {pages + 1}")
+        with pytest.raises(UserError, match=r"ledger\.sqlite: database or disk is full; .* same command goes on"):
+            play(ledger, study, 2000)
+    with Ledger(path) as ledger:  # there is room again
+        ledger.rebuild(again)
+        known = len(study.trials) - 1
+        assert known > 10
+        assert repr(again.trials[:known]) == repr(study.trials[:known])
+        play(ledger, again, 5)

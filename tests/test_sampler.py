@@ -75,6 +75,31 @@ def test_workers_are_not_all_sent_to_the_same_place():
     assert len({str(parameters) for parameters in started}) == 10
 
 
+def test_the_first_wave_is_spread_evenly():
+    """Of 32 trials before any score each 32nd of every range has one: Sobol's property, which chance does not have."""
+    study, sampler = Asha((1, 2), 2, 99), ModelSampler(SPACE, 7)
+    tried = [sampler.suggest(number, study) for number in range(32)]
+    for name in ("lr", "bg_weight"):
+        column = [dimension.name for dimension in SPACE.dimensions].index(name)
+        for place, unit in enumerate(sorted(SPACE.encode(one)[column] for one in tried)):
+            assert place - 0.01 < 32 * unit < place + 1.01  # values are rounded to four digits
+    assert tried != [ModelSampler(SPACE, 8).suggest(number, study) for number in range(32)]
+
+
+def test_proposals_made_at_once_are_good_and_different(monkeypatch):
+    score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs)
+    sampler = ModelSampler(SPACE, 0, explore=0, batch=0.5)
+    study = play(sampler, 20, score)
+    made = []
+    propose = sampler._propose
+    monkeypatch.setattr(sampler, "_propose", lambda *given: made.append(propose(*given)) or made[-1])
+    sampler.ready = []
+    tried = [sampler.suggest(number, study) for number in range(20, 30)]
+    assert len(made) == 1
+    assert len({str(parameters) for parameters in tried}) == 10
+    assert statistics.median(away(parameters) for parameters in tried) < 0.05
+
+
 def test_the_same_history_gives_the_same_suggestion():
     score = lambda parameters, epochs: math.exp(-away(parameters))
     one, two = (play(make_sampler("model", SPACE, 5), 15, score) for _ in range(2))

@@ -1,5 +1,6 @@
 """Orion's notation: what it means, what it refuses, and that nothing in it is ever executed."""
 
+import json
 import math
 import random
 import statistics
@@ -137,3 +138,13 @@ def test_one_field_by_two_names_and_two_fidelities_are_refused():
         parse_space({"lr": "uniform(0.1, 1)", "optimizer.lr": "uniform(0.1, 1)"})
     with pytest.raises(UserError, match="2 fidelities"):
         parse_space({"lr": "uniform(0.1, 1)", "a": "fidelity(1, 2)", "b": "fidelity(1, 2)"})
+
+
+def test_choices_of_sequences_come_back_from_a_ledger_as_they_were():
+    space = parse_space({"model.dilations": "choices([(1, 2, 1), [1, 2, 4, 2, 1]])"})
+    for unit in (0.25, 0.75):
+        parameters = json.loads(json.dumps(space.decode([unit])))
+        assert parameters == space.decode([unit])
+        assert space.encode(parameters) == [unit]
+    with pytest.raises(UserError, match="named twice"):
+        parse_space({"model.dilations": "choices([(1, 2), [1, 2]])"})

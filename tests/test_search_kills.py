@@ -1,0 +1,269 @@
+"""search.py under real kills: of runs, of the driver, of a node. Fast tests use a stand-in, slow ones train.py."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from search_bench import LINUX, SPACE, Bench, check_accounts, runs_of, wait_for
+
+from meshnet.asha import Asha
+from meshnet.errors import UserError
+from meshnet.launch import make_launcher
+from meshnet.ledger import Ledger
+from meshnet.processes import members
+from meshnet.study import Plan, Study
+
+
+@LINUX
+def test_ctrl_c_leaves_everything_resumable(bench):
+    process = bench.start("study", "--max_trials", "5", epoch_seconds=0.4)
+    wait_for(lambda: len(runs_of(bench.folder)) == 2)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=20)[0]
+    assert process.returncode == 130, output
+    assert "the same command goes on later" in output
+    assert runs_of(bench.folder) == []
+    assert bench.status("study")["state"] == "interrupted"
+    assert bench.ask("study", "SELECT DISTINCT reason FROM attempts WHERE reason != ''") == [("interrupted",)]
+    bench.run("study", "--max_trials", "5", "--max_retries", "0")  # an interruption is no failed try
+    check_accounts(bench, "study", 5)
+
+
+@LINUX
+def test_a_ledger_that_fails_after_a_start_leaves_no_run_behind(tmp_path, monkeypatch):
+    script = tmp_path / "sleeper.py"
+    script.write_text("import time; time.sleep(60)")
+    plan = Plan(tmp_path, lambda parameters, horizon: "", (), script=str(script))
+    launcher = make_launcher("local", workers=2, gpus_per_worker=0)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        study = Study(plan, Asha((1,), 2, 2), ledger, launcher, lambda number: {"lr": 0.1})
+        attempt, told = ledger.attempt, []
+
+        def once(*given):
+            told.append(given)
+            if len(told) > 1:
+                raise UserError("full")
+            return attempt(*given)
+
+        monkeypatch.setattr(ledger, "attempt", once)
+        with pytest.raises(UserError, match="full"):
+            study.step()
+        tokens = [handle.token for handle in launcher.running()]
+        assert len(tokens) == 2
+        study.stop(0)
+        assert [members(token) for token in tokens] == [[], []]
+        assert launcher.running() == []
+        assert ledger.database.execute("SELECT reason FROM attempts").fetchall() == [("interrupted",)]
+
+
+@LINUX
+def test_a_second_ctrl_c_leaves_no_process_behind(bench):
+    bench.write("deaf.yaml", SPACE + "  scheduler.eta_min: choices([5.0])\n")  # ignores SIGTERM
+    process = bench.start("study", "--max_trials", "5", epoch_seconds=30, space="deaf.yaml")
+    wait_for(lambda: len(list(bench.folder.glob("study/trials/*/fold0/heartbeat"))) == 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert len(runs_of(bench.folder)) == 2  # given time to leave, which they do not take
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert runs_of(bench.folder) == []
+
+
+def torment(bench: Bench, study: str, flags: list, seed: int, every: float, driver_kills: int, **options) -> str:
+    """Run a search to its end, a worker SIGKILLed every few moments and the driver ``driver_kills`` times."""
+    generator, kills = random.Random(seed), 0
+    process = bench.start(study, *flags, **options)
+    next_driver = time.monotonic() + 3 * every
+    while process.poll() is None:
+        time.sleep(generator.uniform(0.5, 1.5) * every)
+        runs = runs_of(bench.folder / study)
+        if runs:
+            try:
+                os.kill(generator.choice(runs), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if kills < driver_kills and time.monotonic() > next_driver:
+            process.kill()
+            process.communicate()
+            kills += 1
+            process = bench.start(study, *flags, **options)
+            next_driver = time.monotonic() + 3 * every
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert kills == driver_kills
+    return output
+
+
+@LINUX
+def test_chaos_in_short(bench):
+    """Kills of workers and driver change no score, lose none and count none twice."""
+    flags = ["--max_trials", "8", "--max_retries", "1000"]
+    bench.run("calm", *flags)
+    torment(bench, "chaos", flags, seed=3, every=0.35, driver_kills=3, epoch_seconds=0.2)
+    calm, chaos = check_accounts(bench, "calm", 8), check_accounts(bench, "chaos", 8)
+    common = calm.keys() & chaos.keys()
+    assert len({key[0] for key in common}) == 8  # each trial is in both
+    assert all(calm[key] == chaos[key] for key in common)
+    reasons = {reason for (reason,) in bench.ask("chaos", "SELECT reason FROM attempts")}
+    assert "killed by SIGKILL" in reasons
+    assert runs_of(bench.folder) == []
+
+
+@LINUX
+def test_a_run_that_outlived_its_driver_is_taken_up_not_begun_again(bench):
+    process = bench.start("study", "--max_trials", "2", epoch_seconds=1.5)
+    wait_for(lambda: len(list(bench.folder.glob("study/trials/*/fold0/heartbeat"))) == 2)
+    process.kill()
+    process.communicate()
+    assert len(runs_of(bench.folder)) == 2
+    output = bench.run("study", "--max_trials", "2")
+    assert output.count("still running on") == 2
+    assert bench.ask("study", "SELECT COUNT(*) FROM attempts WHERE rung = 0") == [(2,)]
+    check_accounts(bench, "study", 2)
+
+
+# ---------------------------------------------------------------- with train.py itself
+REAL_SPACE = """
+model: {name: meshnet, dilations: [1, 2, 4, 2, 1]}
+loss: {name: dice_ce}
+data: {workers: 0}
+tracking: {pictures: false}
+search:
+  channels: uniform(3, 6, discrete=True)
+  lr: loguniform(1e-3, 4e-2)
+  weight_decay: loguniform(1e-4, 4e-2)
+  bg_weight: uniform(0.1, 1)
+  epochs: fidelity(1, 4)
+"""
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, root) -> Path:
+    """Twelve synthetic cases at 4 mm."""
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    command = [sys.executable, root / "prepare.py", "--format", "synthetic", "--cases", "12", "--voxel_mm", "4"]
+    subprocess.run([*command, "--out", folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def real(bench, prepared, root) -> Bench:
+    """A bench whose runs are those of train.py."""
+    (bench.folder / "data" / "splits.json").unlink()
+    (bench.folder / "data").rmdir()
+    (bench.folder / "data").symlink_to(prepared)
+    bench.trainer = root / "train.py"
+    bench.write("space.yaml", REAL_SPACE)
+    return bench
+
+
+@pytest.fixture(scope="session")
+def calm_results() -> dict:
+    """What the undisturbed real search came to, for the tests that disturb one."""
+    return {}
+
+
+REAL_FLAGS = ("--max_trials", "12", "--metric", "val_loss")  # of four epochs: a loss tells runs apart, a Dice hardly
+
+
+def undisturbed(real: Bench, calm_results: dict) -> dict:
+    """Scores of the undisturbed search, and the mean seconds of its runs."""
+    if not calm_results:
+        real.run("calm", *REAL_FLAGS)
+        calm_results["scores"] = check_accounts(real, "calm", 12)
+        ((calm_results["seconds"],),) = real.ask("calm", "SELECT AVG(ended - started) FROM attempts")
+    return calm_results
+
+
+@pytest.mark.slow
+def test_a_real_search_ends_and_its_best_recipe_trains(real, root):
+    began = time.monotonic()
+    undisturbed(real, {})
+    status = real.status("calm")
+    print(f"real search: {status['epochs']} epochs, {time.monotonic() - began:.0f} s, best {status['best']}")
+    assert status["epochs"] <= 0.65 * status["epochs_if_all_in_full"]
+    command = [sys.executable, root / "train.py", "--recipe", real.folder / "calm" / "best.yaml", "--data",
+               real.folder / "data", "--fold", "1", "--run_dir", real.folder / "again"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    assert len((real.folder / "again" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert (real.folder / "calm" / "importance.png").exists()
+
+
+def compare(calm: dict, chaos: dict) -> None:
+    common = calm.keys() & chaos.keys()
+    assert len({key[0] for key in common}) == 12
+    assert len({calm[key] for key in common}) > 20  # scores that tell runs apart
+    assert {key: chaos[key] for key in common} == {key: calm[key] for key in common}
+
+
+@pytest.mark.slow
+@LINUX
+def test_chaos_with_real_training(real, calm_results):
+    """A worker SIGKILLed every few seconds, the driver three times: every score is the calm search's, bit by bit."""
+    calm = undisturbed(real, calm_results)
+    # often enough to hit most runs, seldom enough that a run gets through its start on a busy machine
+    every = 0.6 * calm["seconds"]
+    torment(real, "chaos", [*REAL_FLAGS, "--max_retries", "1000"], seed=1, every=every, driver_kills=3)
+    compare(calm["scores"], check_accounts(real, "chaos", 12))
+    shot = real.ask("chaos", "SELECT COUNT(*) FROM attempts WHERE reason = 'killed by SIGKILL'")
+    print(f"chaos: {shot[0][0]} workers shot, one every {every:.1f} s, and the driver 3 times")
+    assert shot[0][0] >= 3
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A Ray cluster of two nodes with one core each, on this machine. The runs inherit the nodes' environment."""
+    monkeypatch.setenv("EPOCH_SECONDS", "3")
+    pytest.importorskip("ray", reason="Ray is not installed; pip install -r requirements-ray.txt")
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    found.doomed = found.add_node(num_cpus=1)
+    yield found
+    found.shutdown()
+
+
+def with_a_node_killed(bench: Bench, cluster, flags: tuple, ended: int) -> None:
+    """A search on the cluster; a node that trains is killed once ``ended`` rungs are done, and another joins."""
+    flags = (*flags, "--launcher", "ray", "--ray_address", cluster.address, "--max_retries", "9")
+    process = bench.start("ray", *flags)
+    wait_for(lambda: (bench.folder / "ray" / "ledger.sqlite").exists(), 120)
+    wait_for(lambda: process.poll() is not None or bench.status("ray"), 120)
+    done = lambda: sum(rung["finished"] for rung in bench.status("ray")["rungs"])
+    both = lambda: len(runs_of(bench.folder / "ray")) >= 4  # guard and run on either node
+    wait_for(lambda: process.poll() is not None or (done() >= ended and both()), 300)
+    lost = lambda: bench.ask("ray", "SELECT COUNT(*) FROM attempts WHERE reason != ''") != [(0,)]
+    while process.poll() is None and not lost():  # its run may end in the moment of the kill: then another node dies
+        wait_for(lambda: process.poll() is not None or both(), 300)
+        cluster.remove_node(cluster.doomed, allow_graceful=False)
+        time.sleep(3)
+        cluster.doomed = cluster.add_node(num_cpus=1)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    assert lost()
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_ray_cluster_that_loses_a_node(bench, cluster):
+    bench.run("calm", "--max_trials", "8")
+    with_a_node_killed(bench, cluster, ("--max_trials", "8"), ended=2)
+    calm, ray = check_accounts(bench, "calm", 8), check_accounts(bench, "ray", 8)
+    assert all(calm[key] == ray[key] for key in calm.keys() & ray.keys())
+    wait_for(lambda: runs_of(bench.folder) == [])
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_ray_cluster_that_loses_a_node_with_real_training(real, cluster, calm_results):
+    calm = undisturbed(real, calm_results)
+    with_a_node_killed(real, cluster, REAL_FLAGS, ended=3)
+    compare(calm["scores"], check_accounts(real, "ray", 12))
