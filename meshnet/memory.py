@@ -121,13 +121,13 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
     plan = model.checkpoint_plan(whole, size)
     compiled = kernels.available() and dtype == torch.float32
     peak = plain_peak(sizes) if plan is None else plan_peak(sizes, plan, compiled)
-    return peak + working_bytes(model, shape)
+    return peak + (working_bytes(model, shape) if compiled else 0)
 
 
 def working_bytes(model: nn.Module, shape: Sequence[int]) -> int:
     """What the compiled kernels take for themselves while they convolve one case."""
     box = tuple((0, n) for n in shape)
-    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box])
+    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
                for block in model.blocks)
 
 

@@ -320,7 +320,7 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
     source = torch.from_numpy(volume).to(device)
     for tile in tiles:
         if compiled:
-            run_compiled(layers, source, tile, torch.from_numpy(result), output)
+            run_compiled(layers, source, tile, torch.from_numpy(result), output, budget)
             continue
         where = tuple(slice(a, b) for a, b in tile)
         result[where if labels else (slice(None), *where)] = finish(run_box(layers, source, tile), output)
@@ -339,20 +339,28 @@ def find_head(volume: np.ndarray, crop) -> Box:
     return box
 
 
-def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: torch.Tensor, output: str) -> None:
+def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: torch.Tensor, output: str,
+                 budget: int | None) -> None:
     """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
     *column, last = layers
-    boxes = layer_boxes(layers, out, tuple(volume.shape[1:]))
+    shape = tuple(volume.shape[1:])
+    boxes = layer_boxes(layers, out, shape)[:-1]
+    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget)
     kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
-                       output, boxes[:-1], head=(last.weight.flatten(1), last.bias))
+                       output, boxes, head=(last.weight.flatten(1), last.bias), pairs=pairs)
 
 
 def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
-    """Working memory of ``run_compiled``."""
+    """The least working memory of ``run_compiled``."""
+    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1))
+
+
+def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:
+    """Channels of the input and of each 3×3×3 layer, and those layers' dilations."""
     column = layers[:-1]
-    widths = [column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)]
-    return kernels.column_bytes(widths, [layer.dilation for layer in column], boxes)
+    return ([column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)],
+            [layer.dilation for layer in column])
 
 
 def resident_bytes() -> int:

@@ -131,7 +131,7 @@ def test_tiles_change_nothing(way, crop, monkeypatch):
     original = segment.plan_tiles
     monkeypatch.setattr(segment, "plan_tiles", lambda *a: cuts.append(original(*a)) or cuts[-1])
     one = segment.predict_logits(model, volume, crop=crop)
-    many = segment.predict_logits(model, volume, crop=crop, max_memory=one.nbytes + 6_000_000)
+    many = segment.predict_logits(model, volume, crop=crop, max_memory=one.nbytes + 3_000_000)
     assert len(cuts[0]) == 1 and len(cuts[1]) > 1
     assert np.abs(one - many).max() < 1e-5
 
