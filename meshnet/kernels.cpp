@@ -274,12 +274,24 @@ static inline void transform_back(const vec m[6], vec y[4]) {
     y[0] = m[0] + a + c, y[1] = b + 2.f * e, y[2] = a + 4.f * c, y[3] = b + 8.f * e + m[5];
 }
 
-// Six rows of one plane, each `width` long, to the six taps of F(4, 3); `next` are rows that are wanted soon.
-static void transform_rows(const float* const in[6], const float* const next[6], int width, float* out, int64_t tap) {
+// Rows that lie evenly apart, as those within the volume do; it saves the registers that many addresses would take.
+struct EvenRows {
+    const float* planes[4];
+    int64_t step;
+    const float* operator()(int z, int k) const { return planes[z] + k * step; }
+};
+struct AnyRows {
+    const float* rows[24];
+    const float* operator()(int z, int k) const { return rows[z * 6 + k]; }
+};
+
+// Six rows of one plane (number z of `in`), `width` long, to the six taps of F(4, 3). What lies `ahead` is wanted soon.
+template <class Rows>
+static void transform_rows(const Rows& in, int z, int64_t ahead, int width, float* out, int64_t tap) {
     for (int x = 0; x < width; x += LANES) {
         vec d[6], y[6];
 #pragma GCC unroll 6
-        for (int k = 0; k < 6; ++k) d[k] = load(in[k] + x), __builtin_prefetch(next[k] + x);
+        for (int k = 0; k < 6; ++k) d[k] = load(in(z, k) + x), __builtin_prefetch(in(z, k) + x + ahead);
         transform(d, y);
 #pragma GCC unroll 6
         for (int t = 0; t < TAPS; ++t) store(out + t * tap + x, y[t]);
@@ -287,37 +299,36 @@ static void transform_rows(const float* const in[6], const float* const next[6],
 }
 
 // Six rows of each of four planes to the 4 x 6 taps of F(2, 3) x F(4, 3).
-static void transform_planes(const float* const in[24], const float* const next[24], int width, float* out, int64_t tap) {
+template <class Rows>
+static void transform_planes(const Rows& in, int64_t ahead, int width, float* out, int64_t tap) {
     for (int x = 0; x < width; x += LANES) {
         vec first[6], second[6], y[6];
         float* to = out + x;
-        auto put = [&](int plane_tap) __attribute__((always_inline)) {
-            transform(first, y);
+        auto put = [&](const vec* d, int plane_tap) __attribute__((always_inline)) {
+            transform(d, y);
 #pragma GCC unroll 6
             for (int t = 0; t < TAPS; ++t) store(to + (plane_tap * TAPS + t) * tap, y[t]);
         };
 #pragma GCC unroll 6
         for (int k = 0; k < 6; ++k) {
-            first[k] = load(in[k] + x) - load(in[12 + k] + x);
-            __builtin_prefetch(next[k] + x), __builtin_prefetch(next[12 + k] + x);
+            first[k] = load(in(0, k) + x) - load(in(2, k) + x);
+            __builtin_prefetch(in(0, k) + x + ahead), __builtin_prefetch(in(2, k) + x + ahead);
         }
-        put(0);
+        put(first, 0);
 #pragma GCC unroll 6
         for (int k = 0; k < 6; ++k) {
-            vec one = load(in[6 + k] + x), two = load(in[12 + k] + x);
+            vec one = load(in(1, k) + x), two = load(in(2, k) + x);
             first[k] = one + two, second[k] = two - one;
-            __builtin_prefetch(next[6 + k] + x);
+            __builtin_prefetch(in(1, k) + x + ahead);
         }
-        put(1);
-#pragma GCC unroll 6
-        for (int k = 0; k < 6; ++k) first[k] = second[k];
-        put(2);
+        put(first, 1);
+        put(second, 2);
 #pragma GCC unroll 6
         for (int k = 0; k < 6; ++k) {
-            first[k] = load(in[6 + k] + x) - load(in[18 + k] + x);
-            __builtin_prefetch(next[18 + k] + x);
+            first[k] = load(in(1, k) + x) - load(in(3, k) + x);
+            __builtin_prefetch(in(3, k) + x + ahead);
         }
-        put(3);
+        put(first, 3);
     }
 }
 
@@ -341,9 +352,9 @@ static void combine(const float* products, int64_t tap, int count, float bias, f
         const int left = count - x;
 #pragma GCC unroll 2
         for (int z = 0; z < (PAIR ? 8 : 4); z += 4) {
-#pragma GCC unroll 3
-            for (int k = 0; k < 3; ++k) store_part(to[z + k] + x, activate(y[z + k] + bias, KIND), left);
-            if (present == 4) store_part(to[z + 3] + x, activate(y[z + 3] + bias, KIND), left);
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k)
+                if (k < 2 || k < present) store_part(to[z + k] + x, activate(y[z + k] + bias, KIND), left);
         }
     }
 }
@@ -437,7 +448,7 @@ struct Column {
                 piece.to[4 * z + k] = fused ? s.features.data + int64_t(4 * z + k) * layer.out * chunk
                                             : target(l, step.plane + z * d, piece.first + k * d, piece.from, piece.to_stride);
         if (fused) piece.to_stride = chunk;
-        if (piece.present >= 3 && layer.in >= 3) by_transform(l, step, piece, s);
+        if (piece.present >= (step.pair ? 2 : 3) && layer.in >= 3) by_transform(l, step, piece, s);
         else
             for (int z = 0; z < planes_out; ++z) directly(l, step.plane + z * d, piece, piece.to + 4 * z, s);
         for (int z = 0; fused && z < planes_out; ++z)
@@ -459,40 +470,45 @@ struct Column {
         const Planes& in = planes[l];
         const int d = layer.dilation, reach = round_up(piece.wide + 2 * d, LANES);
         const int64_t weights = int64_t(layer.in) * 3 * layer.block, products = int64_t(layer.blocks) * layer.block * chunk;
-        const int taps = step.pair ? TAPS * PLANE_TAPS : TAPS;
-        auto rows_of = [&](int p, int i, const float** rows) {
-            const float* plane = in.plane(p);
-            for (int k = 0; k < 6; ++k) {
-                const int row = piece.first + k * d;
-                rows[k] = !plane || row >= in.rows ? zeros.data()
-                        : plane + i * in.channel_stride + int64_t(row) * in.stride + in.pad + piece.from - d;
-            }
-        };
-        const float* rows[2][24];
-        int first = 0, last = 1;
-        int64_t tap;
-        s.rows.clear();
-        if (step.pair) {
-            tap = int64_t(layer.in) * reach;
-            for (int z = 0; z < 4; ++z) rows_of(step.plane + (z - 1) * d, 0, rows[0] + 6 * z);
-            for (int i = 0; i < layer.in; ++i) {
-                for (int z = 0; z < 4; ++z) rows_of(step.plane + (z - 1) * d, std::min(i + 1, layer.in - 1), rows[(i + 1) % 2] + 6 * z);
-                float* to = s.transformed.data + int64_t(i) * reach;
-                transform_planes(rows[i % 2], rows[(i + 1) % 2], reach, to, tap);
-                s.rows.push_back(to);
-            }
-        } else {
-            std::tie(first, last) = inside(in, step.plane, d);
-            tap = int64_t(3) * layer.in * reach;
-            rows_of(step.plane + (first - 1) * d, 0, rows[0]);
-            for (int n = 0, all = (last - first) * layer.in; n < all; ++n) {
-                const int next = std::min(n + 1, all - 1);
-                rows_of(step.plane + (first + next / layer.in - 1) * d, next % layer.in, rows[(n + 1) % 2]);
-                float* to = s.transformed.data + int64_t(n) * reach;
-                transform_rows(rows[n % 2], rows[(n + 1) % 2], reach, to, tap);
-                s.rows.push_back(to);
-            }
+        const int taps = step.pair ? TAPS * PLANE_TAPS : TAPS, planes_out = step.pair ? 2 : 1;
+        const int64_t offset = int64_t(piece.first) * in.stride + in.pad + piece.from - d;
+        int first = 0, last = 4;  // of the planes that lie d apart
+        if (!step.pair) std::tie(first, last) = inside(in, step.plane, d);
+        bool even = piece.first + 5 * d < in.rows;
+        const float* planes_at[4] = {};
+        for (int z = first; z < last; ++z) {
+            const float* plane = in.plane(step.plane + (z - 1) * d);
+            planes_at[z] = plane ? plane + offset : nullptr;
+            even = even && plane;
         }
+        const int64_t tap = int64_t(step.pair ? 1 : 3) * layer.in * reach;
+        float* to = s.transformed.data;
+        s.rows.clear();
+        auto transform_all = [&](auto rows_of) {
+            for (int z = first; z < (step.pair ? 1 : last); ++z)
+                for (int i = 0; i < layer.in; ++i, to += reach) {
+                    const auto rows = rows_of(i * in.channel_stride);
+                    if (step.pair) transform_planes(rows, in.channel_stride, reach, to, tap);
+                    else transform_rows(rows, z, in.channel_stride, reach, to, tap);
+                    s.rows.push_back(to);
+                }
+        };
+        if (even) transform_all([&](int64_t channel) {
+            EvenRows rows{{}, int64_t(d) * in.stride};
+            for (int z = first; z < last; ++z) rows.planes[z] = planes_at[z] + channel;
+            return rows;
+        });
+        else transform_all([&](int64_t channel) {
+            AnyRows rows;
+            for (int z = first; z < last; ++z)
+                for (int k = 0; k < 6; ++k)
+                    rows.rows[z * 6 + k] = planes_at[z] && piece.first + k * d < in.rows
+                        ? planes_at[z] + channel + int64_t(k) * d * in.stride : zeros.data();
+            return rows;
+        });
+        if (step.pair) first = 0;
+        const int rows_out = planes_out * piece.present, all_runs = layer.out * rows_out;
+        int asked = 0, calls = 0;
         const InnerRow inner_row = inner_for<MAX_BLOCK>(layer.block);
         for (int t = 0; t < taps; ++t)
             for (int b = 0; b < layer.blocks; ++b) {
@@ -500,6 +516,12 @@ struct Column {
                 inner_row(s.rows.data(), int(s.rows.size()), piece.wide, t * tap + d, d,
                           step.pair ? layer.paired.data() + at * weights : layer.winograd.data() + (at * 3 + first) * weights,
                           s.products.data + t * products + int64_t(b) * layer.block * chunk, chunk);
+                // What is going to be written is asked for meanwhile.
+                for (const int until = int(int64_t(++calls) * all_runs / (taps * layer.blocks)); asked < until; ++asked) {
+                    const int row = asked % rows_out, o = asked / rows_out;
+                    const float* to = piece.to[row < piece.present ? row : 4 + row - piece.present] + o * piece.to_stride;
+                    for (int x = 0; x < piece.count; x += 16) __builtin_prefetch(to + x, 1);
+                }
             }
         const Combine combine = step.pair ? combine_for<true>(layer.activation) : combine_for<false>(layer.activation);
         for (int o = 0; o < layer.out; ++o) {

@@ -182,11 +182,11 @@ def run_column(blocks: Sequence[nn.Module], head: nn.Module, plan: tuple[int, ..
     return Column.apply(list(blocks), head, tuple(plan), x, *parameters)
 
 
-def convolve(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def convolve(block: nn.Module, x: torch.Tensor, purpose: str = "convolution") -> torch.Tensor:
     """The convolution of ``block``, in the type of ``x``."""
     conv = block.conv
     bias = None if conv.bias is None else conv.bias.detach().to(x.dtype)
-    return operations.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0])
+    return operations.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0], purpose)
 
 
 def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor):
@@ -219,7 +219,7 @@ def activated(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], block: int) -
     if block < 0:
         return x.to(ctx.dtype)
     if block not in held:
-        held[block] = convolve(ctx.blocks[block], activated(ctx, x, held, block - 1))
+        held[block] = convolve(ctx.blocks[block], activated(ctx, x, held, block - 1), "convolution, again")
     return operations.normalise(ctx.blocks[block], held[block], ctx.statistics[block])[0]
 
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"checkpoint", "modelfolder", "augment", "data", "segment"},
     {"registry", "hub", "hubcard", "export_stages", "export_tfjs", "export_torch", "export_onnx", "export", "tables",
      "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue"},
-    {"engine", "setup"},
+    {"engine", "setup", "profiling"},
 ]
 # Inside functions only: MeshNet.from_pretrained reaches up, names that are not on disk lead to the Hub, and one source
 # makes its cases instead of reading them.
