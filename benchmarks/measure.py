@@ -122,8 +122,9 @@ def table(lines: list[dict], variants: list[str]) -> str:
             return [first[line["run"]][key] / line[key] for line in mine if line["run"] in first]
 
         rows.append(
-            f"{variant:20} {len(mine):4} {spread(all_of('seconds')):>21} {statistics.median(all_of('cpu_seconds')):7.2f} "
-            f"{spread(faster('seconds')):>21} {statistics.median(faster('cpu_seconds')):7.2f} "
+            f"{variant:20} {len(mine):4} {spread(all_of('seconds')):>21} "
+            f"{statistics.median(all_of('cpu_seconds')):7.2f} {spread(faster('seconds')):>21} "
+            f"{statistics.median(faster('cpu_seconds')):7.2f} "
             f"{spread(all_of('of_product')):>18} {max(all_of('peak_gb')):8.2f} {max(all_of('above_start_gb')):11.2f} "
             f"{max(all_of('elsewhere')):9.0%}")
     return "\n".join(rows)
