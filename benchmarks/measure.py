@@ -83,10 +83,10 @@ def timed(work: Callable[[], object], operations: float) -> dict:
 
 
 def in_turn(script: str, arguments: list[str], variants: list[str], runs: int, results: Path, setting: dict,
-            others: dict[str, list[str]] | None = None) -> list[dict]:
+            others: dict[str, list[str]] | None = None, operations: float = float("nan")) -> list[dict]:
     """Measure every variant ``runs`` times, in turn; lines that ``results`` already has are not repeated.
 
-    ``others`` has the command of each variant that is not measured by ``script`` itself.
+    ``others`` has the command of each variant that is not measured by ``script`` itself; it does ``operations``.
     """
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     for run in range(runs):
@@ -96,7 +96,11 @@ def in_turn(script: str, arguments: list[str], variants: list[str], runs: int, r
                 continue
             command = (others or {}).get(variant) or [sys.executable, script, *arguments, "--one", variant]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            lines.append({**key, **json.loads(done.stdout.splitlines()[-1])})
+            found = json.loads(done.stdout.splitlines()[-1])
+            if "of_product" not in found:  # an engine without PyTorch: the best yardstick of that turn
+                product = [line["product"]["clock"] for line in lines if line["run"] == run and "product" in line]
+                found["of_product"] = operations * 1e-9 / found["seconds"] / max(product, default=float("nan"))
+            lines.append({**key, **found})
             with results.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(lines[-1]) + "\n")
     return [line for line in lines if all(line.get(k) == v for k, v in setting.items()) and line["variant"] in variants]
