@@ -66,15 +66,15 @@ def plain(model, volume: np.ndarray, layout: str = "contiguous_format") -> np.nd
     import torch
     from torch.nn import functional
 
-    from meshnet import segment
+    from meshnet import layers
 
     layout = getattr(torch, layout)
     with torch.inference_mode():
         x = torch.from_numpy(volume)[None].contiguous(memory_format=layout)
-        for layer in segment.fold(model):
+        for layer in layers.fold(model):
             weight = layer.weight.contiguous(memory_format=layout)
             x = functional.conv3d(x, weight, layer.bias, padding=layer.reach, dilation=layer.dilation)
-            x = segment.activate(x, layer.activation)
+            x = layers.activate(x, layer.activation)
         return x[0].numpy()
 
 
@@ -100,8 +100,9 @@ def operations(model, shape: tuple[int, ...]) -> float:
 def write_for_peers(model, volume: np.ndarray, folder: Path) -> None:
     """What ``peers.py`` reads, with the labels that it is to find."""
     from meshnet import segment
+    from meshnet.layers import fold
 
-    layers = segment.fold(model)
+    layers = fold(model)
     arrays = {f"{name}{i}": getattr(layer, name).numpy()
               for i, layer in enumerate(layers) for name in ("weight", "bias")}
     np.savez(folder / "layers.npz", dilations=[layer.dilation for layer in layers],

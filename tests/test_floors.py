@@ -10,7 +10,7 @@ FLOORS = [
      "ledger", "stats", "processes", "launch", "launch_ray", "runfolder", "study", "study_view"},
     {"kernels", "operations", "memory", "model", "syncnorm", "ukan", "umamba", "baselines", "loss", "metrics",
      "lesionmask", "optim", "atlas", "lesions", "head", "scanner", "synthetic", "charts", "figures", "search_figures"},
-    {"checkpoint", "modelfolder", "augment", "data", "segment"},
+    {"checkpoint", "modelfolder", "augment", "data", "layers", "segment"},
     {"registry", "hub", "hubcard", "export_stages", "export_tfjs", "export_torch", "export_onnx", "export", "tables",
      "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue"},
     {"engine", "setup", "profiling"},

@@ -309,7 +309,8 @@ def test_a_finished_run_is_scored_on_its_test_fold_once_each(undisturbed, tiny_d
 
 def test_profile_says_where_time_and_memory_go_and_keeps_nothing(tiny_data, tmp_path):
     before = set(tmp_path.iterdir())
-    out = run_script_file("train.py", "--data", tiny_data, "--profile", *SMALL, "--training.memory_budget", "1MB").stdout
+    out = run_script_file("train.py", "--data", tiny_data, "--profile", *SMALL, "--training.memory_budget",
+                          "1MB").stdout
     phases = {line.split()[0]: line.split() for line in out.splitlines() if line}
     seconds = {name: float(phases[name][1]) for name in ("read", "forward", "loss", "backward", "optimizer", "step")}
     assert sum(seconds.values()) == pytest.approx(2 * seconds["step"], abs=0.01)
