@@ -146,7 +146,10 @@ def convolve_part(layer: Layer, x: torch.Tensor, have: Box, part: Box) -> torch.
     # Rows and columns are padded on both sides by as much as the side that lacks more; what is too much is cut off.
     lack = [max(c - d, f - e, 0) for (c, e), (d, f) in zip(have[1:], grown(part, reach)[1:])]
     if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        # What conv3d calls by itself, but not for few voxels or one channel, where it falls back to something slow.
+        if x.shape[1] == 1:  # a second channel of zeros, since one alone is no layout with channels last
+            x = functional.pad(x[0, 0, ..., None], (0, 1)).permute(3, 0, 1, 2)[None]
+            weight = functional.pad(weight[:, 0, ..., None], (0, 1)).permute(0, 4, 1, 2, 3)
+        # What conv3d calls by itself, but not for few voxels, where it falls back to something slow.
         x = torch.mkldnn_convolution(x, weight, layer.bias, [0, *lack], [1] * 3, [layer.dilation] * 3, 1)
     else:
         x = functional.conv3d(x, weight, layer.bias, dilation=layer.dilation, padding=(0, *lack))
