@@ -215,7 +215,7 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
             with timed(parts, "conform"):
                 conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
                 volume = np.stack([np.asarray(image.dataobj) for image in conformed])
-                volume = volume.astype(np.float32) / 255 if volume.dtype == np.uint8 else volume
+                volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
             done[key] = (volume, conformed[0].affine)
         inputs.append(done[key])
     return {"like": images[0], "inputs": inputs, "parts": parts}
@@ -229,13 +229,14 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     from meshnet.evaluation import decide
     from meshnet.lesionmask import clean, lesion_volumes_mm3
 
-    total, parts = 0, case["parts"]
+    total, parts = None, case["parts"]
     for (network, _), (volume, affine) in zip(models, case["inputs"]):
         with timed(parts, "compute"):
             probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory)
         with timed(parts, "back"):
-            total = total + geometry.to_native(probabilities, affine, case["like"])
-    probabilities = total / len(models)
+            native = geometry.to_native(probabilities, affine, case["like"])
+            total = native if total is None else total + native
+    probabilities = total if len(models) == 1 else total / len(models)
     card, like = models[0][1], case["like"]
     with timed(parts, "clean"):
         labels = decide(probabilities, card, arguments.threshold)

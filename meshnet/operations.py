@@ -7,7 +7,7 @@ one.
 
 import torch
 from torch import nn
-from torch.profiler import record_function
+from torch.autograd.profiler import record_function
 
 from meshnet import kernels
 
