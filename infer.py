@@ -4,10 +4,12 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -178,17 +180,27 @@ def pick_device(name: str | None):
     return device
 
 
+@contextlib.contextmanager
+def timed(parts: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of a ``with`` block to ``parts[name]``."""
+    started = time.perf_counter()
+    yield
+    parts[name] = round(parts.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
 def read_case(scans: list[Path], models: list[tuple]) -> dict:
-    """Read a case and conform it for every model: ``like`` (the first scan), ``inputs`` [(volume, affine), …]."""
+    """Read a case and conform it for every model: ``like`` (the first scan), ``inputs`` [(volume, affine), …], and the
+    seconds that took, ``parts``."""
     import numpy as np
 
     from meshnet import geometry
 
-    wanted = models[0][1]["channels"]
-    if len(scans) == 1 and len(wanted) > 1:
-        images = geometry.split_channels(geometry.read_image(scans[0], channels=True))
-    else:
-        images = [geometry.read_image(path) for path in scans]
+    wanted, parts = models[0][1]["channels"], {}
+    with timed(parts, "read"):
+        if len(scans) == 1 and len(wanted) > 1:
+            images = geometry.split_channels(geometry.read_image(scans[0], channels=True))
+        else:
+            images = [geometry.read_image(path) for path in scans]
     if len(images) != len(wanted):
         example = ",".join(f"{name}.nii.gz" for name in wanted)
         raise UserError(f"{scans[0]}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
@@ -200,12 +212,13 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
         if key not in done:
             grid = geometry.Grid(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"])
             window = tuple(card["window"]) if card["window"] else None
-            conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
-            volume = np.stack([np.asarray(image.dataobj) for image in conformed])
-            volume = volume.astype(np.float32) / 255 if volume.dtype == np.uint8 else volume
+            with timed(parts, "conform"):
+                conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
+                volume = np.stack([np.asarray(image.dataobj) for image in conformed])
+                volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
             done[key] = (volume, conformed[0].affine)
         inputs.append(done[key])
-    return {"like": images[0], "inputs": inputs}
+    return {"like": images[0], "inputs": inputs, "parts": parts}
 
 
 def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argparse.Namespace) -> dict:
@@ -216,17 +229,21 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     from meshnet.evaluation import decide
     from meshnet.lesionmask import clean, lesion_volumes_mm3
 
-    total = 0
+    total, parts = None, case["parts"]
     for (network, _), (volume, affine) in zip(models, case["inputs"]):
-        probabilities = segment.predict(network, volume, crop=arguments.crop,
-                                        max_memory=arguments.max_memory)
-        total = total + geometry.to_native(probabilities, affine, case["like"])
-    probabilities = total / len(models)
+        with timed(parts, "compute"):
+            probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory)
+        with timed(parts, "back"):
+            native = geometry.to_native(probabilities, affine, case["like"])
+            total = native if total is None else total + native
+    probabilities = total if len(models) == 1 else total / len(models)
     card, like = models[0][1], case["like"]
-    labels = decide(probabilities, card, arguments.threshold)
+    with timed(parts, "clean"):
+        labels = decide(probabilities, card, arguments.threshold)
     spacing_mm = np.linalg.norm(like.affine[:3, :3], axis=0)
     smallest = card["min_lesion_mm3"] if arguments.min_lesion_mm3 is None else arguments.min_lesion_mm3
-    labels = clean(labels, spacing_mm, smallest)
+    with timed(parts, "clean"):
+        labels = clean(labels, spacing_mm, smallest)
     mask = plan["mask"]
     written = {"mask": str(mask)}
     if arguments.probability:
@@ -237,12 +254,15 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
         from meshnet.figures import draw_overlay
 
         path = mask.with_name(stem(mask) + ".png")
-        draw_overlay(np.asanyarray(like.dataobj), labels, path, affine=like.affine)
+        with timed(parts, "picture"):
+            draw_overlay(np.asanyarray(like.dataobj), labels, path, affine=like.affine)
         written["picture"] = str(path)
-    geometry.save_like(labels, like, mask)  # last: a mask that is there is a finished case
-    sizes = lesion_volumes_mm3(labels, spacing_mm)
+    with timed(parts, "write"):
+        geometry.save_like(labels, like, mask)  # last: a mask that is there is a finished case
+    with timed(parts, "clean"):
+        sizes = lesion_volumes_mm3(labels, spacing_mm)
     return {"scan": [str(path) for path in plan["scans"]], **written, "volume_ml": round(float(sum(sizes)) / 1000, 3),
-            "lesions": len(sizes), "largest_ml": round(float(max(sizes, default=0)) / 1000, 3)}
+            "lesions": len(sizes), "largest_ml": round(float(max(sizes, default=0)) / 1000, 3), "parts": parts}
 
 
 def report(result: dict, as_json: bool) -> None:

@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="go on from the run folder's last state; --no-resume begins anew in it")
     parser.add_argument("--allow_changed", action="store_true", help="go on even with another configuration")
     parser.add_argument("--dry_run", action="store_true", help="print configuration, cases, steps, parameters; stop")
+    parser.add_argument("--profile", action="store_true", help="print where time and memory of a step go; stop")
     parser.add_argument("--test", action="store_true", help="score a finished run on its test fold: test_cases.csv")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the finished run to the Hub")
 
@@ -34,6 +35,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main() -> int | None:
     arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
     check_flags(arguments, config)
+    if arguments.profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler says when it starts
     if arguments.test:
         from meshnet.evaluation import test_run
 
@@ -57,6 +60,11 @@ def main() -> int | None:
     network = build_network(config, data, box, arguments.seed, arguments.init)
     if arguments.dry_run:
         print(describe(arguments, config, data, train, val, network, box))
+        return 0
+    if arguments.profile:
+        from meshnet.profiling import profile_training
+
+        print(profile_training(config, data, train, box, arguments.seed, network))
         return 0
 
     # ------------------------------------------------------------------ processes, devices, precision
@@ -82,7 +90,7 @@ def main() -> int | None:
 
 def check_flags(arguments: argparse.Namespace, config: Config) -> None:
     """Refuse flags that cannot be meant, before anything is loaded; fill in ``--stop_epoch``."""
-    if not arguments.run_dir and (arguments.test or not arguments.dry_run):
+    if not arguments.run_dir and (arguments.test or not (arguments.dry_run or arguments.profile)):
         raise UserError("--run_dir: missing, expected the folder of a run, such as runs/meshnet26"
                         + (" (--test scores a finished one)" if arguments.test else ""))
     if arguments.test:
@@ -127,9 +135,11 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
 def fit(run, begun: bool, stop_epoch: int) -> bool:
     """Train from where the run stands; False if its loss became no number, which is recorded and said."""
     from meshnet import engine
-    from meshnet.setup import finish, mark_failed
+    from meshnet.setup import describe_memory, estimate_step, finish, mark_failed
 
     say = print_line if run.accelerator.is_main_process else (lambda line: None)
+    taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision)
+    say(f"memory: {describe_memory(taken)}")
     if begun and engine.resume(run):
         say(f"{run.folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
     try:
@@ -165,6 +175,7 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
     """What ``--dry_run`` prints: the resolved configuration, cases, steps and parameters."""
     from meshnet.engine import cases_per_step, steps_per_epoch
     from meshnet.model import count_parameters
+    from meshnet.setup import describe_memory, estimate_step
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = cases_per_step(config, processes)
@@ -180,17 +191,7 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
         f"volume      {' x '.join(map(str, shape))} voxels",
         f"steps       {steps} an epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
         f"parameters  {count_parameters(network):,}",
-        f"memory      {step_memory(config, network, shape)}"])
-
-
-def step_memory(config: Config, network, shape: list[int]) -> str:
-    """What a training step is going to take beside the process itself, in words."""
-    if config.model.name != "meshnet":
-        return "not estimated for this network"
-    from meshnet.memory import estimate_training_memory
-
-    taken = estimate_training_memory(network, config.training.batch_size, config.model.patch or shape)
-    return f"about {taken / 1e9:.2f} GB a step in float32"
+        f"memory      {describe_memory(estimate_step(config, data, network, box, config.training.precision))}"])
 
 
 def print_line(line: str) -> None:

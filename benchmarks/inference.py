@@ -1,17 +1,20 @@
-"""How quickly one volume is segmented: PyTorch plain and channels-last against the compiled kernels.
+"""How quickly one volume is segmented: PyTorch and other engines against the compiled kernels.
 
     python benchmarks/inference.py --channels 26 --size 128 --runs 5
-    python benchmarks/inference.py --channels 26 --volume T2w.nii.gz --model weights/NAME --threads 2
+    python benchmarks/inference.py --channels 26 --volume T2w.nii.gz --model runs/NAME --compare
+    python benchmarks/inference.py --channels 5 --variants plain kernels onnxruntime brainchop --onnxruntime PYTHON …
 
 Each variant runs in a process of its own, in turn; results go to ``--results`` and are not measured twice. ``plain`` is
-PyTorch's convolution with folded batch norm and in-place ReLU on the whole volume. Logits are compared with ``plain``
-where both were run on the same volume (``--compare``).
+PyTorch's convolution with folded batch norm and in-place ReLU on the whole volume, ``channels_last`` the same in that
+layout; ``torch`` is what is used here without a compiler, ``kernels`` what is used with one. ``onnxruntime`` and
+``brainchop`` run in the Python that the flag of that name gives. ``--compare`` compares logits with ``plain``'s.
 """
 
 import argparse
 import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 
-VARIANTS = ["plain", "channels_last", "kernels", "kernels_max_memory", "channels_last_crop", "kernels_crop"]
+PEERS = ["onnxruntime", "brainchop"]
+VARIANTS = ["plain", "channels_last", "torch", "torch_crop", "kernels", "kernels_max_memory", "kernels_crop", *PEERS]
 
 
 def arguments() -> argparse.Namespace:
@@ -31,7 +35,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max_memory", type=float, default=1.5, help="GB, for kernels_max_memory")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS[:4])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS,
+                        default=["plain", "channels_last", "torch", "kernels"])
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"the Python of an environment that has {peer}")
     parser.add_argument("--results", type=Path, default=Path("inference.jsonl"))
     parser.add_argument("--compare", action="store_true", help="largest logit difference and Dice of each variant")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -54,18 +61,20 @@ def load(options: argparse.Namespace):
     return model.eval(), values[None] / values.max()
 
 
-def plain(model, volume: np.ndarray) -> np.ndarray:
-    """Logits by PyTorch's own convolution on the whole volume."""
+def plain(model, volume: np.ndarray, layout: str = "contiguous_format") -> np.ndarray:
+    """Logits by PyTorch's own convolution on the whole volume, in the memory format ``layout``."""
     import torch
     from torch.nn import functional
 
-    from meshnet import segment
+    from meshnet import layers
 
+    layout = getattr(torch, layout)
     with torch.inference_mode():
-        x = torch.from_numpy(volume)[None]
-        for layer in segment.fold(model):
-            x = functional.conv3d(x, layer.weight, layer.bias, padding=layer.reach, dilation=layer.dilation)
-            x = segment.activate(x, layer.activation)
+        x = torch.from_numpy(volume)[None].contiguous(memory_format=layout)
+        for layer in layers.fold(model):
+            weight = layer.weight.contiguous(memory_format=layout)
+            x = functional.conv3d(x, weight, layer.bias, padding=layer.reach, dilation=layer.dilation)
+            x = layers.activate(x, layer.activation)
         return x[0].numpy()
 
 
@@ -73,11 +82,11 @@ def compute(variant: str, model, volume: np.ndarray, max_memory: float, logits: 
     """Labels (X, Y, Z), or logits (K, X, Y, Z), by one variant."""
     from meshnet import kernels, segment
 
-    if variant == "plain":
-        found = plain(model, volume)
-        return found if logits else found.argmax(axis=0)
+    if variant in ("plain", "channels_last"):
+        found = plain(model, volume, "channels_last_3d" if variant == "channels_last" else "contiguous_format")
+        return found if logits else (found[1:] > found[:1]).any(axis=0)  # numpy's arg-max is slow
     ceiling = int(max_memory * 1e9) if variant == "kernels_max_memory" else None
-    with kernels.switched_off() if variant.startswith("channels_last") else contextlib.nullcontext():
+    with kernels.switched_off() if variant.startswith("torch") else contextlib.nullcontext():
         return (segment.predict_logits if logits else segment.predict_labels)(
             model, volume, crop="head" if variant.endswith("crop") else "none", max_memory=ceiling)
 
@@ -86,6 +95,20 @@ def operations(model, shape: tuple[int, ...]) -> float:
     """Floating-point operations of a full pass by the textbook: two for each product of a direct convolution."""
     convolutions = [*(block.conv for block in model.blocks), model.head]
     return 2.0 * np.prod(shape) * sum(conv.weight.numel() for conv in convolutions)
+
+
+def write_for_peers(model, volume: np.ndarray, folder: Path) -> None:
+    """What ``peers.py`` reads, with the labels that it is to find."""
+    from meshnet import segment
+    from meshnet.layers import fold
+
+    layers = fold(model)
+    arrays = {f"{name}{i}": getattr(layer, name).numpy()
+              for i, layer in enumerate(layers) for name in ("weight", "bias")}
+    np.savez(folder / "layers.npz", dilations=[layer.dilation for layer in layers],
+             activations=[layer.activation for layer in layers], **arrays)
+    np.save(folder / "volume.npy", volume)
+    np.save(folder / "labels.npy", segment.predict_labels(model, volume, crop="none"))
 
 
 def main() -> None:
@@ -105,18 +128,32 @@ def main() -> None:
                "size": str(options.volume or options.size)}
     passed = [part for name in ("channels", "model", "size", "volume", "threads", "max_memory")
               for part in (f"--{name}", str(getattr(options, name))) if getattr(options, name) is not None]
-    lines = measure.in_turn(__file__, passed, options.variants, options.runs, options.results, setting)
+    with tempfile.TemporaryDirectory() as folder:
+        others = {peer: [getattr(options, peer), str(Path(__file__).with_name("peers.py")), peer, folder,
+                         str(options.threads)] for peer in PEERS if peer in options.variants}
+        model, volume = load(options)
+        if others:
+            write_for_peers(model, volume, Path(folder))
+        lines = measure.in_turn(__file__, passed, options.variants, options.runs, options.results, setting, others,
+                                operations(model, volume.shape))
     print(setting)
     print(measure.table(lines, options.variants))
     if options.compare:
-        model, volume = load(options)
-        expected = plain(model, volume)
-        for variant in options.variants[1:]:
-            found = compute(variant, model, volume, options.max_memory, True)
-            both = (found.argmax(0) > 0, expected.argmax(0) > 0)
-            marked = both[0].sum() + both[1].sum()
-            dice = 2 * np.sum(both[0] & both[1]) / marked if marked else 1.0  # nothing marked by either
-            print(f"{variant:24} largest logit difference {np.abs(found - expected).max():.2e}, Dice {dice:.6f}")
+        compare(options, model, volume)
+
+
+def compare(options: argparse.Namespace, model, volume: np.ndarray) -> None:
+    """Print how each variant's logits and lesion differ from plain PyTorch's."""
+    expected = plain(model, volume)
+    for variant in options.variants:
+        if variant == "plain" or variant in PEERS:
+            continue
+        found = compute(variant, model, volume, options.max_memory, True)
+        both = (found.argmax(0) > 0, expected.argmax(0) > 0)
+        marked = both[0].sum() + both[1].sum()
+        dice = 2 * np.sum(both[0] & both[1]) / marked if marked else float("nan")
+        print(f"{variant:20} largest logit difference {np.abs(found - expected).max():.2e}, Dice {dice:.6f}, "
+              f"{both[1].sum()} voxels marked by plain")
 
 
 if __name__ == "__main__":

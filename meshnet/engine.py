@@ -196,21 +196,28 @@ def begin_training(run: Run) -> None:
                 module.eval()
 
 
-def train_batch(run: Run, batch: dict) -> float:
-    """Forward, loss, backward, and the optimizer step where gradients are complete. Returns the loss."""
+def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
+    """Forward, loss, backward, and the optimizer step where gradients are complete. Returns the loss.
+
+    ``watch(phase)`` gives a context for each phase.
+    """
     accelerator, training = run.accelerator, run.config.training
-    image = batch["image"].to(accelerator.device, non_blocking=True)
-    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    logits = run.model(image.contiguous(memory_format=torch.channels_last_3d))
-    loss = run.criterion(logits, batch["mask"].to(accelerator.device, non_blocking=True))
-    value = loss.item()
+    with watch("forward"):
+        image = batch["image"].to(accelerator.device, non_blocking=True)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        logits = run.model(image.contiguous(memory_format=torch.channels_last_3d))
+    with watch("loss"):
+        loss = run.criterion(logits, batch["mask"].to(accelerator.device, non_blocking=True))
+        value = loss.item()
     if not math.isfinite(value):
         raise Diverged(explain_divergence(run, value, batch["index"].tolist()))
-    accelerator.backward(loss)
-    if accelerator.sync_gradients and training.gradient_clipping:
-        accelerator.clip_grad_norm_(run.model.parameters(), training.max_grad_norm)  # unscales fp16 gradients first
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    with watch("backward"):
+        accelerator.backward(loss)
+    with watch("optimizer"):
+        if accelerator.sync_gradients and training.gradient_clipping:
+            accelerator.clip_grad_norm_(run.model.parameters(), training.max_grad_norm)  # unscales fp16 gradients first
+        run.optimizer.step()
+        run.optimizer.zero_grad()
     return value
 
 

@@ -3,7 +3,9 @@
 // Vectors run along z (here: columns), so that any number of channels fills them; the sums of a block of output
 // channels stay in registers. Axis 0 of the volume is streamed in planes: each layer keeps the 2d + 1 planes that the
 // next one looks at, and nothing is computed twice. Along axis 1 (rows) four outputs that lie d apart share their
-// products (Winograd's F(4, 3), Lavin & Gray 2015, arXiv 1509.09308): 6 instead of 12.
+// products (Winograd's F(4, 3), Lavin & Gray 2015, arXiv 1509.09308): 6 instead of 12. Where there is room to keep
+// 3d + 1 planes and more, two planes that lie d apart are computed together (F(2, 3), 4 products instead of 6), which
+// also reads each plane twice instead of three times.
 //
 // Everything is deterministic: each output is computed by one thread in a fixed order, sums over space run over a fixed
 // list of parts that does not depend on the number of threads.
@@ -16,6 +18,7 @@
 #include <cstring>
 #include <new>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -32,7 +35,7 @@ constexpr int LANES = 4, REGISTERS = 16;
 #endif
 constexpr int MAX_BLOCK = REGISTERS == 32 ? 13 : 6;  // output channels whose sums fit the registers, two vectors each
 constexpr int WIDE_BLOCK = REGISTERS == 32 ? 6 : 3;  // up to this many channels, four vectors each
-constexpr int TAPS = 6;                              // products of F(4, 3)
+constexpr int TAPS = 6, PLANE_TAPS = 4;              // products of F(4, 3) and of F(2, 3)
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -45,7 +48,7 @@ static inline void store_part(float* p, vec v, int count) {
 }
 static inline vec spread(float x) { return vec{} + x; }
 static inline vec choose(ivec mask, vec yes, vec no) { return mask ? yes : no; }
-static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+static inline int64_t round_up(int64_t n, int to) { return (n + to - 1) / to * to; }
 
 // ---------------------------------------------------------------- activations
 
@@ -111,10 +114,12 @@ static inline void inner(const float* const* rows, int count, int64_t offset, in
 template <int OUT>
 static void inner_row(const float* const* rows, int count, int width, int64_t offset, int dilation,
                       const float* weight, float* out, int64_t out_stride) {
-    constexpr int VECTORS = OUT <= WIDE_BLOCK ? 4 : 2;
+    constexpr int VECTORS = OUT <= WIDE_BLOCK ? 4 : OUT * 3 < REGISTERS - 4 ? 3 : 2;
     int x = 0;
     for (; x + VECTORS * LANES <= width; x += VECTORS * LANES)
         inner<OUT, VECTORS>(rows, count, offset + x, dilation, weight, out + x, out_stride);
+    for (; x + 2 * LANES <= width; x += 2 * LANES)
+        inner<OUT, 2>(rows, count, offset + x, dilation, weight, out + x, out_stride);
     for (; x < width; x += LANES) inner<OUT, 1>(rows, count, offset + x, dilation, weight, out + x, out_stride);
 }
 
@@ -127,6 +132,7 @@ static InnerRow inner_for(int block) {
 
 // ---------------------------------------------------------------- one layer's weights, packed
 
+static const double H[PLANE_TAPS][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
 static const double G[TAPS][3] = {{1 / 4., 0, 0},           {-1 / 6., -1 / 6., -1 / 6.}, {-1 / 6., 1 / 6., -1 / 6.},
                                   {1 / 24., 1 / 12., 1 / 6.}, {1 / 24., -1 / 12., 1 / 6.}, {0, 0, 1}};
 
@@ -134,18 +140,22 @@ struct Convolution {
     int in, out, dilation, activation, block, blocks;
     std::vector<float> direct;    // [block][plane][row][in][column][out of block]
     std::vector<float> winograd;  // [tap][block][plane][in][column][out of block]
+    std::vector<float> paired;    // [plane tap][tap][block][in][column][out of block]; empty unless planes go in pairs
+    bool pair;
     std::vector<float> bias;      // padded to whole blocks
 
-    Convolution(int in, int out, int dilation, int activation, const float* weight, const float* bias_in)
-        : in(in), out(out), dilation(dilation), activation(activation) {
+    Convolution(int in, int out, int dilation, int activation, bool pair, const float* weight, const float* bias_in)
+        : in(in), out(out), dilation(dilation), activation(activation), pair(pair) {
         blocks = (out + MAX_BLOCK - 1) / MAX_BLOCK;
         block = (out + blocks - 1) / blocks;
         bias.assign(blocks * block, 0.f);
         if (bias_in) std::copy(bias_in, bias_in + out, bias.begin());
         direct.assign(size_t(blocks) * block * in * 27, 0.f);
         winograd.assign(size_t(blocks) * block * in * 9 * TAPS, 0.f);
+        paired.assign(pair ? size_t(blocks) * block * in * 3 * TAPS * PLANE_TAPS : 0, 0.f);
+        if (!weight) return;  // asked for sizes alone
         for (int o = 0; o < out; ++o)
-            for (int i = 0; i < in; ++i)
+            for (int i = 0; i < in; ++i) {
                 for (int z = 0; z < 3; ++z)
                     for (int c = 0; c < 3; ++c) {
                         const float* w = weight + ((size_t(o) * in + i) * 3 + z) * 9 + c;  // rows lie 3 apart
@@ -156,6 +166,18 @@ struct Convolution {
                             winograd[((((t * blocks + b) * 3 + z) * in + i) * 3 + c) * block + within] =
                                 float(G[t][0] * w[0] + G[t][1] * w[3] + G[t][2] * w[6]);
                     }
+                if (pair) pack_pair(o, i, weight + (size_t(o) * in + i) * 27);
+            }
+    }
+    void pack_pair(int o, int i, const float* w) {
+        for (int u = 0; u < PLANE_TAPS; ++u)
+            for (int t = 0; t < TAPS; ++t)
+                for (int c = 0; c < 3; ++c) {
+                    double sum = 0;
+                    for (int z = 0; z < 3; ++z)
+                        for (int r = 0; r < 3; ++r) sum += H[u][z] * G[t][r] * w[z * 9 + r * 3 + c];
+                    paired[(((size_t(u * TAPS + t) * blocks + o / block) * in + i) * 3 + c) * block + o % block] = float(sum);
+                }
     }
 };
 
@@ -190,16 +212,18 @@ struct Planes {
     Buffer kept;            // the slots
     int64_t plane_floats() const { return channels * channel_stride; }
 
-    // Room for what `next` looks at; zero outside the volume, where nothing is ever written.
-    void prepare(int channels_, const Box& box_, const Box& next, int dilation, const int* shape) {
-        channels = channels_, box = box_, depth = shape[0];
+    // Room for `slots_` planes of what `next` looks at; zero outside the volume, where nothing is ever written.
+    void prepare(int channels_, int slots_, const Box& box_, const Box& next, int dilation, const int* shape) {
+        channels = channels_, slots = slots_, box = box_, depth = shape[0];
         pad = round_up(dilation, LANES);
         origin[0] = next.a[1] - dilation, origin[1] = next.a[2] - pad;
         rows = next.b[1] - next.a[1] + 2 * dilation;
-        stride = round_up(next.b[2] - next.a[2], LANES) + 2 * pad;
-        channel_stride = int64_t(rows) * stride + 5 * 16;  // an odd number of cache lines: channels do not collide
-        slots = std::max(1, std::min(2 * dilation + 1, box.b[0] - box.a[0]));
-        kept.allocate(slots * plane_floats());
+        const bool alone = box.a[2] < next.a[2] || box.b[2] > next.b[2];  // else the zeros right of a row are also
+        stride = round_up(next.b[2] - next.a[2], LANES) + (alone ? 2 : 1) * pad;  // those left of the next
+        channel_stride = (round_up(int64_t(rows) * stride + pad + LANES, 16) / 16 | 1) * 16;  // an odd number of cache
+    }                                                                        // lines, so that channels do not collide
+    int64_t touched() const {  // floats: rows of zeros around the volume are never written
+        return slots * channels * (int64_t(box.b[1] - box.a[1]) * stride + pad + 3 * 16);
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
@@ -239,21 +263,123 @@ struct Scratch {
 
 // ---------------------------------------------------------------- F(4, 3)
 
-static void transform_rows(const float* const in[6], int width, float* out, int64_t tap_stride) {
+static inline void transform(const vec d[6], vec y[6]) {
+    vec p = d[4] - 4.f * d[2], q = d[3] - 4.f * d[1], r = d[4] - d[2], s = 2.f * (d[3] - d[1]);
+    y[0] = 4.f * d[0] - 5.f * d[2] + d[4], y[1] = p + q, y[2] = p - q, y[3] = r + s, y[4] = r - s;
+    y[5] = 4.f * d[1] - 5.f * d[3] + d[5];
+}
+
+static inline void transform_back(const vec m[6], vec y[4]) {
+    vec a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
+    y[0] = m[0] + a + c, y[1] = b + 2.f * e, y[2] = a + 4.f * c, y[3] = b + 8.f * e + m[5];
+}
+
+// Rows that lie evenly apart, as those within the volume do; it saves the registers that many addresses would take.
+struct EvenRows {
+    const float* planes[4];
+    int64_t step;
+    const float* operator()(int z, int k) const { return planes[z] + k * step; }
+};
+struct AnyRows {
+    const float* rows[24];
+    const float* operator()(int z, int k) const { return rows[z * 6 + k]; }
+};
+
+// Six rows of one plane (number z of `in`), `width` long, to the six taps of F(4, 3). What lies `ahead` is wanted soon.
+template <class Rows>
+static void transform_rows(const Rows& in, int z, int64_t ahead, int width, float* out, int64_t tap) {
     for (int x = 0; x < width; x += LANES) {
-        vec d0 = load(in[0] + x), d1 = load(in[1] + x), d2 = load(in[2] + x), d3 = load(in[3] + x),
-            d4 = load(in[4] + x), d5 = load(in[5] + x);
-        vec p = d4 - 4.f * d2, q = d3 - 4.f * d1, r = d4 - d2, s = 2.f * (d3 - d1);
-        store(out + x, 4.f * d0 - 5.f * d2 + d4);
-        store(out + tap_stride + x, p + q);
-        store(out + 2 * tap_stride + x, p - q);
-        store(out + 3 * tap_stride + x, r + s);
-        store(out + 4 * tap_stride + x, r - s);
-        store(out + 5 * tap_stride + x, 4.f * d1 - 5.f * d3 + d5);
+        vec d[6], y[6];
+#pragma GCC unroll 6
+        for (int k = 0; k < 6; ++k) d[k] = load(in(z, k) + x), __builtin_prefetch(in(z, k) + x + ahead);
+        transform(d, y);
+#pragma GCC unroll 6
+        for (int t = 0; t < TAPS; ++t) store(out + t * tap + x, y[t]);
+    }
+}
+
+// Six rows of each of four planes to the 4 x 6 taps of F(2, 3) x F(4, 3).
+template <class Rows>
+static void transform_planes(const Rows& in, int64_t ahead, int width, float* out, int64_t tap) {
+    for (int x = 0; x < width; x += LANES) {
+        vec first[6], second[6], y[6];
+        float* to = out + x;
+        auto put = [&](const vec* d, int plane_tap) __attribute__((always_inline)) {
+            transform(d, y);
+#pragma GCC unroll 6
+            for (int t = 0; t < TAPS; ++t) store(to + (plane_tap * TAPS + t) * tap, y[t]);
+        };
+#pragma GCC unroll 6
+        for (int k = 0; k < 6; ++k) {
+            first[k] = load(in(0, k) + x) - load(in(2, k) + x);
+            __builtin_prefetch(in(0, k) + x + ahead), __builtin_prefetch(in(2, k) + x + ahead);
+        }
+        put(first, 0);
+#pragma GCC unroll 6
+        for (int k = 0; k < 6; ++k) {
+            vec one = load(in(1, k) + x), two = load(in(2, k) + x);
+            first[k] = one + two, second[k] = two - one;
+            __builtin_prefetch(in(1, k) + x + ahead);
+        }
+        put(first, 1);
+        put(second, 2);
+#pragma GCC unroll 6
+        for (int k = 0; k < 6; ++k) {
+            first[k] = load(in(1, k) + x) - load(in(3, k) + x);
+            __builtin_prefetch(in(3, k) + x + ahead);
+        }
+        put(first, 3);
+    }
+}
+
+// The products of one output channel back to up to four rows of one plane, or of two that lie d apart (rows 4 to 7).
+template <int KIND, bool PAIR>
+static void combine(const float* products, int64_t tap, int count, float bias, float* const to[8], int present) {
+    for (int x = 0; x < count; x += LANES) {
+        const float* m = products + x;
+        vec one[6], two[6], y[8];
+#pragma GCC unroll 6
+        for (int t = 0; t < TAPS; ++t) {
+            one[t] = load(m + t * tap);
+            if constexpr (PAIR) {
+                vec a = load(m + (TAPS + t) * tap), b = load(m + (2 * TAPS + t) * tap);
+                one[t] += a + b;
+                two[t] = a - b - load(m + (3 * TAPS + t) * tap);
+            }
+        }
+        transform_back(one, y);
+        if constexpr (PAIR) transform_back(two, y + 4);
+        const int left = count - x;
+#pragma GCC unroll 2
+        for (int z = 0; z < (PAIR ? 8 : 4); z += 4) {
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k)
+                if (k < 2 || k < present) store_part(to[z + k] + x, activate(y[z + k] + bias, KIND), left);
+        }
+    }
+}
+
+typedef void (*Combine)(const float*, int64_t, int, float, float* const*, int);
+template <bool PAIR>
+static Combine combine_for(int activation) {
+    switch (activation) {
+        case RELU: return combine<RELU, PAIR>;
+        case ELU: return combine<ELU, PAIR>;
+        case GELU: return combine<GELU, PAIR>;
+        default: return combine<NONE, PAIR>;
     }
 }
 
 // ---------------------------------------------------------------- a column of layers
+
+struct Step { int layer, plane; bool pair; };  // one plane of a layer (-1: the input), or two that lie d apart
+
+struct Piece {  // of a step's work
+    int first, present;     // the first of its rows, which lie d apart, and how many there are (up to four)
+    int from, count, wide;  // columns, and their number rounded up to whole vectors
+    float* to[8];           // where channel 0 of each row goes; rows 4 to 7 are the second plane's
+    int64_t to_stride;      // from channel to channel
+};
 
 enum Output { FEATURES = 0, LOGITS = 1, PROBABILITIES = 2, LABELS = 3 };
 
@@ -268,6 +394,7 @@ struct Column {
     void* out = nullptr;
     int out_shape[3], out_at[3];  // the array to write into, and where the box's first voxel lies in it
     std::vector<float> zeros;
+    std::vector<Step> steps;
 
     ~Column() { for (auto* layer : layers) delete layer; }
 
@@ -305,82 +432,128 @@ struct Column {
                out_at[2] + from;
     }
 
-    void compute(int l, int p, int item, Scratch& s) {
+    // One piece of a plane, or of the planes p and p + d: four rows that lie d apart, `chunk` columns.
+    void compute(int l, const Step& step, int item, Scratch& s) {
+        const Convolution& layer = *layers[l];
+        const int d = layer.dilation, parts = chunks(l), h = height(l), group = item / parts;
+        Piece piece;
+        piece.from = item % parts * chunk, piece.count = std::min(chunk, width(l) - piece.from);
+        piece.first = group / d * 4 * d + group % d, piece.present = 0;
+        while (piece.present < 4 && piece.first + piece.present * d < h) ++piece.present;
+        piece.wide = round_up(piece.count, LANES);
+        const bool fused = l + 1 == int(layers.size()) && output != FEATURES;
+        const int planes_out = step.pair ? 2 : 1;
+        for (int z = 0; z < planes_out; ++z)
+            for (int k = 0; k < piece.present; ++k)
+                piece.to[4 * z + k] = fused ? s.features.data + int64_t(4 * z + k) * layer.out * chunk
+                                            : target(l, step.plane + z * d, piece.first + k * d, piece.from, piece.to_stride);
+        if (fused) piece.to_stride = chunk;
+        if (piece.present >= (step.pair ? 2 : 3) && layer.in >= 3) by_transform(l, step, piece, s);
+        else
+            for (int z = 0; z < planes_out; ++z) directly(l, step.plane + z * d, piece, piece.to + 4 * z, s);
+        for (int z = 0; fused && z < planes_out; ++z)
+            for (int k = 0; k < piece.present; ++k)
+                classify(piece.to[4 * z + k], layer.out, step.plane + z * d, piece.first + k * d, piece.from, piece.count,
+                         s.logits.data);
+    }
+
+    // Planes outside the volume are zero and left out: which of the three that plane p looks at are inside.
+    std::pair<int, int> inside(const Planes& in, int p, int d) const {
+        int first = 0, last = 3;
+        while (first < 3 && !in.plane(p + (first - 1) * d)) ++first;
+        while (last > first && !in.plane(p + (last - 2) * d)) --last;
+        return {first, last};
+    }
+
+    void by_transform(int l, const Step& step, const Piece& piece, Scratch& s) {
         const Convolution& layer = *layers[l];
         const Planes& in = planes[l];
-        const int d = layer.dilation, parts = chunks(l), h = height(l);
-        const int from = item % parts * chunk, count = std::min(chunk, width(l) - from), group = item / parts;
-        const int first = group / d * 4 * d + group % d;
-        int present = 0;
-        while (present < 4 && first + present * d < h) ++present;
-        const int wide = round_up(count, LANES);
-        const bool last = l + 1 == int(layers.size()), fused = last && output != FEATURES;
-        const InnerRow inner_row = inner_for<MAX_BLOCK>(layer.block);
-        const bool transform = present >= 3 && layer.in >= 3;
-        float* to[4];
-        int64_t to_stride = 0;
-        for (int k = 0; k < present; ++k)
-            to[k] = fused ? s.features.data + int64_t(k) * layer.out * chunk : target(l, p, first + k * d, from, to_stride);
-        if (fused) to_stride = chunk;
-
-        int first_z = 0, last_z = 3;  // planes outside the volume are zero: left out
-        while (first_z < 3 && !in.plane(p + (first_z - 1) * d)) ++first_z;
-        while (last_z > first_z && !in.plane(p + (last_z - 2) * d)) --last_z;
-        if (transform) {
-            const int reach = round_up(wide + 2 * d, LANES);
-            const int64_t row_floats = reach, tap_floats = int64_t(3) * layer.in * row_floats;
-            s.rows.clear();
-            for (int z = first_z; z < last_z; ++z)
-                for (int i = 0; i < layer.in; ++i) {
-                    const float* channel = in.plane(p + (z - 1) * d) + i * in.channel_stride;
-                    const float* rows[6];
-                    for (int k = 0; k < 6; ++k) {
-                        int row = first + k * d;
-                        rows[k] = row < in.rows ? channel + int64_t(row) * in.stride + in.pad + from - d : zeros.data();
-                    }
-                    float* t = s.transformed.data + (int64_t(z) * layer.in + i) * row_floats;
-                    transform_rows(rows, reach, t, tap_floats);
-                    s.rows.push_back(t);
-                }
-            const int64_t tap_products = int64_t(layer.blocks) * layer.block * chunk;
-            for (int t = 0; t < TAPS; ++t) {
-                for (int b = 0; b < layer.blocks; ++b)
-                    inner_row(s.rows.data(), int(s.rows.size()), wide, t * tap_floats + d, d,
-                              layer.winograd.data() +
-                                  ((int64_t(t) * layer.blocks + b) * 3 + first_z) * layer.in * 3 * layer.block,
-                              s.products.data + t * tap_products + int64_t(b) * layer.block * chunk, chunk);
-            }
-            for (int o = 0; o < layer.out; ++o)
-                for (int x = 0; x < wide; x += LANES) {
-                    const float* m = s.products.data + int64_t(o) * chunk + x;
-                    vec m0 = load(m), m1 = load(m + tap_products), m2 = load(m + 2 * tap_products),
-                        m3 = load(m + 3 * tap_products), m4 = load(m + 4 * tap_products), m5 = load(m + 5 * tap_products);
-                    vec a = m1 + m2, b = m1 - m2, c = m3 + m4, e = m3 - m4, bias = spread(layer.bias[o]);
-                    vec y[4] = {m0 + a + c + bias, b + 2.f * e + bias, a + 4.f * c + bias, b + 8.f * e + m5 + bias};
-                    for (int k = 0; k < present; ++k)
-                        store_part(to[k] + o * to_stride + x, activate(y[k], layer.activation), count - x);
-                }
-        } else {
-            for (int k = 0; k < present; ++k) {
-                s.rows.clear();
-                for (int z = first_z; z < last_z; ++z)
-                    for (int r = 0; r < 3; ++r)
-                        for (int i = 0; i < layer.in; ++i)
-                            s.rows.push_back(in.plane(p + (z - 1) * d) + i * in.channel_stride +
-                                             int64_t(first + (k + r) * d) * in.stride + in.pad + from);
-                for (int b = 0; b < layer.blocks; ++b)
-                    inner_row(s.rows.data(), int(s.rows.size()), wide, 0, d,
-                              layer.direct.data() + (int64_t(b) * 3 + first_z) * layer.in * 9 * layer.block,
-                              s.products.data + int64_t(b) * layer.block * chunk, chunk);
-                for (int o = 0; o < layer.out; ++o)
-                    for (int x = 0; x < wide; x += LANES)
-                        store_part(to[k] + o * to_stride + x,
-                                   activate(load(s.products.data + int64_t(o) * chunk + x) + layer.bias[o], layer.activation),
-                                   count - x);
-            }
+        const int d = layer.dilation, reach = round_up(piece.wide + 2 * d, LANES);
+        const int64_t weights = int64_t(layer.in) * 3 * layer.block, products = int64_t(layer.blocks) * layer.block * chunk;
+        const int taps = step.pair ? TAPS * PLANE_TAPS : TAPS, planes_out = step.pair ? 2 : 1;
+        const int64_t offset = int64_t(piece.first) * in.stride + in.pad + piece.from - d;
+        int first = 0, last = 4;  // of the planes that lie d apart
+        if (!step.pair) std::tie(first, last) = inside(in, step.plane, d);
+        bool even = piece.first + 5 * d < in.rows;
+        const float* planes_at[4] = {};
+        for (int z = first; z < last; ++z) {
+            const float* plane = in.plane(step.plane + (z - 1) * d);
+            planes_at[z] = plane ? plane + offset : nullptr;
+            even = even && plane;
         }
-        if (fused)
-            for (int k = 0; k < present; ++k) classify(to[k], layer.out, p, first + k * d, from, count, s.logits.data);
+        const int64_t tap = int64_t(step.pair ? 1 : 3) * layer.in * reach;
+        float* to = s.transformed.data;
+        s.rows.clear();
+        auto transform_all = [&](auto rows_of) {
+            for (int z = first; z < (step.pair ? 1 : last); ++z)
+                for (int i = 0; i < layer.in; ++i, to += reach) {
+                    const auto rows = rows_of(i * in.channel_stride);
+                    if (step.pair) transform_planes(rows, in.channel_stride, reach, to, tap);
+                    else transform_rows(rows, z, in.channel_stride, reach, to, tap);
+                    s.rows.push_back(to);
+                }
+        };
+        if (even) transform_all([&](int64_t channel) {
+            EvenRows rows{{}, int64_t(d) * in.stride};
+            for (int z = first; z < last; ++z) rows.planes[z] = planes_at[z] + channel;
+            return rows;
+        });
+        else transform_all([&](int64_t channel) {
+            AnyRows rows;
+            for (int z = first; z < last; ++z)
+                for (int k = 0; k < 6; ++k)
+                    rows.rows[z * 6 + k] = planes_at[z] && piece.first + k * d < in.rows
+                        ? planes_at[z] + channel + int64_t(k) * d * in.stride : zeros.data();
+            return rows;
+        });
+        if (step.pair) first = 0;
+        const int rows_out = planes_out * piece.present, all_runs = layer.out * rows_out;
+        int asked = 0, calls = 0;
+        const InnerRow inner_row = inner_for<MAX_BLOCK>(layer.block);
+        for (int t = 0; t < taps; ++t)
+            for (int b = 0; b < layer.blocks; ++b) {
+                const int64_t at = int64_t(t) * layer.blocks + b;
+                inner_row(s.rows.data(), int(s.rows.size()), piece.wide, t * tap + d, d,
+                          step.pair ? layer.paired.data() + at * weights : layer.winograd.data() + (at * 3 + first) * weights,
+                          s.products.data + t * products + int64_t(b) * layer.block * chunk, chunk);
+                // What is going to be written is asked for meanwhile.
+                for (const int until = int(int64_t(++calls) * all_runs / (taps * layer.blocks)); asked < until; ++asked) {
+                    const int row = asked % rows_out, o = asked / rows_out;
+                    const float* to = piece.to[row < piece.present ? row : 4 + row - piece.present] + o * piece.to_stride;
+                    for (int x = 0; x < piece.count; x += 16) __builtin_prefetch(to + x, 1);
+                }
+            }
+        const Combine combine = step.pair ? combine_for<true>(layer.activation) : combine_for<false>(layer.activation);
+        for (int o = 0; o < layer.out; ++o) {
+            float* to[8];
+            for (int k = 0; k < (step.pair ? 8 : 4); ++k) to[k] = k % 4 < piece.present ? piece.to[k] + o * piece.to_stride : nullptr;
+            combine(s.products.data + int64_t(o) * chunk, products, piece.count, layer.bias[o], to, piece.present);
+        }
+    }
+
+    void directly(int l, int p, const Piece& piece, float* const to[4], Scratch& s) {
+        const Convolution& layer = *layers[l];
+        const Planes& in = planes[l];
+        const int d = layer.dilation;
+        const InnerRow inner_row = inner_for<MAX_BLOCK>(layer.block);
+        const auto [first, last] = inside(in, p, d);
+        for (int k = 0; k < piece.present; ++k) {
+            s.rows.clear();
+            for (int z = first; z < last; ++z)
+                for (int r = 0; r < 3; ++r)
+                    for (int i = 0; i < layer.in; ++i)
+                        s.rows.push_back(in.plane(p + (z - 1) * d) + i * in.channel_stride +
+                                         int64_t(piece.first + (k + r) * d) * in.stride + in.pad + piece.from);
+            for (int b = 0; b < layer.blocks; ++b)
+                inner_row(s.rows.data(), int(s.rows.size()), piece.wide, 0, d,
+                          layer.direct.data() + (int64_t(b) * 3 + first) * layer.in * 9 * layer.block,
+                          s.products.data + int64_t(b) * layer.block * chunk, chunk);
+            for (int o = 0; o < layer.out; ++o)
+                for (int x = 0; x < piece.count; x += LANES)
+                    store_part(to[k] + o * piece.to_stride + x,
+                               activate(load(s.products.data + int64_t(o) * chunk + x) + layer.bias[o], layer.activation),
+                               piece.count - x);
+        }
     }
 
     // The 1x1x1 layer on one row of features, then what was asked for.
@@ -424,29 +597,70 @@ struct Column {
         }
     }
 
-    // The order in which planes are computed: (layer, plane), layer -1 reads the input.
-    std::vector<std::pair<int, int>> schedule() const {
-        std::vector<std::pair<int, int>> steps;
-        std::vector<int> done(boxes.size());
-        for (size_t l = 0; l < boxes.size(); ++l) done[l] = boxes[l].a[0];
+    // What a level computes, in order, and up to which plane it has then computed everything. Level 0 is the input.
+    // Planes go in pairs that lie d apart, block by block of 2d; what is left over at the end goes alone.
+    struct Unit { Step step; int complete; };
+    std::vector<Unit> units(int level) const {
+        const int a = boxes[level].a[0], b = boxes[level].b[0];
+        const bool pair = level > 0 && layers[level - 1]->pair;
+        const int d = pair ? layers[level - 1]->dilation : 1;
+        std::vector<Unit> found;
+        for (int block = a; block < b; block += 2 * d) {
+            const int length = std::min(2 * d, b - block), count = pair ? std::min(d, length) : length;
+            for (int k = 0; k < count; ++k)
+                found.push_back({{level - 1, block + k, pair && k + d < length}, k + 1 < count ? block + k + 1 : block + length});
+        }
+        return found;
+    }
+
+    // The order in which all is computed.
+    std::vector<Step> schedule() const {
+        std::vector<Step> steps;
+        std::vector<std::vector<Unit>> waiting;
+        std::vector<size_t> next(boxes.size());
+        for (size_t level = 0; level < boxes.size(); ++level) waiting.push_back(units(int(level)));
         auto advance = [&](auto&& self, int level, int until) -> void {
             until = std::min(until, boxes[level].b[0]);
-            while (done[level] < until) {
-                if (level > 0) self(self, level - 1, done[level] + layers[level - 1]->dilation + 1);
-                steps.emplace_back(level - 1, done[level]++);
+            while (next[level] < waiting[level].size() && (next[level] ? waiting[level][next[level] - 1].complete : boxes[level].a[0]) < until) {
+                const Step step = waiting[level][next[level]].step;
+                if (level > 0) {
+                    const int d = layers[level - 1]->dilation;
+                    self(self, level - 1, step.plane + (step.pair ? 2 : 1) * d + 1);
+                }
+                steps.push_back(step);
+                ++next[level];
             }
         };
         advance(advance, int(boxes.size()) - 1, boxes.back().b[0]);
         return steps;
     }
 
+    // How many planes of each level are in use at once: from the lowest that is still to be read to the highest written.
+    std::vector<int> slots_for(const std::vector<Step>& steps) const {
+        std::vector<int> slots(layers.size(), 1);
+        for (int level = 0; level < int(layers.size()); ++level) {
+            const int d = layers[level]->dilation;
+            std::vector<int> lowest(steps.size() + 1, boxes[level].b[0]);  // that this step or a later one reads
+            for (size_t i = steps.size(); i-- > 0;)
+                lowest[i] = steps[i].layer == level ? std::min(lowest[i + 1], steps[i].plane - d) : lowest[i + 1];
+            int highest = boxes[level].a[0];
+            for (size_t i = 0; i < steps.size(); ++i) {
+                if (steps[i].layer == level - 1)
+                    highest = std::max(highest, steps[i].plane + (steps[i].pair ? layers[level - 1]->dilation : 0));
+                slots[level] = std::max(slots[level], highest - std::max(lowest[i], boxes[level].a[0]) + 1);
+            }
+        }
+        return slots;
+    }
+
     void scratch_floats(size_t part[4]) const {
         part[0] = part[1] = part[2] = 1;
         for (auto* layer : layers) {
-            part[0] = std::max(part[0], size_t(TAPS) * 3 * layer->in * (round_up(chunk + 2 * layer->dilation, LANES)));
-            part[1] = std::max(part[1], size_t(TAPS) * layer->blocks * layer->block * chunk);
+            const size_t row = round_up(chunk + 2 * layer->dilation, LANES);
+            part[0] = std::max(part[0], TAPS * size_t(layer->pair ? PLANE_TAPS : 3) * layer->in * row);
+            part[1] = std::max(part[1], TAPS * size_t(layer->pair ? PLANE_TAPS : 1) * layer->blocks * layer->block * chunk);
         }
-        part[2] = size_t(4) * layers.back()->out * chunk;
+        part[2] = size_t(8) * layers.back()->out * chunk;
         part[3] = size_t(std::max(1, classes)) * chunk;
     }
 
@@ -458,17 +672,25 @@ struct Column {
             most = std::max(most, layers[l]->in);
             reach = std::max(reach, layers[l]->dilation);
         }
-        int fits = 320 * 1024 / (4 * TAPS * 3 * most) - 2 * reach;
+        int fits = 512 * 1024 / (4 * TAPS * PLANE_TAPS * most) - 2 * reach;
         fits = std::max(4 * LANES, fits / (4 * LANES) * 4 * LANES);
         int pieces = std::max(1, (widest + fits - 1) / fits);
         chunk = round_up((widest + pieces - 1) / pieces, 4 * LANES);
+    }
+
+    int64_t bytes(int threads) const {
+        size_t part[4];
+        scratch_floats(part);
+        int64_t floats = threads * int64_t(part[0] + part[1] + part[2] + part[3]);
+        for (auto& one : planes) floats += one.touched();
+        for (auto* layer : layers) floats += layer->direct.size() + layer->winograd.size() + layer->paired.size();
+        return floats * int64_t(sizeof(float));
     }
 
     void run(int threads);
 };
 
 void Column::run(int threads) {
-    const auto steps = schedule();
     size_t part[4];
     scratch_floats(part);
     std::vector<Scratch> scratch(threads);
@@ -486,10 +708,10 @@ void Column::run(int threads) {
     in_threads(threads, [&](int t) {
         Scratch& s = scratch[t];
         for (size_t i = 0; i < steps.size(); ++i) {
-            auto [layer, p] = steps[i];
-            const int items = layer < 0 ? planes[0].channels : groups(layer) * chunks(layer);
+            const Step& step = steps[i];
+            const int items = step.layer < 0 ? planes[0].channels : groups(step.layer) * chunks(step.layer);
             for (int item; (item = next[i % 2].fetch_add(1, std::memory_order_relaxed)) < items;)
-                layer < 0 ? read_plane(p, item) : compute(layer, p, item, s);
+                step.layer < 0 ? read_plane(step.plane, item) : compute(step.layer, step, item, s);
             barrier.wait();
             if (t == 0) next[i % 2].store(0, std::memory_order_relaxed);  // used again after the next barrier
         }
@@ -575,8 +797,8 @@ struct WeightGradient {
             const int count = shape[2] - c;
             vec d[6];
             for (int j = 0; j < 6; ++j) d[j] = rows[j] ? load_part(rows[j] + c, count) : vec{};
-            vec a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1], e = d[4] - d[2], f = 2.f * (d[3] - d[1]);
-            vec y[6] = {4.f * d[0] - 5.f * d[2] + d[4], a + b, a - b, e + f, e - f, 4.f * d[1] - 5.f * d[3] + d[5]};
+            vec y[6];
+            transform(d, y);
             for (int t = 0; t < TAPS; ++t) store_part(to + t * tap + c, y[t], count);
         }
     }
@@ -704,6 +926,7 @@ struct Request {
     const int* widths;      // layers + 1: channels of the input and of each layer
     const int* dilations;   // layers
     const int* activations; // layers
+    const int* pairs;       // layers: whether planes go in pairs
     const float* const* weights;
     const float* const* biases;  // entries may be null
     const int* boxes;       // (layers + 1) x 6: a0, b0, a1, b1, a2, b2
@@ -717,28 +940,49 @@ struct Request {
     const int* out_at;      // 3
 };
 
+static void fill_column(Column& column, const Request& q) {
+    for (int l = 0; l <= q.layers; ++l) {
+        const int* b = q.boxes + 6 * l;
+        column.boxes.push_back(Box{{b[0], b[2], b[4]}, {b[1], b[3], b[5]}});
+    }
+    for (int l = 0; l < q.layers; ++l)
+        column.layers.push_back(new Convolution(q.widths[l], q.widths[l + 1], q.dilations[l], q.activations[l],
+                                                q.pairs[l], q.weights ? q.weights[l] : nullptr,
+                                                q.biases ? q.biases[l] : nullptr));
+    std::copy(q.shape, q.shape + 3, column.shape);
+    column.classes = q.classes, column.output = q.output;
+    column.choose_chunk();
+    column.steps = column.schedule();
+    const auto slots = column.slots_for(column.steps);
+    column.planes = std::vector<Planes>(q.layers);
+    for (int l = 0; l < q.layers; ++l)
+        column.planes[l].prepare(q.widths[l], slots[l], column.boxes[l], column.boxes[l + 1], q.dilations[l], q.shape);
+}
+
+// Bytes that meshnet_run is going to take; only the request's sizes are looked at.
+int64_t meshnet_bytes(const Request* request) {
+    try {
+        Column column;
+        fill_column(column, *request);
+        return column.bytes(std::max(1, request->threads));
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
+}
+
 int meshnet_run(const Request* request) {
     try {
         const Request& q = *request;
         Column column;
-        for (int l = 0; l <= q.layers; ++l) {
-            const int* b = q.boxes + 6 * l;
-            column.boxes.push_back(Box{{b[0], b[2], b[4]}, {b[1], b[3], b[5]}});
-        }
-        for (int l = 0; l < q.layers; ++l)
-            column.layers.push_back(new Convolution(q.widths[l], q.widths[l + 1], q.dilations[l], q.activations[l],
-                                                    q.weights[l], q.biases[l]));
-        std::copy(q.shape, q.shape + 3, column.shape);
+        fill_column(column, q);
         std::copy(q.out_shape, q.out_shape + 3, column.out_shape);
         std::copy(q.out_at, q.out_at + 3, column.out_at);
         column.volume = q.volume, column.head_weight = q.head_weight, column.head_bias = q.head_bias;
-        column.classes = q.classes, column.output = q.output, column.out = q.out;
-        column.choose_chunk();
-        column.planes = std::vector<Planes>(q.layers);
+        column.out = q.out;
         int longest = 0;
-        for (int l = 0; l < q.layers; ++l) {
-            column.planes[l].prepare(q.widths[l], column.boxes[l], column.boxes[l + 1], q.dilations[l], q.shape);
-            longest = std::max(longest, column.planes[l].stride);
+        for (auto& planes : column.planes) {
+            planes.kept.allocate(planes.slots * planes.plane_floats());
+            longest = std::max(longest, planes.stride + planes.pad);
         }
         column.zeros.assign(longest + 4 * LANES, 0.f);
         column.run(std::max(1, q.threads));

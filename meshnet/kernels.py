@@ -31,11 +31,11 @@ class Request(ctypes.Structure):
 
     _fields_ = [
         ("layers", ctypes.c_int), ("widths", ctypes.c_void_p), ("dilations", ctypes.c_void_p),
-        ("activations", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("biases", ctypes.c_void_p),
-        ("boxes", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("volume", ctypes.c_void_p),
-        ("head_weight", ctypes.c_void_p), ("head_bias", ctypes.c_void_p), ("classes", ctypes.c_int),
-        ("output", ctypes.c_int), ("threads", ctypes.c_int), ("out", ctypes.c_void_p), ("out_shape", ctypes.c_void_p),
-        ("out_at", ctypes.c_void_p),
+        ("activations", ctypes.c_void_p), ("pairs", ctypes.c_void_p), ("weights", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p), ("boxes", ctypes.c_void_p), ("shape", ctypes.c_void_p),
+        ("volume", ctypes.c_void_p), ("head_weight", ctypes.c_void_p), ("head_bias", ctypes.c_void_p),
+        ("classes", ctypes.c_int), ("output", ctypes.c_int), ("threads", ctypes.c_int), ("out", ctypes.c_void_p),
+        ("out_shape", ctypes.c_void_p), ("out_at", ctypes.c_void_p),
     ]
 
 
@@ -68,7 +68,8 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(path))
-        loaded.meshnet_run.argtypes = [ctypes.POINTER(Request)]
+        loaded.meshnet_run.argtypes = loaded.meshnet_bytes.argtypes = [ctypes.POINTER(Request)]
+        loaded.meshnet_bytes.restype = ctypes.c_int64
         address, number, voxels = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         loaded.meshnet_weight_gradient.argtypes = [address] * 2 + [number] * 3 + [address] * 2 + [number]
         maps = [number, number, voxels]
@@ -140,8 +141,8 @@ def pointers(tensors: Sequence[torch.Tensor | None]) -> ctypes.Array:
 def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], dilations: Sequence[int],
                activations: Sequence[str], volume: torch.Tensor, out: torch.Tensor, output: str = "features",
                boxes: Sequence | None = None, at: Sequence[int] | None = None,
-               head: tuple[torch.Tensor, torch.Tensor] | None = None, threads: int | None = None,
-               lib: ctypes.CDLL | None = None) -> None:
+               head: tuple[torch.Tensor, torch.Tensor] | None = None, pairs: Sequence[bool] | None = None,
+               threads: int | None = None, lib: ctypes.CDLL | None = None) -> None:
     """Stream ``volume`` (C, X, Y, Z) through 3×3×3 convolutions with equal zero padding and write into ``out``.
 
     Args:
@@ -152,38 +153,60 @@ def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | 
         boxes: what of the input and of each layer is computed, ((x0, x1), (y0, y1), (z0, z1)); None means all.
             Each must hold what the next one looks at, as far as the volume goes.
         at: where in ``out`` the last box begins; None means where it lies in the volume.
+        pairs: whether a layer computes planes in pairs, which is quicker and needs more room; None means all do.
     """
     weights = [w.contiguous() for w in weights]
     volume = volume.contiguous()
     assert out.is_contiguous() and all(t.dtype == torch.float32 for t in (volume, *weights))
-    shape = tuple(volume.shape[1:])
     if boxes is None:
-        boxes = [tuple((0, n) for n in shape)] * (len(weights) + 1)
+        boxes = [tuple((0, n) for n in volume.shape[1:])] * (len(weights) + 1)
+    widths = [volume.shape[0], *(w.shape[0] for w in weights)]
+    request, keep = make_request(widths, dilations, boxes, tuple(volume.shape[1:]), pairs, threads)
     at = [side[0] for side in boxes[-1]] if at is None else at
-    keep = [integers([volume.shape[0], *(w.shape[0] for w in weights)]), integers(dilations),
-            integers([ACTIVATIONS[a] for a in activations]), pointers(weights), pointers(biases),
-            integers([edge for box in boxes for side in box for edge in side]),
-            integers(shape), integers(tuple(out.shape[-3:])), integers(at)]
-    head_weight, head_bias = head if head else (None, None)
-    request = Request(
-        len(weights), *(ctypes.cast(a, ctypes.c_void_p) for a in keep[:7]),
-        volume.data_ptr(), None if head is None else head_weight.data_ptr(),
-        None if head is None else head_bias.data_ptr(), 0 if head is None else head_weight.shape[0], OUTPUTS[output],
-        threads or torch.get_num_threads(), out.data_ptr(), *(ctypes.cast(a, ctypes.c_void_p) for a in keep[7:]))
+    arrays = {"activations": integers([ACTIVATIONS[a] for a in activations]), "weights": pointers(weights),
+              "biases": pointers(biases), "out_shape": integers(tuple(out.shape[-3:])), "out_at": integers(at)}
+    for name, array in arrays.items():
+        setattr(request, name, ctypes.cast(array, ctypes.c_void_p))
+    request.volume, request.out, request.output = volume.data_ptr(), out.data_ptr(), OUTPUTS[output]
+    if head is not None:
+        request.head_weight, request.head_bias, request.classes = head[0].data_ptr(), head[1].data_ptr(), len(head[1])
     if (lib or library()).meshnet_run(ctypes.byref(request)):
         raise MemoryError("meshnet kernels: no memory for the layers' planes")
+    del keep
 
 
-def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence) -> int:
-    """Memory that ``run_column`` takes beside volume and result: the planes kept between layers. ``widths`` as in
-    ``Request``: the channels of the input and of each layer."""
-    total = 4 << 20
-    for channels, dilation, box, after in zip(widths, dilations, boxes, boxes[1:]):
-        (_, (first, last), _), (_, _, columns) = box, after  # rows of zeros around the volume are never touched
-        plane = (last - first) * (-(-(columns[1] - columns[0]) // 16) * 16 + -(-dilation // 16) * 32) + 80
-        slots = max(1, min(2 * dilation + 1, box[0][1] - box[0][0]))
-        total += 4 * channels * plane * slots
-    return total
+def make_request(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
+                 pairs: Sequence[bool] | None, threads: int | None) -> tuple[Request, list]:
+    """A request with its sizes, and what has to live as long as it. Arguments as ``run_column``; ``widths`` are the
+    channels of the input and of each layer."""
+    arrays = {"widths": integers(widths), "dilations": integers(dilations),
+              "activations": integers([0] * len(dilations)), "shape": integers(shape),
+              "pairs": integers([1] * len(dilations) if pairs is None else pairs),
+              "boxes": integers([edge for box in boxes for side in box for edge in side])}
+    request = Request(layers=len(dilations), threads=threads or torch.get_num_threads(), classes=2,
+                      **{name: ctypes.cast(array, ctypes.c_void_p) for name, array in arrays.items()})
+    return request, list(arrays.values())
+
+
+def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
+                 pairs: Sequence[bool] | None = None) -> int:
+    """Memory that ``run_column`` takes beside volume and result: mostly the planes kept between layers."""
+    request, keep = make_request(widths, dilations, boxes, shape, pairs, None)
+    found = library().meshnet_bytes(ctypes.byref(request))
+    del keep
+    return found + (1 << 20)
+
+
+def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
+                 budget: int | None) -> list[bool]:
+    """Which layers compute planes in pairs: those with the smallest dilations, which need the least room for it, as far
+    as ``budget`` bytes go (None: all)."""
+    pairs = [True] * len(dilations)
+    for layer in sorted(range(len(dilations)), key=lambda layer: -dilations[layer]):
+        if budget is None or column_bytes(widths, dilations, boxes, shape, pairs) <= budget:
+            break
+        pairs[layer] = False
+    return pairs
 
 
 def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, dilation: int, threads: int | None = None,

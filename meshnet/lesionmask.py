@@ -5,17 +5,34 @@ import numpy as np
 from meshnet.metrics import label_lesions
 
 
+def occupied(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds everything above 0 in ``mask`` (X, Y, Z); None where there is nothing. Labelling that
+    box alone is what makes it quick."""
+    above = mask > 0
+    plane = above.any(axis=2)
+    if not plane.any():
+        return None
+    ends = [np.flatnonzero(profile)[[0, -1]] for profile in (plane.any(1), plane.any(0), above.any((0, 1)))]
+    return tuple(slice(int(a), int(b) + 1) for a, b in ends)
+
+
 def lesion_volumes_mm3(mask: np.ndarray, spacing_mm: np.ndarray) -> list[float]:
     """The volume of each 26-connected lesion of ``mask`` (X, Y, Z) with voxels of ``spacing_mm``, in mm³."""
-    labels, count = label_lesions(mask > 0)
+    box = occupied(mask)
+    if box is None:
+        return []
+    labels, count = label_lesions(mask[box] > 0)
     return (np.bincount(labels.ravel(), minlength=count + 1)[1:] * float(np.prod(spacing_mm))).tolist()
 
 
 def clean(mask: np.ndarray, spacing_mm: np.ndarray, smallest_mm3: float) -> np.ndarray:
     """``mask`` without the 26-connected lesions of less than ``smallest_mm3`` mm³."""
-    if smallest_mm3 <= 0:
+    box = occupied(mask)
+    if smallest_mm3 <= 0 or box is None:
         return mask
-    labels, _ = label_lesions(mask > 0)
+    labels, _ = label_lesions(mask[box] > 0)
     keep = np.bincount(labels.ravel()) * float(np.prod(spacing_mm)) >= smallest_mm3
     keep[0] = False
-    return np.where(keep[labels], mask, 0).astype(mask.dtype)
+    cleaned = np.zeros_like(mask)
+    cleaned[box] = np.where(keep[labels], mask[box], 0)
+    return cleaned

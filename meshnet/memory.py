@@ -121,13 +121,13 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
     plan = model.checkpoint_plan(whole, size)
     compiled = kernels.available() and dtype == torch.float32
     peak = plain_peak(sizes) if plan is None else plan_peak(sizes, plan, compiled)
-    return peak + working_bytes(model, shape)
+    return peak + (working_bytes(model, shape) if compiled else 0)
 
 
 def working_bytes(model: nn.Module, shape: Sequence[int]) -> int:
     """What the compiled kernels take for themselves while they convolve one case."""
     box = tuple((0, n) for n in shape)
-    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box])
+    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
                for block in model.blocks)
 
 
@@ -182,11 +182,11 @@ def run_column(blocks: Sequence[nn.Module], head: nn.Module, plan: tuple[int, ..
     return Column.apply(list(blocks), head, tuple(plan), x, *parameters)
 
 
-def convolve(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def convolve(block: nn.Module, x: torch.Tensor, purpose: str = "convolution") -> torch.Tensor:
     """The convolution of ``block``, in the type of ``x``."""
     conv = block.conv
     bias = None if conv.bias is None else conv.bias.detach().to(x.dtype)
-    return operations.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0])
+    return operations.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0], purpose)
 
 
 def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor):
@@ -219,7 +219,7 @@ def activated(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], block: int) -
     if block < 0:
         return x.to(ctx.dtype)
     if block not in held:
-        held[block] = convolve(ctx.blocks[block], activated(ctx, x, held, block - 1))
+        held[block] = convolve(ctx.blocks[block], activated(ctx, x, held, block - 1), "convolution, again")
     return operations.normalise(ctx.blocks[block], held[block], ctx.statistics[block])[0]
 
 

@@ -7,6 +7,7 @@ one.
 
 import torch
 from torch import nn
+from torch.autograd.profiler import record_function
 
 from meshnet import kernels
 
@@ -29,16 +30,18 @@ def usable(x: torch.Tensor, weight: torch.Tensor | None = None) -> bool:
 
 # ---------------------------------------------------------------- convolution
 
-def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
-    """The 3×3×3 convolution of ``x`` (B, in, X, Y, Z) with equal zero padding."""
-    if not usable(x, weight):
-        with torch.no_grad():
-            return nn.functional.conv3d(x, weight, bias, padding=dilation, dilation=dilation)
-    out = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]))
-    weight, bias = weight.detach(), None if bias is None else bias.detach().contiguous()
-    for one, result in zip(x.detach(), out):
-        kernels.run_column([weight], [bias], [dilation], ["none"], one, result)
-    return out
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int,
+             purpose: str = "convolution") -> torch.Tensor:
+    """The 3×3×3 convolution of ``x`` (B, in, X, Y, Z) with equal zero padding; a profile shows it as ``purpose``."""
+    with record_function(purpose):
+        if not usable(x, weight):
+            with torch.no_grad():
+                return nn.functional.conv3d(x, weight, bias, padding=dilation, dilation=dilation)
+        out = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]))
+        weight, bias = weight.detach(), None if bias is None else bias.detach().contiguous()
+        for one, result in zip(x.detach(), out):
+            kernels.run_column([weight], [bias], [dilation], ["none"], one, result)
+        return out
 
 
 def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
@@ -50,10 +53,13 @@ def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradi
     """
     if not usable(gradient, weight):
         return torch_gradients(x, weight, dilation, gradient, needs)
-    of_x = convolve(gradient, weight.detach().flip(2, 3, 4).transpose(0, 1).contiguous(), None, dilation) \
-        if needs[0] else None
-    of_weight = sum(kernels.weight_gradient(one, g, dilation) for one, g in zip(x.detach(), gradient)) \
-        if needs[1] else None
+    of_x = of_weight = None
+    if needs[0]:
+        flipped = weight.detach().flip(2, 3, 4).transpose(0, 1).contiguous()
+        of_x = convolve(gradient, flipped, None, dilation, "gradient of the input")
+    if needs[1]:
+        with record_function("gradient of the weights"):
+            of_weight = sum(kernels.weight_gradient(one, g, dilation) for one, g in zip(x.detach(), gradient))
     return of_x, of_weight, gradient.sum(dim=(0, 2, 3, 4)) if needs[2] else None
 
 
@@ -109,7 +115,7 @@ def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_pl
     module itself does. ``in_place`` allows ``y`` to be written over.
     """
     norm = getattr(block, "norm", None)
-    with torch.no_grad():
+    with torch.no_grad(), record_function("norm and activation"):
         if not by_channel(block):
             return block.act(norm(y)), ()
         if usable(y) and y.is_contiguous():
@@ -205,7 +211,8 @@ def normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gra
             of_y, *others = torch.autograd.grad(block.act(block.norm(leaf)), [leaf, *parameters], gradient)
         return of_y, dict(zip(parameters, others))
     if usable(y) and y.is_contiguous():
-        return kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
+        with record_function("gradient of norm and activation"):
+            return kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
     return torch_normalise_backward(block, y, statistics, gradient if in_place else gradient.clone())
 
 

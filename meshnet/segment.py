@@ -14,91 +14,19 @@ nothing is looked for: the network's answer to endless air of the border's media
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from meshnet import geometry, kernels
 from meshnet.errors import UserError
+from meshnet.layers import Box, Layer, activate, fold, layer_boxes, meet, run_box, torch_bytes, voxels, whole
 from meshnet.model import MeshNet
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 CROPS = ("head", "none")
 NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
-ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
-    activation (``relu``, ``elu``, ``gelu`` or ``none``)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    dilation: int
-    activation: str
-    norm: nn.Module | None = None
-
-    @property
-    def reach(self) -> int:
-        """How far, in voxels, this layer looks to each side."""
-        return self.dilation if self.weight.shape[-1] == 3 else 0
-
-
-def fold(model: MeshNet) -> list[Layer]:
-    """The layers of ``model`` as it runs in evaluation mode, batch norm folded into weight and bias (in float64).
-
-    Group and instance norm take their statistics from the volume itself and stay as they are. The last layer is the
-    1×1×1 convolution to the classes, without an activation. Nothing is shared with ``model`` but those norms.
-    """
-    layers = []
-    for block in model.blocks:
-        norm = getattr(block, "norm", None)
-        weight = block.conv.weight.detach().double()
-        bias = torch.zeros_like(weight[:, 0, 0, 0, 0]) if block.conv.bias is None else block.conv.bias.detach().double()
-        if isinstance(norm, nn.BatchNorm3d):
-            scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-            shift = -norm.running_mean.double() * scale
-            if norm.affine:
-                gain = norm.weight.detach().double()
-                scale, shift = scale * gain, shift * gain + norm.bias.detach().double()
-            weight, bias = weight * scale[:, None, None, None, None], bias * scale + shift
-            norm = None
-        layers.append(Layer(weight.float(), bias.float(), block.conv.dilation[0], ACTIVATIONS[type(block.act)], norm))
-    head = model.head
-    bias = torch.zeros_like(head.weight[:, 0, 0, 0, 0]) if head.bias is None else head.bias
-    layers.append(Layer(head.weight.detach().float().clone(), bias.detach().float().clone(), 1, "none"))
-    return layers
-
-
-# ---------------------------------------------------------------- boxes
-
-def whole(shape: tuple[int, ...]) -> Box:
-    """The box of a whole (X, Y, Z) volume."""
-    return tuple((0, n) for n in shape)
-
-
-def grow(box: Box, by: int, shape: tuple[int, ...]) -> Box:
-    """``box`` grown by ``by`` voxels to every side, as far as the volume goes."""
-    return tuple((max(0, a - by), min(n, b + by)) for (a, b), n in zip(box, shape))
-
-
-def grown(box: Box, by: int) -> Box:
-    """``box`` grown by ``by`` voxels to every side, past the volume's ends too."""
-    return tuple((a - by, b + by) for a, b in box)
-
-
-def meet(one: Box, two: Box) -> Box:
-    """What two boxes share."""
-    return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, two))
-
-
-def voxels(box: Box) -> int:
-    """The number of voxels in ``box``."""
-    return int(np.prod([max(0, b - a) for a, b in box]))
 
 
 def head_box(volume: np.ndarray) -> Box:
@@ -128,59 +56,12 @@ def border_values(volume: np.ndarray) -> np.ndarray:
     return np.median(np.concatenate(faces, axis=1), axis=1).astype(np.float32)
 
 
-def layer_boxes(layers: list[Layer], out: Box, shape: tuple[int, ...]) -> list[Box]:
-    """What each layer must compute for ``out``: entry 0 is the input, entry l the output of ``layers[l - 1]``."""
-    boxes = [out]
-    for layer in reversed(layers):
-        boxes.insert(0, grow(boxes[0], layer.reach, shape))
-    return boxes
-
-
 def fill_value(layers: list[Layer], air: np.ndarray) -> torch.Tensor:
     """The logits (K,) that endless constant air (C,) gives."""
     x = torch.from_numpy(air).to(layers[0].weight.device)
     for layer in layers:
         x = activate(layer.weight.sum(dim=(2, 3, 4)) @ x + layer.bias, layer.activation)
     return x
-
-
-def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """The activation ``kind``, in place where torch can."""
-    if kind == "relu":
-        return x.relu_()
-    if kind == "elu":
-        return functional.elu_(x)
-    return functional.gelu(x) if kind == "gelu" else x
-
-
-# ---------------------------------------------------------------- PyTorch's path
-
-def run_box(layers: list[Layer], volume: torch.Tensor, out: Box) -> torch.Tensor:
-    """Logits (K, *out) by PyTorch, from ``volume`` (C, X, Y, Z)."""
-    boxes = layer_boxes(layers, out, tuple(volume.shape[1:]))
-    x = volume[(slice(None), *(slice(a, b) for a, b in boxes[0]))][None]
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    for layer, have, want in zip(layers, boxes, boxes[1:]):
-        # Padded on both sides by as much as the side that lacks more; what is too much is cut off again.
-        lack = [max(a - c, d - b, 0) for (a, b), (c, d) in zip(have, grown(want, layer.reach))]
-        weight = layer.weight.contiguous(memory_format=torch.channels_last_3d)
-        x = functional.conv3d(x, weight, layer.bias, dilation=layer.dilation, padding=lack)
-        starts = [c - (a - p + layer.reach) for (a, _), (c, _), p in zip(have, want, lack)]
-        x = x[(slice(None), slice(None), *(slice(s, s + d - c) for s, (c, d) in zip(starts, want)))]
-        if layer.norm is not None:
-            x = layer.norm(x)
-        x = activate(x, layer.activation)
-    return x[0]
-
-
-def torch_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
-    """Working memory of ``run_box``: a layer's input and output, each with a copy in the library's own layout, whose
-    channels are a multiple of 16."""
-    peak = 0
-    for layer, have, want in zip(layers, boxes, boxes[1:]):
-        outputs, inputs = (c + -(-c // 16) * 16 for c in layer.weight.shape[:2])
-        peak = max(peak, 4 * (inputs * voxels(have) + outputs * voxels(grow(want, layer.reach, shape))))
-    return peak
 
 
 def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs=torch_bytes,
@@ -294,8 +175,18 @@ def run_other(model: nn.Module, volume: torch.Tensor, device: torch.device) -> t
 def finish(logits: torch.Tensor, output: str) -> np.ndarray:
     """Logits (K, …) as the kind of ``output`` asked for."""
     if output == "labels":
-        return logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return most_likely(logits).cpu().numpy()
     return (logits.softmax(dim=0) if output == "probabilities" else logits).float().cpu().numpy()
+
+
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """The class of the highest of ``logits`` (K, X, Y, Z), uint8, the lowest one at a tie; torch's arg-max is slow over
+    the first axis."""
+    highest, labels = logits[0], torch.zeros_like(logits[0], dtype=torch.uint8)
+    for k in range(1, len(logits)):
+        labels.masked_fill_(logits[k] > highest, k)
+        highest = torch.maximum(highest, logits[k]) if k + 1 < len(logits) else highest
+    return labels
 
 
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
@@ -320,7 +211,7 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
     source = torch.from_numpy(volume).to(device)
     for tile in tiles:
         if compiled:
-            run_compiled(layers, source, tile, torch.from_numpy(result), output)
+            run_compiled(layers, source, tile, torch.from_numpy(result), output, budget)
             continue
         where = tuple(slice(a, b) for a, b in tile)
         result[where if labels else (slice(None), *where)] = finish(run_box(layers, source, tile), output)
@@ -339,20 +230,28 @@ def find_head(volume: np.ndarray, crop) -> Box:
     return box
 
 
-def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: torch.Tensor, output: str) -> None:
+def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: torch.Tensor, output: str,
+                 budget: int | None) -> None:
     """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
     *column, last = layers
-    boxes = layer_boxes(layers, out, tuple(volume.shape[1:]))
+    shape = tuple(volume.shape[1:])
+    boxes = layer_boxes(layers, out, shape)[:-1]
+    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget)
     kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
-                       output, boxes[:-1], head=(last.weight.flatten(1), last.bias))
+                       output, boxes, head=(last.weight.flatten(1), last.bias), pairs=pairs)
 
 
 def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
-    """Working memory of ``run_compiled``."""
+    """The least working memory of ``run_compiled``."""
+    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1))
+
+
+def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:
+    """Channels of the input and of each 3×3×3 layer, and those layers' dilations."""
     column = layers[:-1]
-    widths = [column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)]
-    return kernels.column_bytes(widths, [layer.dilation for layer in column], boxes)
+    return ([column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)],
+            [layer.dilation for layer in column])
 
 
 def resident_bytes() -> int:

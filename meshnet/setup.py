@@ -73,6 +73,26 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     network.load_state_dict(trained.state_dict())
 
 
+def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, box: list[int] | None,
+                  precision: str | None) -> int | None:
+    """Bytes that a training step of ``network`` will take beside what the process holds; None for networks other than
+    MeshNet, whose maps are not known here."""
+    if config.model.name != "meshnet":
+        return None
+    from meshnet.memory import estimate_training_memory
+
+    shape = config.model.patch or ([b - a for a, b in zip(box[::2], box[1::2])] if box else data.info["shape"])
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    return estimate_training_memory(network, config.training.batch_size, shape, dtype)
+
+
+def describe_memory(taken: int | None) -> str:
+    """``estimate_step`` in words."""
+    if taken is None:
+        return "not estimated for this network; --profile measures it"
+    return f"about {taken / 1e9:.2f} GB for a training step, beside the process itself"
+
+
 def model_card(config: Config, data: PreparedData, box: list[int] | None, training_data: dict) -> dict:
     """What config.json says beside the architecture: how a scan must look before it reaches the network."""
     info = data.info

@@ -10,11 +10,10 @@ FLOORS = [
      "ledger", "stats", "processes", "launch", "launch_ray", "runfolder", "study", "study_view"},
     {"kernels", "operations", "memory", "model", "syncnorm", "ukan", "umamba", "baselines", "loss", "metrics",
      "lesionmask", "optim", "atlas", "lesions", "head", "scanner", "synthetic", "charts", "figures", "search_figures"},
-    {"checkpoint", "modelfolder", "augment", "data", "segment"},
+    {"checkpoint", "modelfolder", "augment", "data", "layers", "segment"},
     {"registry", "hub", "hubcard", "export_stages", "export_tfjs", "export_torch", "export_onnx", "export", "tables",
-     "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue",
-     "validation"},
-    {"engine", "setup"},
+     "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue", "validation"},
+    {"engine", "setup", "profiling"},
 ]
 # Inside functions only: MeshNet.from_pretrained reaches up, names that are not on disk lead to the Hub, and one source
 # makes its cases instead of reading them.

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -30,15 +32,42 @@ def test_a_compiler_means_kernels():
 
 
 @needs_kernels
+@pytest.mark.parametrize("pair", [True, False])
 @pytest.mark.parametrize("activation", ["none", "relu", "elu", "gelu"])
 @pytest.mark.parametrize(("inputs", "outputs", "dilation", "shape"), CASES)
-def test_convolution_is_that_of_pytorch(inputs, outputs, dilation, shape, activation):
+def test_convolution_is_that_of_pytorch(inputs, outputs, dilation, shape, activation, pair):
     x, weight, bias = draw((inputs, *shape), (outputs, inputs, 3, 3, 3), (outputs,))
     out = torch.full((outputs, *shape), torch.nan)
-    kernels.run_column([weight], [bias], [dilation], [activation], x, out)
+    kernels.run_column([weight], [bias], [dilation], [activation], x, out, pairs=[pair])
     expected = functional.conv3d(x[None], weight, bias, padding=dilation, dilation=dilation)[0]
     expected = expected if activation == "none" else getattr(functional, activation)(expected)
     assert torch.allclose(out, expected, atol=2e-5 * expected.abs().max().item())
+
+
+@needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=5), st.integers(1, 30))
+def test_any_mixture_of_planes_alone_and_in_pairs(layers, planes):
+    dilations, pairs = zip(*layers)
+    weights = draw(*[(4, 4, 3, 3, 3)] * len(layers))
+    x, = draw((4, planes, 14, 6))
+    out = torch.full_like(x, torch.nan)
+    kernels.run_column(weights, [None] * len(layers), dilations, ["relu"] * len(layers), x, out, pairs=pairs)
+    for weight, dilation in zip(weights, dilations):
+        x = functional.conv3d(x[None], weight, padding=dilation, dilation=dilation)[0].relu()
+    assert torch.allclose(out, x, atol=1e-4 * x.abs().max().item())
+
+
+@needs_kernels
+def test_pairs_are_chosen_as_far_as_the_room_goes():
+    widths, dilations, shape = [1, *[6] * 4], [1, 8, 2, 4], (64, 64, 64)
+    boxes = [tuple((0, n) for n in shape)] * 5
+    need = [kernels.column_bytes(widths, dilations, boxes, shape, pairs) for pairs in
+            ([True] * 4, [True, False, True, True], [False] * 4)]
+    assert need == sorted(need, reverse=True) and need[0] > need[2] + 6 * 64 * 64 * 4 * sum(dilations)
+    chosen = [kernels.choose_pairs(widths, dilations, boxes, shape, budget)
+              for budget in (None, need[0], need[0] - 1, need[1], need[2], 0)]
+    assert chosen == [[True] * 4, [True] * 4, *[[True, False, True, True]] * 2, [False] * 4, [False] * 4]
 
 
 @needs_kernels

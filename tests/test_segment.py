@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from meshnet import kernels, segment
+from meshnet import kernels, layers, segment
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
@@ -69,6 +69,20 @@ def test_full_volume_is_the_network_itself(way, arguments, shape):
     assert np.abs(logits - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("planes", [1, 3])
+@pytest.mark.parametrize("shape", [(20, 9, 11), (3, 8, 8), (9, 7, 6)])
+def test_slabs_change_nothing(shape, planes, monkeypatch):
+    model, volume = network(5, (1, 4, 2, 5)), scan(1, shape)
+    monkeypatch.setattr(layers, "SLAB", 4 * 5 * planes * shape[1] * shape[2])
+    with kernels.switched_off():
+        logits = segment.predict_logits(model, volume, crop="none")
+    assert np.abs(logits - by_model(model, volume)).max() < 1e-5
+    want = ((0, shape[0]), (0, shape[1]), (0, shape[2]))
+    parts = layers.slabs(want, want, 4, 4 * 5)
+    assert [plane for (a, b), *_ in parts for plane in range(a, b)] == list(range(shape[0]))
+    assert max(b - a for (a, b), *_ in parts) <= planes
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.tuples(*[st.integers(1, 24)] * 3), st.integers(1, 15),
        st.sampled_from(["relu", "elu", "gelu"]))
@@ -111,12 +125,12 @@ def test_noisy_air_is_cut_by_the_head():
     volume[:, 20:44, 22:40, 25:50] += 0.8
     box = segment.head_box(volume)
     assert all(a <= c and d <= b for (a, b), (c, d) in zip(box, ((20, 44), (22, 40), (25, 50))))
-    assert segment.voxels(box) < 0.2 * 64**3
+    assert layers.voxels(box) < 0.2 * 64**3
 
 
 def test_layers_compute_what_the_head_looks_at_and_no_more():
-    layers = segment.fold(network(dilations=(1, 2, 4)))
-    boxes = segment.layer_boxes(layers, ((50, 60), (3, 10), (0, 200)), (200, 200, 200))
+    folded = layers.fold(network(dilations=(1, 2, 4)))
+    boxes = layers.layer_boxes(folded, ((50, 60), (3, 10), (0, 200)), (200, 200, 200))
     assert [box[0] for box in boxes] == [(43, 67), (44, 66), (46, 64), (50, 60), (50, 60)]
     assert [box[1] for box in boxes] == [(0, 17), (0, 16), (0, 14), (3, 10), (3, 10)]
     assert {box[2] for box in boxes} == {(0, 200)}
@@ -131,7 +145,7 @@ def test_tiles_change_nothing(way, crop, monkeypatch):
     original = segment.plan_tiles
     monkeypatch.setattr(segment, "plan_tiles", lambda *a: cuts.append(original(*a)) or cuts[-1])
     one = segment.predict_logits(model, volume, crop=crop)
-    many = segment.predict_logits(model, volume, crop=crop, max_memory=one.nbytes + 6_000_000)
+    many = segment.predict_logits(model, volume, crop=crop, max_memory=one.nbytes + 3_000_000)
     assert len(cuts[0]) == 1 and len(cuts[1]) > 1
     assert np.abs(one - many).max() < 1e-5
 

@@ -376,3 +376,21 @@ def test_seconds_of_an_epoch_are_counted_once(undisturbed):
     ended = [(undisturbed / f"state/step-{row['step']:08}.pt").stat().st_mtime for row in rows]
     for row, since, until in zip(rows[1:], ended, ended[1:]):
         assert 0 < row["seconds"] <= until - since + 0.005  # seconds are rounded to two places
+
+
+def test_profile_says_where_time_and_memory_go_and_keeps_nothing(tiny_data, tmp_path):
+    before = set(tmp_path.iterdir())
+    out = run_script_file("train.py", "--data", tiny_data, "--profile", *SMALL, "--training.memory_budget",
+                          "1MB").stdout
+    phases = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    seconds = {name: float(phases[name][1]) for name in ("read", "forward", "loss", "backward", "optimizer", "step")}
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["step"], abs=0.01)
+    assert seconds["backward"] > 0 and "convolution, again" in out, "what a budget computes twice has its own line"
+    assert "gradient of the weights" in out or "aten::convolution_backward" in out
+    assert "GB foretold" in out
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_memory_of_a_step_is_said_before_training(tiny_data, tmp_path):
+    out = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1).stdout
+    assert out.splitlines()[0].startswith("memory: about") and "epoch 1/1" in out.splitlines()[1]

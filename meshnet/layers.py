@@ -1,0 +1,174 @@
+"""A MeshNet as the layers that it runs as, the boxes that each must compute, and PyTorch's way to compute them."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from meshnet.model import MeshNet
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+SLAB = 24 << 20  # bytes that PyTorch's path computes at once; glibc maps anew whatever is above 32 MiB
+ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
+    activation (``relu``, ``elu``, ``gelu`` or ``none``)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    dilation: int
+    activation: str
+    norm: nn.Module | None = None
+
+    @property
+    def reach(self) -> int:
+        """How far, in voxels, this layer looks to each side."""
+        return self.dilation if self.weight.shape[-1] == 3 else 0
+
+
+def fold(model: MeshNet) -> list[Layer]:
+    """The layers of ``model`` as it runs in evaluation mode, batch norm folded into weight and bias (in float64).
+
+    Group and instance norm take their statistics from the volume itself and stay as they are. The last layer is the
+    1×1×1 convolution to the classes, without an activation. Nothing is shared with ``model`` but those norms.
+    """
+    layers = []
+    for block in model.blocks:
+        norm = getattr(block, "norm", None)
+        weight = block.conv.weight.detach().double()
+        bias = torch.zeros_like(weight[:, 0, 0, 0, 0]) if block.conv.bias is None else block.conv.bias.detach().double()
+        if isinstance(norm, nn.BatchNorm3d):
+            scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+            shift = -norm.running_mean.double() * scale
+            if norm.affine:
+                gain = norm.weight.detach().double()
+                scale, shift = scale * gain, shift * gain + norm.bias.detach().double()
+            weight, bias = weight * scale[:, None, None, None, None], bias * scale + shift
+            norm = None
+        layers.append(Layer(weight.float(), bias.float(), block.conv.dilation[0], ACTIVATIONS[type(block.act)], norm))
+    head = model.head
+    bias = torch.zeros_like(head.weight[:, 0, 0, 0, 0]) if head.bias is None else head.bias
+    layers.append(Layer(head.weight.detach().float().clone(), bias.detach().float().clone(), 1, "none"))
+    return layers
+
+
+# ---------------------------------------------------------------- boxes
+
+def whole(shape: tuple[int, ...]) -> Box:
+    """The box of a whole (X, Y, Z) volume."""
+    return tuple((0, n) for n in shape)
+
+
+def grow(box: Box, by: int, shape: tuple[int, ...]) -> Box:
+    """``box`` grown by ``by`` voxels to every side, as far as the volume goes."""
+    return tuple((max(0, a - by), min(n, b + by)) for (a, b), n in zip(box, shape))
+
+
+def grown(box: Box, by: int) -> Box:
+    """``box`` grown by ``by`` voxels to every side, past the volume's ends too."""
+    return tuple((a - by, b + by) for a, b in box)
+
+
+def meet(one: Box, two: Box) -> Box:
+    """What two boxes share."""
+    return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, two))
+
+
+def voxels(box: Box) -> int:
+    """The number of voxels in ``box``."""
+    return math.prod(max(0, b - a) for a, b in box)
+
+
+def layer_boxes(layers: list[Layer], out: Box, shape: tuple[int, ...]) -> list[Box]:
+    """What each layer must compute for ``out``: entry 0 is the input, entry l the output of ``layers[l - 1]``."""
+    boxes = [out]
+    for layer in reversed(layers):
+        boxes.insert(0, grow(boxes[0], layer.reach, shape))
+    return boxes
+
+
+def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """The activation ``kind``, in place where torch can."""
+    if kind == "relu":
+        return x.relu_()
+    if kind == "elu":
+        return functional.elu_(x)
+    return functional.gelu(x) if kind == "gelu" else x
+
+
+# ---------------------------------------------------------------- PyTorch's path
+
+def run_box(layers: list[Layer], volume: torch.Tensor, out: Box) -> torch.Tensor:
+    """Logits (K, *out) by PyTorch, from ``volume`` (C, X, Y, Z).
+
+    Maps lie with their channels last, in two pieces of memory that the layers use in turn. A layer is computed some
+    planes at a time, so that what the library writes is still in the cache when the activation puts it in its place,
+    and comes from memory that the system need not clear each time.
+    """
+    *column, last = layers
+    boxes = layer_boxes(layers, out, tuple(volume.shape[1:]))
+    x = volume[(slice(None), *(slice(a, b) for a, b in boxes[0]))][None]
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    room = max((layer.weight.shape[0] * voxels(box) for layer, box in zip(column, boxes[1:])), default=0)
+    memory = [x.new_empty(room) for _ in column[:2]]
+    for number, (layer, have, want) in enumerate(zip(column, boxes, boxes[1:])):
+        channels, size = layer.weight.shape[0], [b - a for a, b in want]
+        y = memory[number % 2][:channels * voxels(want)].view(1, *size, channels).permute(0, 4, 1, 2, 3)
+        for part in slabs(have, want, layer.reach, 4 * channels if x.device.type == "cpu" else 0):
+            to = y[:, :, part[0][0] - want[0][0]:part[0][1] - want[0][0]]
+            activate_into(to, convolve_part(layer, x, have, part), "none" if layer.norm else layer.activation)
+        x = activate(layer.norm(y), layer.activation) if layer.norm else y
+    pixels = x[0].permute(1, 2, 3, 0).reshape(-1, x.shape[1])  # the last layer as a matrix product
+    return torch.addmm(last.bias[:, None], last.weight.flatten(1), pixels.t()).view(-1, *(b - a for a, b in out))
+
+
+def slabs(have: Box, want: Box, reach: int, bytes_per_voxel: int) -> list[Box]:
+    """``want`` in slabs along its first axis of at most ``SLAB`` bytes (or of one plane), each of whose planes find the
+    same sides of what they look at within ``have``."""
+    (first, last), *others = want
+    planes = max(1, SLAB // max(1, bytes_per_voxel * voxels(((0, 1), *others))))
+    edges = sorted({first, last, *(min(max(edge, first), last) for edge in (have[0][0] + reach, have[0][1] - reach))})
+    return [((at, min(b, at + planes)), *others) for a, b in itertools.pairwise(edges) for at in range(a, b, planes)]
+
+
+def convolve_part(layer: Layer, x: torch.Tensor, have: Box, part: Box) -> torch.Tensor:
+    """The 3×3×3 convolution of ``layer`` on ``part`` (one of ``slabs``), from ``x`` (1, C, *have)."""
+    reach, (a, b) = layer.reach, part[0]
+    before, after = have[0][0] <= a - reach, b + reach <= have[0][1]  # else those planes are zero: left out
+    weight = layer.weight[:, :, 0 if before else 1:3 if after else 2].contiguous(memory_format=torch.channels_last_3d)
+    x = x[:, :, (a - reach if before else a) - have[0][0]:(b + reach if after else b) - have[0][0]]
+    # Rows and columns are padded on both sides by as much as the side that lacks more; what is too much is cut off.
+    lack = [max(c - d, f - e, 0) for (c, e), (d, f) in zip(have[1:], grown(part, reach)[1:])]
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if x.shape[1] == 1:  # a second channel of zeros, since one alone is no layout with channels last
+            x = functional.pad(x[0, 0, ..., None], (0, 1)).permute(3, 0, 1, 2)[None]
+            weight = functional.pad(weight[:, 0, ..., None], (0, 1)).permute(0, 4, 1, 2, 3)
+        # What conv3d calls by itself, but not for few voxels, where it falls back to something slow.
+        x = torch.mkldnn_convolution(x, weight, layer.bias, [0, *lack], [1] * 3, [layer.dilation] * 3, 1)
+    else:
+        x = functional.conv3d(x, weight, layer.bias, dilation=layer.dilation, padding=(0, *lack))
+    starts = [c - (a - p + reach) for (a, _), (c, _), p in zip(have[1:], part[1:], lack)]
+    return x[(slice(None), slice(None), slice(None), *(slice(s, s + d - c) for s, (c, d) in zip(starts, part[1:])))]
+
+
+def activate_into(y: torch.Tensor, x: torch.Tensor, kind: str) -> None:
+    """Put the activation of ``x`` into ``y``."""
+    if kind == "relu":
+        torch.clamp_min(x, 0, out=y)
+    else:
+        y.copy_(activate(x, kind))
+
+
+def torch_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
+    """Working memory of ``run_box``: the maps that layers use in turn, a slab (twice where the library changes its
+    layout) and what a norm makes of a map."""
+    sizes = [4 * layer.weight.shape[0] * voxels(box) for layer, box in zip(layers, boxes[1:])]
+    first = 4 * layers[0].weight.shape[1] * voxels(boxes[0])
+    return first + min(2, len(layers) - 1) * max(sizes[:-1], default=0) + 2 * min(SLAB, max(sizes)) + max(
+        sizes[-1], max((size for size, layer in zip(sizes, layers) if layer.norm), default=0))

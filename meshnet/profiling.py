@@ -1,0 +1,138 @@
+"""Where the time and the memory of a training step go: what ``train.py --profile`` prints.
+
+A step is taken apart twice: by phase (read, forward, loss, backward, optimizer) with the memory of each as the system
+sees it, and by operation with PyTorch's profiler, in which the compiled kernels appear by the names that
+``operations`` gives them.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from meshnet import data, engine, setup
+from meshnet.config import Config, TrackingConfig
+
+WARM_UP, STEPS = 1, 3  # steps that are left out and steps that are measured
+OPERATIONS = 12  # lines of the second table
+
+
+class Watch:
+    """Seconds and memory of named phases: ``with watch("forward"): …``. Memory is what a GPU's allocator holds, or on
+    a CPU the process, in bytes above ``start``."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.memory = device, {}, {}
+        self.start = self.held()
+
+    def held(self, peak: bool = False) -> int:
+        """Bytes held now, or at most since ``forget_peak``. 0 where the system does not say."""
+        if self.device.type == "cuda":
+            return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(self.device)
+        try:
+            with open("/proc/self/status", encoding="ascii") as handle:
+                key = "VmHWM:" if peak else "VmRSS:"
+                return next(int(line.split()[1]) * 1024 for line in handle if line.startswith(key))
+        except OSError:
+            return 0
+
+    def forget_peak(self) -> None:
+        """Let the highest value be counted from here on."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as handle:
+            handle.write("5")
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self.forget_peak()
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds.setdefault(phase, []).append(time.perf_counter() - began)
+        self.memory.setdefault(phase, []).append((self.held(True) - self.start, self.held() - self.start))
+
+    def peak(self) -> int:
+        """The highest memory of any phase, bytes above the start."""
+        return max(peak for phases in self.memory.values() for peak, _ in phases)
+
+    def table(self) -> str:
+        """A line a phase: median seconds, share of the step, highest memory within it and what is held at its end."""
+        middle = {phase: statistics.median(seconds) for phase, seconds in self.seconds.items()}
+        whole = sum(middle.values())
+        lines = [f"{'phase':12}{'seconds':>9}{'share':>7}{'peak GB':>9}{'kept GB':>9}"]
+        for phase, seconds in middle.items():
+            peak, kept = (max(values) / 1e9 for values in zip(*self.memory[phase]))
+            lines.append(f"{phase:12}{seconds:9.3f}{seconds / whole:7.0%}{peak:9.2f}{kept:9.2f}")
+        return "\n".join([*lines, f"{'step':12}{whole:9.3f}{1:7.0%}{self.peak() / 1e9:9.2f}"])
+
+
+def profile_training(config: Config, cases: data.PreparedData, train: list[int], box: list[int] | None, seed: int,
+                     network: torch.nn.Module) -> str:
+    """``profile_step`` for a configuration, on the device and in the precision that training would use. Nothing is
+    kept; arguments as ``setup.assemble``."""
+    config = dataclasses.replace(config, tracking=TrackingConfig())
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = setup.make_accelerator(config, Path(folder))
+        foretold = setup.estimate_step(config, cases, network, box, accelerator.mixed_precision)
+        run = setup.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, {}, network)
+        return profile_step(run, foretold)
+
+
+def profile_step(run: engine.Run, foretold: int | None) -> str:
+    """Train a few steps on the first cases of ``run`` and say where they spent time and memory.
+
+    Args:
+        run: freshly built; its network is trained on, so it is of no other use afterwards.
+        foretold: bytes that a step was estimated to take, compared with what it took.
+    """
+    size = run.config.training.batch_size
+    cases = data.TrainingCases(run.data, run.box, run.config.model.patch, run.seed, run.augment)
+    order = data.epoch_order(run.train, run.seed, 0, size * (WARM_UP + 2 * STEPS))
+    batches = data.load_batches(cases, data.batches_of_rank(order, size, 0, 1)[:WARM_UP + 2 * STEPS], 0, 0)
+    run.model.train()
+    for _ in range(WARM_UP):
+        engine.train_batch(run, next(batches))
+    give_back()
+    watch = Watch(run.accelerator.device)
+    for _ in range(STEPS):
+        with watch("read"):
+            batch = next(batches)
+        engine.train_batch(run, batch, watch)
+        del batch
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if watch.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for batch in batches:
+            engine.train_batch(run, batch)
+    parts = [watch.table(), "", operations_table(profiler.key_averages(), watch.device.type)]
+    if foretold is not None:
+        parts += ["", f"memory of a step: {watch.peak() / 1e9:.2f} GB used, {foretold / 1e9:.2f} GB foretold "
+                  f"({foretold / max(1, watch.peak()):.2f})"]
+    return "\n".join(parts)
+
+
+def give_back() -> None:
+    """Let glibc return what it keeps of freed memory, which would hide what a step takes anew."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def operations_table(averages, device: str) -> str:
+    """The operations that took most of a step by themselves, what they call not counted in."""
+    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    timed = sorted(((getattr(event, key), event.count, event.key) for event in averages), reverse=True)
+    whole = sum(microseconds for microseconds, *_ in timed) or 1
+    lines = [f"{'operation':44}{'seconds':>9}{'share':>7}{'calls':>7}"]
+    for microseconds, count, name in timed[:OPERATIONS]:
+        lines.append(f"{name[:43]:44}{microseconds * 1e-6 / STEPS:9.3f}{microseconds / whole:7.0%}{count / STEPS:7.0f}")
+    return "\n".join(lines)
