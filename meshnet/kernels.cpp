@@ -78,7 +78,7 @@ static inline vec error_function(vec x) {  // Abramowitz & Stegun 7.1.26, absolu
 
 static inline vec activate(vec x, int kind) {
     switch (kind) {
-        case RELU: return choose(x > spread(0.f), x, spread(0.f));
+        case RELU: return choose(spread(0.f) > x, spread(0.f), x);
         case ELU: return choose(x > spread(0.f), x, exponential(choose(x > spread(0.f), spread(0.f), x)) - 1.f);
         case GELU: return 0.5f * x * (1.f + error_function(x * 0.70710678f));
         default: return x;

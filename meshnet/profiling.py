@@ -83,7 +83,8 @@ def profile_training(config: Config, cases: data.PreparedData, train: list[int],
     with tempfile.TemporaryDirectory() as folder:
         accelerator = setup.make_accelerator(config, Path(folder))
         foretold = setup.estimate_step(config, cases, network, box, accelerator.mixed_precision)
-        run = setup.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, {}, network)
+        card = {"training_data": {}}
+        run = setup.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, card, network)
         return profile_step(run, foretold)
 
 

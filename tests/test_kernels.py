@@ -156,3 +156,12 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path, root):
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in running] == ["True"] * 4
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+
+
+@needs_kernels
+def test_a_nan_stays_a_nan():
+    """A ReLU that turned it into 0 would let training go on with weights that are no numbers."""
+    x = torch.full((1, 1, 6, 6, 20), float("nan"))
+    out = operations.convolve(x, torch.ones(2, 1, 3, 3, 3), None, 1)
+    block = Block(1, 2, 1, "none", True, 0, "relu", True, 0.0)
+    assert torch.isnan(out).all() and torch.isnan(operations.normalise(block, out, None)[0]).all()
