@@ -39,8 +39,9 @@ def main() -> int | None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler says when it starts
     if arguments.test:
         from meshnet.evaluation import test_run
+        from meshnet.hub import data_folder
 
-        return test_run(Path(arguments.run_dir), arguments.data)
+        return test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
 
     if arguments.push_to_hub:
         from meshnet.hub import check_push

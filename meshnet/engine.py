@@ -141,7 +141,9 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
         if better:
             progress.monitor_best, progress.monitor_epoch = value, progress.epoch
     waited = progress.epoch - progress.monitor_epoch
-    early = value is not None and training.early_stopping and waited >= training.early_stopping_patience
+    # After a validation alone: train_loss is there every epoch, and a run must not end unvalidated.
+    early = (value is not None and training.early_stopping and waited >= training.early_stopping_patience
+             and is_validated(training, progress.epoch))
     progress.finished = early or progress.epoch >= training.max_epochs
     if early:
         row["stopped_early"] = True
@@ -244,8 +246,10 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
             broadcast(buffer)
     rows = validate(run, run.network, heart)
     summary = summarise(rows)
-    if summary["val_loss"] is None:
-        raise Diverged(f"the validation loss is no number after epoch {progress.epoch + 1}; try a lower --optimizer.lr")
+    bad = [row["case"] for row in rows if not math.isfinite(row["loss"])]
+    if bad:
+        raise Diverged(f"the validation loss of case {bad[0]} is no number after epoch {progress.epoch + 1}, learning "
+                       f"rate {run.schedule.rates()[0]:.3g}; try a lower --optimizer.lr")
     epoch, kept = progress.epoch + 1, scheduled or progress.best_epoch < 0
     if summary["val_dice"] > progress.best_dice and kept:
         if scheduled:

@@ -99,7 +99,7 @@ def profile_step(run: engine.Run, foretold: int | None) -> str:
     cases = data.TrainingCases(run.data, run.box, run.config.model.patch, run.seed, run.augment)
     order = data.epoch_order(run.train, run.seed, 0, size * (WARM_UP + 2 * STEPS))
     batches = data.load_batches(cases, data.batches_of_rank(order, size, 0, 1)[:WARM_UP + 2 * STEPS], 0, 0)
-    run.model.train()
+    engine.begin_training(run)
     for _ in range(WARM_UP):
         engine.train_batch(run, next(batches))
     give_back()
