@@ -103,6 +103,9 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
         if rest:
             raise UserError(f"{rest[0]}: the runs in {out} are already planned; leave it out, or give --data and "
                             "--recipes as well")
+        if arguments.ensemble and not old.get("ensemble"):
+            old = {**old, "ensemble": True}
+            results.write_plan(out, old)
         return old
     if not arguments.data or not arguments.recipes:
         raise UserError("--data and --recipes: expected both, such as --data data/arc --recipes recipes/meshnet26.yaml")
@@ -118,6 +121,7 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
     new = {"format": results.FORMAT, "data": str(data.resolve()), "fingerprint": prepared["fingerprint"],
            "split_hash": splits["hash"], "folds": splits["outer"], "inner_fold": arguments.inner_fold,
            "seed": arguments.seed, "versions": versions(),
+           "ensemble": arguments.ensemble or bool(old and old.get("ensemble")),  # once asked for, always missed
            "models": settle_models(arguments, rest, out)}
     plan = results.extend_plan(old, new, path)
     for name, source in zip(new["models"], arguments.recipes):
@@ -168,7 +172,7 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
                              arguments.accelerate_config, arguments.ray_address)
-    queue = Queue(plan, out, launcher, arguments.silent_after, arguments.ensemble)
+    queue = Queue(plan, out, launcher, arguments.silent_after)
     try:
         queue.adopt()
         while queue.step():

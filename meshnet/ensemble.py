@@ -36,5 +36,5 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
         image = data.image(index)
         mean = np.mean([segment.predict(network, image) for network, _ in networks], axis=0, dtype=np.float32)
         rows.append(score_probabilities(mean, networks[0][1], data, index))
-    write_cases(results.ensemble_folder(out, model, fold) / "test_cases.csv", rows)
+    write_cases(results.ensemble_folder(out, model, fold, len(members)) / "test_cases.csv", rows)
     return 0

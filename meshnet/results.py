@@ -5,7 +5,7 @@ crossval.json                   the plan: data set, splits, recipes with their w
 splits.json                     copied from the data set, so that a report can be checked without it
 recipes/NAME.yaml               copied, so that a recipe that is edited later changes nothing here
 runs/NAME/foldF_restartR/       a run folder (see meshnet.runfolder) with test_cases.csv
-runs/NAME/foldF_ensemble/       test_cases.csv of the restarts' averaged probabilities
+runs/NAME/foldF_ensembleN/      test_cases.csv of the averaged probabilities of N restarts
 logs/                           what the runs printed
 report/                         see meshnet.report
 =============================== =======================================================================================
@@ -138,9 +138,15 @@ def run_folder(out: str | Path, run: Planned) -> Path:
     return Path(out) / "runs" / run.name
 
 
-def ensemble_folder(out: str | Path, model: str, fold: int) -> Path:
-    """Where the scores of a fold's averaged restarts lie."""
-    return Path(out) / "runs" / model / f"fold{fold}_ensemble"
+def ensemble_folder(out: str | Path, model: str, fold: int, restarts: int) -> Path:
+    """Where the scores of a fold's ``restarts`` averaged restarts lie; with more restarts it is another ensemble."""
+    return Path(out) / "runs" / model / f"fold{fold}_ensemble{restarts}"
+
+
+def planned_ensembles(plan: Mapping) -> list[tuple[str, int, int]]:
+    """Model, fold and restarts of every ensemble that ``--ensemble`` asked for."""
+    return [(model, fold, entry["restarts"]) for model, entry in plan["models"].items()
+            for fold in range(plan["folds"]) if plan.get("ensemble") and entry["restarts"] > 1]
 
 
 def is_trained(folder: Path) -> bool:
@@ -225,9 +231,12 @@ def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, case
 
 
 def missing_runs(out: Path, plan: Mapping) -> list[str]:
-    """Every run of the plan that is not finished and scored, in words."""
-    return [f"{run.model}, fold {run.fold}, restart {run.restart}: {progress}" for run in planned_runs(plan)
+    """Every run and ensemble of the plan that is not finished and scored, in words."""
+    runs = [f"{run.model}, fold {run.fold}, restart {run.restart}: {progress}" for run in planned_runs(plan)
             if (progress := progress_of(run_folder(out, run)))]
+    return runs + [f"{model}, fold {fold}, ensemble of {restarts}: not scored"
+                   for model, fold, restarts in planned_ensembles(plan)
+                   if not is_scored(ensemble_folder(out, model, fold, restarts))]
 
 
 def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
@@ -252,9 +261,9 @@ def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
         cases = read_cases(folder / "test_cases.csv")
         check_run(folder, planned, plan, splits, cases)
         runs.append(Run(planned.model, planned.fold, planned.restart, validation_dice(folder), cases))
-    for model in plan["models"]:
+    for model, entry in plan["models"].items():
         for fold in range(plan["folds"]):
-            folder = ensemble_folder(out, model, fold)
+            folder = ensemble_folder(out, model, fold, entry["restarts"])
             if is_scored(folder):
                 cases = read_cases(folder / "test_cases.csv")
                 check_subjects(folder / "test_cases.csv", fold, plan["inner_fold"], splits, cases)

@@ -24,9 +24,9 @@ class Queue:
     Each task is one process of the launcher. ``given_up`` holds the tasks that failed for good, with the reason.
     """
 
-    def __init__(self, plan: Mapping, out: Path, launcher: Launcher, silent_after: float, ensemble: bool):
+    def __init__(self, plan: Mapping, out: Path, launcher: Launcher, silent_after: float):
         self.plan, self.out, self.launcher = plan, out, launcher
-        self.silent_after, self.ensemble = silent_after, ensemble
+        self.silent_after = silent_after
         self.runs = results.planned_runs(plan)
         self.handles: dict[Task, Handle] = {}
         self.attempts: dict[Task, int] = {}
@@ -48,13 +48,11 @@ class Queue:
                 train.append((run.name, "train"))
             elif not results.is_scored(folder):
                 test.append((run.name, "test"))
-        if self.ensemble:
-            for model, entry in self.plan["models"].items():
-                for fold in range(self.plan["folds"]):
-                    members = [run for run in self.runs if (run.model, run.fold) == (model, fold)]
-                    scored = results.is_scored(results.ensemble_folder(self.out, model, fold))
-                    if entry["restarts"] > 1 and not scored and all(self.complete(run) for run in members):
-                        averaged.append((f"{model}/fold{fold}_ensemble", "ensemble"))
+        for model, fold, restarts in results.planned_ensembles(self.plan):
+            members = [run for run in self.runs if (run.model, run.fold) == (model, fold)]
+            folder = results.ensemble_folder(self.out, model, fold, restarts)
+            if not results.is_scored(folder) and all(self.complete(run) for run in members):
+                averaged.append((f"{model}/{folder.name}", "ensemble"))
         return [task for task in test + train + averaged if task not in self.given_up]
 
     def job(self, task: Task) -> Job:
@@ -63,7 +61,7 @@ class Queue:
         folder, log = self.out / "runs" / name, self.out / "logs" / f"{name}.log"
         if kind == "ensemble":
             model, fold = name.split("/")
-            number = fold.removeprefix("fold").removesuffix("_ensemble")
+            number = fold.removeprefix("fold").partition("_")[0]
             flags = ("--out", str(self.out), "--score_ensemble", model, number)
             return Job("crossval.py", flags, folder, log)
         if kind == "test":

@@ -256,12 +256,24 @@ def test_ensembles_are_scored_after_all_their_restarts(place, monkeypatch):
     launcher = FakeLauncher(slots=20)  # room enough to start one too early
     assert run_script(place, monkeypatch, launcher, "--ensemble", recipes=("m5",)) == 0
     averaged = [i for i, (kind, _) in enumerate(launcher.log) if kind == "ensemble"]
-    assert [launcher.log[i][1] for i in averaged] == [f"m5/fold{f}_ensemble" for f in range(3)]
+    assert [launcher.log[i][1] for i in averaged] == [f"m5/fold{f}_ensemble2" for f in range(3)]
     for i, (_, name) in zip(averaged, (launcher.log[i] for i in averaged)):
         before = {n for kind, n in launcher.log[:i] if kind == "test"}
-        assert {name.replace("ensemble", f"restart{r}") for r in range(2)} <= before
+        assert {name.replace("ensemble2", f"restart{r}") for r in range(2)} <= before
     runs, _, _ = results.read_runs(place / "out")
     assert {run.model for run in runs} == {"m5", "m5 (ensemble)"}
+
+
+def test_an_ensemble_of_more_restarts_is_another_and_a_missing_one_is_named(place, monkeypatch):
+    """What two restarts gave must not stand in the report as what three give; once asked for, an ensemble is missed."""
+    run_script(place, monkeypatch, FakeLauncher(), "--ensemble", recipes=("m5",))
+    launcher = FakeLauncher()
+    launcher.outcome = lambda kind, name, attempt: None if kind == "ensemble" and "fold1" in name else 0
+    assert run_script(place, monkeypatch, launcher, "--restarts", "3", recipes=("m5",)) == 1
+    assert {name for kind, name in launcher.log if kind == "ensemble"} == {f"m5/fold{f}_ensemble3" for f in range(3)}
+    runs, missing, _ = results.read_runs(place / "out")
+    assert sorted(run.fold for run in runs if run.model == "m5 (ensemble)") == [0, 2]
+    assert missing == ["m5, fold 1, ensemble of 3: not scored"]
 
 
 def test_an_ensemble_averages_the_probabilities_of_the_restarts(place, monkeypatch):
@@ -287,7 +299,7 @@ def test_an_ensemble_averages_the_probabilities_of_the_restarts(place, monkeypat
     assert ensemble.score_ensemble(out, "m5", 1) == 0
     assert asked[0][1] == 4
     assert asked[0][0] == pytest.approx(0.5)
-    assert results.is_scored(results.ensemble_folder(out, "m5", 1))
+    assert results.is_scored(results.ensemble_folder(out, "m5", 1, 2))
     (out / "runs/m5/fold1_restart0/DONE").unlink()
     with pytest.raises(UserError, match="not a finished run"):
         ensemble.score_ensemble(out, "m5", 1)

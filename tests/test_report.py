@@ -270,12 +270,13 @@ def test_an_ensemble_is_a_model_of_its_own(out, quick):
     splits = json.loads((out / "splits.json").read_text())
     for fold in range(3):
         rows = [made_up.case_row(s, 0.8) for s in splits["folds"][fold]["test"]]
-        made_up.write_cases(results.ensemble_folder(out, "meshnet5", fold) / "test_cases.csv", rows)
+        made_up.write_cases(results.ensemble_folder(out, "meshnet5", fold, 2) / "test_cases.csv", rows)
     write_report(out, pictures=0)
     line = (out / "report/table.md").read_text().splitlines()[2]
     assert line.startswith("| meshnet5 (ensemble) | 11,364 | **0.800 (0.000)**")
     assert "(ensemble): fold" not in (out / "report/report.html").read_text()  # it has no chosen restarts
-    made_up.write_cases(results.ensemble_folder(out, "meshnet5", 0) / "test_cases.csv", [made_up.case_row("s11", 0.8)])
+    first = results.ensemble_folder(out, "meshnet5", 0, 2)
+    made_up.write_cases(first / "test_cases.csv", [made_up.case_row("s11", 0.8)])
     with pytest.raises(UserError, match="s11 was trained or validated on"):
         write_report(out)
 
