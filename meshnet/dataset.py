@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -71,7 +72,9 @@ def prepare_cases(
     schema = features(settings.groups).arrow_schema
     jobs = {i: (cases[i], settings, schema, out / names[i]) for i in waiting}
     failed: dict[int, tuple[str, str]] = {}
-    with disk_faults(out), tqdm(total=len(jobs), unit="case", desc="prepare", disable=not jobs) as bar:
+    pace = 0.1 if sys.stderr.isatty() else 30.0  # a log file takes a line every half minute
+    with disk_faults(out), tqdm(total=len(jobs), unit="case", desc="prepare", disable=not jobs,
+                                mininterval=pace) as bar:
         for i, fault in run_jobs(jobs, min(workers, len(jobs)), out):
             if fault:
                 failed[i] = fault
