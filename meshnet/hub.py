@@ -21,6 +21,9 @@ from meshnet.files import write_json, write_text
 
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
+# What an earlier push may have left and a new one lacks: these go in the same commit. A user's own files stay.
+STALE = {"model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png"],
+         "dataset": ["*.arrow"]}
 ATTEMPTS, WAIT_S = 3, 2.0
 TOO_MANY = 429  # the status of a client that asks too often
 
@@ -147,6 +150,8 @@ def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, 
     known = card["training_data"]
     if isinstance(known, dict) and "source" in known:
         card = card | {"training_data": known | {"source": public_source(known["source"])}}
+    elif isinstance(known, str):
+        card = card | {"training_data": public_source(known)}
     write_json(staged / "config.json", card)
     weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
     # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
@@ -183,8 +188,9 @@ def read_report(folder: Path, report: Path | None) -> str:
 
 
 def push_dataset(folder: str | Path, repository: str, private: bool = True, licence: str = "other") -> str:
-    """Push a prepared data set as it lies on disk, with a card. Its case names and source paths go with it."""
-    from meshnet.hubcard import dataset_readme
+    """Push a prepared data set with a card, in one commit. The rows hold case names and the paths of their files, which
+    go with it; the folder that was searched and the filters stay at home."""
+    from meshnet.hubcard import dataset_readme, safe_source
 
     folder = Path(folder)
     if not (folder / "prepared.json").is_file():
@@ -192,14 +198,23 @@ def push_dataset(folder: str | Path, repository: str, private: bool = True, lice
     check_push(repository)
     info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as temporary:
-        readme = Path(temporary) / "README.md"
-        readme.write_text(dataset_readme(info, repository, licence), encoding="utf-8")
-        upload(folder, repository, "dataset", private, DATASET_FILES)
-        return upload(Path(temporary), repository, "dataset", private, ["README.md"])
+        staged = Path(temporary)
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix in (".arrow", ".json") and not path.name.startswith("."):
+                link = staged / path.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        (staged / "prepared.json").unlink()
+        write_json(staged / "prepared.json", info | {"source": safe_source(info["source"])})
+        write_text(staged / "README.md", dataset_readme(info, repository, licence))
+        return upload(staged, repository, "dataset", private, DATASET_FILES)
 
 
 def upload(folder: Path, repository: str, kind: str, private: bool, patterns: list[str]) -> str:
-    """Create the repository where it is missing and commit the files of ``folder``; returns the commit's address."""
+    """Create the repository where it is missing and commit the files of ``folder``; returns the commit's address.
+
+    The card is checked before anything large is sent. What an earlier push left and this one lacks is deleted with it.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -207,7 +222,8 @@ def upload(folder: Path, repository: str, kind: str, private: bool, patterns: li
     def act():
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
         return api.upload_folder(repo_id=repository, folder_path=folder, repo_type=kind, allow_patterns=patterns,
-                                 ignore_patterns=[".*"], commit_message="Push from meshnet")
+                                 ignore_patterns=[".*"], delete_patterns=STALE[kind],
+                                 commit_message="Push from meshnet")
 
     with plain_errors(repository):
         return str(with_retries(act).commit_url)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 from meshnet.model import count_parameters
@@ -18,6 +19,8 @@ CITATION = """```bibtex
   archivePrefix = {arXiv}
 }
 ```"""
+PUBLIC = ("suffix", "cases", "voxel_mm", "seed", "preset")  # of a source: nothing that can name a subject or a path
+LOCAL_PATH = re.compile(r"(?<!\S)(?:[/~\\]|\.\.?/|[A-Za-z]:[\\/])\S*")
 LIMITS = """Research software. It is not a medical device and must not be used for diagnosis or treatment.
 It was tested on the data named above and on nothing else; on other scanners, sequences, ages or kinds of lesion it may
 fail without a warning. Look at every mask."""
@@ -45,12 +48,18 @@ def summarise_cases(path: Path) -> list[tuple[str, str]]:
     return lines
 
 
+def safe_source(source):
+    """What prepare.py noted of a data set's source, as far as it names no path, subject or file of this machine."""
+    if not isinstance(source, dict):
+        return public_source(source)
+    return {"format": source["format"]} | {key: source[key] for key in PUBLIC if source.get(key)}
+
+
 def public_source(source) -> str:
     """Where data came from, in words, without a path on this machine."""
     if not isinstance(source, dict):
-        return str(source)
-    kept = {key: value for key, value in source.items() if key not in ("path", "format") and value}
-    details = ", ".join(f"{key} {value}" for key, value in kept.items())
+        return LOCAL_PATH.sub("a local path", str(source))
+    details = ", ".join(f"{key} {source[key]}" for key in PUBLIC if source.get(key))
     return f"{source['format']} ({details})" if details else str(source["format"])
 
 

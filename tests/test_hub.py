@@ -1,6 +1,7 @@
 """Push and pull through the real client against a server on loopback that speaks the endpoints that it uses."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet import geometry, hub, modelfolder
+from meshnet import geometry, hub, hubcard, modelfolder
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 from meshnet.results import PLAN
@@ -127,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     new[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "deletedFile":
+                    del new[entry["value"]["path"]]
             sha = hashlib.sha1(body).hexdigest()
             self.server.repos[kind, name]["commits"].append((sha, new))
             return self.answer(200, {"success": True, "commitOid": sha, "hookOutput": "",
@@ -228,6 +231,32 @@ def test_what_goes_up(server, run):
     hub.push_run(run, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
     assert b"![](picture.png)" in files["README.md"] and files["picture.png"] == b"\x89PNG chosen by the user"
+
+
+def test_a_second_push_leaves_nothing_stale_and_a_users_own_files(server, run):
+    """In the same commit: between two commits, a reader would get one network's EMA with another's card."""
+    shutil.copyfile(run / "model.safetensors", run / "model_ema.safetensors")
+    (run / "picture.png").write_bytes(b"\x89PNG chosen by the user")
+    hub.push_run(run, "user/stroke")
+    commits = server.repos["model", "user/stroke"]["commits"]
+    assert {"model_ema.safetensors", "picture.png", "recipe.yaml"} <= set(commits[-1][1])
+    commits[-1][1].update({"notes.md": b"mine", ".gitattributes": b"*", "other.png": b"mine"})
+    for name in ("model_ema.safetensors", "picture.png", "config.yaml"):
+        (run / name).unlink()
+    count = len(commits)
+    hub.push_run(run, "user/stroke")
+    assert len(commits) == count + 1
+    assert set(commits[-1][1]) == {"README.md", "config.json", "model.safetensors", "metrics.jsonl", "curves.png",
+                                   "notes.md", ".gitattributes", "other.png"}
+
+
+def test_no_card_says_where_data_lay_or_who_was_in_it():
+    source = {**SOURCE, "include": ["subject=sub-secret"], "exclude": ["subject=sub-hidden"], "labels": "/a/l.json"}
+    words = hubcard.public_source(source)
+    assert words == "bids (suffix ['T2w'])" and hubcard.safe_source(source) == {"format": "bids", "suffix": ["T2w"]}
+    for path in ("/home/someone/x", "~/x", "./x", "C:\\x", "../x"):
+        assert hubcard.public_source(f"scans of {path} and more") == "scans of a local path and more"
+    assert hubcard.public_source("heads alone (meshnet/synthetic.py)") == "heads alone (meshnet/synthetic.py)"
 
 
 def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
@@ -386,11 +415,25 @@ def test_prepared_dataset_round_trip(server, tmp_path):
     assert server.repos["dataset", "user/cases"]["private"]
     hub.copy_to(hub.pull("user/cases", "dataset"), tmp_path / "copy")
     assert load_from_disk(tmp_path / "copy").to_dict() == load_from_disk(folder).to_dict()
-    assert json.loads((tmp_path / "copy" / "prepared.json").read_text()) == info
+    pulled = json.loads((tmp_path / "copy" / "prepared.json").read_text())
+    assert pulled == info | {"source": {"format": "bids", "suffix": ["T2w"]}}  # no path, no filters
     readme = (tmp_path / "copy" / "README.md").read_text()
     assert "2 cases of 2 subjects, prepared from bids (suffix ['T2w']): channels T2w" in readme
     with pytest.raises(UserError, match="not empty"):
         hub.copy_to(folder, tmp_path / "copy")
+    commits = server.repos["dataset", "user/cases"]["commits"]
+    count, server.log[:] = len(commits), []
+    with pytest.raises(UserError, match="choose another --licence"):
+        hub.push_dataset(folder, "user/cases", licence="no-licence")
+    assert len(commits) == count and not any("preupload" in path for _, path in server.log)
+    shutil.rmtree(folder)
+    Dataset.from_dict({"case": ["a"], "image": [b"12"]}).save_to_disk(folder, num_shards=1)
+    (folder / "data-00000-of-00001.arrow").rename(folder / "other.arrow")
+    (folder / "prepared.json").write_text(json.dumps(info))
+    commits[-1][1]["notes.md"] = b"mine"
+    hub.push_dataset(folder, "user/cases")
+    assert {name for name in commits[-1][1] if name.endswith(".arrow")} == {"other.arrow"}
+    assert "notes.md" in commits[-1][1] and len(commits) == count + 1
 
 
 def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
@@ -426,6 +469,13 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
     network, card = modelfolder.load_model("brainchop-tissue-light")
     assert network.arguments["channels"] == 5 and card["scaling"] == "minmax" and card["orientation"] == "LIA"
+    with monkeypatch.context() as changed:  # another commit or scaling under the same name is another model
+        other = dataclasses.replace(model, scaling="brainchop_quantile")
+        changed.setitem(registry.PUBLIC, "brainchop-tissue-light", other)
+        assert modelfolder.load_model("brainchop-tissue-light")[1]["scaling"] == "brainchop_quantile"
+        changed.setitem(registry.PUBLIC, "brainchop-tissue-light", dataclasses.replace(model, commit="0" * 40))
+        with pytest.raises(UserError, match="could not be downloaded"):
+            modelfolder.load_model("brainchop-tissue-light")
     (source / "model.json").unlink()
     assert modelfolder.load_model("brainchop-tissue-light")[1] == card  # from the cache
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "second"))
@@ -436,5 +486,5 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
         modelfolder.load_model("brainchop-tissue-light")
-    assert {model.scaling for model in registry.PUBLIC.values()} <= set(geometry.SCALINGS)
+    assert {model.scaling or "minmax" for model in registry.PUBLIC.values()} <= set(geometry.SCALINGS)
     assert "brainchop-t2-lesion" in registry.list_models()
