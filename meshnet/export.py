@@ -16,6 +16,7 @@ ACTIVATIONS = ("relu", "elu", "gelu")
 HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
 NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
 RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
+IMPORTED = "# Written by python -m meshnet.export import.\n"  # how the recipe of an interrupted import is known
 SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
 
 
@@ -70,38 +71,61 @@ def import_model(arguments: argparse.Namespace) -> str:
             layout["dilations"] = parse_dilations(arguments.dilations)
         layout |= {key: getattr(arguments, key) for key in ("activation", "norm") if getattr(arguments, key)}
         model = read_torch(source, layout)
-    asked = info["normalize"] or {"type": "minmax"}
-    scaling = arguments.scaling or NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
-    if scaling is None:
-        raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
-                        "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
-    channels, classes = model.arguments["in_channels"], model.arguments["classes"]
-    names = arguments.classes or class_names(source.with_name("colormap.json"), classes)
-    if len(names) != classes or len(arguments.channels) != channels:
-        raise UserError(f"{source}: has {channels} input channels and {classes} classes, found "
-                        f"{len(arguments.channels)} names in --channels and {len(names)} in --classes")
-    shape = info["shape"]
-    if shape and min(shape) * arguments.voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
-        shape = None
-    card = {"channels": arguments.channels, "classes": names, "voxel_mm": arguments.voxel_mm, "shape": shape,
-            "orientation": arguments.orientation.upper(), "scaling": scaling,
-            "training_data": {"imported_from": source.name}}
+    card = imported_card(source, model, info, arguments.channels, arguments.classes, arguments.scaling,
+                         arguments.orientation, arguments.voxel_mm)
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
-    write_text(arguments.out / RECIPE, yaml.safe_dump({"model": fields}, sort_keys=False))
+    write_text(arguments.out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(arguments.out, model, card)
-    return (f"{arguments.out}: MeshNet, {count_parameters(model):,} parameters, {classes} classes, "
-            f"{card['orientation']}, {scaling}; to fine-tune it: train.py --init {arguments.out} --recipe "
+    return (f"{arguments.out}: MeshNet, {count_parameters(model):,} parameters, {len(card['classes'])} classes, "
+            f"{card['orientation']}, {card['scaling']}; to fine-tune it: train.py --init {arguments.out} --recipe "
             f"{arguments.out / RECIPE} …")
 
 
+def imported_card(source: Path, model, info: dict, channels: list[str], classes: list[str] | None = None,
+                  scaling: str | None = None, orientation: str = "LIA", voxel_mm: float = 1.0) -> dict:
+    """The card of a foreign network.
+
+    Args:
+        source: its file; a colormap.json beside it names the classes unless ``classes`` does.
+        model: the network that was read.
+        info: ``shape`` and ``normalize`` as ``read_tfjs`` gives them.
+        channels: what each input channel is.
+        scaling: how intensities were scaled; as the file says, else min-max, where None.
+
+    Raises:
+        UserError: for names that do not fit the network, or a scaling in the file that this program lacks.
+    """
+    asked = info["normalize"] or {"type": "minmax"}
+    scaling = scaling or NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
+    if scaling is None:
+        raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
+                        "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
+    inputs, outputs = model.arguments["in_channels"], model.arguments["classes"]
+    names = classes or class_names(source.with_name("colormap.json"), outputs)
+    if len(names) != outputs or len(channels) != inputs:
+        raise UserError(f"{source}: has {inputs} input channels and {outputs} classes, found {len(channels)} names in "
+                        f"--channels and {len(names)} in --classes")
+    shape = info["shape"]
+    if shape and min(shape) * voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
+        shape = None
+    return {"channels": channels, "classes": names, "voxel_mm": voxel_mm, "shape": shape,
+            "orientation": orientation.upper(), "scaling": scaling, "training_data": {"imported_from": source.name}}
+
+
 def check_free(out: Path) -> None:
-    """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go."""
+    """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go, whole or
+    interrupted (which leaves the recipe, that begins with ``IMPORTED``, and perhaps the weights)."""
     from meshnet.modelfolder import CARD, WEIGHTS, read_card
 
     check_folder(out)
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    known = read_card(out)["training_data"] if CARD in found else {"imported_from": None}
-    if found - {CARD, WEIGHTS, RECIPE} or not isinstance(known, dict) or "imported_from" not in known:
+    if CARD in found:
+        known = read_card(out)["training_data"]
+        ours = isinstance(known, dict) and "imported_from" in known
+    else:
+        recipe = out / RECIPE
+        ours = not found or (recipe.is_file() and recipe.read_bytes().startswith(IMPORTED.encode()))
+    if found - {CARD, WEIGHTS, RECIPE} or not ours:
         raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
 
 

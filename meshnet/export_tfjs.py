@@ -90,10 +90,10 @@ def add_layer(stages: list[Stage], kind: str, settings: dict, weights: dict, pat
         bias = weights.pop(f"{name}/bias") if settings.get("use_bias", True) else None
         if is_scale(stages, kernel, bias):
             stages[-1].gamma, stages[-1].beta = kernel[0, 0, 0].diagonal().clone(), bias
-            return
-        stages.append(Stage(kernel.permute(4, 3, 0, 1, 2), bias, dilations.pop()))
-        if name.endswith(NORMALISED):
-            stages[-1].norm, stages[-1].groups = "group", len(stages[-1].weight)
+        else:
+            stages.append(Stage(kernel.permute(4, 3, 0, 1, 2), bias, dilations.pop()))
+            if name.endswith(NORMALISED):
+                stages[-1].norm, stages[-1].groups = "group", len(stages[-1].weight)
         if activation != "linear":
             stages[-1].activation = activation
     elif kind == "BatchNormalization" or activation == "groupnorm":

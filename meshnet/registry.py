@@ -28,7 +28,7 @@ class Public:
     commit: str
     binary: str
     licence: str = "MIT"
-    scaling: str = "minmax"
+    scaling: str | None = None  # as the file says, else minmax
     sha256: str | None = None  # of the binary
     checked: str = "not tried by this project"
 
@@ -59,11 +59,12 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: with no network, or if what arrives is not what is pinned.
     """
+    from meshnet.export import imported_card
     from meshnet.export_tfjs import read_tfjs
     from meshnet.modelfolder import CARD, save_model
 
     model = PUBLIC[name]
-    folder = cache_folder() / name
+    folder = cache_folder() / f"{name}-{identity(model)}"
     if (folder / CARD).is_file():
         return folder
     raw = folder / "published"
@@ -74,11 +75,17 @@ def fetch(name: str) -> Path:
         (raw / model.binary).unlink()
         raise UserError(f"{name}: the weights that arrived are not the pinned ones (sha256 differs); try again")
     network, info = read_tfjs(raw / "model.json")
-    classes = ["background", *(f"class {i}" for i in range(1, network.arguments["classes"]))]
-    card = {"channels": [model.channel], "classes": classes, "shape": info["shape"], "scaling": model.scaling,
-            "training_data": {"published_by": "neuroneural/brainchop", "licence": model.licence}}
+    origin = {"published_by": "neuroneural/brainchop", "commit": model.commit, "licence": model.licence}
+    card = imported_card(raw / "model.json", network, info, [model.channel], scaling=model.scaling) | {
+        "training_data": origin}
     save_model(folder, network, card)
     return folder
+
+
+def identity(model: Public) -> str:
+    """Eight digits that change with anything of ``model`` that changes the model folder made of it."""
+    made_of = (model.commit, model.folder, model.binary, model.channel, model.scaling, model.sha256)
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
 
 
 def download(url: str, path: Path) -> None:

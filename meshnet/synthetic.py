@@ -33,6 +33,7 @@ class Preset:
     lookalikes: float  # probability of each kind of thing that is no lesion
     warp: float = 1.0  # how far heads differ
     acute: float = 0.35  # share of fresh lesions: even, swollen, between grey matter and fluid on T2w
+    fresh: tuple[str, ...] = ("DWI",)  # contrasts on which 85 % are fresh, since old lesions are dark on them
     second: float = 0.15  # share of cases with a second, independent lesion
 
 
@@ -41,9 +42,9 @@ PRESETS = {
     "train": Preset({"T2w": 0.44, "FLAIR": 0.2, "DWI": 0.14, "T1w": 0.08, "random": 0.14}, 0.08, 100.0, 400_000.0,
                     0.3, 0.2, 0.4),
 }
-# Lesions that are brighter than grey matter, or fluid-filled: what the built-in weights are trained on.
-PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.55, "FLAIR": 0.28, "DWI": 0.17}, smallest_mm3=1000.0,
-                            healthy=0.15)
+# Lesions that are nearly all brighter than grey matter: what the built-in weights are trained on.
+PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.7, "FLAIR": 0.18, "DWI": 0.12}, smallest_mm3=2000.0,
+                            healthy=0.12, fresh=("FLAIR", "DWI"))
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
 MEANS = {
@@ -65,8 +66,8 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
     Args:
         seed: decides everything; the same patient comes out at every ``voxel_mm``.
         voxel_mm: edge of a voxel; image and mask are made directly at this size.
-        preset: ``demo`` (T2-weighted, large lesions), ``train`` (full variety) or ``bright`` (the same without T1w and
-            random contrasts, lesions of at least 1 mL).
+        preset: ``demo`` (T2-weighted, large lesions), ``train`` (full variety) or ``bright`` (mostly T2-weighted,
+            some FLAIR and DWI with lesions that are bright there, of at least 2 mL).
         shape: voxels per axis (RAS order); None means ``round(256 / voxel_mm)`` each.
         options: fields of ``Preset`` to change, such as ``healthy=1.0``.
 
@@ -94,7 +95,7 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
     names = list(chosen.contrasts)
     shares = np.array([chosen.contrasts[name] for name in names])
     contrast = str(contrast_rng.choice(names, p=shares / shares.sum()))
-    acute = bool(contrast_rng.random() < max(chosen.acute, 0.85 * (contrast == "DWI")))
+    acute = bool(contrast_rng.random() < max(chosen.acute, 0.85 * (contrast in chosen.fresh)))
     extracted = bool(contrast_rng.random() < chosen.extracted)
     means = draw_means(contrast_rng, contrast, acute)
 

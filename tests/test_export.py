@@ -13,7 +13,7 @@ from conftest import run_script_file
 from torch import nn
 from torch.nn import functional
 
-from meshnet import export, export_tfjs, modelfolder
+from meshnet import export, export_tfjs, modelfolder, registry
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
@@ -94,8 +94,11 @@ def write_published(folder: Path, layers: list, weights: list, dtype="float32", 
     return folder / "model.json"
 
 
-def made_up(folder: Path, activation="elu", norm=None, bias=True, affine=True, dtype="float32", **extra):
-    """A random published network, and a function that computes it with torch's functions alone."""
+def made_up(folder: Path, activation="elu", norm=None, bias=True, affine=True, dtype="float32", inline=False, **extra):
+    """A random published network, and a function that computes it with torch's functions alone.
+
+    ``inline``: the activation is a setting of the convolution before it, not a layer.
+    """
     rng = np.random.default_rng(0)
     layers = [("InputLayer", {"name": "input", "batch_input_shape": [None, 12, 12, 12, 1]})]
     weights, steps, width = [], [], 1
@@ -122,7 +125,10 @@ def made_up(folder: Path, activation="elu", norm=None, bias=True, affine=True, d
             layers.append(("BatchNormalization", {"name": f"n{i}", "epsilon": 1e-3}))
             weights += [(f"n{i}/gamma", gamma), (f"n{i}/beta", beta), (f"n{i}/moving_mean", mean),
                         (f"n{i}/moving_variance", variance)]
-        layers.append(("Activation", {"name": f"a{i}", "activation": activation}))
+        if inline:
+            layers[-1][1]["activation"] = activation
+        else:
+            layers.append(("Activation", {"name": f"a{i}", "activation": activation}))
         steps.append((kernel, shift if bias else None, dilation, gamma, beta, mean, variance))
         width = 6
     last, last_bias = rng.standard_normal((1, 1, 1, 6, 2)).astype("f4"), rng.standard_normal(2).astype("f4")
@@ -149,6 +155,8 @@ FORMS = [{"activation": "elu"}, {"activation": "gelu", "norm": "group", "bias": 
          {"activation": "gelu", "norm": "group", "bias": False, "affine": False},
          {"activation": "gelu", "norm": "by name", "bias": False, "affine": False},
          {"activation": "gelu", "norm": "by name", "bias": False},
+         {"activation": "gelu", "norm": "by name", "bias": False, "inline": True},
+         {"activation": "elu", "inline": True},
          {"activation": "relu", "norm": "batch"}, {"activation": "relu", "bias": False}]
 
 
@@ -174,6 +182,20 @@ def test_a_network_of_sub_volumes_gets_the_grid_of_a_head(tmp_path, voxel_mm, sh
     path, _ = made_up(tmp_path)
     run_command("import", path, tmp_path / "m", "--voxel_mm", voxel_mm)
     assert modelfolder.read_card(tmp_path / "m")["shape"] == shape
+
+
+def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
+    """Sub-volumes, the file's own scaling and its colormap: as ``import`` reads them."""
+    model = registry.Public("made up", "T1w", "sub", "0" * 40, "model.bin")
+    (tmp_path / "source" / model.commit / "sub").mkdir(parents=True)
+    made_up(tmp_path / "source" / model.commit / "sub", _normalize={"type": "quantile", "min": 5, "max": 95})
+    monkeypatch.setattr(registry, "SOURCE", (tmp_path / "source").as_uri())
+    monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setitem(registry.PUBLIC, "made-up", model)
+    run_command("import", tmp_path / "source" / model.commit / "sub" / "model.json", tmp_path / "m")
+    ours, theirs = (modelfolder.read_card(path) for path in (tmp_path / "m", registry.fetch("made-up")))
+    assert theirs["shape"] is None and theirs["scaling"] == "brainchop_quantile"
+    assert ours | {"training_data": None} == theirs | {"training_data": None}
 
 
 def test_half_precision_binary(tmp_path):
@@ -407,6 +429,15 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
             run_command("import", path, taken)
     with pytest.raises(UserError, match="is a folder; expected brainchop's"):
         run_command("import", tmp_path, tmp_path / "n")
+    (tmp_path / "m" / "config.json").unlink()  # as an import that was interrupted leaves it
+    run_command("import", path, tmp_path / "m")
+    for name, content in (("model.safetensors", b"weights"), ("recipe.yaml", b"model: {name: meshnet}")):
+        foreign = tmp_path / f"with {name}"
+        foreign.mkdir()
+        (foreign / name).write_bytes(content)
+        with pytest.raises(UserError, match="no imported model"):
+            run_command("import", path, foreign)
+        assert {path.name: path.read_bytes() for path in foreign.iterdir()} == {name: content}
 
 
 def test_an_imported_network_is_fine_tuned_and_segments(tiny_data, tmp_path):
