@@ -236,9 +236,14 @@ class Ledger:
         )
         return sum(bool(reason) and reason not in forgiven for (reason,) in rows)
 
-    def record_scores(self, trial: int, fold: int, horizon: int, rows: list[tuple[int, float | None, float]]) -> None:
+    def record_scores(
+        self, trial: int, fold: int, horizon: int, rows: list[tuple[int, float | None, float]]
+    ) -> dict[int, float | None]:
         """(epoch, score, seconds) of one run folder. What is known already must be the same to the last bit, or gone:
         a score between two validations, which a rung called for, leaves the run folder when the trial goes on.
+
+        Returns:
+            The score of every epoch that is known now, those included that have left the run folder.
 
         Raises:
             UserError: if an epoch comes back with another score: the run folder is not the one that was begun.
@@ -260,6 +265,7 @@ class Ledger:
                 database.executemany(
                     "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", [(trial, fold, horizon, *row) for row in fresh]
                 )
+        return known | {epoch: score for epoch, score, _ in fresh}
 
     # ---------------------------------------------------------------- for people
     def export(self) -> str:

@@ -216,8 +216,8 @@ class Study:
         values = [(row["epoch"], self._value(row, folder), row.get("seconds")) for row in rows]
         if len(rows) < decision.epochs and not (folder / "DONE").exists():
             return False
-        self.ledger.record_scores(decision.trial, task.fold, self._horizon(task), values)
-        real = [value for _, value, _ in values if value is not None]
+        known = self.ledger.record_scores(decision.trial, task.fold, self._horizon(task), values)
+        real = [value for epoch, value in known.items() if epoch <= decision.epochs and value is not None]
         best = max if self.asha.maximize else min
         self.results[decision.trial][task.fold] = best(real) if real else math.nan
         return True

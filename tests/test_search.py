@@ -46,6 +46,15 @@ def test_a_search_from_beginning_to_end(bench):
     check_accounts(bench, "study", 9)
 
 
+def test_a_rungs_score_between_two_validations_still_counts_at_the_next(bench):
+    """train.py drops it from the run folder when the trial goes on; the ledger has it, and a best never falls."""
+    bench.write("six.yaml", SPACE + "  scheduler.eta_min: choices([6.0])\n")
+    bench.run("study", "--max_trials", "4", space="six.yaml")
+    scores = dict(bench.ask("study", "SELECT trial * 10 + rung, score FROM events WHERE kind = 'end'"))
+    climbed = [key for key in scores if key % 10 and key - 1 in scores]
+    assert len(climbed) >= 2 and all(scores[key] == scores[key - 1] > 0 for key in climbed)
+
+
 def test_status_needs_no_lock_and_a_second_driver_is_refused(bench):
     first = bench.start("study", "--max_trials", "6", epoch_seconds=0.3)
     wait_for(lambda: bench.status("study"))
