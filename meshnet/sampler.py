@@ -60,13 +60,14 @@ class ModelSampler:
     def suggest(self, number: int, study: Asha) -> dict:
         """Parameters of trial ``number``, from what ``study`` knows."""
         generator = random.Random(f"{self.seed}/{number}")
-        scored = self._scored(study)
-        if number < self.first or len(scored) < self.first or generator.random() < self.explore:
+        rungs = [rung for bracket in study.finished for rung in bracket if rung]
+        known = sum(map(len, rungs)) if any(rung[0][0] < math.inf for rung in rungs) else 0
+        if number < self.first or known < self.first or generator.random() < self.explore:
             return self.space.decode(self._spread(number))
-        if not self.ready or len(scored) > self.ready_for:
-            count = max(1, int(self.batch * len(scored)))
-            self.ready = self._propose(study, scored, count, generator)
-            self.ready_for = len(scored) + count - 1
+        if not self.ready or known > self.ready_for:
+            count = max(1, int(self.batch * known))
+            self.ready = self._propose(study, self._scored(study), count, generator)
+            self.ready_for = known + count - 1
         return self.space.decode(self.ready.pop(0))
 
     def _spread(self, number: int):
@@ -83,13 +84,13 @@ class ModelSampler:
         return sequence.random(1)[0]
 
     def _scored(self, study: Asha) -> list[tuple[list[float], int, float]]:
-        """(units, rung, loss) of every finished rung, a failure with infinite loss; [] before a real one."""
+        """(units, rung, loss) of every finished rung, a failure with infinite loss."""
         found = []
         for trial in study.trials:
             for rung, score in trial.scores.items():
                 loss = math.inf if not math.isfinite(score) else -score if study.maximize else score
                 found.append((self._units(trial), rung, loss))
-        return found if any(loss < math.inf for *_, loss in found) else []
+        return found
 
     def _units(self, trial: Trial) -> list[float]:
         if trial.number not in self.encoded:

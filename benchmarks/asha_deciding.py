@@ -1,0 +1,71 @@
+"""How long does search.py need to decide what a free worker trains next, with many trials in the ledger?
+
+``python benchmarks/asha_deciding.py [--trials 10000] [--decisions 200]``
+
+A study of the paper's space is filled to so many trials, with scores as from real runs (many promoted, some failed).
+Timed then, for each decision: choosing the job (promotion or new parameters) and writing it to the ledger, as the
+driver does between two runs. The model sampler asks its model once in a batch of proposals: the slowest decision is
+the first of these, the mean has its share of all.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from meshnet.asha import Asha, geometric_rungs
+from meshnet.errors import run_script
+from meshnet.ledger import Ledger
+from meshnet.recipe import load_search
+from meshnet.sampler import SAMPLERS, make_sampler
+from meshnet.space import parse_space
+
+ROOT = Path(__file__).resolve().parent.parent
+STATISTICS = (statistics.median, statistics.mean, max)
+
+
+def fill(study: Asha, sampler, ledger: Ledger, trials: int, score: random.Random) -> None:
+    """Run ``study`` on the random sampler until it has ``trials`` trials, every 50th of them failed."""
+    while len(study.trials) < trials:
+        job = study.next_job(lambda number: sampler.suggest(number, study))
+        ledger.started(job, study)
+        value = None if score.random() < 0.02 else score.random()
+        study.report(job.trial, float("nan") if value is None else value)
+        ledger.ended(job, value, "" if value is not None else "diverged")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--decisions", type=int, default=200)
+    arguments = parser.parse_args()
+    space = parse_space(load_search([ROOT / "recipes" / "search_space.yaml"]))
+    print("| sampler | choosing, median ms | mean | slowest | writing, median ms | mean | slowest |\n" + "|---" * 7 + "|")
+    for name in SAMPLERS:
+        with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
+            study = Asha(geometric_rungs(*space.fidelity, 4), 2, 10 ** 9, brackets=2)
+            score = random.Random(0)
+            fill(study, make_sampler("random", space, 0), ledger, arguments.trials, score)
+            sampler = make_sampler(name, space, 0)
+            choosing, writing = [], []
+            for _ in range(arguments.decisions):
+                start = time.perf_counter()
+                job = study.next_job(lambda number: sampler.suggest(number, study))  # noqa: B023
+                chosen = time.perf_counter()
+                ledger.started(job, study)
+                writing.append(time.perf_counter() - chosen)
+                choosing.append(chosen - start)
+                value = score.random()
+                study.report(job.trial, value)
+                ledger.ended(job, value)
+            cells = [f"{1000 * f(times):.2f}" for times in (choosing, writing) for f in STATISTICS]
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
