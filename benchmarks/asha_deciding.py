@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=200)
     arguments = parser.parse_args()
     space = parse_space(load_search([ROOT / "recipes" / "search_space.yaml"]))
-    print("| sampler | choosing, median ms | mean | slowest | writing, median ms | mean | slowest |\n" + "|---" * 7 + "|")
+    print("| sampler | choosing, median ms | mean | slowest | writing, median ms | mean | slowest |")
+    print("|---" * 7 + "|")
     for name in SAMPLERS:
         with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
             study = Asha(geometric_rungs(*space.fidelity, 4), 2, 10 ** 9, brackets=2)
