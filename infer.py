@@ -233,6 +233,8 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     for (network, _), (volume, affine) in zip(models, case["inputs"]):
         with timed(parts, "compute"):
             probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory)
+        if len(probabilities) == 2:  # the background's is one minus the lesion's
+            probabilities = probabilities[1:]
         with timed(parts, "back"):
             native = geometry.to_native(probabilities, affine, case["like"])
             total = native if total is None else total + native
@@ -248,7 +250,8 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     written = {"mask": str(mask)}
     if arguments.probability:
         path = mask.with_name(stem(mask) + "_probability.nii.gz")
-        geometry.save_like(probabilities[1:].sum(0, dtype=np.float32), like, path)
+        lesion = probabilities[0] if len(probabilities) == 1 else probabilities[1:].sum(0, dtype=np.float32)
+        geometry.save_like(lesion, like, path)
         written["probability"] = str(path)
     if arguments.picture:
         from meshnet.figures import draw_overlay
