@@ -7,6 +7,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from meshnet.errors import UserError, run_script
@@ -15,6 +16,7 @@ from meshnet.files import write_text
 ACTIVATIONS = ("relu", "elu", "gelu")
 HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
 NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
+MIRROR = str.maketrans("LPI", "RAS")
 RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
 IMPORTED = "# Written by python -m meshnet.export import.\n"  # how the recipe of an interrupted import is known
 SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
@@ -54,10 +56,11 @@ def import_model(arguments: argparse.Namespace) -> str:
     from meshnet.export_tfjs import read_tfjs
     from meshnet.export_torch import read_layout, read_torch
     from meshnet.model import count_parameters
-    from meshnet.modelfolder import MESHNET_FIELDS, save_model
+    from meshnet.modelfolder import CARD, MESHNET_FIELDS, save_model
 
     source = arguments.source
     check_free(arguments.out)
+    check_grid(arguments)
     if not source.is_file():
         found = "is a folder" if source.is_dir() else "not found"
         raise UserError(f"{source}: {found}; expected brainchop's model.json or a .pth file")
@@ -66,7 +69,8 @@ def import_model(arguments: argparse.Namespace) -> str:
         model, info = read_tfjs(source)
     else:
         beside = arguments.layout or source.with_name("model.json")
-        layout = read_layout(beside) if arguments.layout or (beside.is_file() and not arguments.dilations) else {}
+        layout = read_layout(beside) if arguments.layout or beside.is_file() else {}
+        info |= {key: layout.pop(key) for key in list(info) if key in layout}
         if arguments.dilations:
             layout["dilations"] = parse_dilations(arguments.dilations)
         layout |= {key: getattr(arguments, key) for key in ("activation", "norm") if getattr(arguments, key)}
@@ -74,6 +78,7 @@ def import_model(arguments: argparse.Namespace) -> str:
     card = imported_card(source, model, info, arguments.channels, arguments.classes, arguments.scaling,
                          arguments.orientation, arguments.voxel_mm)
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
+    (arguments.out / CARD).unlink(missing_ok=True)  # an interrupted import must not leave another network's
     write_text(arguments.out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(arguments.out, model, card)
     return (f"{arguments.out}: MeshNet, {count_parameters(model):,} parameters, {len(card['classes'])} classes, "
@@ -96,7 +101,8 @@ def imported_card(source: Path, model, info: dict, channels: list[str], classes:
         UserError: for names that do not fit the network, or a scaling in the file that this program lacks.
     """
     asked = info["normalize"] or {"type": "minmax"}
-    scaling = scaling or NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
+    known = isinstance(asked, dict) and NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
+    scaling = scaling or known or None
     if scaling is None:
         raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
                         "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
@@ -118,7 +124,7 @@ def check_free(out: Path) -> None:
     from meshnet.modelfolder import CARD, WEIGHTS, read_card
 
     check_folder(out)
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    found = {path.name for path in out.iterdir() if not path.name.startswith(".tmp-")} if out.is_dir() else set()
     if CARD in found:
         known = read_card(out)["training_data"]
         ours = isinstance(known, dict) and "imported_from" in known
@@ -127,6 +133,14 @@ def check_free(out: Path) -> None:
         ours = not found or (recipe.is_file() and recipe.read_bytes().startswith(IMPORTED.encode()))
     if found - {CARD, WEIGHTS, RECIPE} or not ours:
         raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
+
+
+def check_grid(arguments: argparse.Namespace) -> None:
+    """Raise a UserError for an orientation or a voxel size that no grid has."""
+    if sorted("RAS".find(c.translate(MIRROR)) for c in arguments.orientation.upper()) != [0, 1, 2]:
+        raise UserError(f"--orientation: found {arguments.orientation!r}, expected three axis codes such as LIA")
+    if not 0 < arguments.voxel_mm < math.inf:
+        raise UserError(f"--voxel_mm: found {arguments.voxel_mm}, expected millimetres above 0, such as 1")
 
 
 def check_folder(out: Path) -> None:

@@ -46,6 +46,7 @@ def read_tfjs(path: Path) -> tuple[MeshNet, dict]:
         config = document["modelTopology"]["model_config"]["config"]
         layers = config["layers"] if isinstance(config, dict) else config
         manifest = document["weightsManifest"]
+        check_manifest(manifest)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a TensorFlow.js layers model ({type(error).__name__}: {error}); expected the "
                         "model.json that brainchop.org reads") from None
@@ -61,11 +62,19 @@ def read_tfjs(path: Path) -> tuple[MeshNet, dict]:
                 shape = [int(n) for n in sizes] if all(sizes) else None
             else:
                 add_layer(stages, layer["class_name"], settings, weights, path)
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a layer or its weights are incomplete ({type(error).__name__}: {error})") from None
     if weights:
         raise UserError(f"{path}: found weights that no layer uses ({', '.join(sorted(weights)[:3])})")
     return assemble(stages, str(path)), {"shape": shape, "normalize": document.get("_normalize")}
+
+
+def check_manifest(manifest: list[dict]) -> None:
+    """Raise a KeyError or TypeError where a weights manifest lacks something."""
+    for group in manifest:
+        for entry in group["weights"]:
+            math.prod(entry["shape"]), entry["name"] + "", entry["dtype"]
+        "".join(group["paths"])
 
 
 def check_chain(layers: list[dict], path: Path) -> None:

@@ -25,7 +25,8 @@ NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.pth`` file, unpickled with ``weights_only=True``, or of a safetensors file of that name.
+    """The tensors of a ``.pth`` file, unpickled with ``weights_only=True``, in its own order, which is the network's;
+    or of a safetensors file of that name, in the order of the names.
 
     Raises:
         UserError: for anything else, in particular a pickle that holds more than tensors.
@@ -36,10 +37,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            content = load_file(path)
+            content = sorted_state(load_file(path))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: cannot be opened as plain weights ({str(error).splitlines()[0][:120]}); expected a "
-                        "state dict of tensors, saved by torch.save(model.state_dict(), ...)") from None
+        words = str(error)[:120].partition("\n")[0]
+        raise UserError(f"{path}: cannot be opened as plain weights ({words}); expected a state dict of tensors, "
+                        " saved by torch.save(model.state_dict(), ...)") from None
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -50,7 +52,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_layout(path: Path) -> dict:
-    """brainchop's file beside a ``.pth``: ``dilations``, ``norm`` and ``activation``, as far as it says them.
+    """brainchop's file beside a ``.pth``: ``dilations``, ``norm`` and ``activation``, and from a layers model also
+    ``shape`` and ``normalize`` as ``read_tfjs`` gives them.
 
     It is either ``{"bnorm": bool, "gelu": bool, "elu": bool, "layers": [{"kernel_size", "dilation", …}, …]}``, whose
     ``bnorm`` is a group norm with one group a channel in the newer networks and batch norm in the older (the weights
@@ -59,7 +62,8 @@ def read_layout(path: Path) -> dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if "modelTopology" in document:
-            return layout_of_layers(document["modelTopology"]["model_config"]["config"]["layers"])
+            return layout_of_layers(document["modelTopology"]["model_config"]["config"]["layers"]) | {
+                "normalize": document.get("_normalize")}
         layers = document["layers"]
         dilations = [int(layer["dilation"]) for layer in layers if int(layer["kernel_size"]) != 1]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -75,19 +79,20 @@ def layout_of_layers(layers: list[dict]) -> dict:
     convolutions = [s for s in settings if "kernel_size" in s and set(s["kernel_size"]) != {1}]
     activations = [s["activation"] for s in settings if s.get("activation") in ACTIVATIONS]
     normalised = any(s["name"].endswith(NORMALISED) or s.get("activation") == "groupnorm" for s in settings)
+    sizes = [s["batch_input_shape"][1:4] for s in settings if "batch_input_shape" in s][:1]
+    shape = [int(n) for n in sizes[0]] if sizes and all(sizes[0]) else None
     return {"dilations": [int(s["dilation_rate"][0]) for s in convolutions], "activation": activations[0],
-            "norm": "group" if normalised else "none"}
+            "norm": "group" if normalised else "none", "shape": shape}
 
 
 def stages_from_state(state: dict[str, torch.Tensor], path: Path) -> list[Stage]:
-    """Convolutions in the order of their names (numbers by value), each with the norm that follows it."""
+    """Convolutions in the order of ``state``, each with the norm that follows it."""
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
         prefix, _, leaf = key.rpartition(".")
         modules.setdefault(prefix, {})[leaf] = tensor.float() if tensor.is_floating_point() else tensor
     stages: list[Stage] = []
-    for prefix in sorted(modules, key=natural_order):
-        parts = modules[prefix]
+    for prefix, parts in modules.items():
         weight = parts.get("weight")
         if weight is not None and weight.ndim == 5:
             stages.append(Stage(weight, parts.get("bias")))
@@ -105,9 +110,21 @@ def stages_from_state(state: dict[str, torch.Tensor], path: Path) -> list[Stage]
     return stages
 
 
-def natural_order(name: str) -> list:
-    """A sort key by which ``model.10`` comes after ``model.9``."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[.]", name)]
+def sorted_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` in the order of its layers' names, since a safetensors file does not keep that of the network."""
+    convolutions = {key.rpartition(".")[0] for key, tensor in state.items() if tensor.ndim == 5}
+    layer = lambda key: key.rpartition(".")[0]
+    return {key: state[key] for key in sorted(state, key=lambda k: natural_order(layer(k), layer(k) in convolutions))}
+
+
+def natural_order(name: str, first: bool = False) -> list:
+    """A sort key by which ``model.10`` comes after ``model.9``, ``conv10`` after ``conv9``, and of the layers in one
+    block those with words for names (``0.bn``, ``0.conv``) in that order but for the ``first``."""
+    *block, leaf = name.split(".")
+    parts = [part for word in [*block, leaf] for part in re.findall(r"\d+|\D+", word)]
+    if leaf and not any(letter.isdigit() for letter in leaf):
+        parts[len(parts) - 1:] = ["" if first and block else leaf]
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def read_torch(path: Path, layout: dict) -> MeshNet:

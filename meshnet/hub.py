@@ -65,6 +65,9 @@ def plain_errors(what: str) -> Iterator[None]:
     except httpx2.HTTPError as error:
         raise UserError(f"{what}: the connection to the Hub failed ({type(error).__name__}); the same command again "
                         "goes on where it stopped") from None
+    except errors.XetDownloadError as error:
+        raise UserError(f"{what}: the Hub's file store failed ({str(error)[:120].partition(chr(10))[0]}); the same "
+                        "command again goes on where it stopped") from None
     except ValueError as error:
         if "Invalid metadata" not in str(error):  # the client's, for a card that the Hub does not take
             raise
@@ -87,12 +90,12 @@ def explain_status(status: int) -> str:
 def with_retries(action: Callable):
     """``action()``, tried again a few times when the connection breaks or the Hub has an error of its own."""
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, XetDownloadError
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except httpx2.TransportError:
+        except (httpx2.TransportError, XetDownloadError):
             if attempt == ATTEMPTS:
                 raise
         except HfHubHTTPError as error:
@@ -145,13 +148,11 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
 def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str,
                 report: Path | None) -> None:
     """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
-    from meshnet.hubcard import model_readme, public_source
+    import yaml
 
-    known = card["training_data"]
-    if isinstance(known, dict) and "source" in known:
-        card = card | {"training_data": known | {"source": public_source(known["source"])}}
-    elif isinstance(known, str):
-        card = card | {"training_data": public_source(known)}
+    from meshnet.hubcard import model_readme, public_training_data
+
+    card = card | {"training_data": public_training_data(card["training_data"])}
     write_json(staged / "config.json", card)
     weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
     # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
@@ -159,14 +160,11 @@ def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, 
     for path in [folder / "metrics.jsonl", *weights, *pictures]:
         if path.is_file():
             shutil.copyfile(path, staged / path.name)
-    if (folder / "config.yaml").is_file():
-        import yaml
-
-        recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    recipes = [folder / name for name in ("config.yaml", "recipe.yaml") if (folder / name).is_file()]
+    if recipes:
+        recipe = yaml.safe_load(recipes[0].read_text(encoding="utf-8"))
         recipe.pop("run", None)  # paths and the machine
         write_text(staged / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
-    elif (folder / "recipe.yaml").is_file():
-        shutil.copyfile(folder / "recipe.yaml", staged / "recipe.yaml")
     picture = pictures[0].name if pictures else None
     readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence,
                           read_report(folder, report))
@@ -271,7 +269,7 @@ def data_folder(name: str) -> str:
 
 def copy_to(source: Path, target: Path) -> None:
     """Copy a pulled folder out of the cache, links resolved."""
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not empty; give another folder")
     shutil.copytree(source, target, dirs_exist_ok=True)
 

@@ -20,7 +20,11 @@ CITATION = """```bibtex
 }
 ```"""
 PUBLIC = ("suffix", "cases", "voxel_mm", "seed", "preset")  # of a source: nothing that can name a subject or a path
-LOCAL_PATH = re.compile(r"(?<!\S)(?:[/~\\]|\.\.?/|[A-Za-z]:[\\/])\S*")
+# A path in free text: absolute, from home or a folder up, after a space or punctuation, to the next of these; spaces
+# within are taken along where a slash follows.
+LOCAL_PATH = re.compile(
+    r"(?<![\w.-])(?:file:/*|~?/|\.\.?/|[A-Za-z]:[\\/]|\\\\)(?=[\w.~-])[^\s,;:)\]}'\"]*(?: [^\s/,;]+/\S*)*"
+)  # fmt: skip
 LIMITS = """Research software. It is not a medical device and must not be used for diagnosis or treatment.
 It was tested on the data named above and on nothing else; on other scanners, sequences, ages or kinds of lesion it may
 fail without a warning. Look at every mask."""
@@ -52,7 +56,7 @@ def safe_source(source):
     """What prepare.py noted of a data set's source, as far as it names no path, subject or file of this machine."""
     if not isinstance(source, dict):
         return public_source(source)
-    return {"format": source["format"]} | {key: source[key] for key in PUBLIC if source.get(key)}
+    return {"format": source.get("format")} | {key: source[key] for key in PUBLIC if source.get(key)}
 
 
 def public_source(source) -> str:
@@ -60,7 +64,17 @@ def public_source(source) -> str:
     if not isinstance(source, dict):
         return LOCAL_PATH.sub("a local path", str(source))
     details = ", ".join(f"{key} {source[key]}" for key in PUBLIC if source.get(key))
-    return f"{source['format']} ({details})" if details else str(source["format"])
+    form = source.get("format") or "not recorded"
+    return f"{form} ({details})" if details else form
+
+
+def public_training_data(known):
+    """A card's ``training_data`` without a path of this machine or a filter, which may name a subject."""
+    if not isinstance(known, dict):
+        return known if known is None else public_source(known)
+    clean = {key: LOCAL_PATH.sub("a local path", value) if isinstance(value, str) else value
+             for key, value in known.items()}
+    return clean | ({"source": public_source(known["source"])} if "source" in known else {})
 
 
 def describe_training(card: dict) -> str:

@@ -5,6 +5,7 @@ A public model is pinned to a commit of the repository that publishes it, so tha
 
 import dataclasses
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.parse
@@ -16,6 +17,7 @@ from meshnet.files import whole_file
 
 SOURCE = "https://raw.githubusercontent.com/neuroneural/brainchop"
 TIMEOUT_S = 30
+NOT_FOUND = 404
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +73,17 @@ def fetch(name: str) -> Path:
     for file in (model.binary, "model.json"):
         if not (raw / file).is_file():
             download(f"{SOURCE}/{model.commit}/{model.folder}/{file}", raw / file)
+    if not (raw / "colormap.json").is_file():  # the classes' names; not every network has one
+        download(f"{SOURCE}/{model.commit}/{model.folder}/colormap.json", raw / "colormap.json", optional=True)
     if model.sha256 and hashlib.sha256((raw / model.binary).read_bytes()).hexdigest() != model.sha256:
         (raw / model.binary).unlink()
         raise UserError(f"{name}: the weights that arrived are not the pinned ones (sha256 differs); try again")
-    network, info = read_tfjs(raw / "model.json")
+    try:
+        network, info = read_tfjs(raw / "model.json")
+    except UserError:  # not what was published: the next call fetches it anew
+        for file in (model.binary, "model.json"):
+            (raw / file).unlink(missing_ok=True)
+        raise
     origin = {"published_by": "neuroneural/brainchop", "commit": model.commit, "licence": model.licence}
     card = imported_card(raw / "model.json", network, info, [model.channel], scaling=model.scaling) | {
         "training_data": origin}
@@ -88,8 +97,8 @@ def identity(model: Public) -> str:
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
 
 
-def download(url: str, path: Path) -> None:
-    """Fetch ``url`` to ``path``, whole or not at all.
+def download(url: str, path: Path, optional: bool = False) -> None:
+    """Fetch ``url`` to ``path``, whole or not at all; nothing where an ``optional`` file does not exist there.
 
     Raises:
         UserError: naming the host and what went wrong.
@@ -99,8 +108,10 @@ def download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             content = answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if optional and (getattr(error, "code", None) == NOT_FOUND or isinstance(reason, FileNotFoundError)):
+            return
         raise UserError(f"{url}: could not be downloaded ({reason}); check the network to "
                         f"{urllib.parse.urlparse(url).hostname}, or import a copy with python -m meshnet.export "
                         "import") from None

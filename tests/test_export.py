@@ -192,10 +192,12 @@ def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "SOURCE", (tmp_path / "source").as_uri())
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
     monkeypatch.setitem(registry.PUBLIC, "made-up", model)
+    colours = {"labels": ["nothing", "something"]}
+    (tmp_path / "source" / model.commit / "sub" / "colormap.json").write_text(json.dumps(colours))
     run_command("import", tmp_path / "source" / model.commit / "sub" / "model.json", tmp_path / "m")
     ours, theirs = (modelfolder.read_card(path) for path in (tmp_path / "m", registry.fetch("made-up")))
     assert theirs["shape"] is None and theirs["scaling"] == "brainchop_quantile"
-    assert ours | {"training_data": None} == theirs | {"training_data": None}
+    assert ours | {"training_data": None} == theirs | {"training_data": None} and theirs["classes"][1] == "something"
 
 
 def test_half_precision_binary(tmp_path):
@@ -283,6 +285,10 @@ def change(path: Path, where: str, value) -> None:
     (lambda p: change(p, "use_bias", False), "weights that no layer uses"),
     (lambda p: change(p, "name", "other"), "takes c0, expected other alone"),
     (lambda p: change(p, "weightsManifest", [{"paths": ["../../secret"], "weights": []}]), "in the same folder"),
+    (lambda p: change(p, "weightsManifest", [{"weights": []}]), "not a TensorFlow.js layers model"),
+    (lambda p: change(p, "weightsManifest", [{"paths": [], "weights": [{"name": "x"}]}]), "not a TensorFlow.js"),
+    (lambda p: change(p, "modelTopology", {"model_config": {"config": {"layers": ["x", "y"]}}}), "incomplete"),
+    (lambda p: change(p, "_normalize", "minmax"), "choose with --scaling"),
     (lambda p: change(p, "_normalize", {"type": "quantile", "min": 2, "max": 98}), "choose with --scaling"),
 ])
 def test_what_is_no_meshnet_is_one_line(tmp_path, breaking, message):
@@ -392,6 +398,44 @@ def test_pth_by_flags(tmp_path):
     assert torch.allclose(modelfolder.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize("names", ["{kind}{i}", "blocks.{i}.{kind}"])
+def test_layers_come_in_the_networks_order_whatever_their_names(tmp_path, kind, names):
+    """``conv10`` after ``conv9``, and a norm called ``bn`` after its ``conv``; a safetensors file is sorted by name."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    if kind == "safetensors" and names.startswith("{"):
+        pytest.skip("norms and convolutions apart from each other: nothing tells which belongs where")
+    reference = randomise(Published(nn.ReLU, lambda: nn.BatchNorm3d(5))).eval()
+    state = {}
+    for key, tensor in reference.state_dict().items():
+        _, i, *part, leaf = key.split(".")
+        name = names.format(kind={"0": "conv", "1": "bn"}[part[0]], i=i) if part else "head"
+        state[f"{name}.{leaf}"] = tensor
+    path = tmp_path / "w.pth"
+    torch.save(state, path) if kind == "pth" else save_file(state, path)
+    dilations = ",".join(map(str, DILATIONS * 4))
+    run_command("import", path, tmp_path / "m", "--dilations", dilations)
+    x = torch.randn(1, 1, 8, 8, 8)
+    assert torch.allclose(modelfolder.load_model(tmp_path / "m")[0](x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_flags_go_before_the_file_beside_a_pth_and_the_rest_stays(tmp_path):
+    torch.manual_seed(0)
+    made_up(tmp_path, activation="gelu", norm="by name", bias=False, affine=False,
+            _normalize={"type": "quantile", "min": 5, "max": 95})
+    blocks = [nn.Sequential(nn.Conv3d(width, 6, 3, padding=d, dilation=d, bias=False), nn.GroupNorm(6, 6, affine=False),
+                            nn.GELU()) for width, d in zip((1, 6, 6), (4, 2, 1))]
+    reference = nn.Sequential(*blocks, nn.Conv3d(6, 2, 1))
+    torch.save(reference.state_dict(), tmp_path / "model.pth")
+    run_command("import", tmp_path / "model.pth", tmp_path / "m", "--dilations", "4,2,1")
+    network, card = modelfolder.load_model(tmp_path / "m")
+    x = torch.randn(1, 1, 9, 8, 7)
+    assert torch.allclose(network(x), reference(x), atol=1e-5)
+    assert card["scaling"] == "brainchop_quantile" and card["shape"] is None  # of 12 mm: no head
+
+
 def test_a_pickle_with_code_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -430,6 +474,7 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
     with pytest.raises(UserError, match="is a folder; expected brainchop's"):
         run_command("import", tmp_path, tmp_path / "n")
     (tmp_path / "m" / "config.json").unlink()  # as an import that was interrupted leaves it
+    (tmp_path / "m" / ".tmp-1-model.safetensors").write_bytes(b"half")
     run_command("import", path, tmp_path / "m")
     for name, content in (("model.safetensors", b"weights"), ("recipe.yaml", b"model: {name: meshnet}")):
         foreign = tmp_path / f"with {name}"
@@ -438,6 +483,27 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
         with pytest.raises(UserError, match="no imported model"):
             run_command("import", path, foreign)
         assert {path.name: path.read_bytes() for path in foreign.iterdir()} == {name: content}
+
+
+def test_an_interrupted_second_import_has_no_card(tmp_path, monkeypatch):
+    """Else new weights would be read with the old network's activation."""
+    path, _ = made_up(tmp_path)
+    run_command("import", path, tmp_path / "m")
+    with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+        changed.setattr(modelfolder, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run_command("import", path, tmp_path / "m")
+    with pytest.raises(UserError, match=r"config\.json: not found"):
+        modelfolder.load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--orientation", "XYZ"], "--orientation: found 'XYZ'"), (["--orientation", "LLA"], "--orientation"),
+    (["--voxel_mm", "0"], "--voxel_mm"), (["--voxel_mm", "nan"], "--voxel_mm"), (["--voxel_mm", "inf"], "--voxel_mm")])
+def test_a_grid_that_cannot_be_is_refused(tmp_path, flags, message):
+    path, _ = made_up(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run_command("import", path, tmp_path / "m", *flags)
+    assert not (tmp_path / "m").exists()
 
 
 def test_an_imported_network_is_fine_tuned_and_segments(tiny_data, tmp_path):

@@ -69,6 +69,22 @@ def test_half_precision_rounds_each_weight_once(tmp_path):
         assert any(np.array_equal(array.ravel(), layer.bias.numpy()) for array in found)
 
 
+def test_no_number_is_no_agreement(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    from meshnet.export_onnx import compare
+
+    class Broken:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, _, given):
+            return [np.full((1, 2, *given["volume"].shape[2:]), np.nan, np.float32)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Broken)
+    volumes = [np.zeros((1, 4, 4, 4), np.float32)]
+    assert compare(MeshNet(4, dilations=(1,)).eval(), tmp_path, volumes)["relative_difference"] == float("inf")
+
+
 def test_the_comparison_sees_a_difference(tmp_path):
     from meshnet.export_onnx import compare, trial_volumes, write_onnx
 

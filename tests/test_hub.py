@@ -246,6 +246,9 @@ def test_a_second_push_leaves_nothing_stale_and_a_users_own_files(server, run):
     count = len(commits)
     hub.push_run(run, "user/stroke")
     assert len(commits) == count + 1
+    (run / "recipe.yaml").write_text("run: {data_path: /home/someone/data}\nmodel: {name: meshnet}\n")
+    hub.push_run(run, "user/other")
+    assert server.repos["model", "user/other"]["commits"][-1][1]["recipe.yaml"] == b"model:\n  name: meshnet\n"
     assert set(commits[-1][1]) == {"README.md", "config.json", "model.safetensors", "metrics.jsonl", "curves.png",
                                    "notes.md", ".gitattributes", "other.png"}
 
@@ -254,9 +257,16 @@ def test_no_card_says_where_data_lay_or_who_was_in_it():
     source = {**SOURCE, "include": ["subject=sub-secret"], "exclude": ["subject=sub-hidden"], "labels": "/a/l.json"}
     words = hubcard.public_source(source)
     assert words == "bids (suffix ['T2w'])" and hubcard.safe_source(source) == {"format": "bids", "suffix": ["T2w"]}
-    for path in ("/home/someone/x", "~/x", "./x", "C:\\x", "../x"):
-        assert hubcard.public_source(f"scans of {path} and more") == "scans of a local path and more"
-    assert hubcard.public_source("heads alone (meshnet/synthetic.py)") == "heads alone (meshnet/synthetic.py)"
+    for path in ("/home/someone/x", "~/x", "./x", "C:\\x", "../x", "file:///home/x"):
+        for before, after in ((" ", " "), ("(", ")"), ("'", "'"), ("=", ",")):
+            found = hubcard.public_source(f"scans of{before}{path}{after}and more")
+            assert found == f"scans of{before}a local path{after}and more"
+    assert hubcard.public_source("of /home/Bob Smith/sub-01/x.nii") == "of a local path"
+    for harmless in ("heads alone (meshnet/synthetic.py)", "T1w / T2w of ~500 people", "a share of 3/4", "T2w/FLAIR"):
+        assert hubcard.public_source(harmless) == harmless
+    known = {"source": source, "began_as": "/home/someone/run", "cases": 3}
+    assert hubcard.public_training_data(known) == {"source": words, "began_as": "a local path", "cases": 3}
+    assert hubcard.public_source({"path": "/x"}) == "not recorded"
 
 
 def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
@@ -362,6 +372,22 @@ def test_connection_that_breaks_while_pushing(server, run):
         hub.push_run(run, "user/stroke2")
 
 
+def test_the_hubs_file_store_failing_is_one_line(monkeypatch):
+    from huggingface_hub.errors import XetDownloadError
+
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise XetDownloadError("cas: broken\nmore")
+
+    monkeypatch.setattr(hub, "WAIT_S", 0)
+    with pytest.raises(UserError, match=r"user/x: the Hub's file store failed \(cas: broken\); the same"), \
+            hub.plain_errors("user/x"):
+        hub.with_retries(fail)
+    assert len(calls) == hub.ATTEMPTS
+
+
 def test_connection_that_breaks_while_pulling(server, run, monkeypatch):
     from huggingface_hub import constants
 
@@ -419,8 +445,9 @@ def test_prepared_dataset_round_trip(server, tmp_path):
     assert pulled == info | {"source": {"format": "bids", "suffix": ["T2w"]}}  # no path, no filters
     readme = (tmp_path / "copy" / "README.md").read_text()
     assert "2 cases of 2 subjects, prepared from bids (suffix ['T2w']): channels T2w" in readme
-    with pytest.raises(UserError, match="not empty"):
-        hub.copy_to(folder, tmp_path / "copy")
+    for taken in (tmp_path / "copy", tmp_path / "copy" / "README.md"):
+        with pytest.raises(UserError, match="not empty"):
+            hub.copy_to(folder, taken)
     commits = server.repos["dataset", "user/cases"]["commits"]
     count, server.log[:] = len(commits), []
     with pytest.raises(UserError, match="choose another --licence"):
@@ -481,7 +508,11 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "second"))
     with pytest.raises(UserError, match="could not be downloaded"):
         modelfolder.load_model("brainchop-tissue-light")
+    (source / "model.json").write_bytes(b"{}")  # what cannot be read is fetched anew
+    with pytest.raises(UserError, match="not a TensorFlow"):
+        modelfolder.load_model("brainchop-tissue-light")
     (source / "model.json").write_bytes((shared_data / "brainchop" / "model.json").read_bytes())
+    assert modelfolder.load_model("brainchop-tissue-light")[1] == card
     (source / model.binary).write_bytes(b"\0" * 22392)
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
