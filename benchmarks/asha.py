@@ -68,13 +68,12 @@ def run(arguments) -> None:
     if arguments.out.exists():
         done = {tuple(json.loads(line)[name] for name in key) for line in arguments.out.open()}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        problem = None
         for workers in arguments.workers:
             for name in arguments.methods:
                 cell = (arguments.curves, name, workers, seed)
                 if cell in done or time.monotonic() - began > 60 * arguments.minutes:
                     continue
-                problem = problem or CURVES[arguments.curves](seed)
+                problem = CURVES[arguments.curves](seed)
                 random.seed(seed)
                 np.random.seed(seed)  # peers draw from the global state
                 start = time.process_time()
