@@ -8,8 +8,8 @@ real ones. Each method (asha_methods.py) runs with 1 to 500 workers until it has
     python benchmarks/asha.py run --curves real --workers 1 4 16 --minutes 4 --out results.jsonl
     python benchmarks/asha.py table results.jsonl
 
-The same command again goes on with what is missing in the file. Peers (``syne_tune``, ``optuna``) and the table need
-packages: benchmarks/asha_peers.txt, in an environment of their own.
+The same command again goes on with what is missing in the file. Peers (``syne_tune``, ``optuna``, ``orion``) and the
+table need packages: benchmarks/asha_peers.txt, in environments of their own.
 """
 
 import argparse
