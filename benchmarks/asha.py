@@ -8,8 +8,8 @@ real ones. Each method (asha_methods.py) runs with 1 to 500 workers until it has
     python benchmarks/asha.py run --curves real --workers 1 4 16 --minutes 4 --out results.jsonl
     python benchmarks/asha.py table results.jsonl
 
-The same command again goes on with what is missing in the file. Peers (``syne_tune``, ``optuna``) and the table need
-packages: benchmarks/asha_peers.txt, in an environment of their own.
+The same command again goes on with what is missing in the file. Peers (``syne_tune``, ``optuna``, ``orion``) and the
+table need packages: benchmarks/asha_peers.txt, in environments of their own.
 """
 
 import argparse
@@ -68,13 +68,12 @@ def run(arguments) -> None:
     if arguments.out.exists():
         done = {tuple(json.loads(line)[name] for name in key) for line in arguments.out.open()}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        problem = None
         for workers in arguments.workers:
             for name in arguments.methods:
                 cell = (arguments.curves, name, workers, seed)
                 if cell in done or time.monotonic() - began > 60 * arguments.minutes:
                     continue
-                problem = problem or CURVES[arguments.curves](seed)
+                problem = CURVES[arguments.curves](seed)
                 random.seed(seed)
                 np.random.seed(seed)  # peers draw from the global state
                 start = time.process_time()

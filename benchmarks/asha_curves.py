@@ -67,8 +67,10 @@ class RealCurves:
 
     Taken are the configurations of 5 to 10 epochs that ran to their end or diverged; the fidelity is tenths of a run,
     between whose measured epochs the validation loss is interpolated. A diverged run has the table's own loss of 5
-    from there on. A proposal trains the table's configuration nearest to it in the unit cube. ``seed`` changes the pace
-    of the runs and nothing else; the score is the negative loss.
+    from there on. A proposal trains the configuration of the table nearest to it in the unit cube of those that this
+    search has not trained yet: nobody trains the same twice, and a method that looks closely at one place would
+    otherwise be given the same configuration dozens of times under other names. One instance serves one search.
+    ``seed`` changes the pace of the runs and nothing else; the score is the negative loss.
     """
 
     space = Space(
@@ -90,12 +92,17 @@ class RealCurves:
         self.units, self.losses = read_table()
         self.best = set(np.argsort(self.losses[:, -1])[: round(len(self.losses) / 100)].tolist())
         self.rows: dict[tuple, int] = {}
+        self.taken = np.zeros(len(self.units), bool)
 
     def row(self, units) -> int:
-        """The number of the nearest configuration."""
+        """The configuration that a proposal trains: the nearest that no earlier one took, and always the same."""
         key = tuple(units)
         if key not in self.rows:
-            self.rows[key] = int(((self.units - np.asarray(units)) ** 2).sum(1).argmin())
+            if self.taken.all():
+                self.taken[:] = False
+            away = ((self.units - np.asarray(units)) ** 2).sum(1)
+            self.rows[key] = int(np.where(self.taken, np.inf, away).argmin())
+            self.taken[self.rows[key]] = True
         return self.rows[key]
 
     def score(self, units, epoch: int, number: int) -> float:

@@ -226,6 +226,40 @@ class SyneTune:
         return self.scheduler.on_trial_result(trial, result) == "CONTINUE"
 
 
+class Orion:
+    """Orion's ASHA: promotion type, random search, as many rungs as ours."""
+
+    def __init__(self, problem: Curves, seed: int, workers: int):
+        from orion.algo.asha import ASHA
+        from orion.core.io.space_builder import SpaceBuilder
+        from orion.core.worker.primary_algo import create_algo
+        from orion.core.worker.trial import Trial
+
+        self.problem, self.result = problem, Trial.Result
+        space = {"epochs": f"fidelity({problem.lowest}, {problem.highest}, 2)"}  # the base is its reduction factor
+        for d in problem.space.dimensions:
+            range_ = f"{list(d.choices)}" if d.kind == "choices" else f"{d.low}, {d.high}"
+            space[d.name] = f"{d.kind}({range_}{', discrete=True' if d.discrete else ''})"
+        self.algorithm = create_algo(ASHA, SpaceBuilder().build(space), seed=seed, num_rungs=4)
+        self.numbers, self.stops, self.trials = {}, {}, {}
+
+    def next(self) -> Work | None:
+        found = self.algorithm.suggest(1)
+        if not found:
+            return None
+        parameters = {d.name: found[0].params[d.name] for d in self.problem.space.dimensions}
+        number = self.numbers.setdefault(str(parameters), len(self.numbers))  # without epochs: a promoted one goes on
+        start, stop = self.stops.get(number, 0), int(found[0].params["epochs"])
+        self.stops[number], self.trials[number] = stop, found[0]
+        return Work(number, self.problem.space.encode(parameters), start, stop)
+
+    def tell(self, work: Work, epoch: int, score: float) -> bool:
+        trial = self.trials[work.number]
+        trial.status, trial.results = "completed", [self.result(name="dice", type="objective", value=-score)]
+        self.algorithm.observe([trial])
+        return True
+
+
 METHODS: dict[str, Callable] = {
     "ours": Ours,
     "ours_random": lambda problem, seed, workers: Ours(problem, seed, workers, RandomSampler, brackets=1),
@@ -234,5 +268,6 @@ METHODS: dict[str, Callable] = {
     "synchronous": Synchronous,
     "optuna_tpe": OptunaPruner,
     "syne_tune_asha": lambda problem, seed, workers: SyneTune(problem, seed, workers, "asha"),
+    "orion_asha": Orion,
     "syne_tune_cqr": lambda problem, seed, workers: SyneTune(problem, seed, workers, "cqr"),
 }

@@ -40,17 +40,21 @@ class ModelSampler:
     is a share ``explore`` of the later ones, so that a wrong model cannot trap the study. ``most``: scores that the
     model is fitted to at most (of the highest rungs, the best first); ``candidates``: proposals that are compared.
 
+    ``margin``: what counts as an improvement, in standard deviations of a single score's noise. Without one the search
+    circles: where the best point is known to within the noise, one beside it still promises a little, for ever (dozens
+    of trials at one point of seed 28 of the simulated curves, 7,034 epochs; 804 with a margin of 2).
+
     ``batch``: proposals made at a time, as a share of the scores that are known. With hundreds of workers a score
     comes every second, and one more than hundreds changes nothing: the model is asked anew when it knows this much
     more. With fewer than two of them a batch it is asked for every trial.
     """
 
     def __init__(
-        self, space: Space, seed: int, first: int = 5, explore: float = 0.05, most: int = 300, candidates: int = 600,
-        batch: float = 0.02,
+        self, space: Space, seed: int, first: int = 10, explore: float = 0.05, most: int = 300, candidates: int = 600,
+        batch: float = 0.02, margin: float = 2.0,
     ):  # fmt: skip
         self.space, self.seed, self.first, self.explore = space, seed, first, explore
-        self.most, self.candidates, self.batch = most, candidates, batch
+        self.most, self.candidates, self.batch, self.margin = most, candidates, batch, margin
         self.kernel = None
         self.fitted_to = 0
         self.ready: list = []
@@ -140,7 +144,7 @@ class ModelSampler:
         chosen = []
         for _ in range(count):
             deviation = np.sqrt(np.maximum(covariance.diagonal() - noise, 0))
-            gain = (best - mean) / np.maximum(deviation, 1e-9)
+            gain = (best - self.margin * math.sqrt(noise) - mean) / np.maximum(deviation, 1e-9)
             density = np.exp(-(gain**2) / 2) / math.sqrt(2 * math.pi)
             here = int(np.argmax(deviation * (gain * ndtr(gain) + density)))
             chosen.append(units[here])
