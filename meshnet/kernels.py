@@ -155,11 +155,13 @@ def contiguous(array: Array) -> Array:
 
 
 def thread_count() -> int:
-    """PyTorch's number of threads, or what it would be where PyTorch is not imported."""
+    """PyTorch's number of threads; where it is not imported, ``OMP_NUM_THREADS`` or the CPUs this process may use."""
     if "torch" in sys.modules:
         return sys.modules["torch"].get_num_threads()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdecimal() and int(wanted) else len(os.sched_getaffinity(0))
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pointers(arrays: Sequence[Array | None]) -> ctypes.Array:
