@@ -148,21 +148,27 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
 # ---------------------------------------------------------------------- network and scans
 
 def load_models(arguments: argparse.Namespace) -> list[tuple]:
-    """(network, card) of every ``--model``, on the device."""
-    import torch
-
+    """(network, card) of every ``--model``, on the device; without PyTorch where the kernels can run all of them."""
+    from meshnet import folded
     from meshnet.modelfolder import default_model, load_model
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     weights = {"weights": "model_ema.safetensors"} if arguments.ema else {}
-    models = [load_model(name, **weights) for name in arguments.model or [default_model()]]
+    names = arguments.model or [default_model()]
+    models = [folded.load(name, device=arguments.device, **weights) for name in names]
+    light = None not in models
+    if not light:
+        import torch
+
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        models = [load_model(name, **weights) for name in names]
     first = models[0][1]
     for name, (network, card) in zip(arguments.model, models):
         if card["classes"] != first["classes"] or len(card["channels"]) != len(first["channels"]):
             raise UserError(f"--model {name}: has classes {card['classes']} and channels {card['channels']}, expected "
                             f"{first['classes']} and {first['channels']} as {arguments.model[0]}")
-        network.to(pick_device(arguments.device))
+        if not light:
+            network.to(pick_device(arguments.device))
     return models
 
 
@@ -226,13 +232,13 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     import numpy as np
 
     from meshnet import geometry, segment
-    from meshnet.evaluation import decide
-    from meshnet.lesionmask import clean, lesion_volumes_mm3
+    from meshnet.lesionmask import clean, decide, lesion_volumes_mm3
 
     total, parts = None, case["parts"]
     for (network, _), (volume, affine) in zip(models, case["inputs"]):
         with timed(parts, "compute"):
-            probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory)
+            probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory,
+                                            threads=arguments.threads)
         if len(probabilities) == 2:  # the background's is one minus the lesion's
             probabilities = probabilities[1:]
         with timed(parts, "back"):

@@ -9,6 +9,7 @@ from meshnet import metrics, modelfolder, segment
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
 from meshnet.geometry import to_native
+from meshnet.lesionmask import decide
 from meshnet.recipe import read_mapping
 from meshnet.runfolder import write_cases
 from meshnet.splits import fold_subjects, load_splits
@@ -75,15 +76,3 @@ def score_probabilities(probabilities: np.ndarray, card: dict, data: PreparedDat
     groups = {key: value for key, value in row.items() if key.startswith("group_")}
     return {"case": row["case"], "subject": row["subject"], "session": row["session"], **groups, **scores,
             **{f"conformed_{key}": value for key, value in in_conformed.items()}}
-
-
-def decide(probabilities: np.ndarray, card: dict, threshold: float | None = None) -> np.ndarray:
-    """Labels (X, Y, Z) uint8 from probabilities (K, X, Y, Z), of two classes the lesion's alone if one likes.
-
-    With two classes a voxel is lesion where its probability reaches ``threshold`` (the card's by default); with more,
-    the class is the most probable one.
-    """
-    threshold = card["threshold"] if threshold is None else threshold
-    if len(probabilities) <= 2:
-        return (probabilities[-1] >= threshold).astype(np.uint8)
-    return probabilities.argmax(0).astype(np.uint8)

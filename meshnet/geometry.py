@@ -165,7 +165,10 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
     shape = tuple(like.shape[:3])
     if array.dtype.kind == "f":
         if array.ndim == 4:
-            return np.stack([resample(a, to_source, shape, order=1) for a in array.astype(np.float32, copy=False)])
+            result = np.empty((len(array), *shape), np.float32)
+            for one, a in zip(result, array.astype(np.float32, copy=False)):
+                resample(a, to_source, shape, order=1, out=one)
+            return result
         return resample(array.astype(np.float32, copy=False), to_source, shape, order=1)
     if array.dtype == bool:
         array = array.astype(np.uint8)

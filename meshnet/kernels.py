@@ -1,9 +1,13 @@
 """The compiled CPU kernels of ``kernels.cpp``: built on first use where a C++ compiler is there, else left out.
 
 The library is kept in the user's cache folder under a name made from the source, the compiler and this CPU's features.
-It is compared with PyTorch on a small case each time it is loaded. Wherever anything fails, ``available()`` is False
+It is compared with numpy on a small case each time it is loaded. Wherever anything fails, ``available()`` is False
 and callers go PyTorch's own way. ``MESHNET_KERNELS=0`` in the environment switches the kernels off.
+
+Convolutions take tensors or numpy arrays, so that a scan can be segmented without importing PyTorch.
 """
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
@@ -13,10 +17,17 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray | torch.Tensor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("g++", "clang++", "c++")
@@ -79,7 +90,7 @@ def library() -> ctypes.CDLL | None:
         loaded.meshnet_norm_backward.argtypes = [address] * 3 + maps + [address] * 5 + [number] * 2
     except (OSError, AttributeError):
         return None
-    return loaded if agrees_with_torch(loaded) else None
+    return loaded if agrees_with_numpy(loaded) else None
 
 
 def build(folder: Path | None = None) -> Path | None:
@@ -133,15 +144,35 @@ def integers(values: Sequence[int]) -> ctypes.Array:
     return (ctypes.c_int * len(values))(*values)
 
 
-def pointers(tensors: Sequence[torch.Tensor | None]) -> ctypes.Array:
-    """The addresses of ``tensors`` as a C array."""
-    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+def address(array: Array) -> int:
+    """Where the numbers of ``array`` lie."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
 
-def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], dilations: Sequence[int],
-               activations: Sequence[str], volume: torch.Tensor, out: torch.Tensor, output: str = "features",
+def contiguous(array: Array) -> Array:
+    """``array``, copied unless it lies in one piece."""
+    return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array.contiguous()
+
+
+def thread_count() -> int:
+    """PyTorch's number of threads; where it is not imported, ``OMP_NUM_THREADS`` or the CPUs this process may use."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pointers(arrays: Sequence[Array | None]) -> ctypes.Array:
+    """The addresses of ``arrays`` as a C array."""
+    return (ctypes.c_void_p * len(arrays))(*(None if a is None else address(a) for a in arrays))
+
+
+def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilations: Sequence[int],
+               activations: Sequence[str], volume: Array, out: Array, output: str = "features",
                boxes: Sequence | None = None, at: Sequence[int] | None = None,
-               head: tuple[torch.Tensor, torch.Tensor] | None = None, pairs: Sequence[bool] | None = None,
+               head: tuple[Array, Array] | None = None, pairs: Sequence[bool] | None = None,
                threads: int | None = None, lib: ctypes.CDLL | None = None) -> None:
     """Stream ``volume`` (C, X, Y, Z) through 3×3×3 convolutions with equal zero padding and write into ``out``.
 
@@ -155,9 +186,9 @@ def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | 
         at: where in ``out`` the last box begins; None means where it lies in the volume.
         pairs: whether a layer computes planes in pairs, which is quicker and needs more room; None means all do.
     """
-    weights = [w.contiguous() for w in weights]
-    volume = volume.contiguous()
-    assert out.is_contiguous() and all(t.dtype == torch.float32 for t in (volume, *weights))
+    weights, volume = [contiguous(w) for w in weights], contiguous(volume)
+    assert address(contiguous(out)) == address(out)
+    assert all(str(array.dtype).endswith("float32") for array in (volume, *weights))
     if boxes is None:
         boxes = [tuple((0, n) for n in volume.shape[1:])] * (len(weights) + 1)
     widths = [volume.shape[0], *(w.shape[0] for w in weights)]
@@ -167,9 +198,9 @@ def run_column(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | 
               "biases": pointers(biases), "out_shape": integers(tuple(out.shape[-3:])), "out_at": integers(at)}
     for name, array in arrays.items():
         setattr(request, name, ctypes.cast(array, ctypes.c_void_p))
-    request.volume, request.out, request.output = volume.data_ptr(), out.data_ptr(), OUTPUTS[output]
+    request.volume, request.out, request.output = address(volume), address(out), OUTPUTS[output]
     if head is not None:
-        request.head_weight, request.head_bias, request.classes = head[0].data_ptr(), head[1].data_ptr(), len(head[1])
+        request.head_weight, request.head_bias, request.classes = address(head[0]), address(head[1]), len(head[1])
     if (lib or library()).meshnet_run(ctypes.byref(request)):
         raise MemoryError("meshnet kernels: no memory for the layers' planes")
     del keep
@@ -183,7 +214,7 @@ def make_request(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
               "activations": integers([0] * len(dilations)), "shape": integers(shape),
               "pairs": integers([1] * len(dilations) if pairs is None else pairs),
               "boxes": integers([edge for box in boxes for side in box for edge in side])}
-    request = Request(layers=len(dilations), threads=threads or torch.get_num_threads(), classes=2,
+    request = Request(layers=len(dilations), threads=threads or thread_count(), classes=2,
                       **{name: ctypes.cast(array, ctypes.c_void_p) for name, array in arrays.items()})
     return request, list(arrays.values())
 
@@ -209,50 +240,54 @@ def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
     return pairs
 
 
-def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, dilation: int, threads: int | None = None,
-                    lib: ctypes.CDLL | None = None) -> torch.Tensor:
+def weight_gradient(x: Array, gradient: Array, dilation: int, threads: int | None = None,
+                    lib: ctypes.CDLL | None = None) -> Array:
     """The gradient (out, in, 3, 3, 3) of a convolution's weights from its input ``x`` (in, X, Y, Z) and the gradient
     (out, X, Y, Z) of its output, both float32 on the CPU. The same bits for any number of threads."""
-    x, gradient = x.contiguous(), gradient.contiguous()
-    result = torch.empty((gradient.shape[0], x.shape[0], 3, 3, 3))
+    x, gradient = contiguous(x), contiguous(gradient)
+    result = np.empty((gradient.shape[0], x.shape[0], 3, 3, 3), np.float32)
     shape = integers(tuple(x.shape[1:]))
-    if (lib or library()).meshnet_weight_gradient(x.data_ptr(), gradient.data_ptr(), x.shape[0], gradient.shape[0],
-                                                  dilation, ctypes.cast(shape, ctypes.c_void_p), result.data_ptr(),
-                                                  threads or torch.get_num_threads()):
+    if (lib or library()).meshnet_weight_gradient(address(x), address(gradient), x.shape[0], gradient.shape[0],
+                                                  dilation, ctypes.cast(shape, ctypes.c_void_p), address(result),
+                                                  threads or thread_count()):
         raise MemoryError("meshnet kernels: no memory for the weights' gradient")
-    return result
+    return result if isinstance(x, np.ndarray) else sys.modules["torch"].from_numpy(result)
 
 
 def extent(y: torch.Tensor) -> tuple[int, int, int]:
     """Batch, channels and voxels of ``y`` (B, C, X, Y, Z), which has to be contiguous."""
-    assert y.is_contiguous() and y.dtype == torch.float32
+    assert y.is_contiguous() and str(y.dtype) == "torch.float32"
     return y.shape[0], y.shape[1], y[0, 0].numel()
 
 
 def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,), float64, of each channel of ``y`` (B, C, X, Y, Z)."""
+    import torch
+
     mean, variance = torch.empty((2, y.shape[1]), dtype=torch.float64)
     if library().meshnet_statistics(y.data_ptr(), *extent(y), mean.data_ptr(), variance.data_ptr(),
-                                    torch.get_num_threads()):
+                                    thread_count()):
         raise MemoryError("meshnet kernels: no memory for statistics")
     return mean, variance
 
 
 def norm(y: torch.Tensor, z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: str) -> None:
     """``z`` = activation(scale · y + shift), channel by channel; ``z`` may be ``y``."""
-    assert z.is_contiguous() and z.shape == y.shape and scale.dtype == shift.dtype == torch.float32
+    assert z.is_contiguous() and z.shape == y.shape and str(scale.dtype) == str(shift.dtype) == "torch.float32"
     library().meshnet_norm(y.data_ptr(), z.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-                           ACTIVATIONS[activation], torch.get_num_threads())
+                           ACTIVATIONS[activation], thread_count())
 
 
 def norm_sums(y: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, mean: torch.Tensor,
               activation: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Per channel (C,), float64: the sum of the gradient before ``norm``'s activation, and of it times (y − mean)."""
+    import torch
+
     of_shift, of_scale = torch.empty((2, y.shape[1]), dtype=torch.float64)
     assert extent(gradient) == extent(y)
     if library().meshnet_norm_sums(y.data_ptr(), gradient.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
                                    mean.data_ptr(), ACTIVATIONS[activation], of_shift.data_ptr(), of_scale.data_ptr(),
-                                   torch.get_num_threads()):
+                                   thread_count()):
         raise MemoryError("meshnet kernels: no memory for sums")
     return of_shift, of_scale
 
@@ -264,25 +299,29 @@ def norm_backward(y: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor,
     assert extent(gradient) == extent(y) == extent(result)
     library().meshnet_norm_backward(
         y.data_ptr(), gradient.data_ptr(), result.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-        mean.data_ptr(), constant.data_ptr(), slope.data_ptr(), ACTIVATIONS[activation], torch.get_num_threads())
+        mean.data_ptr(), constant.data_ptr(), slope.data_ptr(), ACTIVATIONS[activation], thread_count())
 
 
-def agrees_with_torch(lib: ctypes.CDLL) -> bool:
-    """Whether ``lib`` computes what PyTorch does on a small case: either way to convolve, and the weights' gradient."""
-    generator = torch.Generator().manual_seed(0)
-    volume = torch.randn((3, 4, 13, 21), generator=generator)
-    weight, bias = torch.randn((5, 3, 3, 3, 3), generator=generator), torch.randn((5,), generator=generator)
-    gradient, out = torch.randn((5, 4, 13, 21), generator=generator), torch.empty((5, 4, 13, 21))
+def agrees_with_numpy(lib: ctypes.CDLL) -> bool:
+    """Whether ``lib`` computes what numpy does in float64 on a small case: either way to convolve, and the weights'
+    gradient."""
+    generator = np.random.default_rng(0)
+    volume, weight, bias, gradient = (
+        generator.standard_normal(shape, np.float32)
+        for shape in ((3, 4, 13, 21), (5, 3, 3, 3, 3), (5,), (5, 4, 13, 21)))
     for dilation in (1, 3):
+        out = np.full_like(gradient, np.nan)
         run_column([weight], [bias], [dilation], ["elu"], volume, out, threads=2, lib=lib)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the first call may come from within one
-            expected = torch.nn.functional.elu(torch.nn.functional.conv3d(
-                volume[None], weight, bias, padding=dilation, dilation=dilation)[0])
-            expected_gradient = torch.ops.aten.convolution_backward(
-                gradient[None], volume[None], weight, [5], [1] * 3, [dilation] * 3, [dilation] * 3, False, [0] * 3, 1,
-                [False, True, False])[1]
-        if not torch.allclose(out, expected, atol=1e-3, rtol=1e-4):
+        padded = np.pad(volume.astype(float), ((0, 0), *[(dilation,) * 2] * 3))
+        expected, expected_gradient = np.zeros(out.shape) + bias[:, None, None, None], np.empty(weight.shape)
+        for tap in np.ndindex(3, 3, 3):
+            part = padded[(slice(None), *(slice(t * dilation, t * dilation + n) for t, n in zip(tap, out.shape[1:])))]
+            at = (slice(None), slice(None), *tap)
+            expected += np.tensordot(weight[at], part, 1)
+            expected_gradient[at] = np.tensordot(gradient, part, ((1, 2, 3),) * 2)
+        expected = np.where(expected > 0, expected, np.expm1(np.minimum(expected, 0)))
+        if not np.allclose(out, expected, atol=1e-3, rtol=1e-4):
             return False
-        if not torch.allclose(weight_gradient(volume, gradient, dilation, 2, lib), expected_gradient, atol=1e-2):
+        if not np.allclose(weight_gradient(volume, gradient, dilation, 2, lib), expected_gradient, atol=1e-2):
             return False
     return True

@@ -1,35 +1,16 @@
-"""A MeshNet as the layers that it runs as, the boxes that each must compute, and PyTorch's way to compute them."""
+"""A MeshNet as the layers that it runs as, and PyTorch's way to compute them."""
 
 import itertools
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from meshnet.boxes import Box, Layer, grown, layer_boxes, voxels
 from meshnet.model import MeshNet
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 SLAB = 24 << 20  # bytes that PyTorch's path computes at once; glibc maps anew whatever is above 32 MiB
 ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
-    activation (``relu``, ``elu``, ``gelu`` or ``none``)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    dilation: int
-    activation: str
-    norm: nn.Module | None = None
-
-    @property
-    def reach(self) -> int:
-        """How far, in voxels, this layer looks to each side."""
-        return self.dilation if self.weight.shape[-1] == 3 else 0
 
 
 def fold(model: MeshNet) -> list[Layer]:
@@ -56,41 +37,6 @@ def fold(model: MeshNet) -> list[Layer]:
     bias = torch.zeros_like(head.weight[:, 0, 0, 0, 0]) if head.bias is None else head.bias
     layers.append(Layer(head.weight.detach().float().clone(), bias.detach().float().clone(), 1, "none"))
     return layers
-
-
-# ---------------------------------------------------------------- boxes
-
-def whole(shape: tuple[int, ...]) -> Box:
-    """The box of a whole (X, Y, Z) volume."""
-    return tuple((0, n) for n in shape)
-
-
-def grow(box: Box, by: int, shape: tuple[int, ...]) -> Box:
-    """``box`` grown by ``by`` voxels to every side, as far as the volume goes."""
-    return tuple((max(0, a - by), min(n, b + by)) for (a, b), n in zip(box, shape))
-
-
-def grown(box: Box, by: int) -> Box:
-    """``box`` grown by ``by`` voxels to every side, past the volume's ends too."""
-    return tuple((a - by, b + by) for a, b in box)
-
-
-def meet(one: Box, two: Box) -> Box:
-    """What two boxes share."""
-    return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, two))
-
-
-def voxels(box: Box) -> int:
-    """The number of voxels in ``box``."""
-    return math.prod(max(0, b - a) for a, b in box)
-
-
-def layer_boxes(layers: list[Layer], out: Box, shape: tuple[int, ...]) -> list[Box]:
-    """What each layer must compute for ``out``: entry 0 is the input, entry l the output of ``layers[l - 1]``."""
-    boxes = [out]
-    for layer in reversed(layers):
-        boxes.insert(0, grow(boxes[0], layer.reach, shape))
-    return boxes
 
 
 def activate(x: torch.Tensor, kind: str) -> torch.Tensor:

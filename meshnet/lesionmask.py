@@ -1,8 +1,20 @@
-"""Connected lesions of a mask: their volumes, and dropping small ones."""
+"""A mask from probabilities, and its connected lesions: their volumes, and dropping small ones."""
 
 import numpy as np
 
 from meshnet.metrics import label_lesions
+
+
+def decide(probabilities: np.ndarray, card: dict, threshold: float | None = None) -> np.ndarray:
+    """Labels (X, Y, Z) uint8 from probabilities (K, X, Y, Z), of two classes the lesion's alone if one likes.
+
+    With two classes a voxel is lesion where its probability reaches ``threshold`` (the card's by default); with more,
+    the class is the most probable one.
+    """
+    threshold = card["threshold"] if threshold is None else threshold
+    if len(probabilities) <= 2:
+        return (probabilities[-1] >= threshold).astype(np.uint8)
+    return probabilities.argmax(0).astype(np.uint8)
 
 
 def occupied(mask: np.ndarray) -> tuple[slice, ...] | None:

@@ -4,18 +4,20 @@ A run folder, ``weights/NAME/`` and a Hub repository have the same form. ``confi
 the weights: the architecture, and how a scan must look before it reaches the network.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from typing import TYPE_CHECKING
 
 from meshnet import __version__
 from meshnet.errors import UserError
 from meshnet.files import whole_file, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 FORMAT = 1
 CARD, WEIGHTS = "config.json", "model.safetensors"
@@ -94,6 +96,8 @@ def save_model(folder: str | Path, model: nn.Module, card: dict, weights: str = 
 
 def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:
     """Write tensors to a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary)
@@ -133,6 +137,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: where it is missing or not a safetensors file.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     path = Path(path)
     if not path.is_file():
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.safetensors")))
@@ -196,6 +203,12 @@ def find_folder(name: str | Path) -> Path:
                     f"{CARD}, a Hub name user/name[@revision], or one of {', '.join([*built_in, *registry.PUBLIC])}")
 
 
+def find_weights(name: str | Path, weights: str) -> Path:
+    """The weights file of a model, as ``load_model`` describes ``name`` and ``weights``."""
+    is_file = Path(name).suffix == ".safetensors" and not Path(name).is_dir()
+    return find_folder(name) / (Path(name).name if is_file else weights)
+
+
 def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dict]:
     """A trained network, ready for inference.
 
@@ -211,16 +224,15 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dic
     Raises:
         UserError: one line, for every way in which the files can be wrong.
     """
-    folder = find_folder(name)
-    if Path(name).suffix == ".safetensors" and not Path(name).is_dir():
-        weights = Path(name).name
+    path = find_weights(name, weights)
+    folder = path.parent
     card = read_card(folder)
-    state = read_weights(folder / weights)
+    state = read_weights(path)
     try:
         model = build(card["name"], card["arguments"])
     except UserError as error:
         raise UserError(f"{folder / CARD}: {error}") from None
-    check_weights(state, model, folder / weights)
+    check_weights(state, model, path)
     model.load_state_dict(state)
     if card["patch"] and card["name"] != "meshnet":  # a MeshNet sees the same in patches and in the whole
         model.patch = card["patch"]

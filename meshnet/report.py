@@ -225,7 +225,7 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
 def draw_case(path: Path, data, case: str, network, card: Mapping) -> None:
     """One case of the prepared data set on three planes, prediction and truth, in the conformed grid."""
     from meshnet import figures, segment
-    from meshnet.evaluation import decide
+    from meshnet.lesionmask import decide
 
     index = next(i for i, row in enumerate(data.rows) if row["case"] == case)
     image = data.image(index)

@@ -7,7 +7,8 @@ TOLERANCE = 1e-3
 
 
 def resample(
-    data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], order: int, fill: float = 0.0, nudge: int = 0
+    data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], order: int, fill: float = 0.0, nudge: int = 0,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sample ``data`` (X, Y, Z) at ``to_source @ index`` for every index of ``shape``.
 
@@ -15,7 +16,8 @@ def resample(
     where no value lies between voxels). Beyond the outermost voxel centres (nearest: half a voxel further) the result
     is ``fill``. ``nudge`` = +1 or -1 breaks nearest-neighbour ties: +1 moves the sampling points a thousandth of a
     voxel up ``data``'s axes, -1 a thousandth down the *target's* axes, so that a resampling with +1 and one back with
-    -1 undo each other on grids shifted by half a voxel, mirrored axes included.
+    -1 undo each other on grids shifted by half a voxel, mirrored axes included. ``out``: an array of ``shape`` and
+    of the result's type to write into.
     """
     matrix, offset = to_source[:3, :3].copy(), to_source[:3, 3].copy()
     if nudge > 0:
@@ -24,7 +26,7 @@ def resample(
         offset -= matrix @ np.full(3, TOLERANCE)
     axes = _aligned_axes(matrix, shape)
     if axes is None:
-        return _oblique(data, matrix, offset, shape, order, fill)
+        return _oblique(data, matrix, offset, shape, order, fill, out)
     # Source coordinates along each target axis; target axis t runs along source axis axes[t].
     points = [matrix[s, t] * np.arange(shape[t]) + offset[s] for t, s in enumerate(axes)]
     if data.dtype.kind in "iu" and not (float(fill).is_integer() and _fits(fill, data.dtype)):
@@ -34,8 +36,8 @@ def resample(
     slack = 2 * TOLERANCE
     on_grid = all(np.abs(p - w).max(initial=0) < slack for p, w in zip(points, whole))
     if order == 0 or on_grid:
-        return _pick(data, whole, fill)
-    return _interpolate(data, points, fill)
+        return _pick(data, whole, fill, out)
+    return _interpolate(data, points, fill, out)
 
 
 def _fits(value: float, dtype: np.dtype) -> bool:
@@ -52,10 +54,12 @@ def _aligned_axes(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] 
     return axes if (rest @ np.array(shape)).max() < TOLERANCE else None
 
 
-def _pick(data: np.ndarray, indices: list[np.ndarray], fill: float) -> np.ndarray:
+def _pick(data: np.ndarray, indices: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
     """``data`` at whole-number indices on each axis, ``fill`` outside."""
     inside = [(i >= 0) & (i < n) for i, n in zip(indices, data.shape)]
-    out = np.full([len(i) for i in indices], fill, data.dtype)
+    out = np.empty([len(i) for i in indices], data.dtype) if out is None else out
+    if not all(m.all() for m in inside):
+        out[...] = fill
     kept = [i[m].astype(np.intp) for i, m in zip(indices, inside)]
     if all(len(k) for k in kept):
         # The indices along an axis rise or fall steadily, so the kept ones fill one slice of the target.
@@ -77,9 +81,10 @@ def _as_slices(kept: list[np.ndarray]) -> tuple[slice, ...]:
     return tuple(slices)
 
 
-def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float) -> np.ndarray:
+def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
     """Trilinear interpolation one axis after another, on the part of the target that lies inside ``data``."""
-    out = np.full([len(p) for p in points], fill, np.float32)
+    out = np.empty([len(p) for p in points], np.float32) if out is None else out
+    out[...] = fill
     region = []
     for p, n in zip(points, data.shape):
         inside = np.flatnonzero((p >= -TOLERANCE) & (p <= n - 1 + TOLERANCE))
@@ -102,10 +107,10 @@ def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float) -> np.
     return out
 
 
-def _oblique(data, matrix, offset, shape, order, fill) -> np.ndarray:
+def _oblique(data, matrix, offset, shape, order, fill, out) -> np.ndarray:
     from scipy.ndimage import affine_transform
 
     if order == 0:  # grid-constant: the outermost voxels reach half a voxel beyond their centres
-        return affine_transform(data, matrix, offset, tuple(shape), order=0, mode="grid-constant", cval=fill)
+        return affine_transform(data, matrix, offset, tuple(shape), out, order=0, mode="grid-constant", cval=fill)
     data = data.astype(np.float32, copy=False)
-    return affine_transform(data, matrix, offset, tuple(shape), order=1, mode="constant", cval=fill)
+    return affine_transform(data, matrix, offset, tuple(shape), out, order=1, mode="constant", cval=fill)

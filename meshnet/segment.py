@@ -11,19 +11,29 @@ Inside the head's box ``crop="head"`` gives what the full volume gives, to round
 layers need of the air around it is computed, and zero padding is only where the volume itself ends. Outside the box
 nothing is looked for: the network's answer to endless air of the border's median value is filled in (``fill_value``).
 ``crop="none"`` is always the full volume.
+
+A ``FoldedMeshNet`` is run by the compiled kernels without importing PyTorch.
 """
 
+from __future__ import annotations
+
 import itertools
+import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from meshnet import geometry, kernels
+from meshnet.boxes import Box, Layer, layer_boxes, meet, voxels, whole
 from meshnet.errors import UserError
-from meshnet.layers import Box, Layer, activate, fold, layer_boxes, meet, run_box, torch_bytes, voxels, whole
-from meshnet.model import MeshNet
+from meshnet.folded import FoldedMeshNet
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from meshnet.model import MeshNet
 
 CROPS = ("head", "none")
 NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
@@ -56,16 +66,26 @@ def border_values(volume: np.ndarray) -> np.ndarray:
     return np.median(np.concatenate(faces, axis=1), axis=1).astype(np.float32)
 
 
-def fill_value(layers: list[Layer], air: np.ndarray) -> torch.Tensor:
-    """The logits (K,) that endless constant air (C,) gives."""
-    x = torch.from_numpy(air).to(layers[0].weight.device)
+def fill_value(layers: list[Layer], air: np.ndarray, output: str) -> np.ndarray:
+    """What endless constant air (C,) gives: logits or probabilities (K,), or the label."""
+    x = air
     for layer in layers:
-        x = activate(layer.weight.sum(dim=(2, 3, 4)) @ x + layer.bias, layer.activation)
-    return x
+        weight, bias = (part if isinstance(part, np.ndarray) else part.cpu().numpy()
+                        for part in (layer.weight, layer.bias))
+        x = weight.sum(axis=(2, 3, 4)) @ x + bias
+        if layer.activation == "relu":
+            x = np.maximum(x, 0)
+        elif layer.activation == "elu":
+            x = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+        elif layer.activation == "gelu":
+            x = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x], np.float32)
+    if output == "labels":
+        return x.argmax()
+    shares = np.exp(x - x.max())
+    return shares / shares.sum() if output == "probabilities" else x
 
 
-def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs=torch_bytes,
-               ) -> list[Box]:
+def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs) -> list[Box]:
     """``head`` cut into the tiles that fit ``budget`` bytes (by ``needs``) with the least computing.
 
     Raises:
@@ -102,8 +122,8 @@ def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int 
     """Class probabilities (K, X, Y, Z), float32.
 
     Args:
-        model: a ``MeshNet`` in evaluation mode, or any other network (run as it is; one with an attribute ``patch``
-            by MONAI's sliding window of that size).
+        model: a ``MeshNet`` in evaluation mode, a ``FoldedMeshNet``, or any other network (run as it is; one with an
+            attribute ``patch`` by MONAI's sliding window of that size).
         volume: (C, X, Y, Z), scaled as in training (0..1), numpy or torch.
         crop: ``head`` computes the head's box and fills the rest with the network's answer to air; ``none`` computes
             everything; a box ((x0, x1), (y0, y1), (z0, z1)) is taken as the head's. Models with group or instance
@@ -134,6 +154,12 @@ def predict_logits(model: nn.Module, volume, crop: str | Box = "head", max_memor
 def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str) -> np.ndarray:
     """``predict``, ``predict_labels`` and ``predict_logits`` in one; ``output`` names which."""
     volume = check_volume(model, volume)
+    if isinstance(model, FoldedMeshNet):
+        return run_layers(model.layers, volume, crop, max_memory, None, threads, output)
+    import torch
+
+    from meshnet.model import MeshNet
+
     device = torch.device(device) if device is not None else next(model.parameters()).device
     before = torch.get_num_threads()
     if threads:
@@ -149,8 +175,13 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
 
 def check_volume(model: nn.Module, volume) -> np.ndarray:
     """``volume`` as float32 numpy (C, X, Y, Z), or a UserError."""
-    volume = volume.detach().cpu().numpy() if isinstance(volume, torch.Tensor) else np.asarray(volume)
-    channels = model.arguments["in_channels"] if isinstance(model, MeshNet) else volume.shape[0]
+    volume = np.asarray(volume.detach().cpu() if hasattr(volume, "detach") else volume)
+    if isinstance(model, FoldedMeshNet):
+        channels = model.in_channels
+    else:
+        from meshnet.model import MeshNet
+
+        channels = model.arguments["in_channels"] if isinstance(model, MeshNet) else volume.shape[0]
     if volume.ndim != 4 or volume.shape[0] != channels or 0 in volume.shape:
         raise UserError(f"volume: found shape {tuple(volume.shape)}, expected (C, X, Y, Z) with C = {channels}; "
                         f"give one channel for each modality that the model was trained on")
@@ -182,6 +213,8 @@ def finish(logits: torch.Tensor, output: str) -> np.ndarray:
 def most_likely(logits: torch.Tensor) -> torch.Tensor:
     """The class of the highest of ``logits`` (K, X, Y, Z), uint8, the lowest one at a tie; torch's arg-max is slow over
     the first axis."""
+    import torch
+
     highest, labels = logits[0], torch.zeros_like(logits[0], dtype=torch.uint8)
     for k in range(1, len(logits)):
         labels.masked_fill_(logits[k] > highest, k)
@@ -190,18 +223,34 @@ def most_likely(logits: torch.Tensor) -> torch.Tensor:
 
 
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
-    """``run`` for a MeshNet: fold, crop, cut into tiles, compute each, put them together."""
+    """``run`` for a MeshNet by PyTorch, or by the kernels where they can."""
+    from meshnet.layers import fold
+
     layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fold(model)]
+    return run_layers(layers, volume, crop, max_memory, device, None, output)
+
+
+def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device: torch.device | None,
+               threads: int | None, output: str) -> np.ndarray:
+    """Crop, cut into tiles, compute each, put them together. ``device`` None: the layers are numpy's, for kernels."""
     shape, classes, labels = volume.shape[1:], layers[-1].weight.shape[0], output == "labels"
     local = all(layer.norm is None for layer in layers)
     head = find_head(volume, crop) if local else whole(shape)
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
     if head != whole(shape):
-        result[...] = finish(fill_value(layers, border_values(volume))[:, None, None, None], output)
+        result.T[...] = fill_value(layers, border_values(volume), output)  # the classes, if any, are the last axis of T
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
-    compiled = local and len(layers) > 1 and device.type == "cpu" and kernels.available()
+    compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and kernels.available())
+    if compiled:
+        for tile in plan_tiles(layers, head, shape, budget, compiled_bytes):
+            run_compiled(layers, volume, tile, result, output, budget, threads)
+        return result
+    import torch
+
+    from meshnet.layers import run_box, torch_bytes
+
     if local:
-        tiles = plan_tiles(layers, head, shape, budget, compiled_bytes if compiled else torch_bytes)
+        tiles = plan_tiles(layers, head, shape, budget, torch_bytes)
     else:
         need, tiles = torch_bytes(layers, [head] * (len(layers) + 1), shape), [head]
         if budget is not None and need > budget:
@@ -210,9 +259,6 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
                             f"maps; raise it")
     source = torch.from_numpy(volume).to(device)
     for tile in tiles:
-        if compiled:
-            run_compiled(layers, source, tile, torch.from_numpy(result), output, budget)
-            continue
         where = tuple(slice(a, b) for a, b in tile)
         result[where if labels else (slice(None), *where)] = finish(run_box(layers, source, tile), output)
     return result
@@ -230,8 +276,8 @@ def find_head(volume: np.ndarray, crop) -> Box:
     return box
 
 
-def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: torch.Tensor, output: str,
-                 budget: int | None) -> None:
+def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, result: np.ndarray, output: str,
+                 budget: int | None, threads: int | None = None) -> None:
     """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
     *column, last = layers
     shape = tuple(volume.shape[1:])
@@ -239,7 +285,8 @@ def run_compiled(layers: list[Layer], volume: torch.Tensor, out: Box, result: to
     pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget)
     kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
-                       output, boxes, head=(last.weight.flatten(1), last.bias), pairs=pairs)
+                       output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias), pairs=pairs,
+                       threads=threads)
 
 
 def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:

@@ -145,7 +145,7 @@ def test_a_library_that_computes_something_else_is_refused():
         def meshnet_run(request):
             return 0
 
-    assert not kernels.agrees_with_torch(Idle())
+    assert not kernels.agrees_with_numpy(Idle())
 
 
 @needs_kernels

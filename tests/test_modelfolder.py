@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(modelfolder, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         modelfolder.save_model(tmp_path, MeshNet(4, dilations=(1, 2)), CARD)
     assert torch.equal(modelfolder.load_model(tmp_path)[0].head.weight, model.head.weight)

@@ -1,0 +1,77 @@
+"""MeshNets read and run without PyTorch: the same as with it, and PyTorch's way for whatever is not plain."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_segment import VARIANTS, network, scan
+
+from meshnet import folded, kernels, segment
+from meshnet.modelfolder import CARD, WEIGHTS, save_model
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler here: PyTorch does the work")
+
+
+def saved(folder, **arguments):
+    model = network(**arguments)
+    names = [str(i) for i in range(max(model.arguments["in_channels"], model.arguments["classes"]))]
+    save_model(folder, model, {"channels": names[:model.arguments["in_channels"]],
+                               "classes": names[:model.arguments["classes"]]})
+    return model
+
+
+@pytest.mark.parametrize("arguments", VARIANTS)
+def test_it_is_the_network_that_pytorch_runs(tmp_path, arguments):
+    model = saved(tmp_path, **arguments)
+    found = folded.load(tmp_path, device="cpu")
+    if arguments.get("norm") in ("group", "instance"):
+        assert found is None
+        return
+    volume = scan(arguments.get("in_channels", 1), (40, 30, 20), ((9, 15), (8, 12), (7, 12)), air=0.1)
+    for predict in (segment.predict, segment.predict_labels, segment.predict_logits):
+        for crop in ("head", "none"):
+            one, two = predict(found[0], volume, crop, threads=2), predict(model, volume, crop)
+            assert one.dtype == two.dtype and np.abs(one - two.astype(float)).max() < 1e-5
+
+
+@pytest.mark.parametrize("spoil", ["lacks", "unknown", "shape", "half", "damaged"])
+def test_weights_that_are_not_plain_are_left_to_pytorch(tmp_path, spoil):
+    saved(tmp_path)
+    path = tmp_path / WEIGHTS
+    state = load_file(path)
+    if spoil == "lacks":
+        del state["blocks.1.norm.running_var"]
+    elif spoil == "unknown":
+        state["more"] = torch.zeros(1)
+    elif spoil == "shape":
+        state["head.bias"] = torch.zeros(3)
+    elif spoil == "half":
+        state["head.bias"] = state["head.bias"].half()
+    save_file(state, path)
+    if spoil == "damaged":
+        path.write_bytes(path.read_bytes()[:1000])
+    assert folded.load(tmp_path, device="cpu") is None
+
+
+def test_gpus_are_left_to_pytorch(tmp_path, monkeypatch):
+    saved(tmp_path)
+    monkeypatch.setattr(folded, "GPUS", (str(tmp_path),))
+    assert folded.load(tmp_path) is None and folded.load(tmp_path, device="cuda") is None
+    assert folded.load(tmp_path, device="cpu") is not None
+
+
+def test_the_command_does_not_import_pytorch(tmp_path, root):
+    import nibabel as nib
+
+    saved(tmp_path / "model")
+    card = json.loads((tmp_path / "model" / CARD).read_text())
+    (tmp_path / "model" / CARD).write_text(json.dumps(card | {"shape": [24, 24, 24]}))
+    nib.save(nib.Nifti1Image(scan(1, (20, 18, 16))[0] * 100, np.eye(4)), tmp_path / "scan.nii.gz")
+    code = "import sys, infer; status = infer.main(); assert 'torch' not in sys.modules; sys.exit(status)"
+    command = [sys.executable, "-c", code, tmp_path / "scan.nii.gz", "--model", tmp_path / "model", "--device", "cpu"]
+    subprocess.run(command, cwd=root, check=True)
+    assert (tmp_path / "scan_lesion.nii.gz").is_file()
