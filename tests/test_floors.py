@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 FLOORS = [
-    {"errors", "files", "config", "recipe", "schema", "labels", "nifti", "resample", "geometry", "splits", "sources",
+    {"errors", "files", "config", "recipe", "schema", "labels", "nifti", "resample", "geometry", "boxes", "splits", "sources",
      "sources_bids", "sources_folders", "sources_table", "sources_hub", "rows", "dataset", "asha", "space", "sampler",
      "ledger", "stats", "processes", "launch", "launch_ray", "runfolder", "study", "study_view"},
     {"kernels", "operations", "memory", "model", "syncnorm", "ukan", "umamba", "baselines", "loss", "metrics",
      "lesionmask", "optim", "atlas", "lesions", "head", "scanner", "synthetic", "charts", "figures", "search_figures"},
-    {"checkpoint", "modelfolder", "augment", "data", "layers", "segment"},
+    {"checkpoint", "modelfolder", "augment", "data", "folded", "layers", "segment"},
     {"registry", "hub", "hubcard", "export_stages", "export_tfjs", "export_torch", "export_onnx", "export", "tables",
      "results", "evaluation", "page", "report", "tracking", "ensemble", "runqueue", "validation"},
     {"engine", "setup", "profiling"},
