@@ -52,7 +52,7 @@ def folded(network: nn.Module) -> nn.Module:
     each weight once; others as they are."""
     if not isinstance(network, MeshNet) or network.arguments["norm"] != "batch":
         return network
-    from meshnet.segment import fold
+    from meshnet.layers import fold
 
     plain = MeshNet(**network.arguments | {"norm": "none", "bias": True, "final_bias": True, "dropout": 0.0})
     with torch.no_grad():

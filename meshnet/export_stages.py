@@ -81,7 +81,7 @@ def fill(layer: nn.Conv3d, stage: Stage) -> None:
 
 def stages_of(model: MeshNet) -> list[Stage]:
     """``model`` as stages; batch norm is folded into the convolutions, since brainchop has none."""
-    from meshnet.segment import fold
+    from meshnet.layers import fold
 
     arguments = model.arguments
     norm = arguments["norm"]

@@ -58,7 +58,7 @@ def test_half_precision_rounds_each_weight_once(tmp_path):
     from onnx.numpy_helper import to_array
 
     from meshnet.export_onnx import write_onnx
-    from meshnet.segment import fold
+    from meshnet.layers import fold
 
     torch.manual_seed(0)
     model = randomise(MeshNet(4, dilations=(1, 2)))
