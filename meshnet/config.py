@@ -34,7 +34,7 @@ def knob(default, choices=None, low=None, above=None, high=None, below=None):
 class DataConfig:
     """How prepared cases reach the network."""
 
-    crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads of the data set, or on all
+    crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always so for a MeshNet with instance or group norm)
     scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
     workers: int = knob(2, low=0)  # processes that read and augment cases
 

@@ -24,8 +24,13 @@ SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
 
 
 def training_box(config: Config, data: PreparedData) -> list[int] | None:
-    """The box (x0, x1, y0, y1, z0, z1) that training reads of every case; None for the whole volume."""
-    if config.data.crop == "none":
+    """The box (x0, x1, y0, y1, z0, z1) that training reads of every case; None for the whole volume.
+
+    A MeshNet whose norm takes its statistics from the volume itself is always given the whole of it, as at inference:
+    with less air around the head they would be others.
+    """
+    meshnet_of_whole = config.model.name == "meshnet" and config.model.norm in ("instance", "group")
+    if config.data.crop == "none" or meshnet_of_whole:
         return None
     return data.box(1 if config.model.name == "meshnet" else SIZE_MULTIPLE)
 

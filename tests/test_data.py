@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from meshnet import schema
+from meshnet.config import Config
 from meshnet.data import (
     PreparedData,
     TrainingCases,
@@ -16,6 +17,9 @@ from meshnet.data import (
     epoch_order,
     load_batches,
 )
+from meshnet.model import MeshNet
+from meshnet.segment import predict_logits
+from meshnet.setup import training_box
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,22 @@ def test_the_training_box_holds_every_head(data, multiple):
     sizes = [end - start for start, end in zip(box[::2], box[1::2])]
     assert not any(size % multiple for size in sizes)
     assert min(box[::2]) >= 0 and all(end <= size for end, size in zip(box[1::2], data.info["shape"]))
+
+
+@pytest.mark.parametrize("norm", ["batch", "none", "instance", "group"])
+def test_a_meshnet_trains_on_what_it_sees_at_inference(data, norm):
+    """Statistics that a norm takes from the volume are others in a box around the head: then there is no box."""
+    config = Config()
+    config.model.norm = norm
+    network = MeshNet(4, dilations=(1, 1), norm=norm).eval()
+    box = training_box(config, data) or [edge for size in data.info["shape"] for edge in (0, size)]
+    part = torch.from_numpy(data.image(0, box))[None]
+    whole = predict_logits(network, data.image(0), crop="none")
+    inner = tuple(slice(a + 2, b - 2) for a, b in zip(box[::2], box[1::2]))  # away from the box's own zero padding
+    ours = network(part)[0, :, 2:-2, 2:-2, 2:-2].detach().numpy()
+    assert np.allclose(ours, whole[(slice(None), *inner)], atol=1e-4)
+    config.data.crop = "none"
+    assert training_box(config, data) is None
 
 
 def test_uint8_becomes_zero_to_one():
