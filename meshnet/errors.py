@@ -13,13 +13,18 @@ class UserError(Exception):
 def run_script(main: Callable[[], int | None]) -> None:
     """Call ``main`` and leave the process with its exit code.
 
-    ``UserError``, an unwritable path and a full disk become one line and exit code 2; Ctrl-C becomes exit code 130.
+    ``UserError``, an unwritable path and a full disk become one line and exit code 2; Ctrl-C becomes exit code 130. A
+    reader of standard output that has left, as ``head`` does, ends the script without a word, exit code 141.
     """
     try:
         code = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it leaves
+        code = 141  # as the shell names a process that SIGPIPE ended
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise

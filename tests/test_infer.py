@@ -1,6 +1,9 @@
 """infer.py as a user runs it: the scan's own grid, ensembles, thresholds, and one line for bad input."""
 
 import json
+import os
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -185,3 +188,12 @@ def test_small_lesions_are_dropped_by_volume_and_26_connected():
     assert sorted(lesion_volumes_mm3(mask, spacing)) == [3.0, 6.0]
     assert clean(mask, spacing, 6.0).sum() == 2 and clean(mask, spacing, 6.1).sum() == 0
     assert np.array_equal(clean(mask, spacing, 0), mask)
+
+
+def test_a_reader_that_leaves_ends_it_without_a_traceback(root):
+    reading, writing = os.pipe()
+    os.close(reading)
+    found = subprocess.run([sys.executable, "infer.py", "--list_models"], cwd=root, stdout=writing,
+                           stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (141, "")
