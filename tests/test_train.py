@@ -184,9 +184,9 @@ def test_a_changed_configuration_is_refused_by_name(undisturbed, tiny_data):
 
 @pytest.mark.parametrize("flags", [
     ["--model.norm", "none"],
-    ["--model.norm", "group"],
-    # Batch norm takes a convolution's bias out again: its gradient is rounding noise, which Adam scales up (to full
+    # These norms take a convolution's bias out again: its gradient is rounding noise, which Adam scales up (to full
     # steps with torch's own eps). Without such biases everything is compared.
+    ["--model.norm", "group", "--model.bias", "false"],
     ["--model.norm", "batch", "--model.bias", "false"],
     pytest.param(["--model.norm", "batch", "--optimizer.eps", "1e-4"], marks=pytest.mark.slow),
 ], ids=" ".join)
