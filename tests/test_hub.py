@@ -478,6 +478,12 @@ def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
     assert hub.data_folder("recipes/none/x") == "recipes/none/x" and hub.data_folder(str(tiny_data)) == str(tiny_data)
 
 
+def test_a_folder_here_goes_before_a_name_on_the_hub(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user" / "cases").mkdir(parents=True)
+    assert hub.data_folder("user/cases") == "user/cases" and not server.log
+
+
 @pytest.mark.parametrize("name", ["stroke", "a/b/c", "/b"])
 def test_names(name):
     with pytest.raises(UserError, match="user/name"):
