@@ -112,7 +112,7 @@ def main() -> int | None:
 
         # -------------------------------------------------------------- search
         began = time.time()
-        state = drive(study, screen, began)
+        state = drive(study, screen, began, sampler.prepare)
 
         # -------------------------------------------------------------- what came out
         report(study, screen, state, began, recipe, space)
@@ -192,7 +192,7 @@ def refuse_other_host(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------- while it runs
-def drive(study, screen: Screen, began: float) -> str:
+def drive(study, screen: Screen, began: float, prepare) -> str:
     """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind, come what may."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -201,6 +201,7 @@ def drive(study, screen: Screen, began: float) -> str:
     state = "running"
     try:
         study.take_up()
+        prepare(study.asha)
         while not asked:
             if study.step():
                 state = "finished"

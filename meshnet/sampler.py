@@ -7,9 +7,13 @@ Swersky et al., "Multi-Task Bayesian Optimization", 2013). Running trials count 
 of them, so that workers do not all try the same ("Kriging believer", Ginsbourger et al. 2010).
 """
 
+import heapq
+import importlib
+import itertools
 import math
 import random
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from meshnet.asha import Asha, Trial
 from meshnet.space import Space
@@ -19,6 +23,7 @@ SAMPLERS = ("random", "model")
 # an endless one, its other values are never tried, and the search circles one point: with 20 instead of 2, four of 24
 # simulated studies (benchmarks/asha.py, seeds 12 to 35) needed over 2,500 epochs, and none of them over 900 with 2.
 LONGEST = 2.0
+AHEAD = 20  # proposals a batch from which on the next batch is made in the background, so that no decision waits for it
 ENOUGH = 100  # scores that the kernel is fitted to, of all that it is then conditioned on: a fit costs their cube
 
 
@@ -27,6 +32,9 @@ class RandomSampler:
 
     def __init__(self, space: Space, seed: int):
         self.space, self.seed = space, seed
+
+    def prepare(self, study: Asha) -> None:
+        """Before the first decision: nothing to do."""
 
     def suggest(self, number: int, study: Asha) -> dict:
         """Parameters of trial ``number``."""
@@ -46,7 +54,9 @@ class ModelSampler:
 
     ``batch``: proposals made at a time, as a share of the scores that are known. With hundreds of workers a score
     comes every second, and one more than hundreds changes nothing: the model is asked anew when it knows this much
-    more. With fewer than two of them a batch it is asked for every trial.
+    more. With fewer than two of them a batch it is asked for every trial. From ``AHEAD`` a batch on, the next one is
+    begun when half of this one is used or outdated, in a thread, from what is known then: what is proposed depends on
+    the order of scores and decisions alone, never on how quick the thread is.
     """
 
     def __init__(
@@ -59,20 +69,51 @@ class ModelSampler:
         self.fitted_to = 0
         self.ready: list = []
         self.ready_for = 0
+        self.size = 1
+        self.coming: Future | None = None
+        self.thread: ThreadPoolExecutor | None = None
         self.encoded: dict[int, list[float]] = {}
+
+    def prepare(self, study: Asha) -> None:
+        """Before the first decision: import what it needs (seconds) and, in a study that goes on, begin a batch."""
+        for name in ("scipy.stats.qmc", "sklearn.gaussian_process"):
+            importlib.import_module(name)
+
+        if int(self.batch * self._known(study)) >= AHEAD:
+            self._begin(study, random.Random(f"{self.seed}/{len(study.trials)}/ahead").getrandbits(64))
 
     def suggest(self, number: int, study: Asha) -> dict:
         """Parameters of trial ``number``, from what ``study`` knows."""
         generator = random.Random(f"{self.seed}/{number}")
-        rungs = [rung for bracket in study.finished for rung in bracket if rung]
-        known = sum(map(len, rungs)) if any(rung[0][0] < math.inf for rung in rungs) else 0
+        known = self._known(study)
         if number < self.first or known < self.first or generator.random() < self.explore:
             return self.space.decode(self._spread(number))
         if not self.ready or known > self.ready_for:
-            count = max(1, int(self.batch * known))
-            self.ready = self._propose(study, self._scored(study), count, generator)
-            self.ready_for = known + count - 1
-        return self.space.decode(self.ready.pop(0))
+            self.size = max(1, int(self.batch * known))
+            self.ready = self._coming() or self._propose(*self._snapshot(study), self.size, generator.getrandbits(64))
+            self.ready_for = known + self.size - 1
+        point = self.ready.pop(0)
+        half = self.size // 2
+        if self.size >= AHEAD and self.coming is None and (len(self.ready) <= half or known > self.ready_for - half):
+            self._begin(study, generator.getrandbits(64))
+        return self.space.decode(point)
+
+    @staticmethod
+    def _known(study: Asha) -> int:
+        """How many scores there are; 0 if none of them is real."""
+        rungs = [rung for bracket in study.finished for rung in bracket if rung]
+        return sum(map(len, rungs)) if any(rung[0][0] < math.inf for rung in rungs) else 0
+
+    def _begin(self, study: Asha, bits: int) -> None:
+        """Make the next batch in the background."""
+        self.thread = self.thread or ThreadPoolExecutor(1, "proposals")
+        size = max(1, int(self.batch * self._known(study)))
+        self.coming = self.thread.submit(self._propose, *self._snapshot(study), size, bits)
+
+    def _coming(self) -> list:
+        """The batch that was begun in the background (waits for it), or nothing."""
+        coming, self.coming = self.coming, None
+        return coming.result() if coming else []
 
     def _spread(self, number: int):
         """Point ``number`` of a scrambled Sobol sequence: spreads more evenly than chance.
@@ -87,30 +128,33 @@ class ModelSampler:
             sequence.fast_forward(number)
         return sequence.random(1)[0]
 
-    def _scored(self, study: Asha) -> list[tuple[list[float], int, float]]:
-        """(units, rung, loss) of every finished rung, a failure with infinite loss."""
-        found = []
-        for trial in study.trials:
-            for rung, score in trial.scores.items():
-                loss = math.inf if not math.isfinite(score) else -score if study.maximize else score
-                found.append((self._units(trial), rung, loss))
-        return found
+    def _snapshot(self, study: Asha) -> tuple[list[float], list[tuple], list]:
+        """What a batch is made from: the rungs' heights, scores as (units, rung, loss), units that run without one.
+
+        Of more than ``most`` scores those of the highest rungs, the best first, without looking at all the others.
+        """
+        height = [math.log(epochs) for epochs in study.rungs]
+        height = [(each - height[0]) / max(height[-1] - height[0], 1e-9) for each in height]
+        best_first = itertools.chain.from_iterable(
+            ((rung, number, loss) for loss, number in heapq.merge(*(bracket[rung] for bracket in study.finished)))
+            for rung in reversed(range(len(study.rungs)))
+        )
+        rows = list(itertools.islice(best_first, self.most + 1))
+        rows = rows[: self.most] if len(rows) > self.most else sorted(rows, key=lambda row: (row[1], row[0]))
+        scored = [(self._units(study.trials[number]), rung, loss) for rung, number, loss in rows]
+        return height, scored, [self._units(trial) for trial in study.trials if trial.running and not trial.scores]
 
     def _units(self, trial: Trial) -> list[float]:
         if trial.number not in self.encoded:
             self.encoded[trial.number] = self.space.encode(trial.parameters)
         return self.encoded[trial.number]
 
-    def _propose(self, study: Asha, scored: list, count: int, generator: random.Random) -> list:
+    def _propose(self, height: list[float], scored: list, pending: list, count: int, bits: int) -> list:
         """``count`` points in units, each with the largest expected improvement beside those before it."""
         import numpy as np
         from scipy.special import ndtr
 
-        numbers = np.random.default_rng(generator.getrandbits(64))
-        height = np.log(np.array(study.rungs, float))
-        height = (height - height[0]) / max(height[-1] - height[0], 1e-9)
-        if len(scored) > self.most:
-            scored = sorted(scored, key=lambda row: (-row[1], row[2]))[: self.most]
+        numbers = np.random.default_rng(bits)
         inputs = np.array([[*units, height[rung]] for units, rung, _ in scored])
         loss = np.array([row[2] for row in scored])
         real = loss[np.isfinite(loss)]
@@ -118,7 +162,6 @@ class ModelSampler:
         target = np.clip((loss - np.median(real)) / spread, -5, 2)  # how bad the bad ones are teaches nothing
         target = (target - target.mean()) / (target.std() + 1e-12)
         model = self._fit(inputs, target, numbers)
-        pending = [self._units(trial) for trial in study.trials if trial.running and not trial.scores]
         if pending:
             waiting = np.column_stack([np.array(pending), np.ones(len(pending))])
             inputs = np.vstack([inputs, waiting])

@@ -230,6 +230,7 @@ def test_a_forgotten_process_of_the_run_folder_is_ended_before_a_new_one_starts(
     """A driver may die between starting a process and noting it down."""
     job, identity = dead_drivers_job(tmp_path, root, FAMILY)
     before = wait_for(lambda: found if len(found := processes.members(identity["token"])) == 2 else None)
+    wait_for(lambda: job.log.read_text() == "born\n")  # the leader writes it after its child is there
     launcher = make_launcher("local", workers=1)
     handle = launcher.submit(job)
     after = wait_for(lambda: found if len(found := processes.members(handle.token)) == 2 else None)

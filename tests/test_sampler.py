@@ -3,6 +3,8 @@
 import math
 import random
 import statistics
+import threading
+import time
 
 import pytest
 
@@ -121,3 +123,45 @@ def test_the_same_history_gives_the_same_suggestion():
     score = lambda parameters, epochs: math.exp(-away(parameters))
     one, two = (play(make_sampler("model", SPACE, 5), 15, score) for _ in range(2))
     assert [trial.parameters for trial in one.trials] == [trial.parameters for trial in two.trials]
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.05])
+def test_batches_made_in_the_background_depend_on_the_history_alone(monkeypatch, slow):
+    """However quick the thread is; and but for the first no batch is made by whoever asks."""
+    monkeypatch.setattr("meshnet.sampler.AHEAD", 4)
+    score = lambda parameters, epochs: math.exp(-away(parameters))
+    where = []
+
+    class Watched(ModelSampler):
+        def _propose(self, *given):
+            where.append(threading.current_thread() is threading.main_thread())
+            time.sleep(slow)
+            return super()._propose(*given)
+
+    plain = play(ModelSampler(SPACE, 5, batch=0.25), 70, score)
+    watched = play(Watched(SPACE, 5, batch=0.25), 70, score)
+    assert [trial.parameters for trial in plain.trials] == [trial.parameters for trial in watched.trials]
+    begun = where.index(False)
+    assert all(where[:begun]) and not any(where[begun:]) and len(where) - begun >= 3
+
+
+def test_a_study_that_is_taken_up_has_its_first_batch_begun(monkeypatch):
+    monkeypatch.setattr("meshnet.sampler.AHEAD", 4)
+    score = lambda parameters, epochs: math.exp(-away(parameters))
+    study = play(ModelSampler(SPACE, 5), 40, score)
+    sampler = ModelSampler(SPACE, 5, explore=0, batch=0.25)
+    sampler.prepare(study)
+    batch = list(sampler.coming.result())
+    monkeypatch.setattr(sampler, "_propose", None)  # must not be called by whoever asks
+    assert sampler.suggest(len(study.trials), study) == SPACE.decode(batch[0])
+
+
+def test_what_a_batch_is_made_from_is_the_best_of_the_highest_rungs(monkeypatch):
+    scores = random.Random(1)
+    study = play(make_sampler("random", SPACE, 0), 60, lambda parameters, epochs: scores.choice([0.1, 0.2, math.nan]))
+    loss = lambda value: -value if math.isfinite(value) else math.inf
+    all_rows = [(SPACE.encode(trial.parameters), rung, loss(value)) for trial in study.trials
+                for rung, value in trial.scores.items()]  # fmt: skip
+    assert ModelSampler(SPACE, 0)._snapshot(study)[1] == all_rows
+    best = sorted(all_rows, key=lambda row: (-row[1], row[2]))[:25]
+    assert ModelSampler(SPACE, 0, most=25)._snapshot(study)[1] == best
