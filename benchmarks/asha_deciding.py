@@ -43,8 +43,8 @@ def fill(study: Asha, sampler, ledger: Ledger, trials: int, score: random.Random
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--decisions", type=int, default=200)
-    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--decisions", type=int, default=600)
+    parser.add_argument("--pause", type=float, default=0.02)
     arguments = parser.parse_args()
     space = parse_space(load_search([ROOT / "recipes" / "search_space.yaml"]))
     print("| sampler | taking up, ms | choosing, median ms | mean | slowest | writing, median ms | mean | slowest |")

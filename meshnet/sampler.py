@@ -76,8 +76,8 @@ class ModelSampler:
 
     def prepare(self, study: Asha) -> None:
         """Before the first decision: import what it needs (seconds) and, in a study that goes on, begin a batch."""
-        for name in ("scipy.stats.qmc", "sklearn.gaussian_process"):
-            importlib.import_module(name)
+        importlib.import_module("sklearn.gaussian_process")
+        self._spread(0)  # imports, and reads the sequence's table
 
         if int(self.batch * self._known(study)) >= AHEAD:
             self._begin(study, random.Random(f"{self.seed}/{len(study.trials)}/ahead").getrandbits(64))
