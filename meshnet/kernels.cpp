@@ -23,6 +23,9 @@
 #include <vector>
 
 #include <sys/mman.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, REGISTERS = 32;
@@ -35,7 +38,8 @@ constexpr int LANES = 4, REGISTERS = 16;
 #endif
 constexpr int MAX_BLOCK = REGISTERS == 32 ? 13 : 6;  // output channels whose sums fit the registers, two vectors each
 constexpr int WIDE_BLOCK = REGISTERS == 32 ? 6 : 3;  // up to this many channels, four vectors each
-constexpr int TAPS = 6, PLANE_TAPS = 4;              // products of F(4, 3) and of F(2, 3)
+constexpr int TAPS = 6, PAIR_TAPS = 4;               // products of F(4, 3) and of F(2, 3)
+constexpr int COLUMNS_FROM = 8;  // input channels from which columns are computed in pairs: with fewer, memory decides
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -130,18 +134,134 @@ static InnerRow inner_for(int block) {
     else return block == OUT ? inner_row<OUT> : inner_for<OUT - 1>(block);
 }
 
+// ---------------------------------------------------------------- columns in pairs
+
+// Columns x and x + d of every 2d columns, taken apart into two vectors ("even" and "odd") and put together again.
+// Pair h of a row is the columns at(h) and at(h) + d.
+struct Pairs {
+    int d;
+    ivec even, odd, low, high;
+
+    static int unit(int d) { return std::max(2 * d, 2 * LANES); }  // columns are computed in multiples of this
+    static bool possible(int d) {
+        if (4 * LANES % unit(d)) return false;
+        if (d % LANES == 0) return true;
+#if defined(__AVX512F__)
+        return LANES % d == 0;
+#else
+        return false;
+#endif
+    }
+    explicit Pairs(int d) : d(d) {
+        for (int k = 0; k < LANES && d < LANES; ++k) {
+            even[k] = k / d * 2 * d + k % d, odd[k] = even[k] + d;
+            for (int half = 0; half < 2; ++half) {
+                const int x = half * LANES + k, from = x / (2 * d) * d + x % d + (x % (2 * d) < d ? 0 : LANES);
+                (half ? high : low)[k] = from;
+            }
+        }
+    }
+    int at(int h) const { return d < LANES ? 2 * h : h / d * 2 * d + h % d; }  // h: a multiple of LANES
+    static vec pick(vec a, vec b, ivec which) {
+#if defined(__AVX512F__)
+        return reinterpret_cast<vec>(_mm512_permutex2var_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512i>(which),
+                                                            reinterpret_cast<__m512>(b)));
+#else
+        return which[0] < LANES ? a : b;  // never asked for: see possible()
+#endif
+    }
+    void split(const float* row, vec& a, vec& b) const {
+        if (d < LANES) {
+            const vec one = load(row), two = load(row + LANES);
+            a = pick(one, two, even), b = pick(one, two, odd);
+        } else a = load(row), b = load(row + d);
+    }
+    void join(float* row, vec a, vec b) const {
+        if (d < LANES) store(row, pick(a, b, low)), store(row + LANES, pick(a, b, high));
+        else store(row, a), store(row + d, b);
+    }
+};
+
+// Rows `wide` + 2d long to the four taps of F(2, 3) along them, [tap][row][wide / 2].
+__attribute__((noinline)) static void transform_columns(const float* const* rows, int count, int64_t offset, int wide, const Pairs& pairs, float* out) {
+    const int half = wide / 2;
+    const int64_t tap = int64_t(count) * half;
+    for (int k = 0; k < count; ++k)
+        for (int h = 0; h < half; h += LANES) {
+            const float* row = rows[k] + offset + pairs.at(h);
+            vec a, b, c, d;
+            pairs.split(row, a, b);
+            pairs.split(row + 2 * pairs.d, c, d);
+            float* to = out + int64_t(k) * half + h;
+            store(to, a - c), store(to + tap, b + c), store(to + 2 * tap, c - b), store(to + 3 * tap, b - d);
+        }
+}
+
+// out[o][x] from the taps of `count` rows and weight[tap][row][o]: products of each tap, then the way back.
+template <int OUT, int VECTORS>
+static inline void inner_pairs(const float* in, int count, int half, int from, const float* weights, int64_t tap_weights,
+                               const Pairs& pairs, float* out, int64_t out_stride) {
+    vec products[PAIR_TAPS][OUT][VECTORS];
+    for (int t = 0; t < PAIR_TAPS; ++t) {
+        const float *row = in + int64_t(t) * count * half + from, *weight = weights + t * tap_weights;
+        vec sum[OUT][VECTORS] = {};
+        for (int k = 0; k < count; ++k, row += half, weight += OUT) {
+            vec x[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) x[v] = load(row + v * LANES);
+#pragma GCC unroll 16
+            for (int o = 0; o < OUT; ++o) {
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v) sum[o][v] += weight[o] * x[v];
+            }
+        }
+#pragma GCC unroll 16
+        for (int o = 0; o < OUT; ++o)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) products[t][o][v] = sum[o][v];
+    }
+    for (int v = 0; v < VECTORS; ++v) {
+        float* to = out + pairs.at(from + v * LANES);
+        for (int o = 0; o < OUT; ++o, to += out_stride) {
+            const vec a = products[1][o][v], b = products[2][o][v];
+            pairs.join(to, products[0][o][v] + a + b, a - b - products[3][o][v]);
+        }
+    }
+}
+
+template <int OUT>
+static void inner_pairs_row(const float* in, int count, int wide, const float* weights, int64_t tap_weights,
+                            const Pairs& pairs, float* out, int64_t out_stride) {
+    constexpr int VECTORS = OUT <= WIDE_BLOCK ? 4 : OUT * 3 < REGISTERS - 4 ? 3 : 2;
+    const int half = wide / 2;
+    int h = 0;
+    for (; h + VECTORS * LANES <= half; h += VECTORS * LANES)
+        inner_pairs<OUT, VECTORS>(in, count, half, h, weights, tap_weights, pairs, out, out_stride);
+    for (; h < half; h += LANES) inner_pairs<OUT, 1>(in, count, half, h, weights, tap_weights, pairs, out, out_stride);
+}
+
+typedef void (*InnerPairs)(const float*, int, int, const float*, int64_t, const Pairs&, float*, int64_t);
+template <int OUT>
+static InnerPairs inner_pairs_for(int block) {
+    if constexpr (OUT == 0) return nullptr;
+    else return block == OUT ? inner_pairs_row<OUT> : inner_pairs_for<OUT - 1>(block);
+}
+
 // ---------------------------------------------------------------- one layer's weights, packed
 
-static const double H[PLANE_TAPS][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+static const double H[PAIR_TAPS][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
 static const double G[TAPS][3] = {{1 / 4., 0, 0},           {-1 / 6., -1 / 6., -1 / 6.}, {-1 / 6., 1 / 6., -1 / 6.},
                                   {1 / 24., 1 / 12., 1 / 6.}, {1 / 24., -1 / 12., 1 / 6.}, {0, 0, 1}};
 
 struct Convolution {
     int in, out, dilation, activation, block, blocks;
     std::vector<float> direct;    // [block][plane][row][in][column][out of block]
-    std::vector<float> winograd;  // [tap][block][plane][in][column][out of block]
-    std::vector<float> paired;    // [plane tap][tap][block][in][column][out of block]; empty unless planes go in pairs
-    bool pair;
+    std::vector<float> winograd;  // [tap][block][plane][in][column][out of block]; [tap][block][column tap][plane][in]
+                                  // [out of block] where columns go in pairs
+    std::vector<float> paired;    // [plane tap][tap][block][in][column][out of block], or [plane tap][tap][block]
+                                  // [column tap][in][out of block]; empty unless planes go in pairs
+    bool pair, columns;           // whether planes, and whether columns, go in pairs
+    int across() const { return columns ? PAIR_TAPS : 3; }  // column taps
     std::vector<float> bias;      // padded to whole blocks
 
     Convolution(int in, int out, int dilation, int activation, bool pair, const float* weight, const float* bias_in)
@@ -151,33 +271,40 @@ struct Convolution {
         bias.assign(blocks * block, 0.f);
         if (bias_in) std::copy(bias_in, bias_in + out, bias.begin());
         direct.assign(size_t(blocks) * block * in * 27, 0.f);
-        winograd.assign(size_t(blocks) * block * in * 9 * TAPS, 0.f);
-        paired.assign(pair ? size_t(blocks) * block * in * 3 * TAPS * PLANE_TAPS : 0, 0.f);
+        columns = in >= COLUMNS_FROM && Pairs::possible(dilation);
+        winograd.assign(size_t(blocks) * block * in * 3 * TAPS * across(), 0.f);
+        paired.assign(pair ? size_t(blocks) * block * in * PAIR_TAPS * TAPS * across() : 0, 0.f);
         if (!weight) return;  // asked for sizes alone
         for (int o = 0; o < out; ++o)
             for (int i = 0; i < in; ++i) {
-                for (int z = 0; z < 3; ++z)
-                    for (int c = 0; c < 3; ++c) {
-                        const float* w = weight + ((size_t(o) * in + i) * 3 + z) * 9 + c;  // rows lie 3 apart
-                        size_t b = o / block, within = o % block;
-                        for (int r = 0; r < 3; ++r)
-                            direct[((((b * 3 + z) * 3 + r) * in + i) * 3 + c) * block + within] = w[r * 3];
-                        for (int t = 0; t < TAPS; ++t)
-                            winograd[((((t * blocks + b) * 3 + z) * in + i) * 3 + c) * block + within] =
-                                float(G[t][0] * w[0] + G[t][1] * w[3] + G[t][2] * w[6]);
-                    }
-                if (pair) pack_pair(o, i, weight + (size_t(o) * in + i) * 27);
+                const float* w = weight + (size_t(o) * in + i) * 27;
+                const size_t b = o / block, within = o % block;
+                for (int k = 0; k < 27; ++k)
+                    direct[(((b * 9 + k / 3) * in + i) * 3 + k % 3) * block + within] = w[k];
+                pack(o, i, w);
             }
     }
-    void pack_pair(int o, int i, const float* w) {
-        for (int u = 0; u < PLANE_TAPS; ++u)
-            for (int t = 0; t < TAPS; ++t)
-                for (int c = 0; c < 3; ++c) {
-                    double sum = 0;
-                    for (int z = 0; z < 3; ++z)
-                        for (int r = 0; r < 3; ++r) sum += H[u][z] * G[t][r] * w[z * 9 + r * 3 + c];
-                    paired[(((size_t(u * TAPS + t) * blocks + o / block) * in + i) * 3 + c) * block + o % block] = float(sum);
+    // Index of a transformed weight among the `planes` (or plane taps, then 1) that are summed in one go.
+    size_t position(size_t tap, int planes, int z, int o, int i, int c) const {
+        const size_t at = tap * blocks + o / block;
+        const size_t row = columns ? ((at * PAIR_TAPS + c) * planes + z) * in + i : ((at * planes + z) * in + i) * 3 + c;
+        return row * block + o % block;
+    }
+    void pack(int o, int i, const float* w) {
+        for (int t = 0; t < TAPS; ++t)
+            for (int c = 0; c < across(); ++c) {
+                double plane[3];  // transformed along rows and, where they go in pairs, columns
+                for (int z = 0; z < 3; ++z) {
+                    plane[z] = 0;
+                    for (int r = 0; r < 3; ++r)
+                        for (int k = 0; k < 3; ++k)
+                            plane[z] += G[t][r] * (columns ? H[c][k] : double(c == k)) * w[z * 9 + r * 3 + k];
+                    winograd[position(t, 3, z, o, i, c)] = float(plane[z]);
                 }
+                for (int u = 0; pair && u < PAIR_TAPS; ++u)
+                    paired[position(u * TAPS + t, 1, 0, o, i, c)] =
+                        float(H[u][0] * plane[0] + H[u][1] * plane[1] + H[u][2] * plane[2]);
+            }
     }
 };
 
@@ -220,10 +347,12 @@ struct Planes {
         rows = next.b[1] - next.a[1] + 2 * dilation;
         const bool alone = box.a[2] < next.a[2] || box.b[2] > next.b[2];  // else the zeros right of a row are also
         stride = round_up(next.b[2] - next.a[2], LANES) + (alone ? 2 : 1) * pad;  // those left of the next
-        channel_stride = (round_up(int64_t(rows) * stride + pad + LANES, 16) / 16 | 1) * 16;  // an odd number of cache
-    }                                                                        // lines, so that channels do not collide
+        // Room for what whole vectors and pairs read past the last row; an odd number of cache lines, so that channels
+        // do not collide.
+        channel_stride = (round_up(int64_t(rows) * stride + 3 * pad + 2 * LANES, 16) / 16 | 1) * 16;
+    }
     int64_t touched() const {  // floats: rows of zeros around the volume are never written
-        return slots * channels * (int64_t(box.b[1] - box.a[1]) * stride + pad + 3 * 16);
+        return slots * channels * (int64_t(box.b[1] - box.a[1]) * stride + 3 * pad + 4 * 16);
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
@@ -257,7 +386,7 @@ static void in_threads(int threads, Work work) {
 }
 
 struct Scratch {
-    Buffer transformed, products, features, logits;
+    Buffer transformed, columns, products, features, logits;
     std::vector<const float*> rows;
 };
 
@@ -300,7 +429,7 @@ static void transform_rows(const Rows& in, int z, int64_t ahead, int width, floa
 
 // Six rows of each of four planes to the 4 x 6 taps of F(2, 3) x F(4, 3).
 template <class Rows>
-static void transform_planes(const Rows& in, int64_t ahead, int width, float* out, int64_t tap) {
+__attribute__((noinline)) static void transform_planes(const Rows& in, int64_t ahead, int width, float* out, int64_t tap) {
     for (int x = 0; x < width; x += LANES) {
         vec first[6], second[6], y[6];
         float* to = out + x;
@@ -468,9 +597,11 @@ struct Column {
     void by_transform(int l, const Step& step, const Piece& piece, Scratch& s) {
         const Convolution& layer = *layers[l];
         const Planes& in = planes[l];
-        const int d = layer.dilation, reach = round_up(piece.wide + 2 * d, LANES);
-        const int64_t weights = int64_t(layer.in) * 3 * layer.block, products = int64_t(layer.blocks) * layer.block * chunk;
-        const int taps = step.pair ? TAPS * PLANE_TAPS : TAPS, planes_out = step.pair ? 2 : 1;
+        const Pairs pairs(layer.columns ? layer.dilation : LANES);
+        const int d = layer.dilation, wide = layer.columns ? round_up(piece.count, Pairs::unit(d)) : piece.wide;
+        const int reach = round_up(wide + 2 * d, LANES);
+        const int64_t weights = int64_t(layer.in) * layer.across() * layer.block, products = int64_t(layer.blocks) * layer.block * chunk;
+        const int taps = step.pair ? TAPS * PAIR_TAPS : TAPS, planes_out = step.pair ? 2 : 1;
         const int64_t offset = int64_t(piece.first) * in.stride + in.pad + piece.from - d;
         int first = 0, last = 4;  // of the planes that lie d apart
         if (!step.pair) std::tie(first, last) = inside(in, step.plane, d);
@@ -510,12 +641,18 @@ struct Column {
         const int rows_out = planes_out * piece.present, all_runs = layer.out * rows_out;
         int asked = 0, calls = 0;
         const InnerRow inner_row = inner_for<MAX_BLOCK>(layer.block);
-        for (int t = 0; t < taps; ++t)
+        const InnerPairs inner_pairs = inner_pairs_for<MAX_BLOCK>(layer.block);
+        const int count = int(s.rows.size());
+        const int64_t rows_weights = int64_t(layer.in) * layer.block, tap_weights = (step.pair ? 1 : 3) * rows_weights;
+        for (int t = 0; t < taps; ++t) {
+            if (layer.columns) transform_columns(s.rows.data(), count, t * tap, wide, pairs, s.columns.data);
             for (int b = 0; b < layer.blocks; ++b) {
                 const int64_t at = int64_t(t) * layer.blocks + b;
-                inner_row(s.rows.data(), int(s.rows.size()), piece.wide, t * tap + d, d,
-                          step.pair ? layer.paired.data() + at * weights : layer.winograd.data() + (at * 3 + first) * weights,
-                          s.products.data + t * products + int64_t(b) * layer.block * chunk, chunk);
+                const float* weight = step.pair ? layer.paired.data() + at * weights : layer.winograd.data() + at * 3 * weights;
+                float* to = s.products.data + t * products + int64_t(b) * layer.block * chunk;
+                if (layer.columns)
+                    inner_pairs(s.columns.data, count, wide, weight + first * rows_weights, tap_weights, pairs, to, chunk);
+                else inner_row(s.rows.data(), count, wide, t * tap + d, d, weight + first * weights, to, chunk);
                 // What is going to be written is asked for meanwhile.
                 for (const int until = int(int64_t(++calls) * all_runs / (taps * layer.blocks)); asked < until; ++asked) {
                     const int row = asked % rows_out, o = asked / rows_out;
@@ -523,6 +660,7 @@ struct Column {
                     for (int x = 0; x < piece.count; x += 16) __builtin_prefetch(to + x, 1);
                 }
             }
+        }
         const Combine combine = step.pair ? combine_for<true>(layer.activation) : combine_for<false>(layer.activation);
         for (int o = 0; o < layer.out; ++o) {
             float* to[8];
@@ -653,12 +791,13 @@ struct Column {
         return slots;
     }
 
-    void scratch_floats(size_t part[4]) const {
-        part[0] = part[1] = part[2] = 1;
+    void scratch_floats(size_t part[5]) const {
+        part[0] = part[1] = part[2] = part[4] = 1;
         for (auto* layer : layers) {
             const size_t row = round_up(chunk + 2 * layer->dilation, LANES);
-            part[0] = std::max(part[0], TAPS * size_t(layer->pair ? PLANE_TAPS : 3) * layer->in * row);
-            part[1] = std::max(part[1], TAPS * size_t(layer->pair ? PLANE_TAPS : 1) * layer->blocks * layer->block * chunk);
+            part[0] = std::max(part[0], TAPS * size_t(layer->pair ? PAIR_TAPS : 3) * layer->in * row);
+            if (layer->columns) part[4] = std::max(part[4], PAIR_TAPS * size_t(3) * layer->in * chunk / 2);  // planes left over go alone
+            part[1] = std::max(part[1], TAPS * size_t(layer->pair ? PAIR_TAPS : 1) * layer->blocks * layer->block * chunk);
         }
         part[2] = size_t(8) * layers.back()->out * chunk;
         part[3] = size_t(std::max(1, classes)) * chunk;
@@ -672,16 +811,16 @@ struct Column {
             most = std::max(most, layers[l]->in);
             reach = std::max(reach, layers[l]->dilation);
         }
-        int fits = 512 * 1024 / (4 * TAPS * PLANE_TAPS * most) - 2 * reach;
+        int fits = 512 * 1024 / (4 * TAPS * PAIR_TAPS * most) - 2 * reach;
         fits = std::max(4 * LANES, fits / (4 * LANES) * 4 * LANES);
         int pieces = std::max(1, (widest + fits - 1) / fits);
         chunk = round_up((widest + pieces - 1) / pieces, 4 * LANES);
     }
 
     int64_t bytes(int threads) const {
-        size_t part[4];
+        size_t part[5];
         scratch_floats(part);
-        int64_t floats = threads * int64_t(part[0] + part[1] + part[2] + part[3]);
+        int64_t floats = threads * int64_t(part[0] + part[1] + part[2] + part[3] + part[4]);
         for (auto& one : planes) floats += one.touched();
         for (auto* layer : layers) floats += layer->direct.size() + layer->winograd.size() + layer->paired.size();
         return floats * int64_t(sizeof(float));
@@ -691,7 +830,7 @@ struct Column {
 };
 
 void Column::run(int threads) {
-    size_t part[4];
+    size_t part[5];
     scratch_floats(part);
     std::vector<Scratch> scratch(threads);
     for (Scratch& s : scratch) {
@@ -699,6 +838,7 @@ void Column::run(int threads) {
         s.products.allocate(part[1]);
         s.features.allocate(part[2]);
         s.logits.allocate(part[3]);
+        s.columns.allocate(part[4]);
         for (auto* layer : layers) s.rows.reserve(9 * layer->in);
     }
     std::vector<std::atomic<int>> next(2);
@@ -982,7 +1122,7 @@ int meshnet_run(const Request* request) {
         int longest = 0;
         for (auto& planes : column.planes) {
             planes.kept.allocate(planes.slots * planes.plane_floats());
-            longest = std::max(longest, planes.stride + planes.pad);
+            longest = std::max(longest, planes.stride + 3 * planes.pad);
         }
         column.zeros.assign(longest + 4 * LANES, 0.f);
         column.run(std::max(1, q.threads));
