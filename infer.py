@@ -98,14 +98,14 @@ def find_scans(names: list[str]) -> list[list[Path]]:
     cases = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(name):  # not Path's own: a list of names may be longer than a name can be
             found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz"))
                            and not stem(p).endswith(MASKS) and not p.name.startswith("."))
             if not found:
                 raise UserError(f"{path}: found no .nii or .nii.gz file in this folder")
             cases += [[p] for p in found]
         else:
-            files = [path] if path.exists() else [Path(part) for part in name.split(",")]
+            files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
             cases.append(files)
     return cases
 
@@ -132,10 +132,14 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
         if real in planned:
             raise UserError(f"{mask}: would be written for both {planned[real]['scans'][0]} and {scans[0]}; segment "
                             "them in two commands with different -o")
+        if mask.is_dir():
+            raise UserError(f"-o {mask}: is a folder, expected a file to write; give another name")
         if real in [path.resolve() for path in scans]:
             raise UserError(f"-o {mask}: is the scan itself; give another file")
         planned[real] = {"scans": scans, "mask": mask}
     for folder in {case["mask"].parent for case in planned.values()}:
+        if target is None and not folder.is_dir():
+            continue  # a scan that is not there: said when it is read
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -163,10 +167,12 @@ def load_models(arguments: argparse.Namespace) -> list[tuple]:
             torch.set_num_threads(arguments.threads)
         models = [load_model(name, **weights) for name in names]
     first = models[0][1]
-    for name, (network, card) in zip(arguments.model, models):
-        if card["classes"] != first["classes"] or len(card["channels"]) != len(first["channels"]):
+    for name, (network, card) in zip(names, models):
+        another_order = (card["channels"] != first["channels"]
+                         and sorted(card["channels"]) == sorted(first["channels"]))
+        if card["classes"] != first["classes"] or len(card["channels"]) != len(first["channels"]) or another_order:
             raise UserError(f"--model {name}: has classes {card['classes']} and channels {card['channels']}, expected "
-                            f"{first['classes']} and {first['channels']} as {arguments.model[0]}")
+                            f"{first['classes']} and {first['channels']} as {names[0]}")
         if not light:
             network.to(pick_device(arguments.device))
     return models
@@ -180,6 +186,8 @@ def pick_device(name: str | None):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: a GPU for each process
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: not available here; leave it out for the fastest there is") from None

@@ -78,6 +78,8 @@ def fold(tensors: dict[str, np.ndarray], arguments: dict) -> list[Layer] | None:
     activation, affine = arguments.get("activation"), arguments.get("norm_affine", True)
     if None in (channels, classes, dilations, inputs) or activation not in ("relu", "elu", "gelu"):
         return None
+    if not isinstance(dilations, (list, tuple)) or not all(isinstance(d, int) and d >= 1 for d in dilations):
+        return None  # PyTorch's way says what is wrong
     layers = []
     for i, dilation in enumerate(dilations):
         weight = take(f"blocks.{i}.conv.weight", (channels, channels if i else inputs, 3, 3, 3))

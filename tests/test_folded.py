@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_segment import VARIANTS, network, scan
 
 from meshnet import folded, kernels, segment
+from meshnet.model import MeshNet
 from meshnet.modelfolder import CARD, WEIGHTS, save_model
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler here: PyTorch does the work")
@@ -55,6 +56,12 @@ def test_weights_that_are_not_plain_are_left_to_pytorch(tmp_path, spoil):
     if spoil == "damaged":
         path.write_bytes(path.read_bytes()[:1000])
     assert folded.load(tmp_path, device="cpu") is None
+
+
+@pytest.mark.parametrize("dilations", [8, [1, 0], ["1"]])
+def test_dilations_that_are_none_are_left_to_pytorch(dilations):
+    tensors = {name: value.numpy() for name, value in MeshNet(channels=2, dilations=[1, 1]).state_dict().items()}
+    assert folded.fold(tensors, MeshNet(channels=2, dilations=[1, 1]).arguments | {"dilations": dilations}) is None
 
 
 def test_gpus_are_left_to_pytorch(tmp_path, monkeypatch):

@@ -157,6 +157,9 @@ def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path)
     (lambda p, m: [p / "a.nii.gz", p / "b.nii.gz", "--model", m, "-o", p / "one.nii.gz"], ["names one mask"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "--max_memory", "lots"], ["--max_memory", "lots", "2GB"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "--device", "warp9"], ["--device", "warp9"]),
+    (lambda p, m: [p / "a.nii.gz", "--device", "warp9"], ["--device", "warp9"]),  # the built-in network
+    (lambda p, m: [p / "typo" / "no.nii.gz", "--model", m], ["no.nii.gz", "no such file"]),  # and no folder is made
+    (lambda p, m: [",".join([str(p / "no.nii.gz")] * 300), "--model", m], ["no.nii.gz", "no such file"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", "/proc/nothing/x"], ["/proc/nothing", "-o"]),
 ])
 def test_a_mistake_is_one_line(model, tmp_path, make, words):
@@ -165,6 +168,23 @@ def test_a_mistake_is_one_line(model, tmp_path, make, words):
     assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
     assert all(word in found.stderr for word in words), found.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_an_ensemble_wants_its_channels_in_one_order(tmp_path):
+    scan_file(tmp_path / "a.nii.gz")
+    models = [bright_model(tmp_path / name, channels=2) for name in ("one", "two")]
+    card = json.loads((models[1] / "config.json").read_text())
+    (models[1] / "config.json").write_text(json.dumps(card | {"channels": card["channels"][::-1]}))
+    scans = f"{tmp_path / 'a.nii.gz'},{tmp_path / 'a.nii.gz'}"
+    found = infer(scans, "--model", *models, "-o", tmp_path / "m.nii.gz", check=False)
+    assert found.returncode == 2 and "channel1" in found.stderr and not (tmp_path / "m.nii.gz").exists()
+
+
+def test_a_folder_with_the_name_of_the_mask_is_not_found_out_after_the_computing(model, tmp_path):
+    scan_file(tmp_path / "a.nii.gz")
+    (tmp_path / "m.nii.gz").mkdir()
+    found = infer(tmp_path / "a.nii.gz", "--model", model, "-o", tmp_path / "m.nii.gz", check=False)
+    assert found.returncode == 2 and "is a folder" in found.stderr and found.stderr.count("\n") == 1
 
 
 def test_the_orientation_of_the_file_does_not_matter(model, tmp_path):
