@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -95,10 +96,14 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
         return [head]
     best, smallest = None, None
     for counts in itertools.product(*(range(1, min(12, max(1, (b - a) // 8)) + 1) for a, b in head)):
-        # The tile in the middle has its halo on every side: the largest, and the measure of all.
+        # Parts differ by a voxel and in their halo, which ends with the volume: the largest is the measure of all.
         tiles = cut(head, counts)
-        boxes = layer_boxes(layers, tiles[np.ravel_multi_index([c // 2 for c in counts], counts)], shape)
+        all_boxes = [layer_boxes(layers, tiles[np.ravel_multi_index(index, counts)], shape)
+                     for index in itertools.product(*(sorted({0, c // 2, c - 1}) for c in counts))]
+        boxes = max(all_boxes, key=lambda boxes: sum(map(voxels, boxes)))
         need, work = needs(layers, boxes, shape), len(tiles) * sum(voxels(box) for box in boxes[1:])
+        if len(tiles) == 1 and need <= budget:
+            return tiles
         smallest = min(need, smallest or need)
         if need <= budget and (best is None or work < best[0]):
             best = work, tiles
@@ -305,6 +310,6 @@ def resident_bytes() -> int:
     """What the process holds in memory now (0 where the system does not say)."""
     try:
         with open("/proc/self/statm", encoding="ascii") as handle:
-            return int(handle.read().split()[1]) * 4096
+            return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0

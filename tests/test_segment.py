@@ -150,6 +150,18 @@ def test_tiles_change_nothing(way, crop, monkeypatch):
     assert np.abs(one - many).max() < 1e-5
 
 
+def test_every_tile_fits_the_budget():
+    folded, shape, head = layers.fold(network(8, (1, 2, 3))), (40, 40, 40), ((10, 40),) * 3
+
+    def need(tile):
+        return layers.torch_bytes(folded, layers.layer_boxes(folded, tile, shape), shape)
+
+    for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
+        tiles = segment.plan_tiles(folded, head, shape, int(share * need(head)), layers.torch_bytes)
+        assert max(map(need, tiles)) <= share * need(head)
+        assert (len(tiles) == 1) == (share == 1.0)
+
+
 def test_a_ceiling_that_nothing_fits_is_the_users_mistake(way):
     with pytest.raises(UserError, match="max_memory"):
         segment.predict(network(), scan(1, (20, 20, 20)), max_memory=1000)
