@@ -87,9 +87,7 @@ def draw_warp(rng: np.random.Generator, lesions: list[Lesion], acute: bool, stre
         if acute:
             swellings.append((centre, float(1.3 * radius), float(rng.uniform(0, 0.2))))
         elif distance < 60 and radius > 12:
-            # The ventricle fills the room of the lost tissue: wider on that side and drawn towards the lesion.
-            swellings.append((middle, 24.0, float(rng.uniform(0, 0.4) * strength)))
-            pulls.append((middle, 18.0, (away / distance * rng.uniform(0, 0.45) * radius).astype(np.float32)))
+            pulls.append((middle, 14.0, (away / distance * rng.uniform(0, 0.25) * radius).astype(np.float32)))
     return Warp(matrix, shift, elastic, swellings, pulls)
 
 
@@ -127,8 +125,7 @@ def build_head(rng: np.random.Generator, warp: Warp, lesions: list[Lesion], voxe
         padded = np.pad(each.mask, 1).astype(np.float32)[..., None]
         part = near[inside]
         lesion[part] = np.maximum(lesion[part], sample(padded, index[:, inside] + 1)[:, 0])
-    # As wide as the ventricle was made: what it took is no lesion, though it looks like the cavity beside it.
-    lesion *= brain * np.clip(1.6 - 2 * np.maximum(ventricle, fluid * np.clip(8 * ventricle, 0, 1)), 0, 1)
+    lesion *= brain * np.clip(1.6 - 2 * ventricle, 0, 1)
 
     x, y, z = points
     eye = np.sqrt((np.abs(x) - 33) ** 2 + (y - 60) ** 2 + (z + 38) ** 2) - 12

@@ -94,30 +94,44 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     """
     if budget is None:
         return [head]
+    most = [min(12, max(1, (b - a) // 8)) for a, b in head]
+    largest = [[largest_part(layers, head, axis, count, shape) for count in range(1, n + 1)]
+               for axis, n in enumerate(most)]
     best, smallest = None, None
-    for counts in itertools.product(*(range(1, min(12, max(1, (b - a) // 8)) + 1) for a, b in head)):
-        # Parts differ by a voxel and in their halo, which ends with the volume: the largest is the measure of all.
-        tiles = cut(head, counts)
-        all_boxes = [layer_boxes(layers, tiles[np.ravel_multi_index(index, counts)], shape)
-                     for index in itertools.product(*(sorted({0, c // 2, c - 1}) for c in counts))]
-        boxes = max(all_boxes, key=lambda boxes: sum(map(voxels, boxes)))
-        need, work = needs(layers, boxes, shape), len(tiles) * sum(voxels(box) for box in boxes[1:])
-        if len(tiles) == 1 and need <= budget:
-            return tiles
+    for counts in itertools.product(*(range(1, n + 1) for n in most)):
+        tile = tuple(largest[axis][count - 1] for axis, count in enumerate(counts))
+        boxes = layer_boxes(layers, tile, shape)
+        work = math.prod(counts) * sum(voxels(box) for box in boxes[1:])
+        if best is not None and work >= best[0]:
+            continue
+        need = needs(layers, boxes, shape)
         smallest = min(need, smallest or need)
-        if need <= budget and (best is None or work < best[0]):
-            best = work, tiles
+        if need <= budget:
+            best = work, counts
     if best is None:
         raise UserError(f"max_memory: found too little room for the network's layers, expected at least "
                         f"{smallest / 1e9:.2f} GB beside what the process already holds; raise it")
-    return best[1]
+    return cut(head, best[1])
 
 
-def cut(box: Box, counts: list[int]) -> list[Box]:
+def largest_part(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The part of ``head``'s side along ``axis``, cut into ``count``, for which the layers compute most: parts differ
+    by a voxel, and in their halo, which ends with the volume."""
+    def extent(side: tuple[int, int]) -> int:
+        boxes = layer_boxes(layers, (*head[:axis], side, *head[axis + 1:]), shape)
+        return sum(b - a for a, b in (box[axis] for box in boxes))
+
+    return max(parts(*head[axis], count), key=extent)
+
+
+def parts(a: int, b: int, count: int) -> list[tuple[int, int]]:
+    """``a`` to ``b`` cut into ``count`` nearly equal parts."""
+    return list(itertools.pairwise(np.linspace(a, b, count + 1).astype(int).tolist()))
+
+
+def cut(box: Box, counts: tuple[int, ...]) -> list[Box]:
     """``box`` cut into ``counts`` nearly equal parts along each axis."""
-    edges = [np.linspace(a, b, n + 1).astype(int).tolist() for (a, b), n in zip(box, counts)]
-    return [tuple((edges[axis][i], edges[axis][i + 1]) for axis, i in enumerate(index))
-            for index in np.ndindex(*counts)]
+    return list(itertools.product(*(parts(a, b, count) for (a, b), count in zip(box, counts))))
 
 
 # ---------------------------------------------------------------- whole volumes
