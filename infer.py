@@ -71,6 +71,7 @@ def main() -> int | None:
             if case not in todo:
                 print(f"{case['mask']}: is there already; --overwrite does it again", file=sys.stderr)
         ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:1]]
+        reader.submit(import_ahead, arguments.picture)
         for position, case in enumerate(todo):
             started = time.perf_counter()
             ahead += [reader.submit(read_case, other["scans"], models) for other in todo[position + 1:position + 2]]
@@ -228,11 +229,21 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
             window = tuple(card["window"]) if card["window"] else None
             with timed(parts, "conform"):
                 conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
-                volume = np.stack([np.asarray(image.dataobj) for image in conformed])
+                volume = geometry.stack_channels([np.asarray(image.dataobj) for image in conformed])
                 volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
             done[key] = (volume, conformed[0].affine)
         inputs.append(done[key])
     return {"like": images[0], "inputs": inputs, "parts": parts}
+
+
+def import_ahead(picture: bool) -> None:
+    """Load what is wanted after the network, while that computes."""
+    import scipy.ndimage  # noqa: F401
+
+    if picture:
+        import PIL.Image  # noqa: F401
+
+        import meshnet.figures  # noqa: F401
 
 
 def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argparse.Namespace) -> dict:

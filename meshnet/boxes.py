@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Gaps = tuple[tuple[int, int, int, int], ...]  # for each axis two ranges, (a, b, c, d); either may be empty
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,32 @@ def layer_boxes(layers: list[Layer], out: Box, shape: tuple[int, ...]) -> list[B
     for layer in reversed(layers):
         boxes.insert(0, grow(boxes[0], layer.reach, shape))
     return boxes
+
+
+def air_gaps(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None) -> list[Gaps]:
+    """What of each of ``boxes`` (of ``layer_boxes``) need not be computed, since outside ``content`` the volume is
+    constant (None: it is not known to be).
+
+    A voxel whose layers see neither content nor the volume's end along an axis has the value of its neighbour along
+    that axis, if the same is true of that. So between what sees an end and what sees content lies a range of equal
+    values; one voxel of it is computed on either side, and ``kernels`` copies that into the gap.
+    """
+    seen = [0, *itertools.accumulate(layer.reach for layer in layers)]
+    nothing = content is None
+    return [tuple((a, a, b, b) if nothing or by in (0, seen[-1]) else axis_gaps(a, b, *content[axis], shape[axis], by)
+                  for axis, (a, b) in enumerate(box)) for box, by in zip(boxes, seen)]
+
+
+def axis_gaps(a: int, b: int, first: int, last: int, end: int, seen: int) -> tuple[int, int, int, int]:
+    """The gaps of one axis before and after content (``first`` to ``last``) in a box from ``a`` to ``b``, ``seen``
+    being how far a voxel sees and ``end`` the volume's size."""
+    low = seen + 1 if a < seen else a
+    low_end = min(max(a, first - seen - 1), b - 1)
+    high = max(min(b, last + seen + 1), low_end + 1)
+    high_end = end - seen - 1 if b > end - seen else b
+    return *((low, low_end) if low < low_end else (a, a)), *((high, high_end) if high < high_end else (b, b))
+
+
+def computed(box: Box, gaps: Gaps) -> tuple[int, ...]:
+    """The size of ``box`` along each axis without its gaps."""
+    return tuple(b - a - (q - p) - (s - r) for (a, b), (p, q, r, s) in zip(box, gaps))

@@ -93,11 +93,10 @@ def _window(volume: np.ndarray) -> tuple[float, float]:
 
 def _box_of_head(volume, lesion, threshold: float, spacing_mm) -> list[tuple[int, int]]:
     """The box of what is brighter than ``threshold`` or lesion, with a margin; everything where that is empty."""
-    inside = (volume > threshold) | lesion
-    box = []
+    bright, box = volume > threshold, []
     for axis in range(3):
         rest = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(inside.any(axis=rest))
+        filled = np.flatnonzero(bright.any(axis=rest) | lesion.any(axis=rest))  # they may lie differently in memory
         margin = round(MARGIN_MM / spacing_mm[axis])
         size = volume.shape[axis]
         box.append((max(0, filled[0] - margin), min(size, filled[-1] + 1 + margin)) if len(filled) else (0, size))

@@ -165,7 +165,7 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
     shape = tuple(like.shape[:3])
     if array.dtype.kind == "f":
         if array.ndim == 4:
-            result = np.empty((len(array), *shape), np.float32)
+            result = np.empty((len(array), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)  # as NIfTI files are read
             for one, a in zip(result, array.astype(np.float32, copy=False)):
                 resample(a, to_source, shape, order=1, out=one)
             return result
@@ -173,6 +173,12 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
     if array.dtype == bool:
         array = array.astype(np.uint8)
     return resample(array, to_source, shape, order=0, nudge=-1)
+
+
+def stack_channels(channels: list[np.ndarray]) -> np.ndarray:
+    """Volumes (X, Y, Z) as one (C, X, Y, Z), each channel in one piece of memory with its axes as the first one's."""
+    axes = sorted(range(3), key=lambda axis: -channels[0].strides[axis])
+    return np.stack([channel.transpose(axes) for channel in channels]).transpose(0, *(1 + np.argsort(axes)))
 
 
 def _image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -310,7 +311,26 @@ struct Convolution {
 
 // ---------------------------------------------------------------- planes that a layer keeps for the next one
 
-struct Box { int a[3], b[3]; };
+// What a layer computes: along each axis a to b, without two gaps, either of which may be empty. Within a gap all values
+// along its axis are those beside it (boxes.py says why), so what reads there gets a copy.
+struct Range { int a, b; int size() const { return std::max(0, b - a); } };
+struct Box {
+    int a[3], b[3];
+    Range low[3], high[3];  // the gaps; where they are empty, at a and at b
+    Range middle(int axis) const { return {low[axis].b, high[axis].a}; }
+    std::array<Range, 3> computed(int axis, bool middle_only = false) const {
+        if (middle_only) return {middle(axis)};
+        return {Range{a[axis], low[axis].a}, middle(axis), Range{high[axis].b, b[axis]}};
+    }
+    int size(int axis) const { return b[axis] - a[axis] - low[axis].size() - high[axis].size(); }
+    // The number, among what is computed, of p or of what p is a copy of.
+    int number(int axis, int p) const {
+        const Range &one = low[axis], &two = high[axis];
+        if (p >= one.a && p < one.b) p = one.a > a[axis] ? one.a - 1 : one.b;
+        else if (p >= two.a && p < two.b) p = two.a - 1;
+        return p - a[axis] - (p >= one.b ? one.size() : 0) - (p >= two.b ? two.size() : 0);
+    }
+};
 
 // Memory straight from the system, and back to it at once: malloc would keep pieces of this size for itself.
 struct Buffer {
@@ -336,6 +356,7 @@ struct Planes {
     int slots, depth;       // planes kept; planes of the whole volume
     int channels;
     int64_t channel_stride;
+    std::vector<Range> before[2], after[2];  // rows, and columns, of the gaps that the next layer looks at
     Buffer kept;            // the slots
     int64_t plane_floats() const { return channels * channel_stride; }
 
@@ -350,13 +371,46 @@ struct Planes {
         // Room for what whole vectors and pairs read past the last row; an odd number of cache lines, so that channels
         // do not collide.
         channel_stride = (round_up(int64_t(rows) * stride + 3 * pad + 2 * LANES, 16) / 16 | 1) * 16;
+        for (int axis = 1; axis < 3; ++axis)
+            for (const Range& read : next.computed(axis))
+                for (const bool high : {false, true}) {
+                    const Range& gap = high ? box.high[axis] : box.low[axis];
+                    const Range part{std::max(gap.a, read.a - dilation), std::min(gap.b, read.b + dilation)};
+                    if (read.size() && part.size()) (high ? after : before)[axis - 1].push_back(part);
+                }
     }
-    int64_t touched() const {  // floats: rows of zeros around the volume are never written
-        return slots * channels * (int64_t(box.b[1] - box.a[1]) * stride + 3 * pad + 4 * 16);
+    int64_t touched() const {  // floats: rows of zeros around the volume, and in gaps, are never written
+        int written = box.size(1);
+        for (const auto& ranges : {before[0], after[0]})
+            for (const Range& range : ranges) written += range.size();
+        return slots * channels * (int64_t(written) * stride + 3 * pad + 4 * 16);
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
-        return kept.data + ((p - box.a[0]) % slots) * plane_floats();
+        return kept.data + (box.number(0, p) % slots) * plane_floats();
+    }
+    // Columns `from` to `until` of a row have been written, in all channels: copy what is beside a gap into the gap.
+    void fill_gaps(int p, int row, int from, int until) const {
+        const bool first_row = !before[0].empty() && row == box.low[1].b, last_row = !after[0].empty() && row == box.high[1].a - 1;
+        const bool first = !before[1].empty() && from == box.low[2].b, last = !after[1].empty() && until == box.high[2].a;
+        if (!(first_row || last_row || first || last)) return;
+        auto copy_rows = [&](float* of_row, int at, int end) {
+            for (const bool high : {false, true})
+                if (high ? last_row : first_row)
+                    for (const Range& rows : (high ? after : before)[0])
+                        for (int r = rows.a; r < rows.b; ++r)
+                            std::memcpy(of_row + int64_t(r - row) * stride + at, of_row + at, (end - at) * sizeof(float));
+        };
+        float* of_row = plane(p) + int64_t(row - origin[0]) * stride - origin[1];
+        for (int c = 0; c < channels; ++c, of_row += channel_stride) {
+            copy_rows(of_row, from, until);
+            for (const bool high : {false, true})
+                if (high ? last : first)
+                    for (const Range& columns : (high ? after : before)[1]) {
+                        std::fill(of_row + columns.a, of_row + columns.b, of_row[high ? until - 1 : from]);
+                        copy_rows(of_row, columns.a, columns.b);
+                    }
+        }
     }
 };
 
@@ -527,13 +581,62 @@ struct Column {
 
     ~Column() { for (auto* layer : layers) delete layer; }
 
-    int width(int layer) const { return boxes[layer + 1].b[2] - boxes[layer + 1].a[2]; }
-    int height(int layer) const { return boxes[layer + 1].b[1] - boxes[layer + 1].a[1]; }
-    int groups(int layer) const {  // groups of four rows that lie d apart
-        int d = layers[layer]->dilation, h = height(layer);
-        return h / (4 * d) * d + std::min(d, h % (4 * d));
+    int width(int layer) const {  // of the widest part
+        int widest = 0;
+        for (const Range& part : boxes[layer + 1].computed(2)) widest = std::max(widest, part.size());
+        return widest;
     }
-    int chunks(int layer) const { return (width(layer) + chunk - 1) / chunk; }
+    int groups(const Range& rows, int d) const {  // groups of four rows that lie d apart
+        return rows.size() / (4 * d) * d + std::min(d, rows.size() % (4 * d));
+    }
+    int chunks(const Range& columns) const { return (columns.size() + chunk - 1) / chunk; }
+    // Whether only the middle rows and columns of a step are computed: those beyond a gap see no content, so they are the
+    // same in all middle planes that do not see the volume's end, and lie already where such a plane was kept before.
+    bool middle_only(const Step& step) const {
+        if (step.layer < 0 || step.layer + 1 == int(layers.size())) return false;
+        int seen = 0;
+        for (int l = 0; l <= step.layer; ++l) seen += layers[l]->dilation;
+        const Range middle = boxes[step.layer + 1].middle(0);
+        const int last = step.plane + (step.pair ? layers[step.layer]->dilation : 0);
+        return step.plane - planes[step.layer + 1].slots >= std::max(seen, middle.a) && last < std::min(shape[0] - seen, middle.b);
+    }
+    int items(const Step& step) const {
+        int down = 0, across = 0;
+        const Box& box = boxes[step.layer + 1];
+        if (step.layer < 0) return planes[0].channels;
+        for (const Range& rows : box.computed(1, middle_only(step))) down += groups(rows, layers[step.layer]->dilation);
+        for (const Range& columns : box.computed(2, middle_only(step))) across += chunks(columns);
+        return down * across;
+    }
+    // The rows (the first, how many that lie d apart) and the columns (the first, how many) of an item; from the box's.
+    Piece place(const Step& step, int item) const {
+        const Box& box = boxes[step.layer + 1];
+        const int d = layers[step.layer]->dilation;
+        const bool middle = middle_only(step);
+        int across = 0;
+        for (const Range& columns : box.computed(2, middle)) across += chunks(columns);
+        int group = item / across, part = item % across;
+        Piece piece{};
+        for (const Range& rows : box.computed(1, middle)) {
+            if (group < groups(rows, d)) {
+                const int within = group / d * 4 * d + group % d;
+                piece.first = rows.a - box.a[1] + within;
+                piece.present = std::min(4, (rows.size() - within + d - 1) / d);
+                break;
+            }
+            group -= groups(rows, d);
+        }
+        for (const Range& columns : box.computed(2, middle)) {
+            if (part < chunks(columns)) {
+                piece.from = columns.a - box.a[2] + part * chunk;
+                piece.count = std::min(chunk, columns.size() - part * chunk);
+                break;
+            }
+            part -= chunks(columns);
+        }
+        piece.wide = round_up(piece.count, LANES);
+        return piece;
+    }
 
     void read_plane(int p, int item) {  // one channel of the input
         Planes& to = planes[0];
@@ -564,12 +667,8 @@ struct Column {
     // One piece of a plane, or of the planes p and p + d: four rows that lie d apart, `chunk` columns.
     void compute(int l, const Step& step, int item, Scratch& s) {
         const Convolution& layer = *layers[l];
-        const int d = layer.dilation, parts = chunks(l), h = height(l), group = item / parts;
-        Piece piece;
-        piece.from = item % parts * chunk, piece.count = std::min(chunk, width(l) - piece.from);
-        piece.first = group / d * 4 * d + group % d, piece.present = 0;
-        while (piece.present < 4 && piece.first + piece.present * d < h) ++piece.present;
-        piece.wide = round_up(piece.count, LANES);
+        const int d = layer.dilation;
+        Piece piece = place(step, item);
         const bool fused = l + 1 == int(layers.size()) && output != FEATURES;
         const int planes_out = step.pair ? 2 : 1;
         for (int z = 0; z < planes_out; ++z)
@@ -584,6 +683,11 @@ struct Column {
             for (int k = 0; k < piece.present; ++k)
                 classify(piece.to[4 * z + k], layer.out, step.plane + z * d, piece.first + k * d, piece.from, piece.count,
                          s.logits.data);
+        for (int z = 0; l + 1 < int(layers.size()) && !middle_only(step) && z < planes_out; ++z)
+            for (int k = 0; k < piece.present; ++k) {
+                const int row = boxes[l + 1].a[1] + piece.first + k * d, from = boxes[l + 1].a[2] + piece.from;
+                planes[l + 1].fill_gaps(step.plane + z * d, row, from, from + piece.count);
+            }
     }
 
     // Planes outside the volume are zero and left out: which of the three that plane p looks at are inside.
@@ -735,19 +839,19 @@ struct Column {
         }
     }
 
-    // What a level computes, in order, and up to which plane it has then computed everything. Level 0 is the input.
+    // What a level computes, in order, and how many of its planes are then complete. Level 0 is the input.
     // Planes go in pairs that lie d apart, block by block of 2d; what is left over at the end goes alone.
     struct Unit { Step step; int complete; };
     std::vector<Unit> units(int level) const {
-        const int a = boxes[level].a[0], b = boxes[level].b[0];
         const bool pair = level > 0 && layers[level - 1]->pair;
         const int d = pair ? layers[level - 1]->dilation : 1;
         std::vector<Unit> found;
-        for (int block = a; block < b; block += 2 * d) {
-            const int length = std::min(2 * d, b - block), count = pair ? std::min(d, length) : length;
-            for (int k = 0; k < count; ++k)
-                found.push_back({{level - 1, block + k, pair && k + d < length}, k + 1 < count ? block + k + 1 : block + length});
-        }
+        for (const Range& part : boxes[level].computed(0))
+            for (int block = part.a; block < part.b; block += 2 * d) {
+                const int length = std::min(2 * d, part.b - block), count = pair ? std::min(d, length) : length;
+                for (int k = 0; k < count; ++k)
+                    found.push_back({{level - 1, block + k, pair && k + d < length}, boxes[level].number(0, (k + 1 < count ? block + k + 1 : block + length) - 1) + 1});
+            }
         return found;
     }
 
@@ -758,8 +862,10 @@ struct Column {
         std::vector<size_t> next(boxes.size());
         for (size_t level = 0; level < boxes.size(); ++level) waiting.push_back(units(int(level)));
         auto advance = [&](auto&& self, int level, int until) -> void {
-            until = std::min(until, boxes[level].b[0]);
-            while (next[level] < waiting[level].size() && (next[level] ? waiting[level][next[level] - 1].complete : boxes[level].a[0]) < until) {
+            const Box& box = boxes[level];  // what is read up to `until` may be a copy of what comes after
+            const int last = std::min(until, box.b[0]) - 1;
+            until = box.number(0, last) + 1;
+            while (next[level] < waiting[level].size() && (next[level] ? waiting[level][next[level] - 1].complete : 0) < until) {
                 const Step step = waiting[level][next[level]].step;
                 if (level > 0) {
                     const int d = layers[level - 1]->dilation;
@@ -778,14 +884,16 @@ struct Column {
         std::vector<int> slots(layers.size(), 1);
         for (int level = 0; level < int(layers.size()); ++level) {
             const int d = layers[level]->dilation;
-            std::vector<int> lowest(steps.size() + 1, boxes[level].b[0]);  // that this step or a later one reads
+            const Box& box = boxes[level];
+            std::vector<int> lowest(steps.size() + 1, box.size(0));  // that this step or a later one reads
             for (size_t i = steps.size(); i-- > 0;)
-                lowest[i] = steps[i].layer == level ? std::min(lowest[i + 1], steps[i].plane - d) : lowest[i + 1];
-            int highest = boxes[level].a[0];
+                lowest[i] = steps[i].layer == level ? std::min(lowest[i + 1], box.number(0, std::max(steps[i].plane - d, box.a[0])))
+                                                    : lowest[i + 1];
+            int highest = 0;
             for (size_t i = 0; i < steps.size(); ++i) {
                 if (steps[i].layer == level - 1)
-                    highest = std::max(highest, steps[i].plane + (steps[i].pair ? layers[level - 1]->dilation : 0));
-                slots[level] = std::max(slots[level], highest - std::max(lowest[i], boxes[level].a[0]) + 1);
+                    highest = std::max(highest, box.number(0, steps[i].plane + (steps[i].pair ? layers[level - 1]->dilation : 0)));
+                slots[level] = std::max(slots[level], highest - lowest[i] + 1);
             }
         }
         return slots;
@@ -811,7 +919,7 @@ struct Column {
             most = std::max(most, layers[l]->in);
             reach = std::max(reach, layers[l]->dilation);
         }
-        int fits = 512 * 1024 / (4 * TAPS * PAIR_TAPS * most) - 2 * reach;
+        int fits = 640 * 1024 / (4 * TAPS * PAIR_TAPS * most) - 2 * reach;
         fits = std::max(4 * LANES, fits / (4 * LANES) * 4 * LANES);
         int pieces = std::max(1, (widest + fits - 1) / fits);
         chunk = round_up((widest + pieces - 1) / pieces, 4 * LANES);
@@ -849,8 +957,8 @@ void Column::run(int threads) {
         Scratch& s = scratch[t];
         for (size_t i = 0; i < steps.size(); ++i) {
             const Step& step = steps[i];
-            const int items = step.layer < 0 ? planes[0].channels : groups(step.layer) * chunks(step.layer);
-            for (int item; (item = next[i % 2].fetch_add(1, std::memory_order_relaxed)) < items;)
+            const int count = items(step);
+            for (int item; (item = next[i % 2].fetch_add(1, std::memory_order_relaxed)) < count;)
                 step.layer < 0 ? read_plane(step.plane, item) : compute(step.layer, step, item, s);
             barrier.wait();
             if (t == 0) next[i % 2].store(0, std::memory_order_relaxed);  // used again after the next barrier
@@ -1070,6 +1178,7 @@ struct Request {
     const float* const* weights;
     const float* const* biases;  // entries may be null
     const int* boxes;       // (layers + 1) x 6: a0, b0, a1, b1, a2, b2
+    const int* gaps;        // (layers + 1) x 12: for each axis the lower one's a and b, the higher one's a and b
     const int* shape;       // 3
     const float* volume;    // (C, *shape)
     const float* head_weight;    // (classes, channels) or null
@@ -1082,8 +1191,10 @@ struct Request {
 
 static void fill_column(Column& column, const Request& q) {
     for (int l = 0; l <= q.layers; ++l) {
-        const int* b = q.boxes + 6 * l;
-        column.boxes.push_back(Box{{b[0], b[2], b[4]}, {b[1], b[3], b[5]}});
+        const int *b = q.boxes + 6 * l, *gap = q.gaps + 12 * l;
+        Box box{{b[0], b[2], b[4]}, {b[1], b[3], b[5]}, {}, {}};
+        for (int axis = 0; axis < 3; ++axis, gap += 4) box.low[axis] = {gap[0], gap[1]}, box.high[axis] = {gap[2], gap[3]};
+        column.boxes.push_back(box);
     }
     for (int l = 0; l < q.layers; ++l)
         column.layers.push_back(new Convolution(q.widths[l], q.widths[l + 1], q.dilations[l], q.activations[l],

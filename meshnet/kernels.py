@@ -43,7 +43,7 @@ class Request(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.c_int), ("widths", ctypes.c_void_p), ("dilations", ctypes.c_void_p),
         ("activations", ctypes.c_void_p), ("pairs", ctypes.c_void_p), ("weights", ctypes.c_void_p),
-        ("biases", ctypes.c_void_p), ("boxes", ctypes.c_void_p), ("shape", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p), ("boxes", ctypes.c_void_p), ("gaps", ctypes.c_void_p), ("shape", ctypes.c_void_p),
         ("volume", ctypes.c_void_p), ("head_weight", ctypes.c_void_p), ("head_bias", ctypes.c_void_p),
         ("classes", ctypes.c_int), ("output", ctypes.c_int), ("threads", ctypes.c_int), ("out", ctypes.c_void_p),
         ("out_shape", ctypes.c_void_p), ("out_at", ctypes.c_void_p),
@@ -173,7 +173,7 @@ def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilatio
                activations: Sequence[str], volume: Array, out: Array, output: str = "features",
                boxes: Sequence | None = None, at: Sequence[int] | None = None,
                head: tuple[Array, Array] | None = None, pairs: Sequence[bool] | None = None,
-               threads: int | None = None, lib: ctypes.CDLL | None = None) -> None:
+               gaps: Sequence | None = None, threads: int | None = None, lib: ctypes.CDLL | None = None) -> None:
     """Stream ``volume`` (C, X, Y, Z) through 3×3×3 convolutions with equal zero padding and write into ``out``.
 
     Args:
@@ -185,6 +185,8 @@ def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilatio
             Each must hold what the next one looks at, as far as the volume goes.
         at: where in ``out`` the last box begins; None means where it lies in the volume.
         pairs: whether a layer computes planes in pairs, which is quicker and needs more room; None means all do.
+        gaps: what of each box is not computed: for each axis (a, b, c, d), a to b and c to d; None means nothing.
+            Copied there is what lies beside it towards the box's middle, as ``boxes.air_gaps`` wants it.
     """
     weights, volume = [contiguous(w) for w in weights], contiguous(volume)
     assert address(contiguous(out)) == address(out)
@@ -192,7 +194,7 @@ def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilatio
     if boxes is None:
         boxes = [tuple((0, n) for n in volume.shape[1:])] * (len(weights) + 1)
     widths = [volume.shape[0], *(w.shape[0] for w in weights)]
-    request, keep = make_request(widths, dilations, boxes, tuple(volume.shape[1:]), pairs, threads)
+    request, keep = make_request(widths, dilations, boxes, tuple(volume.shape[1:]), pairs, gaps, threads)
     at = [side[0] for side in boxes[-1]] if at is None else at
     arrays = {"activations": integers([ACTIVATIONS[a] for a in activations]), "weights": pointers(weights),
               "biases": pointers(biases), "out_shape": integers(tuple(out.shape[-3:])), "out_at": integers(at)}
@@ -207,34 +209,38 @@ def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilatio
 
 
 def make_request(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
-                 pairs: Sequence[bool] | None, threads: int | None) -> tuple[Request, list]:
+                 pairs: Sequence[bool] | None, gaps: Sequence | None, threads: int | None) -> tuple[Request, list]:
     """A request with its sizes, and what has to live as long as it. Arguments as ``run_column``; ``widths`` are the
     channels of the input and of each layer."""
+    assert min(dilations) >= 1 and len(boxes) == len(widths) == len(dilations) + 1
+    if gaps is None:
+        gaps = [[(a, a, b, b) for a, b in box] for box in boxes]
     arrays = {"widths": integers(widths), "dilations": integers(dilations),
               "activations": integers([0] * len(dilations)), "shape": integers(shape),
               "pairs": integers([1] * len(dilations) if pairs is None else pairs),
-              "boxes": integers([edge for box in boxes for side in box for edge in side])}
+              "boxes": integers([edge for box in boxes for side in box for edge in side]),
+              "gaps": integers([edge for gap in gaps for side in gap for edge in side])}
     request = Request(layers=len(dilations), threads=threads or thread_count(), classes=2,
                       **{name: ctypes.cast(array, ctypes.c_void_p) for name, array in arrays.items()})
     return request, list(arrays.values())
 
 
 def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
-                 pairs: Sequence[bool] | None = None) -> int:
+                 pairs: Sequence[bool] | None = None, gaps: Sequence | None = None) -> int:
     """Memory that ``run_column`` takes beside volume and result: mostly the planes kept between layers."""
-    request, keep = make_request(widths, dilations, boxes, shape, pairs, None)
+    request, keep = make_request(widths, dilations, boxes, shape, pairs, gaps, None)
     found = library().meshnet_bytes(ctypes.byref(request))
     del keep
     return found + (1 << 20)
 
 
 def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
-                 budget: int | None) -> list[bool]:
+                 budget: int | None, gaps: Sequence | None = None) -> list[bool]:
     """Which layers compute planes in pairs: those with the smallest dilations, which need the least room for it, as far
     as ``budget`` bytes go (None: all)."""
     pairs = [True] * len(dilations)
     for layer in sorted(range(len(dilations)), key=lambda layer: -dilations[layer]):
-        if budget is None or column_bytes(widths, dilations, boxes, shape, pairs) <= budget:
+        if budget is None or column_bytes(widths, dilations, boxes, shape, pairs, gaps) <= budget:
             break
         pairs[layer] = False
     return pairs

@@ -57,7 +57,7 @@ def _aligned_axes(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] 
 def _pick(data: np.ndarray, indices: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
     """``data`` at whole-number indices on each axis, ``fill`` outside."""
     inside = [(i >= 0) & (i < n) for i, n in zip(indices, data.shape)]
-    out = np.empty([len(i) for i in indices], data.dtype) if out is None else out
+    out = np.empty_like(data, shape=[len(i) for i in indices]) if out is None else out  # lies in memory as data does
     if not all(m.all() for m in inside):
         out[...] = fill
     kept = [i[m].astype(np.intp) for i, m in zip(indices, inside)]

@@ -21,12 +21,13 @@ import itertools
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from meshnet import geometry, kernels
-from meshnet.boxes import Box, Layer, layer_boxes, meet, voxels, whole
+from meshnet.boxes import Box, Layer, air_gaps, computed, layer_boxes, meet, voxels, whole
 from meshnet.errors import UserError
 from meshnet.folded import FoldedMeshNet
 
@@ -40,23 +41,28 @@ CROPS = ("head", "none")
 NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
 
 
-def head_box(volume: np.ndarray) -> Box:
-    """The head's box in ``volume`` (C, X, Y, Z): what differs from the border's median values in any channel.
+def head_box(volume: np.ndarray, content: Box | None = None) -> Box:
+    """The head's box in ``volume`` (C, X, Y, Z): ``content``, by default ``content_box``.
 
     Where noise in the air makes that more than ``NOISY`` of the volume, the box of ``geometry.head_box``, joined over
     the channels. A volume without contrast is its own box.
     """
+    box = content or content_box(volume)
+    if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
+        return box
+    boxes = [geometry.head_box(channel) for channel in volume]
+    return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
+
+
+def content_box(volume: np.ndarray) -> Box:
+    """The box of what differs from the border's median values in any channel of ``volume`` (C, X, Y, Z); the whole
+    volume where nothing does."""
     differs = (volume != border_values(volume)[:, None, None, None]).any(axis=0)
     if not differs.any():
         return whole(volume.shape[1:])
     plane = differs.any(axis=2)
     profiles = plane.any(axis=1), plane.any(axis=0), differs.any(axis=(0, 1))
-    ends = [np.flatnonzero(p)[[0, -1]] for p in profiles]
-    box = tuple((int(a), int(b) + 1) for a, b in ends)
-    if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
-        return box
-    boxes = [geometry.head_box(channel) for channel in volume]
-    return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
+    return tuple((int(a), int(b) + 1) for a, b in (np.flatnonzero(p)[[0, -1]] for p in profiles))
 
 
 def border_values(volume: np.ndarray) -> np.ndarray:
@@ -86,8 +92,10 @@ def fill_value(layers: list[Layer], air: np.ndarray, output: str) -> np.ndarray:
     return shares / shares.sum() if output == "probabilities" else x
 
 
-def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs) -> list[Box]:
-    """``head`` cut into the tiles that fit ``budget`` bytes (by ``needs``) with the least computing.
+def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs,
+               content: Box | None = None) -> list[Box]:
+    """``head`` cut into the tiles that fit ``budget`` bytes (by ``needs``) with the least computing; ``content`` as in
+    ``air_gaps``.
 
     Raises:
         UserError: if not even the smallest tiles fit.
@@ -95,13 +103,13 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     if budget is None:
         return [head]
     most = [min(12, max(1, (b - a) // 8)) for a, b in head]
-    largest = [[largest_part(layers, head, axis, count, shape) for count in range(1, n + 1)]
+    largest = [[largest_part(layers, head, axis, count, shape, content) for count in range(1, n + 1)]
                for axis, n in enumerate(most)]
     best, smallest = None, None
     for counts in itertools.product(*(range(1, n + 1) for n in most)):
         tile = tuple(largest[axis][count - 1] for axis, count in enumerate(counts))
         boxes = layer_boxes(layers, tile, shape)
-        work = math.prod(counts) * sum(voxels(box) for box in boxes[1:])
+        work = math.prod(counts) * sum(map(math.prod, sizes_computed(layers, boxes, shape, content)[1:]))
         if best is not None and work >= best[0]:
             continue
         need = needs(layers, boxes, shape)
@@ -114,14 +122,20 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     return cut(head, best[1])
 
 
-def largest_part(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...]) -> tuple[int, int]:
+def largest_part(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...],
+                 content: Box | None = None) -> tuple[int, int]:
     """The part of ``head``'s side along ``axis``, cut into ``count``, for which the layers compute most: parts differ
     by a voxel, and in their halo, which ends with the volume."""
     def extent(side: tuple[int, int]) -> int:
         boxes = layer_boxes(layers, (*head[:axis], side, *head[axis + 1:]), shape)
-        return sum(b - a for a, b in (box[axis] for box in boxes))
+        return sum(size[axis] for size in sizes_computed(layers, boxes, shape, content))
 
     return max(parts(*head[axis], count), key=extent)
+
+
+def sizes_computed(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None) -> list[tuple]:
+    """What of each of ``boxes`` is computed along each axis."""
+    return [computed(box, gaps) for box, gaps in zip(boxes, air_gaps(layers, boxes, shape, content))]
 
 
 def parts(a: int, b: int, count: int) -> list[tuple[int, int]]:
@@ -204,7 +218,7 @@ def check_volume(model: nn.Module, volume) -> np.ndarray:
     if volume.ndim != 4 or volume.shape[0] != channels or 0 in volume.shape:
         raise UserError(f"volume: found shape {tuple(volume.shape)}, expected (C, X, Y, Z) with C = {channels}; "
                         f"give one channel for each modality that the model was trained on")
-    volume = np.ascontiguousarray(volume, dtype=np.float32)
+    volume = np.asarray(volume, dtype=np.float32)
     if not np.isfinite(volume).all():
         raise UserError("volume: found NaN or infinite voxels, expected finite intensities; mend the scan")
     return volume
@@ -252,17 +266,24 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
 def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device: torch.device | None,
                threads: int | None, output: str) -> np.ndarray:
     """Crop, cut into tiles, compute each, put them together. ``device`` None: the layers are numpy's, for kernels."""
-    shape, classes, labels = volume.shape[1:], layers[-1].weight.shape[0], output == "labels"
     local = all(layer.norm is None for layer in layers)
-    head = find_head(volume, crop) if local else whole(shape)
+    compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and kernels.available())
+    axes = memory_axes(volume)
+    if compiled and axes != (0, 1, 2):  # turning weights costs nothing; the result lies in memory as the volume
+        turned = [replace(layer, weight=turn(layer.weight, axes)) for layer in layers]
+        crop = crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
+        return turn(run_layers(turned, turn(volume, axes), crop, max_memory, device, threads, output), np.argsort(axes))
+    volume = np.ascontiguousarray(volume)
+    shape, classes, labels = volume.shape[1:], layers[-1].weight.shape[0], output == "labels"
+    content = content_box(volume) if local and crop != "none" else None
+    head = find_head(volume, crop, content) if local else whole(shape)
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
     if head != whole(shape):
         result.T[...] = fill_value(layers, border_values(volume), output)  # the classes, if any, are the last axis of T
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
-    compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and kernels.available())
     if compiled:
-        for tile in plan_tiles(layers, head, shape, budget, compiled_bytes):
-            run_compiled(layers, volume, tile, result, output, budget, threads)
+        for tile in plan_tiles(layers, head, shape, budget, partial(compiled_bytes, content=content), content):
+            run_compiled(layers, volume, tile, content, result, output, budget, threads)
         return result
     import torch
 
@@ -283,34 +304,50 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
     return result
 
 
-def find_head(volume: np.ndarray, crop) -> Box:
-    """The box to compute, for ``crop`` = ``head``, ``none`` or a box."""
+def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:
+    """The axes of ``volume`` (C, X, Y, Z) as they lie in memory, if each channel lies there in one piece."""
+    axes = tuple(sorted(range(3), key=lambda axis: -volume.strides[1 + axis]))
+    return axes if turn(volume, axes).flags.c_contiguous else (0, 1, 2)
+
+
+def turn(array, axes):
+    """``array`` (…, X, Y, Z), a tensor or numpy's, with its last three axes in the order ``axes``; a view."""
+    first = array.ndim - 3
+    order = (*range(first), *(first + int(axis) for axis in axes))
+    return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(order)
+
+
+def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
+    """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
     if isinstance(crop, str):
         if crop not in CROPS:
             raise UserError(f"crop: found {crop!r}, expected one of {', '.join(CROPS)} or a box; choose one of them")
-        return head_box(volume) if crop == "head" else whole(volume.shape[1:])
+        return head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
     box = meet(tuple((int(a), int(b)) for a, b in crop), whole(volume.shape[1:]))
     if voxels(box) == 0:
         raise UserError(f"crop: found the box {crop}, expected one within the volume {volume.shape[1:]}; mend it")
     return box
 
 
-def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, result: np.ndarray, output: str,
-                 budget: int | None, threads: int | None = None) -> None:
+def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, content: Box | None, result: np.ndarray,
+                 output: str, budget: int | None, threads: int | None = None) -> None:
     """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
     *column, last = layers
     shape = tuple(volume.shape[1:])
-    boxes = layer_boxes(layers, out, shape)[:-1]
-    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget)
+    boxes = layer_boxes(layers, out, shape)
+    gaps = air_gaps(layers, boxes, shape, content)[:-1]
+    boxes = boxes[:-1]
+    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget, gaps)
     kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
                        output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias), pairs=pairs,
-                       threads=threads)
+                       gaps=gaps, threads=threads)
 
 
-def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]) -> int:
+def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None) -> int:
     """The least working memory of ``run_compiled``."""
-    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1))
+    gaps = air_gaps(layers, boxes, shape, content)[:-1]
+    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps)
 
 
 def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:

@@ -5,11 +5,12 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from meshnet import kernels, layers, segment
+from meshnet.boxes import air_gaps
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
@@ -101,6 +102,51 @@ def test_cropping_the_head_changes_nothing_inside_it(way, box, noise):
     assert np.abs(cropped - expected)[inside].max() < 1e-5
     if not noise:
         assert np.array_equal(segment.predict_logits(model, volume, crop="head"), cropped)
+
+
+SIDE = st.tuples(st.integers(12, 64), *[st.floats(0, 1)] * 4)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from([1, 2, 3, 4, 8]), min_size=2, max_size=5), st.tuples(SIDE, SIDE, SIDE),
+       st.sampled_from([2, 5, 9]), st.sampled_from([0.0, 0.3]), st.booleans(), st.permutations([0, 1, 2]))
+@example([1, 1, 1], ((12, 0, 0, 0, 0), (12, 1, 0, 0, 0), (12, 0, 0, 0, 0)), 2, 0.3, False, [1, 0, 2])
+@example([1] * 5, ((12, 0, 0, 0, 1), (12, 0, 0, 0, 0), (12, 0, 0, 0, 1)), 2, 0.0, False, [0, 1, 2])
+@example([2, 4, 8, 4], ((64, 0.3, 0.4, 0, 0), (60, 0.35, 0.3, 0, 0), (62, 0.4, 0.2, 0, 0)), 9, 0.3, True, [2, 0, 1])
+def test_air_that_is_copied_is_what_the_network_gives(dilations, sides, channels, air, all_of_it, axes):
+    """Constant air around random content, in any box asked for, near the volume's ends and far from them."""
+    if not kernels.available():
+        pytest.skip("no C++ compiler here")
+    def part(n, start, length):
+        a = int(start * (n - 1))
+        return a, a + 1 + int(length * (n - 1 - a))
+
+    shape = tuple(n for n, *_ in sides)
+    content, other = (tuple(part(side[0], *side[k:k + 2]) for side in sides) for k in (1, 3))
+    wanted = content if all_of_it else other
+    model = network(channels, dilations)
+    for conv in (m for m in model.modules() if isinstance(m, nn.Conv3d)):
+        conv.weight.data *= 2.5  # so that what is furthest away counts
+    volume = segment.turn(np.ascontiguousarray(segment.turn(scan(1, shape, content, air), axes)), np.argsort(axes))
+    inside = (slice(None), *(slice(a, b) for a, b in wanted))
+    expected = by_model(model, volume)[inside]
+    error = np.abs(segment.predict_logits(model, volume, crop=wanted)[inside] - expected).max()
+    assert error < 1e-5 * max(1, np.abs(expected).max())
+
+
+def test_gaps_by_hand():
+    folded = layers.fold(network(dilations=(1, 2, 3)))
+    head = ((20, 30), (8, 10), (15, 19))
+    boxes = layers.layer_boxes(folded, head, (40, 20, 19))
+    gaps = [dict(zip("xyz", sides)) for sides in air_gaps(folded, boxes, (40, 20, 19), head)]
+    # Layer 1 sees 1 voxel far, is wanted 5 beyond the head; layer 2 sees 3, is wanted 3 beyond; the last is the head.
+    assert [gap["x"] for gap in gaps] == [(14, 14, 36, 36), (15, 18, 32, 35), (17, 17, 33, 33), (20, 20, 30, 30),
+                                          (20, 20, 30, 30)]
+    assert gaps[1]["y"] == (3, 6, 12, 15) and gaps[1]["z"] == (10, 13, 19, 19)
+    near = ((4, 30), (8, 10), (15, 19))  # wanted from 0, where layer 1 sees the end: 0 and 1 are computed, 2 is not
+    boxes = layers.layer_boxes(folded, near, (40, 20, 19))
+    assert air_gaps(folded, boxes, (40, 20, 19), ((5, 30), *near[1:]))[1][0] == (2, 3, 32, 35)
+    assert air_gaps(folded, boxes, (40, 20, 19), None)[1][0] == (0, 0, 35, 35)
 
 
 def test_outside_the_head_stands_the_answer_to_air(way):
