@@ -17,6 +17,7 @@ from meshnet.config import parse_size
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import OneLineParser
 
+MOST_THREADS = 1024
 MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
 
 
@@ -33,7 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--min_lesion_mm3", type=float, help="drop connected lesions smaller than this (the model's)")
     parser.add_argument("--probability", action="store_true", help="write NAME_lesion_probability.nii.gz as well")
     parser.add_argument("--crop", choices=("head", "none"), default="head", help="compute the head alone, or all")
-    parser.add_argument("--max_memory", metavar="SIZE", help="ceiling for the memory of the process, such as 2GB")
+    parser.add_argument("--max_memory", metavar="SIZE",
+                        help="ceiling for the memory of the process while a MeshNet computes, such as 2GB")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print a JSON line a scan instead of text")
@@ -55,8 +57,8 @@ def main() -> int | None:
         raise UserError(f"--threshold: found {arguments.threshold:g}, expected 0 to 1")
     if arguments.min_lesion_mm3 is not None and not arguments.min_lesion_mm3 >= 0:
         raise UserError(f"--min_lesion_mm3: found {arguments.min_lesion_mm3:g}, expected 0 or more")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"--threads: found {arguments.threads}, expected 1 or more")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
+        raise UserError(f"--threads: found {arguments.threads}, expected 1 to {MOST_THREADS}")
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
     cases = plan(find_scans(arguments.scans), arguments.output)
@@ -70,11 +72,15 @@ def main() -> int | None:
         for case in share:
             if case not in todo:
                 print(f"{case['mask']}: is there already; --overwrite does it again", file=sys.stderr)
-        ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:1]]
-        reader.submit(import_ahead, arguments.picture)
+        beside = 1 if arguments.max_memory is None else 0  # scans read ahead: under a ceiling there is no room for any
+        ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:beside]]
+        loaded = reader.submit(import_ahead, arguments.picture)
+        if arguments.max_memory is not None:
+            loaded.result()  # so that it is there when the room is counted
         for position, case in enumerate(todo):
             started = time.perf_counter()
-            ahead += [reader.submit(read_case, other["scans"], models) for other in todo[position + 1:position + 2]]
+            ahead += [reader.submit(read_case, other["scans"], models)
+                      for other in todo[position + beside:position + beside + 1]]
             try:
                 result = segment_case(ahead.pop(0).result(), models, case, arguments)
             except UserError as error:
@@ -223,9 +229,9 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
     inputs = []
     done: dict[str, tuple] = {}
     for _, card in models:
-        key = json.dumps([card["voxel_mm"], card["shape"], card["orientation"], card["scaling"], card["window"]])
+        key = json.dumps([card[name] for name in ("voxel_mm", "shape", "orientation", "centre", "scaling", "window")])
         if key not in done:
-            grid = geometry.Grid(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"])
+            grid = geometry.Grid.from_card(card)
             window = tuple(card["window"]) if card["window"] else None
             with timed(parts, "conform"):
                 conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]

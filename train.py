@@ -139,7 +139,8 @@ def fit(run, begun: bool, stop_epoch: int) -> bool:
     from meshnet.setup import describe_memory, estimate_step, finish, mark_failed
 
     say = print_line if run.accelerator.is_main_process else (lambda line: None)
-    taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision)
+    taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
+                          run.accelerator.device)
     say(f"memory: {describe_memory(taken)}")
     if begun and engine.resume(run):
         say(f"{run.folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
@@ -174,10 +175,14 @@ def push(folder: Path, repository: str, finished: bool) -> None:
 
 def describe(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:
     """What ``--dry_run`` prints: the resolved configuration, cases, steps and parameters."""
+    import torch
+
     from meshnet.engine import cases_per_step, steps_per_epoch
     from meshnet.model import count_parameters
     from meshnet.setup import describe_memory, estimate_step
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    taken = estimate_step(config, data, network, box, config.training.precision, device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = cases_per_step(config, processes)
     steps = steps_per_epoch(config, len(train), processes)
@@ -192,7 +197,7 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
         f"volume      {' x '.join(map(str, shape))} voxels",
         f"steps       {steps} an epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
         f"parameters  {count_parameters(network):,}",
-        f"memory      {describe_memory(estimate_step(config, data, network, box, config.training.precision))}"])
+        f"memory      {describe_memory(taken)}"])
 
 
 def print_line(line: str) -> None:

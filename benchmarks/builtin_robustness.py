@@ -43,7 +43,7 @@ def segment(model, card: dict, image: nib.Nifti1Image, like: nib.Nifti1Image) ->
     from meshnet.lesionmask import clean
     from meshnet.segment import predict
 
-    grid = geometry.Grid(card["voxel_mm"], card["shape"] and tuple(card["shape"]), card["orientation"])
+    grid = geometry.Grid.from_card(card)
     conformed = geometry.conform(image, grid, card["scaling"], card["window"])
     volume = np.asarray(conformed.dataobj, np.float32)[None] / 255
     probability = geometry.to_native(predict(model, volume, threads=1)[1], conformed.affine, like)

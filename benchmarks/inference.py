@@ -6,12 +6,14 @@
 
 Each variant runs in a process of its own, in turn; results go to ``--results`` and are not measured twice. ``plain`` is
 PyTorch's convolution with folded batch norm and in-place ReLU on the whole volume, ``channels_last`` the same in that
-layout; ``torch`` is what is used here without a compiler, ``kernels`` what is used with one. ``onnxruntime`` and
+layout, ``bf16`` that in bfloat16, ``torch_compile`` the network compiled by PyTorch (compiling is not counted);
+``torch`` is what is used here without a compiler, ``kernels`` what is used with one. ``onnxruntime`` and
 ``brainchop`` run in the Python that the flag of that name gives. ``--compare`` compares logits with ``plain``'s.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import sys
 import tempfile
@@ -23,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 
 PEERS = ["onnxruntime", "brainchop"]
-VARIANTS = ["plain", "channels_last", "torch", "torch_crop", "kernels", "kernels_max_memory", "kernels_crop", *PEERS]
+VARIANTS = ["plain", "channels_last", "bf16", "torch_compile", "torch", "torch_crop", "kernels", "kernels_max_memory",
+            "kernels_crop", *PEERS]
 
 
 def arguments() -> argparse.Namespace:
@@ -61,7 +64,7 @@ def load(options: argparse.Namespace):
     return model.eval(), values[None] / values.max()
 
 
-def plain(model, volume: np.ndarray, layout: str = "contiguous_format") -> np.ndarray:
+def plain(model, volume: np.ndarray, layout: str = "contiguous_format", dtype: str = "float32") -> np.ndarray:
     """Logits by PyTorch's own convolution on the whole volume, in the memory format ``layout``."""
     import torch
     from torch.nn import functional
@@ -70,20 +73,35 @@ def plain(model, volume: np.ndarray, layout: str = "contiguous_format") -> np.nd
 
     layout = getattr(torch, layout)
     with torch.inference_mode():
-        x = torch.from_numpy(volume)[None].contiguous(memory_format=layout)
+        x = torch.from_numpy(volume)[None].to(getattr(torch, dtype)).contiguous(memory_format=layout)
         for layer in layers.fold(model):
-            weight = layer.weight.contiguous(memory_format=layout)
-            x = functional.conv3d(x, weight, layer.bias, padding=layer.reach, dilation=layer.dilation)
+            weight = layer.weight.to(x.dtype).contiguous(memory_format=layout)
+            x = functional.conv3d(x, weight, layer.bias.to(x.dtype), padding=layer.reach, dilation=layer.dilation)
             x = layers.activate(x, layer.activation)
-        return x[0].numpy()
+        return x[0].float().numpy()
+
+
+@functools.cache
+def by_torch_compile(model):
+    """``model`` compiled for inference."""
+    import torch
+
+    return torch.compile(model)
 
 
 def compute(variant: str, model, volume: np.ndarray, max_memory: float, logits: bool) -> np.ndarray:
     """Labels (X, Y, Z), or logits (K, X, Y, Z), by one variant."""
     from meshnet import kernels, segment
 
-    if variant in ("plain", "channels_last"):
-        found = plain(model, volume, "channels_last_3d" if variant == "channels_last" else "contiguous_format")
+    if variant in ("plain", "channels_last", "bf16", "torch_compile"):
+        if variant == "torch_compile":
+            import torch
+
+            with torch.inference_mode():
+                found = by_torch_compile(model)(torch.from_numpy(volume)[None])[0].numpy()
+        else:
+            found = plain(model, volume, "contiguous_format" if variant == "plain" else "channels_last_3d",
+                          "bfloat16" if variant == "bf16" else "float32")
         return found if logits else (found[1:] > found[:1]).any(axis=0)  # numpy's arg-max is slow
     ceiling = int(max_memory * 1e9) if variant == "kernels_max_memory" else None
     with kernels.switched_off() if variant.startswith("torch") else contextlib.nullcontext():
@@ -121,6 +139,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         model, volume = load(options)
         segment.predict_labels(model, volume[:, :3, :3, :3])  # what the first call loads and builds is not counted
+        if options.one == "torch_compile":
+            compute(options.one, model, volume, options.max_memory, False)
         print(json.dumps(measure.timed(
             lambda: compute(options.one, model, volume, options.max_memory, False), operations(model, volume.shape))))
         return

@@ -179,7 +179,7 @@ def read_scan(paths: list[Path], card: dict):
         raise UserError(f"--scan: found {len(paths)} files, expected {len(card['channels'])} "
                         f"({', '.join(card['channels'])})")
     images = [geometry.read_image(path) for path in paths]
-    grid = geometry.Grid(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"])
+    grid = geometry.Grid.from_card(card)
     window = tuple(card["window"]) if card["window"] else None
     conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
     volume = np.stack([np.asarray(image.dataobj, np.float32) for image in conformed])

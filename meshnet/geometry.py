@@ -20,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
+CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels from n/2 back to the centre
 HISTOGRAM_BINS = 1000  # mri_convert's
 CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_convert's f_high = 0.999)
 QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"
@@ -33,6 +34,14 @@ class Grid:
     voxel_mm: float = 1.0
     shape: tuple[int, int, int] | None = None  # None: round(256 / voxel_mm) on each axis
     orientation: str = "LIA"  # one of the 48 axis codes; LIA is mri_convert's and brainchop's
+    centre: str = "n/2"  # what lies on what: voxel n/2 as mri_convert has it, or the middles, so that turning a file
+                         # (its axes exchanged or mirrored) moves nothing
+
+    @classmethod
+    def from_card(cls, card: dict) -> "Grid":
+        """The grid that a model's config.json asks for."""
+        return cls(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"],
+                   card["centre"])
 
     def __post_init__(self):
         if not np.isfinite(self.voxel_mm) or self.voxel_mm <= 0:
@@ -44,6 +53,8 @@ class Grid:
                 f"orientation: found {self.orientation!r}, expected three letters, one each of L or R, A or P, "
                 "I or S; LIA is the usual one"
             )
+        if self.centre not in CENTRES:
+            raise UserError(f"centre: found {self.centre!r}, expected {' or '.join(CENTRES)}; n/2 is the usual one")
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -52,13 +63,14 @@ class Grid:
 
 
 def target_affine(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
-    """The (4, 4) affine of ``grid`` around ``image``: axis-aligned, the scan's centre (voxel n/2) at voxel n/2."""
-    centre_mm = image.affine @ [*(np.array(image.shape[:3]) / 2), 1]
+    """The (4, 4) affine of ``grid`` around ``image``: axis-aligned, the scan's centre at the grid's."""
+    back = CENTRES[grid.centre]
+    centre_mm = image.affine @ [*(np.array(image.shape[:3]) / 2 - back), 1]
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, code in enumerate(grid.orientation):
         affine["LRPAIS".index(code) // 2, axis] = grid.voxel_mm * (1 if code in "RAS" else -1)
-    affine[:3, 3] = centre_mm[:3] - affine[:3, :3] @ (np.array(grid.size) / 2)
+    affine[:3, 3] = centre_mm[:3] - affine[:3, :3] @ (np.array(grid.size) / 2 - back)
     return affine
 
 

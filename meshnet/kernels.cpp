@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -431,11 +432,24 @@ struct Barrier {
     }
 };
 
+// work(t, barrier) in as many threads as the system gives, up to `threads`; none begins before their number is known.
 template <class Work>
 static void in_threads(int threads, Work work) {
+    Barrier barrier;
+    std::atomic<bool> go{false};
     std::vector<std::thread> others;
-    for (int t = 1; t < threads; ++t) others.emplace_back([&work, t] { work(t); });
-    work(0);
+    others.reserve(threads);
+    try {
+        for (int t = 1; t < threads; ++t)
+            others.emplace_back([&, t] {
+                while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
+                work(t, barrier);
+            });
+    } catch (const std::system_error&) {  // a limit on threads: fewer do it
+    }
+    barrier.total = int(others.size()) + 1;
+    go.store(true, std::memory_order_release);
+    work(0, barrier);
     for (auto& other : others) other.join();
 }
 
@@ -949,19 +963,24 @@ void Column::run(int threads) {
         s.columns.allocate(part[4]);
         for (auto* layer : layers) s.rows.reserve(9 * layer->in);
     }
-    std::vector<std::atomic<int>> next(2);
-    for (auto& n : next) n = 0;
-    Barrier barrier;
-    barrier.total = threads;
-    in_threads(threads, [&](int t) {
+    // Each thread begins with rows of its own, the same ones in every plane, whose neighbours its cache may still hold;
+    // then it takes what others have left.
+    struct alignas(64) Counter { std::atomic<int> taken{0}; };
+    std::vector<Counter> counters(2 * threads);
+    in_threads(threads, [&](int t, Barrier& barrier) {
         Scratch& s = scratch[t];
         for (size_t i = 0; i < steps.size(); ++i) {
             const Step& step = steps[i];
-            const int count = items(step);
-            for (int item; (item = next[i % 2].fetch_add(1, std::memory_order_relaxed)) < count;)
-                step.layer < 0 ? read_plane(step.plane, item) : compute(step.layer, step, item, s);
+            const int count = items(step), shares = barrier.total;
+            for (int k = 0; k < shares; ++k) {
+                const int share = (t + k) % shares;
+                const int first = int(int64_t(count) * share / shares), end = int(int64_t(count) * (share + 1) / shares);
+                auto& taken = counters[i % 2 * threads + share].taken;
+                for (int item; (item = first + taken.fetch_add(1, std::memory_order_relaxed)) < end;)
+                    step.layer < 0 ? read_plane(step.plane, item) : compute(step.layer, step, item, s);
+            }
             barrier.wait();
-            if (t == 0) next[i % 2].store(0, std::memory_order_relaxed);  // used again after the next barrier
+            counters[i % 2 * threads + t].taken.store(0, std::memory_order_relaxed);  // used again after the next barrier
         }
     });
 }
@@ -1103,10 +1122,8 @@ struct WeightGradient {
     }
     void run(int threads) {
         std::atomic<int> next[2] = {{0}, {0}};
-        Barrier barrier;
-        barrier.total = threads;
         const int pairs = (in + 1) / 2;
-        in_threads(threads, [&](int thread) {
+        in_threads(threads, [&](int thread, Barrier& barrier) {
             auto share = [&](int which, int items, auto work) {
                 for (int item; (item = next[which].fetch_add(1, std::memory_order_relaxed)) < items;) work(item);
                 barrier.wait();
@@ -1155,7 +1172,7 @@ template <class Work>
 static void in_pieces(int batch, int channels, int64_t voxels, int threads, Work work) {
     const int64_t pieces = (voxels + PIECE - 1) / PIECE, items = pieces * batch * channels;
     std::atomic<int64_t> next{0};
-    in_threads(threads, [&](int) {
+    in_threads(threads, [&](int, Barrier&) {
         for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
             const int64_t row = item / pieces, piece = item % pieces;
             work(int(row % channels), row * voxels + piece * PIECE, int(std::min(PIECE, voxels - piece * PIECE)),

@@ -226,21 +226,21 @@ def make_request(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
 
 
 def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
-                 pairs: Sequence[bool] | None = None, gaps: Sequence | None = None) -> int:
+                 pairs: Sequence[bool] | None = None, gaps: Sequence | None = None, threads: int | None = None) -> int:
     """Memory that ``run_column`` takes beside volume and result: mostly the planes kept between layers."""
-    request, keep = make_request(widths, dilations, boxes, shape, pairs, gaps, None)
+    request, keep = make_request(widths, dilations, boxes, shape, pairs, gaps, threads)
     found = library().meshnet_bytes(ctypes.byref(request))
     del keep
     return found + (1 << 20)
 
 
 def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
-                 budget: int | None, gaps: Sequence | None = None) -> list[bool]:
+                 budget: int | None, gaps: Sequence | None = None, threads: int | None = None) -> list[bool]:
     """Which layers compute planes in pairs: those with the smallest dilations, which need the least room for it, as far
     as ``budget`` bytes go (None: all)."""
     pairs = [True] * len(dilations)
     for layer in sorted(range(len(dilations)), key=lambda layer: -dilations[layer]):
-        if budget is None or column_bytes(widths, dilations, boxes, shape, pairs, gaps) <= budget:
+        if budget is None or column_bytes(widths, dilations, boxes, shape, pairs, gaps, threads) <= budget:
             break
         pairs[layer] = False
     return pairs
@@ -309,13 +309,13 @@ def norm_backward(y: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor,
 
 
 def agrees_with_numpy(lib: ctypes.CDLL) -> bool:
-    """Whether ``lib`` computes what numpy does in float64 on a small case: either way to convolve, and the weights'
-    gradient."""
+    """Whether ``lib`` computes what numpy does in float64 on small cases: each way to convolve (few channels, columns
+    in pairs, few rows), and the weights' gradient."""
     generator = np.random.default_rng(0)
-    volume, weight, bias, gradient = (
-        generator.standard_normal(shape, np.float32)
-        for shape in ((3, 4, 13, 21), (5, 3, 3, 3, 3), (5,), (5, 4, 13, 21)))
-    for dilation in (1, 3):
+    for channels, dilation in ((3, 1), (9, 2), (3, 3)):
+        volume, weight, bias, gradient = (
+            generator.standard_normal(shape, np.float32)
+            for shape in ((channels, 4, 13, 21), (5, channels, 3, 3, 3), (5,), (5, 4, 13, 21)))
         out = np.full_like(gradient, np.nan)
         run_column([weight], [bias], [dilation], ["elu"], volume, out, threads=2, lib=lib)
         padded = np.pad(volume.astype(float), ((0, 0), *[(dilation,) * 2] * 3))

@@ -21,7 +21,8 @@ LOSS_COPIES = 4  # logits, their gradient, and what a loss makes of them on the 
 
 # ---------------------------------------------------------------- plans
 
-def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: int, budget: int | None) -> tuple | None:
+def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: int, budget: int | None,
+                     device: torch.device | None = None) -> tuple | None:
     """Which blocks of ``model`` (a MeshNet) keep their convolution's output for the backward pass.
 
     Args:
@@ -29,16 +30,24 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
         bytes_per_value: of a map: 4 for float32, 2 for fp16 and bf16.
         budget: bytes that the step may take above what the process held before it; None asks for the least memory
             that computes no convolution more than twice.
+        device: where the step will run; None means where the model is.
 
     Returns:
         None if a plain step fits (nothing is computed twice), else the kept blocks' numbers; of the plans that fit the
         one with the fewest second convolutions. If none fits, the plan that needs least.
     """
+    compiled = goes_by_kernels(model, bytes_per_value, device)
     if budget is not None:
         budget = int(budget * PLANNED)
-        if kernels.available():
+        if compiled:
             budget -= working_bytes(model, shape[2:])
-    return choose_plan(sizes_of(model, tuple(shape), bytes_per_value), budget, kernels.available())
+    return choose_plan(sizes_of(model, tuple(shape), bytes_per_value), budget, compiled)
+
+
+def goes_by_kernels(model: nn.Module, bytes_per_value: int, device: torch.device | None = None) -> bool:
+    """Whether a step's convolutions go by the compiled kernels: float32 on the CPU."""
+    device = device or model.head.weight.device
+    return device.type == "cpu" and bytes_per_value == 4 and kernels.available()
 
 
 def sizes_of(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) -> tuple[int, ...]:
@@ -74,6 +83,12 @@ def plain_peak(sizes: Sequence[int]) -> int:
     return 2 * sum(sizes[1:-1]) + 3 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
 
 
+def blocks_peak(sizes: Sequence[int]) -> int:
+    """Bytes at the height of a step that keeps each block's output and computes a block again, norm and activation
+    included, when its turn comes; what a plain step keeps of one block beside them."""
+    return sum(sizes[1:-1]) + 5 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
+
+
 def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
     """Bytes at the height of a step under ``plan``, found by walking through it."""
     maps, peak, live = sizes[1:-1], 0, 0
@@ -104,7 +119,7 @@ def recall_peak(maps: Sequence[int], held: dict[int, int], block: int, beside: i
 
 
 def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int], dtype: torch.dtype = torch.float32,
-                             ) -> int:
+                             device: torch.device | None = None) -> int:
     """Bytes that one training step takes above what the process held before: forward, loss and backward.
 
     Args:
@@ -112,15 +127,17 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
         batch: cases in one forward pass.
         shape: (X, Y, Z) of a case.
         dtype: what the maps are computed in.
+        device: where; None means where the model is.
 
     Parameters, gradients and the optimiser's state are left out: below 3 MB for the largest published MeshNet.
     """
     size = torch.empty((), dtype=dtype).element_size()
     whole = (batch, model.arguments["in_channels"], *shape)
     sizes = sizes_of(model, whole, size)
-    plan = model.checkpoint_plan(whole, size)
-    compiled = kernels.available() and dtype == torch.float32
-    peak = plain_peak(sizes) if plan is None else plan_peak(sizes, plan, compiled)
+    plan = model.checkpoint_plan(whole, size, device)
+    compiled = goes_by_kernels(model, size, device)
+    peak = (plain_peak(sizes) if plan is None else plan_peak(sizes, plan, compiled) if model.recomputes_exactly else
+            blocks_peak(sizes))
     return peak + (working_bytes(model, shape) if compiled else 0)
 
 

@@ -121,18 +121,24 @@ class MeshNet(nn.Module):
         """How far, in voxels, an input voxel can reach (61 for the paper's dilations)."""
         return sum(self.arguments["dilations"])
 
-    def checkpoint_plan(self, shape: Sequence[int], bytes_per_value: int) -> tuple[int, ...] | None:
+    @property
+    def recomputes_exactly(self) -> bool:
+        """Whether single convolutions can be computed again: not past dropout, nor norms that span processes."""
+        return not self.arguments["dropout"] and all(map(operations.without_state, self.blocks))
+
+    def checkpoint_plan(self, shape: Sequence[int], bytes_per_value: int, device: torch.device | None = None,
+                        ) -> tuple[int, ...] | None:
         """The blocks that keep their convolution's output in a training step on ``shape`` (B, C, X, Y, Z); None where
         everything is kept."""
         if not self.checkpointing and self.memory_budget is None:
             return None
-        return memory.plan_checkpoints(self, shape, bytes_per_value, self.memory_budget)
+        return memory.plan_checkpoints(self, shape, bytes_per_value, self.memory_budget, device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
-        if plan is not None and not self.arguments["dropout"] and all(map(operations.without_state, self.blocks)):
+        if plan is not None and self.recomputes_exactly:
             return memory.run_column(self.blocks, self.head, plan, x)
-        for block in self.blocks:  # dropout and norms over processes: torch's own checkpointing, a block at a time
+        for block in self.blocks:  # else torch's own checkpointing, a block at a time
             x = block(x) if plan is None else run_block(block, x)
         return self.head(x)
 

@@ -25,8 +25,9 @@ BUILT_IN = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_NAME = "meshnet16-synthetic"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 DEFAULTS = {
-    "voxel_mm": 1.0, "shape": None, "orientation": "LIA", "scaling": "conform_uint8", "window": None, "crop": None,
-    "patch": None, "threshold": 0.5, "min_lesion_mm3": 0, "training_data": None, "metrics": {}, "version": None,
+    "voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "scaling": "conform_uint8", "window": None,
+    "crop": None, "patch": None, "threshold": 0.5, "min_lesion_mm3": 0, "training_data": None, "metrics": {},
+    "version": None,
 }
 MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups", "activation", "bias", "final_bias",
                   "dropout")

@@ -82,7 +82,7 @@ def profile_training(config: Config, cases: data.PreparedData, train: list[int],
     config = dataclasses.replace(config, tracking=TrackingConfig())
     with tempfile.TemporaryDirectory() as folder:
         accelerator = setup.make_accelerator(config, Path(folder))
-        foretold = setup.estimate_step(config, cases, network, box, accelerator.mixed_precision)
+        foretold = setup.estimate_step(config, cases, network, box, accelerator.mixed_precision, accelerator.device)
         card = {"training_data": {}}
         run = setup.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, card, network)
         return profile_step(run, foretold)

@@ -200,6 +200,9 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
     try:
         with torch.inference_mode():
             if not isinstance(model, MeshNet):
+                if max_memory is not None:
+                    raise UserError(f"max_memory: found a ceiling for {type(model).__name__}, expected one for a "
+                                    f"MeshNet alone, whose volumes can be cut; leave it out")
                 return finish(run_other(model, torch.from_numpy(volume), device), output)
             return run_meshnet(model, volume, crop, max_memory, device, output)
     finally:
@@ -278,11 +281,12 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
     content = content_box(volume) if local and crop != "none" else None
     head = find_head(volume, crop, content) if local else whole(shape)
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
+    budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes  # not yet in memory
     if head != whole(shape):
         result.T[...] = fill_value(layers, border_values(volume), output)  # the classes, if any, are the last axis of T
-    budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
     if compiled:
-        for tile in plan_tiles(layers, head, shape, budget, partial(compiled_bytes, content=content), content):
+        needs = partial(compiled_bytes, content=content, threads=threads)
+        for tile in plan_tiles(layers, head, shape, budget, needs, content):
             run_compiled(layers, volume, tile, content, result, output, budget, threads)
         return result
     import torch
@@ -337,17 +341,18 @@ def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, content: Box
     boxes = layer_boxes(layers, out, shape)
     gaps = air_gaps(layers, boxes, shape, content)[:-1]
     boxes = boxes[:-1]
-    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget, gaps)
+    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget, gaps, threads)
     kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
                        output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias), pairs=pairs,
                        gaps=gaps, threads=threads)
 
 
-def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None) -> int:
+def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None,
+                   threads: int | None = None) -> int:
     """The least working memory of ``run_compiled``."""
     gaps = air_gaps(layers, boxes, shape, content)[:-1]
-    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps)
+    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps, threads)
 
 
 def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:

@@ -79,7 +79,7 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
 
 
 def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, box: list[int] | None,
-                  precision: str | None) -> int | None:
+                  precision: str | None, device: torch.device | None = None) -> int | None:
     """Bytes that a training step of ``network`` will take beside what the process holds; None for networks other than
     MeshNet, whose maps are not known here."""
     if config.model.name != "meshnet":
@@ -88,7 +88,7 @@ def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, 
 
     shape = config.model.patch or ([b - a for a, b in zip(box[::2], box[1::2])] if box else data.info["shape"])
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-    return estimate_training_memory(network, config.training.batch_size, shape, dtype)
+    return estimate_training_memory(network, config.training.batch_size, shape, dtype, device)
 
 
 def describe_memory(taken: int | None) -> str:

@@ -138,6 +138,26 @@ def test_target_grid_is_axis_aligned_and_centred_on_the_scan(n, target_n, voxel_
     assert np.count_nonzero(affine[:3, :3]) == 3
 
 
+@pytest.mark.parametrize("shape", [(9, 12, 7), (8, 8, 8)])
+@pytest.mark.parametrize("voxel_mm", [1.0, 2.5])
+def test_turning_a_file_moves_nothing_when_middle_lies_on_middle(shape, voxel_mm):
+    values = np.random.default_rng(0).random(shape, dtype=np.float32)
+    image = image_of(values, affine_of((1, 2, 1.5), (0.3, 0, 0.1), (5, -8, 3)))
+    grid, other = Grid(voxel_mm, (10, 11, 12), centre="middle"), Grid(voxel_mm, (10, 11, 12))
+    expected = conform(image, grid, "window", (0, 1))
+    middle = expected.affine @ [*(np.array(grid.size) - 1) / 2, 1]
+    np.testing.assert_allclose(middle, image.affine @ [*(np.array(shape) - 1) / 2, 1], atol=1e-5)
+    moved = 0
+    for code in ORIENTATIONS:
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(code))
+        turned = image.as_reoriented(turn)
+        found = conform(turned, grid, "window", (0, 1))
+        np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+        np.testing.assert_allclose(array(found), array(expected), atol=1e-5)
+        moved += not np.allclose(target_affine(turned, other), target_affine(image, other))
+    assert moved > 20, "mri_convert's centre moves as a file is turned"
+
+
 def test_uint8_scaling_crops_a_thousandth_of_the_non_zero_voxels():
     # 10,000 different values above zero, as many zeros: the top ten of the values may be clipped.
     data = np.concatenate([np.zeros(10_000), np.arange(1, 10_001)]).reshape(20, 20, 50).astype(np.float32)
@@ -186,6 +206,7 @@ def test_a_second_channel_is_placed_by_its_affine_on_the_first_ones_grid():
         lambda: Grid(1, (10, 0, 10)),
         lambda: Grid(1, None, "LLA"),
         lambda: Grid(1, None, "LIX"),
+        lambda: Grid(1, None, "LIA", "corner"),
         lambda: conform(image_of(np.ones((2, 2, 2, 2)))),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="zscore"),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="window"),
