@@ -353,13 +353,15 @@ struct Buffer {
 struct Planes {
     Box box;                // what is computed
     int origin[2];          // row and column of the first stored voxel
-    int rows, stride, pad;  // stored rows, floats from row to row, columns before the next layer's first column
+    int rows, pad;          // stored rows, columns before the next layer's first column
     int slots, depth;       // planes kept; planes of the whole volume
     int channels;
-    int64_t channel_stride;
+    int64_t stride, channel_stride;  // floats from row to row, and from channel to channel within a row
     std::vector<Range> before[2], after[2];  // rows, and columns, of the gaps that the next layer looks at
     Buffer kept;            // the slots
-    int64_t plane_floats() const { return channels * channel_stride; }
+    int64_t plane_floats() const {  // with room for what whole vectors and pairs read past the last row
+        return rows * stride + round_up(3 * pad + 2 * LANES, 16);
+    }
 
     // Room for `slots_` planes of what `next` looks at; zero outside the volume, where nothing is ever written.
     void prepare(int channels_, int slots_, const Box& box_, const Box& next, int dilation, const int* shape) {
@@ -368,10 +370,9 @@ struct Planes {
         origin[0] = next.a[1] - dilation, origin[1] = next.a[2] - pad;
         rows = next.b[1] - next.a[1] + 2 * dilation;
         const bool alone = box.a[2] < next.a[2] || box.b[2] > next.b[2];  // else the zeros right of a row are also
-        stride = round_up(next.b[2] - next.a[2], LANES) + (alone ? 2 : 1) * pad;  // those left of the next
-        // Room for what whole vectors and pairs read past the last row; an odd number of cache lines, so that channels
-        // do not collide.
-        channel_stride = (round_up(int64_t(rows) * stride + 3 * pad + 2 * LANES, 16) / 16 | 1) * 16;
+        // those left of the next. An odd number of cache lines, so that channels do not collide.
+        channel_stride = (round_up(round_up(next.b[2] - next.a[2], LANES) + (alone ? 2 : 1) * pad, 16) / 16 | 1) * 16;
+        stride = channels * channel_stride;
         for (int axis = 1; axis < 3; ++axis)
             for (const Range& read : next.computed(axis))
                 for (const bool high : {false, true}) {
@@ -384,7 +385,7 @@ struct Planes {
         int written = box.size(1);
         for (const auto& ranges : {before[0], after[0]})
             for (const Range& range : ranges) written += range.size();
-        return slots * channels * (int64_t(written) * stride + 3 * pad + 4 * 16);
+        return slots * (int64_t(written) * stride + 3 * pad + 4 * 16);
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
@@ -1247,10 +1248,10 @@ int meshnet_run(const Request* request) {
         std::copy(q.out_at, q.out_at + 3, column.out_at);
         column.volume = q.volume, column.head_weight = q.head_weight, column.head_bias = q.head_bias;
         column.out = q.out;
-        int longest = 0;
+        int64_t longest = 0;
         for (auto& planes : column.planes) {
             planes.kept.allocate(planes.slots * planes.plane_floats());
-            longest = std::max(longest, planes.stride + 3 * planes.pad);
+            longest = std::max<int64_t>(longest, planes.channel_stride + 3 * planes.pad);
         }
         column.zeros.assign(longest + 4 * LANES, 0.f);
         column.run(std::max(1, q.threads));
