@@ -601,10 +601,6 @@ struct Column {
         for (const Range& part : boxes[layer + 1].computed(2)) widest = std::max(widest, part.size());
         return widest;
     }
-    int groups(const Range& rows, int d) const {  // groups of four rows that lie d apart
-        return rows.size() / (4 * d) * d + std::min(d, rows.size() % (4 * d));
-    }
-    int chunks(const Range& columns) const { return (columns.size() + chunk - 1) / chunk; }
     // Whether only the middle rows and columns of a step are computed: those beyond a gap see no content, so they are the
     // same in all middle planes that do not see the volume's end, and lie already where such a plane was kept before.
     bool middle_only(const Step& step) const {
@@ -615,42 +611,29 @@ struct Column {
         const int last = step.plane + (step.pair ? layers[step.layer]->dilation : 0);
         return step.plane - planes[step.layer + 1].slots >= std::max(seen, middle.a) && last < std::min(shape[0] - seen, middle.b);
     }
-    int items(const Step& step) const {
-        int down = 0, across = 0;
-        const Box& box = boxes[step.layer + 1];
-        if (step.layer < 0) return planes[0].channels;
-        for (const Range& rows : box.computed(1, middle_only(step))) down += groups(rows, layers[step.layer]->dilation);
-        for (const Range& columns : box.computed(2, middle_only(step))) across += chunks(columns);
-        return down * across;
-    }
-    // The rows (the first, how many that lie d apart) and the columns (the first, how many) of an item; from the box's.
-    Piece place(const Step& step, int item) const {
-        const Box& box = boxes[step.layer + 1];
-        const int d = layers[step.layer]->dilation;
-        const bool middle = middle_only(step);
-        int across = 0;
-        for (const Range& columns : box.computed(2, middle)) across += chunks(columns);
-        int group = item / across, part = item % across;
-        Piece piece{};
-        for (const Range& rows : box.computed(1, middle)) {
-            if (group < groups(rows, d)) {
-                const int within = group / d * 4 * d + group % d;
-                piece.first = rows.a - box.a[1] + within;
-                piece.present = std::min(4, (rows.size() - within + d - 1) / d);
-                break;
-            }
-            group -= groups(rows, d);
+    // All pieces of a layer's planes, or of their middle alone, in `shares` of rows that lie together. Within a share those
+    // that have two rows of their input in common come one after the other.
+    std::vector<std::vector<Piece>> cut(int layer, bool middle, int shares) const {
+        const Box& box = boxes[layer + 1];
+        const int d = layers[layer]->dilation;
+        std::vector<std::pair<std::array<int, 4>, Piece>> all;  // with what they are sorted by
+        for (const Range& rows : box.computed(1, middle))
+            for (int first = rows.a; first < rows.b; first += first + 1 < rows.b && (first + 1 - rows.a) % d ? 1 : 3 * d + 1)
+                for (const Range& columns : box.computed(2, middle))
+                    for (int from = columns.a; from < columns.b; from += chunk) {
+                        Piece piece{};
+                        piece.first = first - box.a[1], piece.present = std::min(4, (rows.b - first + d - 1) / d);
+                        piece.from = from - box.a[2], piece.count = std::min(chunk, columns.b - from);
+                        piece.wide = round_up(piece.count, LANES);
+                        all.push_back({{rows.a, (first - rows.a) % d, from, first}, piece});
+                    }
+        std::vector<std::vector<Piece>> cut(shares);
+        for (int share = 0; share < shares; ++share) {
+            const auto begin = all.begin() + all.size() * share / shares, end = all.begin() + all.size() * (share + 1) / shares;
+            std::sort(begin, end, [](const auto& a, const auto& b) { return a.first < b.first; });
+            for (auto one = begin; one != end; ++one) cut[share].push_back(one->second);
         }
-        for (const Range& columns : box.computed(2, middle)) {
-            if (part < chunks(columns)) {
-                piece.from = columns.a - box.a[2] + part * chunk;
-                piece.count = std::min(chunk, columns.size() - part * chunk);
-                break;
-            }
-            part -= chunks(columns);
-        }
-        piece.wide = round_up(piece.count, LANES);
-        return piece;
+        return cut;
     }
 
     void read_plane(int p, int item) {  // one channel of the input
@@ -680,10 +663,10 @@ struct Column {
     }
 
     // One piece of a plane, or of the planes p and p + d: four rows that lie d apart, `chunk` columns.
-    void compute(int l, const Step& step, int item, Scratch& s) {
+    void compute(const Step& step, Piece piece, Scratch& s) {
+        const int l = step.layer;
         const Convolution& layer = *layers[l];
         const int d = layer.dilation;
-        Piece piece = place(step, item);
         const bool fused = l + 1 == int(layers.size()) && output != FEATURES;
         const int planes_out = step.pair ? 2 : 1;
         for (int z = 0; z < planes_out; ++z)
@@ -964,24 +947,30 @@ void Column::run(int threads) {
         s.columns.allocate(part[4]);
         for (auto* layer : layers) s.rows.reserve(9 * layer->in);
     }
-    // Each thread begins with rows of its own, the same ones in every plane, whose neighbours its cache may still hold;
-    // then it takes what others have left.
+    std::vector<std::vector<std::vector<Piece>>> pieces;  // for each layer all, then the middle's
+    for (int l = 0; l < int(layers.size()); ++l)
+        for (const bool middle : {false, true}) pieces.push_back(cut(l, middle, threads));
+    // Each thread begins with a share of its own, the same rows in every plane, whose neighbours its cache may still
+    // hold; then it takes what others have left.
     struct alignas(64) Counter { std::atomic<int> taken{0}; };
     std::vector<Counter> counters(2 * threads);
     in_threads(threads, [&](int t, Barrier& barrier) {
         Scratch& s = scratch[t];
         for (size_t i = 0; i < steps.size(); ++i) {
             const Step& step = steps[i];
-            const int count = items(step), shares = barrier.total;
-            for (int k = 0; k < shares; ++k) {
-                const int share = (t + k) % shares;
-                const int first = int(int64_t(count) * share / shares), end = int(int64_t(count) * (share + 1) / shares);
-                auto& taken = counters[i % 2 * threads + share].taken;
-                for (int item; (item = first + taken.fetch_add(1, std::memory_order_relaxed)) < end;)
-                    step.layer < 0 ? read_plane(step.plane, item) : compute(step.layer, step, item, s);
+            Counter* taken = counters.data() + i % 2 * threads;
+            for (int k = 0; k < threads; ++k) {
+                const int share = (t + k) % threads;
+                auto take = [&] { return taken[share].taken.fetch_add(1, std::memory_order_relaxed); };
+                if (step.layer < 0) {
+                    for (int item; share == 0 && (item = take()) < planes[0].channels;) read_plane(step.plane, item);
+                    continue;
+                }
+                const auto& mine = pieces[2 * step.layer + middle_only(step)][share];
+                for (int item; (item = take()) < int(mine.size());) compute(step, mine[item], s);
             }
-            barrier.wait();
-            counters[i % 2 * threads + t].taken.store(0, std::memory_order_relaxed);  // used again after the next barrier
+            barrier.wait();  // the counters are used again after the next one
+            for (int share = t; share < threads; share += barrier.total) taken[share].taken.store(0, std::memory_order_relaxed);
         }
     });
 }
