@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -24,6 +25,23 @@ def test_weights_load_and_their_recipe_is_on_record(root, built_in):
     assert (root / card["training_data"]["recipe"]).is_file()
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert card["training_data"]["recipe"] in text and "not for diagnosis" in text
+
+
+@pytest.mark.parametrize("code", ["RAS", "PIR"])
+def test_the_orientation_of_a_file_changes_nothing(built_in, code):
+    model, card = built_in
+    image = synthetic.make_case(SEEDS[0], 3.0, "bright")[0]
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(code))
+    found = []
+    for scan in (image, image.as_reoriented(turn)):
+        conformed = geometry.conform(scan, geometry.Grid.from_card(card), card["scaling"])
+        volume = np.divide(conformed.dataobj, 255, dtype=np.float32)[None]
+        native = geometry.to_native(segment.predict(model, volume)[1], conformed.affine, scan)
+        found.append(nib.Nifti1Image(native, scan.affine))
+    back = nib.orientations.ornt_transform(nib.io_orientation(found[1].affine), nib.io_orientation(image.affine))
+    expected, turned = np.asarray(found[0].dataobj), np.asarray(found[1].as_reoriented(back).dataobj)
+    np.testing.assert_allclose(turned, expected, atol=1e-4)
+    assert expected.max() > 0.1
 
 
 def test_score_on_fixed_synthetic_cases(built_in):
