@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -153,6 +154,7 @@ def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path)
     (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", p / "a.nii.gz"], ["is the scan itself"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "-o", p / ".." / p.name / "a.nii.gz"], ["is the scan itself"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "--threads", 0], ["--threads", "0"]),
+    (lambda p, m: [p / "a.nii.gz", "--model", m, "--threads", 10**6], ["--threads", "1 to 1024"]),
     (lambda p, m: [p / "a.nii.gz", p / "a.nii.gz", "--model", m], ["a_lesion.nii.gz", "both"]),
     (lambda p, m: [p / "a.nii.gz", p / "b.nii.gz", "--model", m, "-o", p / "one.nii.gz"], ["names one mask"]),
     (lambda p, m: [p / "a.nii.gz", "--model", m, "--max_memory", "lots"], ["--max_memory", "lots", "2GB"]),
@@ -168,6 +170,31 @@ def test_a_mistake_is_one_line(model, tmp_path, make, words):
     assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
     assert all(word in found.stderr for word in words), found.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("ceiling", [None, "10GB"])
+def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, ceiling):
+    import infer as script
+
+    scans = [scan_file(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    events, (read, segment) = [], (script.read_case, script.segment_case)
+
+    def reading(paths, models):
+        events.append(f"read {paths[0].name[0]}")
+        return read(paths, models)
+
+    def segmenting(case, models, plan, arguments):
+        time.sleep(0.3)  # time enough to read what would be read ahead
+        events.append(f"done {plan['mask'].name[0]}")
+        return segment(case, models, plan, arguments)
+
+    monkeypatch.setattr(script, "read_case", reading)
+    monkeypatch.setattr(script, "segment_case", segmenting)
+    flags = [] if ceiling is None else ["--max_memory", ceiling]
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, scans), "--model", str(model), "--no-picture", *flags])
+    assert not script.main()
+    order = ["read a", "read b", "done a", "read c", "done b", "done c"]
+    assert events == (order if ceiling is None else [f"{what} {name}" for name in "abc" for what in ("read", "done")])
 
 
 def test_an_ensemble_wants_its_channels_in_one_order(tmp_path):

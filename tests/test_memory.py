@@ -147,6 +147,25 @@ def test_more_room_means_fewer_second_convolutions():
     assert memory.plan_checkpoints(model, shape, 4, 1) == memory.plan_checkpoints(model, shape, 4, None)
 
 
+def test_plans_know_where_the_step_runs():
+    model, shape = MeshNet(6, dilations=(1, 2, 4)), (1, 1, 24, 24, 24)
+    sizes, gpu = memory.sizes_of(model, shape, 4), torch.device("cuda")
+    assert memory.goes_by_kernels(model, 4) == kernels.available()
+    assert not memory.goes_by_kernels(model, 2) and not memory.goes_by_kernels(model, 4, gpu)
+    model.checkpointing = True
+    plan = memory.plan_checkpoints(model, shape, 4, None, gpu)
+    assert plan == memory.choose_plan(sizes, None, False)
+    assert memory.estimate_training_memory(model, 1, shape[2:], device=gpu) == memory.plan_peak(sizes, plan, False)
+
+
+def test_dropout_is_recomputed_block_by_block():
+    model, shape = MeshNet(6, dilations=(1, 2, 4), dropout=0.1, checkpointing=True), (1, 1, 24, 24, 24)
+    beside = memory.working_bytes(model, shape[2:]) if kernels.available() else 0
+    found = memory.estimate_training_memory(model, 1, shape[2:]) - beside
+    assert found == memory.blocks_peak(memory.sizes_of(model, shape, 4))
+    assert not model.recomputes_exactly and MeshNet(6).recomputes_exactly
+
+
 def test_many_blocks_get_evenly_spaced_plans():
     model = MeshNet(4, dilations=(1,) * 20)
     plan = memory.plan_checkpoints(model, (1, 1, 32, 32, 32), 4, None)

@@ -213,6 +213,8 @@ def test_a_ceiling_that_nothing_fits_is_the_users_mistake(way):
         segment.predict(network(), scan(1, (20, 20, 20)), max_memory=1000)
     with pytest.raises(UserError, match="max_memory"):
         segment.predict(network(norm="group"), scan(1, (20, 20, 20)), max_memory=1000)
+    with pytest.raises(UserError, match=r"max_memory.*Conv3d"):  # a network that cannot be cut
+        segment.predict(nn.Conv3d(1, 3, 1).eval(), scan(1, (9, 8, 7)), max_memory=10**10)
 
 
 def test_the_three_kinds_of_answer_agree(way):
