@@ -203,7 +203,7 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
                 if max_memory is not None:
                     raise UserError(f"max_memory: found a ceiling for {type(model).__name__}, expected one for a "
                                     f"MeshNet alone, whose volumes can be cut; leave it out")
-                return finish(run_other(model, torch.from_numpy(volume), device), output)
+                return finish(run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device), output)
             return run_meshnet(model, volume, crop, max_memory, device, output)
     finally:
         torch.set_num_threads(before)

@@ -237,6 +237,8 @@ def test_on_a_real_head(way, shared_data):
 def test_other_networks_run_as_they_are():
     model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (9, 8, 7))
     assert np.allclose(segment.predict_logits(model, volume), by_model(model, volume), atol=1e-6)
+    mirrored = segment.predict_logits(model, volume[:, ::-1])
+    assert np.allclose(mirrored[:, ::-1], by_model(model, volume), atol=1e-6)
 
 
 @pytest.mark.slow
