@@ -74,8 +74,8 @@ def main() -> int | None:
                 print(f"{case['mask']}: is there already; --overwrite does it again", file=sys.stderr)
         beside = 1 if arguments.max_memory is None else 0  # scans read ahead: under a ceiling there is no room for any
         ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:beside]]
-        loaded = reader.submit(import_ahead, arguments.picture)
-        if arguments.max_memory is not None:
+        loaded = reader.submit(import_ahead, arguments.picture) if todo else None
+        if loaded and arguments.max_memory is not None:
             loaded.result()  # so that it is there when the room is counted
         for position, case in enumerate(todo):
             started = time.perf_counter()

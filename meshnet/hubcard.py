@@ -8,6 +8,7 @@ from pathlib import Path
 
 from meshnet.model import count_parameters
 
+CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex
@@ -116,7 +117,8 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
         f"The scan may have any grid: it is resampled to {shape} voxels of {card['voxel_mm']:g} mm in orientation "
-        f"{card['orientation']}, scaled by `{card['scaling']}`, and the mask comes back on the scan's own grid.",
+        f"{card['orientation']} ({CENTRES[card['centre']]}), scaled by `{card['scaling']}`, and the mask comes back on "
+        "the scan's own grid.",
         "```python\nfrom meshnet.modelfolder import load_model\n"
         f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
         "## Trained on", describe_training(card),

@@ -18,7 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -382,10 +382,10 @@ struct Planes {
                 }
     }
     int64_t touched() const {  // floats: rows of zeros around the volume, and in gaps, are never written
-        int written = box.size(1);
+        int written = box.size(1), runs = 3;  // of rows, each of which ends within a page
         for (const auto& ranges : {before[0], after[0]})
-            for (const Range& range : ranges) written += range.size();
-        return slots * (int64_t(written) * stride + 3 * pad + 4 * 16);
+            for (const Range& range : ranges) written += range.size(), ++runs;
+        return slots * (int64_t(written) * stride + 3 * pad + 4 * 16 + (runs > 3 ? runs * 1024 : 0));
     }
     float* plane(int p) const {  // null outside the volume
         if (p < 0 || p >= depth) return nullptr;
@@ -446,7 +446,7 @@ static void in_threads(int threads, Work work) {
                 while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
                 work(t, barrier);
             });
-    } catch (const std::system_error&) {  // a limit on threads: fewer do it
+    } catch (const std::exception&) {  // a limit on threads or on memory: fewer do it
     }
     barrier.total = int(others.size()) + 1;
     go.store(true, std::memory_order_release);

@@ -186,7 +186,7 @@ def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilatio
         at: where in ``out`` the last box begins; None means where it lies in the volume.
         pairs: whether a layer computes planes in pairs, which is quicker and needs more room; None means all do.
         gaps: what of each box is not computed: for each axis (a, b, c, d), a to b and c to d; None means nothing.
-            Copied there is what lies beside it towards the box's middle, as ``boxes.air_gaps`` wants it.
+            Copied there is what lies beside it, which ``boxes.air_gaps`` makes sure is the same on either side.
     """
     weights, volume = [contiguous(w) for w in weights], contiguous(volume)
     assert address(contiguous(out)) == address(out)

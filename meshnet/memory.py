@@ -41,7 +41,16 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
         budget = int(budget * PLANNED)
         if compiled:
             budget -= working_bytes(model, shape[2:])
-    return choose_plan(sizes_of(model, tuple(shape), bytes_per_value), budget, compiled)
+    sizes, kept = sizes_of(model, tuple(shape), bytes_per_value), maps_kept(model, compiled)
+    if model.recomputes_exactly:
+        return choose_plan(sizes, budget, compiled, kept)
+    return None if budget is not None and plain_peak(sizes, kept) <= budget else ()
+
+
+def maps_kept(model: nn.Module, compiled: bool) -> int:
+    """Maps that a plain step keeps for a block: the convolution's output and the activation's, and what PyTorch keeps
+    between them where an activation or dropout needs its own input or mask."""
+    return 2 if compiled or not (model.arguments["dropout"] or model.arguments["activation"] != "relu") else 3
 
 
 def goes_by_kernels(model: nn.Module, bytes_per_value: int, device: torch.device | None = None) -> bool:
@@ -59,10 +68,10 @@ def sizes_of(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) -> 
 
 
 @functools.lru_cache(64)
-def choose_plan(sizes: tuple[int, ...], budget: int | None, compiled: bool) -> tuple | None:
-    """``plan_checkpoints`` from the maps' bytes."""
+def choose_plan(sizes: tuple[int, ...], budget: int | None, compiled: bool, kept: int = 2) -> tuple | None:
+    """``plan_checkpoints`` from the maps' bytes and what ``maps_kept`` says."""
     blocks = len(sizes) - 2
-    if budget is not None and plain_peak(sizes) <= budget:
+    if budget is not None and plain_peak(sizes, kept) <= budget:
         return None
     if blocks <= 12:
         plans = [p for n in range(blocks + 1) for p in itertools.combinations(range(blocks), n)]
@@ -78,15 +87,15 @@ def second_convolutions(sizes: Sequence[int], plan: Sequence[int]) -> int:
     return sum(sizes[block] for block in range(len(sizes) - 2) if block not in plan)
 
 
-def plain_peak(sizes: Sequence[int]) -> int:
-    """Bytes at the height of a plain step: two maps a block, the gradient on its way down, and the loss's own."""
-    return 2 * sum(sizes[1:-1]) + 3 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
+def plain_peak(sizes: Sequence[int], kept: int = 2) -> int:
+    """Bytes at the height of a plain step: ``kept`` maps a block, the gradient on its way down, and the loss's own."""
+    return kept * sum(sizes[1:-1]) + 3 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
 
 
-def blocks_peak(sizes: Sequence[int]) -> int:
+def blocks_peak(sizes: Sequence[int], compiled: bool) -> int:
     """Bytes at the height of a step that keeps each block's output and computes a block again, norm and activation
-    included, when its turn comes; what a plain step keeps of one block beside them."""
-    return sum(sizes[1:-1]) + 5 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
+    included, when its turn comes: what one block takes then, by the kernels or by PyTorch, was measured."""
+    return sum(sizes[1:-1]) + (3 if compiled else 5) * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
 
 
 def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
@@ -136,8 +145,12 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
     sizes = sizes_of(model, whole, size)
     plan = model.checkpoint_plan(whole, size, device)
     compiled = goes_by_kernels(model, size, device)
-    peak = (plain_peak(sizes) if plan is None else plan_peak(sizes, plan, compiled) if model.recomputes_exactly else
-            blocks_peak(sizes))
+    if plan is None:
+        peak = plain_peak(sizes, maps_kept(model, compiled))
+    elif model.recomputes_exactly:
+        peak = plan_peak(sizes, plan, compiled)
+    else:
+        peak = blocks_peak(sizes, compiled and all(map(operations.by_channel, model.blocks)))
     return peak + (working_bytes(model, shape) if compiled else 0)
 
 

@@ -103,7 +103,7 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     if budget is None:
         return [head]
     most = [min(12, max(1, (b - a) // 8)) for a, b in head]
-    largest = [[largest_part(layers, head, axis, count, shape, content) for count in range(1, n + 1)]
+    largest = [[largest_part(layers, head, axis, count, shape, needs, content) for count in range(1, n + 1)]
                for axis, n in enumerate(most)]
     best, smallest = None, None
     for counts in itertools.product(*(range(1, n + 1) for n in most)):
@@ -122,15 +122,19 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     return cut(head, best[1])
 
 
-def largest_part(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...],
+def largest_part(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...], needs,
                  content: Box | None = None) -> tuple[int, int]:
-    """The part of ``head``'s side along ``axis``, cut into ``count``, for which the layers compute most: parts differ
-    by a voxel, and in their halo, which ends with the volume."""
-    def extent(side: tuple[int, int]) -> int:
+    """The part of ``head``'s side along ``axis``, cut into ``count``, for which the layers need most memory: parts
+    differ by a voxel, in their gaps, and in their halo, which ends with the volume."""
+    kinds = {}  # those that differ, with their boxes
+    for side in parts(*head[axis], count):
         boxes = layer_boxes(layers, (*head[:axis], side, *head[axis + 1:]), shape)
-        return sum(size[axis] for size in sizes_computed(layers, boxes, shape, content))
-
-    return max(parts(*head[axis], count), key=extent)
+        gaps = air_gaps(layers, boxes, shape, content)
+        kinds[tuple((box[axis][1] - box[axis][0], *(edge - box[axis][0] for edge in gap[axis]))
+                    for box, gap in zip(boxes, gaps))] = side, boxes
+    if len(kinds) == 1:
+        return side
+    return max(kinds.values(), key=lambda kind: needs(layers, kind[1], shape))[0]
 
 
 def sizes_computed(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None) -> list[tuple]:
@@ -164,6 +168,8 @@ def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int 
         max_memory: ceiling in bytes for the whole process, as far as this function adds to it; None means no ceiling.
         device: where to compute; None means where the model is.
         threads: CPU threads; None means ``torch.get_num_threads()``.
+
+    The result lies in memory with its axes in the order of ``volume``'s.
 
     Raises:
         UserError: a volume with the wrong number of axes or channels, NaN or infinite voxels, an unknown crop, or a
@@ -272,6 +278,7 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
     local = all(layer.norm is None for layer in layers)
     compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and kernels.available())
     axes = memory_axes(volume)
+    crop = check_crop(volume, crop)
     if compiled and axes != (0, 1, 2):  # turning weights costs nothing; the result lies in memory as the volume
         turned = [replace(layer, weight=turn(layer.weight, axes)) for layer in layers]
         crop = crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
@@ -321,16 +328,24 @@ def turn(array, axes):
     return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(order)
 
 
-def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
-    """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
+def check_crop(volume: np.ndarray, crop) -> str | Box:
+    """``crop`` as it is, or the part of its box that lies in ``volume``; a UserError for anything else."""
     if isinstance(crop, str):
         if crop not in CROPS:
             raise UserError(f"crop: found {crop!r}, expected one of {', '.join(CROPS)} or a box; choose one of them")
+        return crop
+    shape = volume.shape[1:]
+    box = tuple((int(a), int(b)) for a, b in crop)
+    if len(box) != 3 or voxels(meet(box, whole(shape))) == 0:
+        raise UserError(f"crop: found the box {box}, expected one within the volume {shape}; mend it")
+    return meet(box, whole(shape))
+
+
+def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
+    """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
+    if isinstance(crop, str):
         return head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
-    box = meet(tuple((int(a), int(b)) for a, b in crop), whole(volume.shape[1:]))
-    if voxels(box) == 0:
-        raise UserError(f"crop: found the box {crop}, expected one within the volume {volume.shape[1:]}; mend it")
-    return box
+    return crop
 
 
 def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, content: Box | None, result: np.ndarray,

@@ -162,7 +162,14 @@ def test_dropout_is_recomputed_block_by_block():
     model, shape = MeshNet(6, dilations=(1, 2, 4), dropout=0.1, checkpointing=True), (1, 1, 24, 24, 24)
     beside = memory.working_bytes(model, shape[2:]) if kernels.available() else 0
     found = memory.estimate_training_memory(model, 1, shape[2:]) - beside
-    assert found == memory.blocks_peak(memory.sizes_of(model, shape, 4))
+    sizes = memory.sizes_of(model, shape, 4)
+    assert found == memory.blocks_peak(sizes, kernels.available())
+    model.checkpointing = False
+    for device, kept in ((torch.device("cuda"), 3), (None, 2 if kernels.available() else 3)):  # a third in PyTorch
+        enough = memory.plain_peak(sizes, kept) + (beside if device is None else 0)
+        for budget, expected in ((enough / 0.95 + 1, None), (enough / 0.95 - 10, ())):
+            model.memory_budget = int(budget)
+            assert model.checkpoint_plan(shape, 4, device) == expected
     assert not model.recomputes_exactly and MeshNet(6).recomputes_exactly
 
 

@@ -208,6 +208,35 @@ def test_every_tile_fits_the_budget():
         assert (len(tiles) == 1) == (share == 1.0)
 
 
+@pytest.mark.parametrize(("shape", "head", "threads"), [
+    ((299, 250, 379), ((104, 286), (55, 229), (164, 225)), 4),
+    ((256, 256, 256), ((60, 200), (90, 240), (100, 225)), 16)])
+def test_every_tile_with_gaps_fits_the_budget(shape, head, threads):
+    if not kernels.available():
+        pytest.skip("no C++ compiler here")
+    folded = layers.fold(network(16, (1, 2, 4, 8, 16, 16, 8, 4, 2)))
+
+    def needs(folded, boxes, shape):
+        return segment.compiled_bytes(folded, boxes, shape, head, threads)
+
+    whole = needs(folded, layers.layer_boxes(folded, head, shape), shape)
+    for share in np.linspace(0.5, 0.95, 6):
+        tiles = segment.plan_tiles(folded, head, shape, int(share * whole), needs, head)
+        assert max(needs(folded, layers.layer_boxes(folded, tile, shape), shape) for tile in tiles) <= share * whole
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_box_is_that_of_the_volume_however_it_lies(way, order):
+    model, volume = network(3, (1, 2)), np.asarray(scan(1, (9, 8, 7)), order=order)
+    box = ((2, 9), (0, 3), (1, 6))
+    inside = (slice(None), *(slice(a, b) for a, b in box))
+    found = segment.predict_logits(model, volume, crop=np.array(box))
+    assert np.abs(found - by_model(model, np.ascontiguousarray(volume)))[inside].max() < 1e-5
+    for wrong in (((20, 30), (0, 3), (0, 3)), ((0, 3), (0, 3))):
+        with pytest.raises(UserError, match=str(wrong).replace("(", r"\(").replace(")", r"\)")):
+            segment.predict_logits(model, volume, crop=wrong)
+
+
 def test_a_ceiling_that_nothing_fits_is_the_users_mistake(way):
     with pytest.raises(UserError, match="max_memory"):
         segment.predict(network(), scan(1, (20, 20, 20)), max_memory=1000)
