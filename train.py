@@ -181,7 +181,8 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
     from meshnet.model import count_parameters
     from meshnet.setup import describe_memory, estimate_step
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() and not on_cpu else None
     taken = estimate_step(config, data, network, box, config.training.precision, device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = cases_per_step(config, processes)
