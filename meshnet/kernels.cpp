@@ -5,7 +5,11 @@
 // next one looks at, and nothing is computed twice. Along axis 1 (rows) four outputs that lie d apart share their
 // products (Winograd's F(4, 3), Lavin & Gray 2015, arXiv 1509.09308): 6 instead of 12. Where there is room to keep
 // 3d + 1 planes and more, two planes that lie d apart are computed together (F(2, 3), 4 products instead of 6), which
-// also reads each plane twice instead of three times.
+// also reads each plane twice instead of three times. With many channels two columns that lie d apart do the same.
+//
+// What sees neither the head nor the volume's end need not be computed: it is a copy of what lies beside it (gaps, see
+// boxes.py). A plane is kept row by row, each row with its channels one after the other, so that a piece of work touches
+// few pages of memory, and a thread works on the same rows in every plane, so that its cache may still hold them.
 //
 // Everything is deterministic: each output is computed by one thread in a fixed order, sums over space run over a fixed
 // list of parts that does not depend on the number of threads.

@@ -1,11 +1,13 @@
 """Run a network over one whole volume: norm folded into the convolutions, only the head computed, memory capped.
 
-A trained MeshNet is a column of convolutions at full resolution. Two facts make it quick to run:
+A trained MeshNet is a column of convolutions at full resolution. Three facts make it quick to run:
 
 * In evaluation batch norm is a scale and a shift, so it is folded into the weights beside it (``fold``).
 * A part of the output needs only that part of each layer, grown by how far the layers above it look
   (``layer_boxes``). So the head can be computed without the rest of the air, and any volume can be cut into tiles with
   exact halos, which gives the peak memory a ceiling.
+* Constant air gives constant maps, but for what the volume's end and the head change within the layers' sight
+  (``air_gaps``). The kernels copy what lies between.
 
 Inside the head's box ``crop="head"`` gives what the full volume gives, to rounding, whatever lies outside: what the
 layers need of the air around it is computed, and zero padding is only where the volume itself ends. Outside the box
