@@ -237,8 +237,8 @@ def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
 def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
                  budget: int | None, gaps: Sequence | None = None, threads: int | None = None) -> list[bool]:
     """Which layers compute planes in pairs: those with the smallest dilations, which need the least room for it, as far
-    as ``budget`` bytes go (None: all)."""
-    pairs = [True] * len(dilations)
+    as ``budget`` bytes go (None: all). Layers of one or two channels never do, since they are convolved directly."""
+    pairs = [inputs >= 3 for inputs in widths[:-1]]
     for layer in sorted(range(len(dilations)), key=lambda layer: -dilations[layer]):
         if budget is None or column_bytes(widths, dilations, boxes, shape, pairs, gaps, threads) <= budget:
             break
