@@ -395,6 +395,21 @@ struct Planes {
         if (p < 0 || p >= depth) return nullptr;
         return kept.data + (box.number(0, p) % slots) * plane_floats();
     }
+    // Ask for the pages of plane p's rows where it is the first in its slot, the part-th of `parts`: in one call, which costs the
+    // system a third less than meeting them one by one (measured). The rows of a gap may never be needed.
+    void ask_for_pages(int p, int part, int parts) const {
+#if defined(MADV_POPULATE_WRITE)  // where the system does not know it, nothing happens
+        if (box.number(0, p) >= slots) return;
+        constexpr uintptr_t PAGE = 4096;
+        const Range written = box.middle(1);
+        auto start_of = [&](int k) {
+            const int row = written.a + int(int64_t(written.size()) * k / parts) - origin[0];
+            return (reinterpret_cast<uintptr_t>(plane(p) + row * stride) + PAGE - 1) / PAGE * PAGE;
+        };
+        if (start_of(part + 1) > start_of(part))
+            madvise(reinterpret_cast<void*>(start_of(part)), start_of(part + 1) - start_of(part), MADV_POPULATE_WRITE);
+#endif
+    }
     // Columns `from` to `until` of a row have been written, in all channels: copy what is beside a gap into the gap.
     void fill_gaps(int p, int row, int from, int until) const {
         const bool first_row = !before[0].empty() && row == box.low[1].b, last_row = !after[0].empty() && row == box.high[1].a - 1;
@@ -963,6 +978,8 @@ void Column::run(int threads) {
         for (size_t i = 0; i < steps.size(); ++i) {
             const Step& step = steps[i];
             Counter* taken = counters.data() + i % 2 * threads;
+            for (int z = 0; step.layer + 1 < int(layers.size()) && z < (step.pair ? 2 : 1); ++z)
+                planes[step.layer + 1].ask_for_pages(step.plane + (z ? layers[step.layer]->dilation : 0), t, barrier.total);
             for (int k = 0; k < threads; ++k) {
                 const int share = (t + k) % threads;
                 auto take = [&] { return taken[share].taken.fetch_add(1, std::memory_order_relaxed); };
