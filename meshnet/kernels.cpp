@@ -473,6 +473,12 @@ static void in_threads(int threads, Work work) {
     for (auto& other : others) other.join();
 }
 
+struct alignas(64) Counter {  // of the pieces of work that have been taken
+    std::atomic<int> taken{0};
+    int next() { return taken.fetch_add(1, std::memory_order_relaxed); }
+    void reset() { taken.store(0, std::memory_order_relaxed); }
+};
+
 struct Scratch {
     Buffer transformed, columns, products, features, logits;
     std::vector<const float*> rows;
@@ -971,7 +977,6 @@ void Column::run(int threads) {
         for (const bool middle : {false, true}) pieces.push_back(cut(l, middle, threads));
     // Each thread begins with a share of its own, the same rows in every plane, whose neighbours its cache may still
     // hold; then it takes what others have left.
-    struct alignas(64) Counter { std::atomic<int> taken{0}; };
     std::vector<Counter> counters(2 * threads);
     in_threads(threads, [&](int t, Barrier& barrier) {
         Scratch& s = scratch[t];
@@ -982,7 +987,7 @@ void Column::run(int threads) {
                 planes[step.layer + 1].ask_for_pages(step.plane + (z ? layers[step.layer]->dilation : 0), t, barrier.total);
             for (int k = 0; k < threads; ++k) {
                 const int share = (t + k) % threads;
-                auto take = [&] { return taken[share].taken.fetch_add(1, std::memory_order_relaxed); };
+                auto take = [&] { return taken[share].next(); };
                 if (step.layer < 0) {
                     for (int item; share == 0 && (item = take()) < planes[0].channels;) read_plane(step.plane, item);
                     continue;
@@ -991,7 +996,7 @@ void Column::run(int threads) {
                 for (int item; (item = take()) < int(mine.size());) compute(step, mine[item], s);
             }
             barrier.wait();  // the counters are used again after the next one
-            for (int share = t; share < threads; share += barrier.total) taken[share].taken.store(0, std::memory_order_relaxed);
+            for (int share = t; share < threads; share += barrier.total) taken[share].reset();
         }
     });
 }
@@ -1062,8 +1067,8 @@ struct WeightGradient {
     }
     float* tg_at(int t, int o, int k) const { return tg.data + ((int64_t(t) * out + o) * at_once + k) * g_row; }
 
-    void transform_input(int p, int z, int i, int group, int k) {
-        const int q = p + (z - 1) * dilation, first = first_row(group) - dilation;
+    void transform_input(int q, int i, int group, int k) {
+        const int z = slot(q), first = first_row(group) - dilation;
         const float* rows[6];
         for (int j = 0; j < 6; ++j) {
             int r = first + j * dilation;
@@ -1080,6 +1085,7 @@ struct WeightGradient {
             for (int t = 0; t < TAPS; ++t) store_part(to + t * tap + c, y[t], count);
         }
     }
+    int slot(int q) const { return q / dilation % 3; }  // where plane q of those that lie d apart is kept
     void transform_output(int p, int o, int group, int k) {
         const int first = first_row(group);
         float* to = tg_at(0, o, k);
@@ -1096,8 +1102,8 @@ struct WeightGradient {
         }
     }
     template <int OUT>
-    void multiply(int t, int z, int i, int o, int count) {
-        const float* from = tx_at(t, z, i, 0);
+    void multiply(int t, int z, int at, int i, int o, int count) {
+        const float* from = tx_at(t, at, i, 0);
         float* to = sums.data + (((int64_t(t) * 3 + z) * out + o) * in + i) * 3 * LANES;
         const int64_t x_stride = at_once * x_row, g_stride = at_once * g_row, step = int64_t(in) * 3 * LANES;
         if (i + 1 < in)
@@ -1105,13 +1111,13 @@ struct WeightGradient {
         else
             inner_products<OUT, 1>(tg_at(t, o, 0), g_stride, g_row, from, x_stride, x_row, count, wide, dilation, to, step);
     }
-    void multiply_all(int t, int z, int i, int count) {
+    void multiply_all(int t, int z, int at, int i, int count) {  // plane z of three, which is kept at `at`
         for (int o = 0; o < out;) {
             const int left = std::min(MAX_OUT, out - o);
-            if (left == 1) multiply<1>(t, z, i, o, count);
-            else if (left == 2) multiply<2>(t, z, i, o, count);
-            else if (left == 3) multiply<3>(t, z, i, o, count);
-            else multiply<4>(t, z, i, o, count);
+            if (left == 1) multiply<1>(t, z, at, i, o, count);
+            else if (left == 2) multiply<2>(t, z, at, i, o, count);
+            else if (left == 3) multiply<3>(t, z, at, i, o, count);
+            else multiply<4>(t, z, at, i, o, count);
             o += left;
         }
     }
@@ -1131,30 +1137,39 @@ struct WeightGradient {
                         for (int r = 0; r < 3; ++r) result[(((int64_t(o) * in + i) * 3 + z) * 3 + r) * 3 + c] = float(w[r]);
                     }
     }
+    // Planes that lie d apart follow each other, so that each is transformed once for the three that it meets. A thread
+    // begins with the channels that it transformed itself, then takes what others have left.
     void run(int threads) {
-        std::atomic<int> next[2] = {{0}, {0}};
-        const int pairs = (in + 1) / 2;
+        const int pairs = (in + 1) / 2, channels = std::max(in, out);
+        std::vector<Counter> counters(2 * threads);
         in_threads(threads, [&](int thread, Barrier& barrier) {
-            auto share = [&](int which, int items, auto work) {
-                for (int item; (item = next[which].fetch_add(1, std::memory_order_relaxed)) < items;) work(item);
-                barrier.wait();
-                if (thread == 0) next[which].store(0, std::memory_order_relaxed);
-            };
-            for (int p = 0; p < shape[0]; ++p) {
-                const int first_z = p - dilation < 0 ? 1 : 0, last_z = p + dilation >= shape[0] ? 2 : 3;
-                const int planes = last_z - first_z;
-                for (int start = 0; start < groups; start += at_once) {
-                    const int count = std::min(at_once, groups - start);
-                    share(0, planes * in + out, [&](int item) {
-                        for (int k = 0; k < count; ++k)
-                            if (item < planes * in) transform_input(p, first_z + item / in, item % in, start + k, k);
-                            else transform_output(p, item - planes * in, start + k, k);
-                    });
-                    share(1, TAPS * planes * pairs, [&](int item) {
-                        multiply_all(item / (planes * pairs), first_z + item / pairs % planes, item % pairs * 2, count);
-                    });
+            auto share = [&](int which, int64_t items, auto work) {
+                Counter* taken = counters.data() + which * threads;
+                for (int k = 0; k < threads; ++k) {
+                    const int one = (thread + k) % threads;
+                    const int64_t begin = items * one / threads, end = items * (one + 1) / threads;
+                    for (int64_t item; (item = begin + taken[one].next()) < end;) work(int(item));
                 }
-            }
+                barrier.wait();  // the counters are used again after the next one
+                for (int one = thread; one < threads; one += barrier.total) taken[one].reset();
+            };
+            for (int start = 0; start < groups; start += at_once)
+                for (int first = 0; first < std::min(dilation, shape[0]); ++first)
+                    for (int p = first; p < shape[0]; p += dilation) {
+                        const int count = std::min(at_once, groups - start);
+                        const int first_z = p == first ? 1 : 0, planes = (p + dilation < shape[0] ? 3 : 2) - first_z;
+                        share(0, channels, [&](int item) {
+                            for (int q = p == first ? p : p + dilation; q <= p + dilation && q < shape[0]; q += dilation)
+                                for (int i = in * item / channels; i < in * (item + 1) / channels; ++i)
+                                    for (int k = 0; k < count; ++k) transform_input(q, i, start + k, k);
+                            for (int o = out * item / channels; o < out * (item + 1) / channels; ++o)
+                                for (int k = 0; k < count; ++k) transform_output(p, o, start + k, k);
+                        });
+                        share(1, int64_t(pairs) * TAPS * planes, [&](int item) {
+                            const int z = first_z + item % planes;
+                            multiply_all(item / planes % TAPS, z, slot(p + (z - 1) * dilation), item / (planes * TAPS) * 2, count);
+                        });
+                    }
         });
     }
 };
