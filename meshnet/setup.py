@@ -60,22 +60,44 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
         if card[key] != info[key]:
             raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {info[key]} as the data set was "
                             f"prepared; run prepare.py --{key} {card[key]}")
+    others = len(card["classes"]) != len(info["classes"])  # then those of the same name are taken over
     for key in ("channels", "classes"):
-        if len(card[key]) != len(info[key]):
+        if len(card[key]) != len(info[key]) and (key == "channels" or not shared_classes(card, info)[1:]):
             raise UserError(f"--init {init}: has {len(card[key])} {key} ({', '.join(card[key])}), expected "
                             f"{len(info[key])} as the data set ({', '.join(info[key])})")
     if len(card["channels"]) > 1 and card["channels"] != info["channels"]:
         raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
                         f"{', '.join(info['channels'])} in that order, as the data set")
     theirs, ours = ({"name": m.name, **m.arguments} for m in (trained, network))
-    for key in sorted((theirs.keys() | ours.keys()) - FREE, key=lambda key: (key != "name", key)):
+    free = FREE | {"classes"} if others else FREE
+    for key in sorted((theirs.keys() | ours.keys()) - free, key=lambda key: (key != "name", key)):
         if theirs.get(key) != ours.get(key):
             raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
                             f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
-    shapes = [{key: tensor.shape for key, tensor in m.state_dict().items()} for m in (trained, network)]
-    if shapes[0] != shapes[1]:
+    weights, fresh = trained.state_dict(), network.state_dict()
+    if others:
+        weights = take_classes(weights, fresh, shared_classes(card, info), len(card["classes"]), len(info["classes"]))
+    if {key: tensor.shape for key, tensor in weights.items()} != {key: tensor.shape for key, tensor in fresh.items()}:
         raise UserError(f"--init {init}: has weights for {card['arguments']}, expected {network.arguments}")
-    network.load_state_dict(trained.state_dict())
+    network.load_state_dict(weights)
+
+
+def shared_classes(card: dict, info: dict) -> list[tuple[int, int]]:
+    """Where each class that a model and a data set have in common stands in both, background first."""
+    known = card["classes"]
+    return [(known.index(name), number) for number, name in enumerate(info["classes"]) if name in known]
+
+
+def take_classes(weights: dict, fresh: dict, shared: list[tuple[int, int]], before: int, now: int) -> dict:
+    """Weights for ``now`` classes from ``weights`` for ``before``: what has a row a class (K, …) gets the rows of the
+    ``shared`` ones and keeps those of ``fresh`` for the others."""
+    taken = dict(weights)
+    for key, tensor in fresh.items():
+        if key in weights and tensor.ndim and (len(weights[key]), len(tensor)) == (before, now):
+            taken[key] = tensor.clone()
+            for theirs, ours in shared:
+                taken[key][ours] = weights[key][theirs]
+    return taken
 
 
 def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, box: list[int] | None,

@@ -152,6 +152,8 @@ def subject_in(path: str) -> str | None:
 
 def find_synthetic(cases: int, voxel_mm: float, seed: int, preset: str) -> Listing:
     """Synthetic cases, one a seed: case i of ``seed`` is drawn from ``seed * 10,000 + i``."""
+    from meshnet.synthetic import PRESETS
+
     if not 1 <= cases <= SYNTHETIC_SEEDS or seed < 0:
         raise UserError(
             f"--cases {cases} --synthetic_seed {seed}: expected 1 to {SYNTHETIC_SEEDS} cases and a seed of at least 0"
@@ -161,7 +163,8 @@ def find_synthetic(cases: int, voxel_mm: float, seed: int, preset: str) -> Listi
         name = f"synthetic-{number:06d}"
         reference = f"synthetic:seed={number},voxel_mm={voxel_mm:g},preset={preset}"
         listed.append(Case(name, name, (reference,), reference, loader="synthetic", origin=(number, voxel_mm, preset)))
-    return Listing(listed, ["T2w" if preset == "demo" else "synthetic"])
+    classes = ["lesion", "fluid"] if preset in PRESETS and PRESETS[preset].fluid else None  # --labels 1 2 keeps both
+    return Listing(listed, ["T2w" if preset == "demo" else "synthetic"], classes)
 
 
 def signature(case: Case) -> list:

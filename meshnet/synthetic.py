@@ -35,6 +35,7 @@ class Preset:
     acute: float = 0.35  # share of fresh lesions: even, swollen, between grey matter and fluid on T2w
     fresh: tuple[str, ...] = ("DWI",)  # contrasts on which 85 % are fresh, since old lesions are dark on them
     second: float = 0.15  # share of cases with a second, independent lesion
+    fluid: bool = False  # whether the mask says 2 where there is cerebrospinal fluid
 
 
 PRESETS = {
@@ -45,6 +46,8 @@ PRESETS = {
 # Lesions that are nearly all brighter than grey matter: what the built-in weights are trained on.
 PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.7, "FLAIR": 0.18, "DWI": 0.12}, smallest_mm3=2000.0,
                             healthy=0.12, fresh=("FLAIR", "DWI"))
+# The same heads with the fluid in the mask, so that a network learns beside lesions what is most like them.
+PRESETS["bright_fluid"] = replace(PRESETS["bright"], fluid=True)
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
 MEANS = {
@@ -66,8 +69,9 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
     Args:
         seed: decides everything; the same patient comes out at every ``voxel_mm``.
         voxel_mm: edge of a voxel; image and mask are made directly at this size.
-        preset: ``demo`` (T2-weighted, large lesions), ``train`` (full variety) or ``bright`` (mostly T2-weighted,
-            some FLAIR and DWI with lesions that are bright there, of at least 2 mL).
+        preset: ``demo`` (T2-weighted, large lesions), ``train`` (full variety), ``bright`` (mostly T2-weighted,
+            some FLAIR and DWI with lesions that are bright there, of at least 2 mL) or ``bright_fluid`` (those, with
+            2 in the mask where there is fluid).
         shape: voxels per axis (RAS order); None means ``round(256 / voxel_mm)`` each.
         options: fields of ``Preset`` to change, such as ``healthy=1.0``.
 
@@ -109,13 +113,15 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
     image = scan(scan_rng, image, voxel_mm, how)
     mask = np.zeros(shape, np.uint8)
     mask[head.box] = head.lesion > 0.5
+    if chosen.fluid:
+        mask[head.box][(head.fluid > 0.5) & (head.lesion <= 0.5)] = 2
     mask[cut_away(shape, voxel_mm, how)] = 0
 
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = [-voxel_mm * (n // 2) for n in shape]
     info = {"seed": seed, "voxel_mm": voxel_mm, "preset": preset, "contrast": contrast, "acute": acute,
-            "extracted": extracted, "lesions": len(lesions), "lesion_ml": float(mask.sum() * voxel_mm ** 3 / 1000),
-            "acquired_mm": list(how.acquired_mm)}
+            "extracted": extracted, "lesions": len(lesions), "acquired_mm": list(how.acquired_mm),
+            "lesion_ml": float((mask == 1).sum() * voxel_mm ** 3 / 1000)}
     return to_lia(image, affine), to_lia(mask, affine), info
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meshnet import modelfolder
+from meshnet import modelfolder, setup
 from meshnet.config import Config
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
@@ -157,3 +157,31 @@ def test_meshnet_does_not_import_monai(tmp_path, root):
     code = ("import sys; from meshnet.modelfolder import load_model; load_model(sys.argv[1]); "
             "sys.exit('monai' in sys.modules or 'huggingface_hub' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False).returncode == 0
+
+
+def init_info(classes):
+    return {"orientation": "LIA", "scaling": "conform_uint8", "window": None, "channels": ["T2w"], "classes": classes}
+
+
+def test_weights_of_other_classes_begin_with_those_of_the_same_name(tmp_path):
+    make(tmp_path / "two")
+    before = modelfolder.load_model(tmp_path / "two")[0].state_dict()
+    network = modelfolder.build("meshnet", {"channels": 4, "dilations": [1, 2], "classes": 3})
+    fresh = {key: value.clone() for key, value in network.state_dict().items()}
+    setup.start_from(network, tmp_path / "two", init_info(["background", "fluid", "lesion"]))
+    now = network.state_dict()
+    for part in ("head.weight", "head.bias"):
+        assert torch.equal(now[part][[0, 2]], before[part]) and torch.equal(now[part][1], fresh[part][1])
+    others = [key for key in now if not key.startswith("head.")]
+    assert others and all(torch.equal(now[key], before[key]) for key in others)
+
+    modelfolder.save_model(tmp_path / "three", network, {**CARD, "classes": ["background", "fluid", "lesion"]})
+    back = modelfolder.build("meshnet", {"channels": 4, "dilations": [1, 2]})
+    setup.start_from(back, tmp_path / "three", init_info(["background", "lesion"]))
+    assert all(torch.equal(value, before[key]) for key, value in back.state_dict().items())
+
+
+def test_weights_that_share_no_class_are_refused(tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=r"has 2 classes \(background, lesion\), expected 3 as the data set"):
+        setup.start_from(MeshNet(4, dilations=(1, 2), classes=3), tmp_path, init_info(["background", "core", "rim"]))

@@ -67,6 +67,16 @@ def test_no_single_threshold_finds_demo_lesions():
     assert np.mean(scores, axis=0).max() < 0.3
 
 
+def test_fluid_in_the_mask_changes_neither_scan_nor_lesion():
+    plain, both = arrays(6, 4.0, preset="bright"), arrays(6, 4.0, preset="bright_fluid")
+    assert np.array_equal(plain[0], both[0]) and np.array_equal(plain[1] == 1, both[1] == 1)
+    assert plain[1].max() == 1 and plain[2]["lesion_ml"] == both[2]["lesion_ml"] > 0
+    fluid = (both[1] == 2).sum() * 0.064
+    assert 50 < fluid < 900  # ventricles, sulci and cisterns, mL
+    assert both[2]["contrast"] == "T2w"  # where fluid is brighter than the rest of the head
+    assert both[0][both[1] == 2].mean() > 1.5 * both[0][(both[1] == 0) & (both[0] > 0.1 * both[0].max())].mean()
+
+
 def test_lesion_level_stands_out_from_white_matter():
     for contrast, sign in (("T2w", 1), ("FLAIR", 1), ("DWI", 1), ("T1w", -1)):
         for seed in range(5):
