@@ -177,7 +177,8 @@ def load_models(arguments: argparse.Namespace) -> list[tuple]:
     for name, (network, card) in zip(names, models):
         another_order = (card["channels"] != first["channels"]
                          and sorted(card["channels"]) == sorted(first["channels"]))
-        if card["classes"] != first["classes"] or len(card["channels"]) != len(first["channels"]) or another_order:
+        if [card["classes"], card["marks"]] != [first["classes"], first["marks"]] or another_order or \
+                len(card["channels"]) != len(first["channels"]):
             raise UserError(f"--model {name}: has classes {card['classes']} and channels {card['channels']}, expected "
                             f"{first['classes']} and {first['channels']} as {names[0]}")
         if not light:
@@ -257,15 +258,14 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     import numpy as np
 
     from meshnet import geometry, segment
-    from meshnet.lesionmask import clean, decide, lesion_volumes_mm3
+    from meshnet.lesionmask import clean, decide, lesion_volumes_mm3, what_counts
 
     total, parts = None, case["parts"]
     for (network, _), (volume, affine) in zip(models, case["inputs"]):
         with timed(parts, "compute"):
             probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory,
                                             threads=arguments.threads)
-        if len(probabilities) == 2:  # the background's is one minus the lesion's
-            probabilities = probabilities[1:]
+        probabilities = what_counts(probabilities, models[0][1])
         with timed(parts, "back"):
             native = geometry.to_native(probabilities, affine, case["like"])
             total = native if total is None else total + native

@@ -5,6 +5,15 @@ import numpy as np
 from meshnet.metrics import label_lesions
 
 
+def what_counts(probabilities: np.ndarray, card: dict) -> np.ndarray:
+    """Of probabilities (K, X, Y, Z) those that a mask is made of: of the one class that the card ``marks``, or of the
+    lesion where it is the only class (the background's is one minus it), as (1, X, Y, Z); else all."""
+    if card.get("marks") is not None:
+        one = card["classes"].index(card["marks"])
+        return probabilities[one:one + 1]
+    return probabilities[1:] if len(probabilities) == 2 else probabilities
+
+
 def decide(probabilities: np.ndarray, card: dict, threshold: float | None = None) -> np.ndarray:
     """Labels (X, Y, Z) uint8 from probabilities (K, X, Y, Z), of two classes the lesion's alone if one likes.
 

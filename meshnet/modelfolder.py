@@ -28,6 +28,7 @@ DEFAULTS = {
     "voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "scaling": "conform_uint8", "window": None,
     "crop": None, "patch": None, "threshold": 0.5, "min_lesion_mm3": 0, "training_data": None, "metrics": {},
     "version": None,
+    "marks": None,  # the only class that is marked, by the threshold, where others are there to tell it from them
 }
 MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups", "activation", "bias", "final_bias",
                   "dropout")
@@ -129,6 +130,8 @@ def read_card(folder: str | Path) -> dict:
         number = card["arguments"].get(key, len(card[listed]))
         if number != len(card[listed]):
             raise UserError(f"{path}: found {len(card[listed])} {listed}, expected {number} as arguments.{key} says")
+    if card.get("marks") is not None and card["marks"] not in card["classes"][1:]:
+        raise UserError(f"{path}: found marks = {card['marks']!r}, expected one of {', '.join(card['classes'][1:])}")
     return DEFAULTS | card
 
 
