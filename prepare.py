@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("synthetic")
     g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
     g.add_argument("--synthetic_seed", type=int, default=0, help="other cases with every number (default 0)")
-    g.add_argument("--synthetic_preset", default="demo", metavar="NAME", help="how varied: demo, train, bright or bright_fluid")
+    g.add_argument("--synthetic_preset", default="demo", metavar="NAME",
+                   help="how varied they are: demo, train, bright or bright_fluid")
 
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
     return p
