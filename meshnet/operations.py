@@ -12,7 +12,7 @@ from torch.autograd.profiler import record_function
 from meshnet import kernels
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
-OWN_FORWARD = ("_BatchNorm.forward", "StatisticsOnceBatchNorm3d.forward")
+OWN_FORWARD = ("_BatchNorm.forward", "StatisticsOnceBatchNorm3d.forward", "_InstanceNorm.forward", "GroupNorm.forward")
 PARTS = 8  # PyTorch takes norm and activation back in this many parts of the channels, so that little room is needed
 ACTIVATION_GRADIENTS = {
     "relu": lambda g, x: torch.ops.aten.threshold_backward(g, x, 0),
@@ -86,7 +86,7 @@ class Convolution(torch.autograd.Function):
         return *gradients(x, weight, ctx.dilation, gradient, tuple(ctx.needs_input_grad[:3])), None
 
 
-# ---------------------------------------------------------------- batch norm (or none) and activation
+# ---------------------------------------------------------------- norm (or none) and activation
 
 def activation_of(block: nn.Module) -> str:
     """The name of ``block``'s activation."""
@@ -94,10 +94,37 @@ def activation_of(block: nn.Module) -> str:
 
 
 def by_channel(block: nn.Module) -> bool:
-    """Whether norm and activation of ``block`` are a scale, a shift and a function for each channel, its statistics
-    those of its own batch. A batch norm that does something else, such as asking other processes, is left to itself."""
+    """Whether norm and activation of ``block`` are a scale, a shift and a function for each channel, of the batch or of
+    each of its cases. A norm that does something else, such as asking other processes, is left to itself."""
     norm = getattr(block, "norm", None)
-    return norm is None or (isinstance(norm, nn.BatchNorm3d) and type(norm).forward.__qualname__ in OWN_FORWARD)
+    if norm is None:
+        return True
+    return (isinstance(norm, nn.BatchNorm3d) or of_each_case(norm)) and type(norm).forward.__qualname__ in OWN_FORWARD
+
+
+def of_each_case(norm: nn.Module | None) -> bool:
+    """Whether ``norm`` takes each channel of each case by itself: instance norm, and group norm with a group a channel.
+    It is then the batch norm of one case whose channels are those of all cases, ``maps``."""
+    if isinstance(norm, nn.InstanceNorm3d):
+        return not norm.track_running_stats
+    return isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
+
+
+def maps(norm: nn.Module | None, y: torch.Tensor) -> torch.Tensor:
+    """``y`` (B, C, X, Y, Z) as (1, B · C, X, Y, Z) where ``norm`` is ``of_each_case``."""
+    return y.reshape(1, -1, *y.shape[2:]) if of_each_case(norm) else y
+
+
+def weight_and_bias(norm: nn.Module, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Weight and bias of ``norm`` for each of ``channels`` of ``maps``; None where it has none."""
+    return tuple(None if p is None else p.detach().repeat(channels // len(p)) for p in (norm.weight, norm.bias))
+
+
+def of_weight_and_bias(norm: nn.Module, of_weight: torch.Tensor, of_bias: torch.Tensor,
+                       ) -> dict[nn.Parameter, torch.Tensor]:
+    """The gradients of weight and bias of ``norm`` from those of ``weight_and_bias``."""
+    pairs = ((norm.weight, of_weight), (norm.bias, of_bias))
+    return {p: found.view(-1, len(p)).sum(0).to(p.dtype) for p, found in pairs}
 
 
 def without_state(block: nn.Module) -> bool:
@@ -109,7 +136,8 @@ def without_state(block: nn.Module) -> bool:
 
 def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_place: bool = False,
               ) -> tuple[torch.Tensor, tuple]:
-    """Norm and activation of ``block`` on its convolution's output ``y``, and the batch norm's (mean, 1 / deviation).
+    """Norm and activation of ``block`` on its convolution's output ``y``, and the norm's (mean, 1 / deviation), one of
+    each for every channel of ``maps``.
 
     With ``statistics`` given they are used as they are; without, they are taken and the running ones moved, as the
     module itself does. ``in_place`` allows ``y`` to be written over.
@@ -118,33 +146,41 @@ def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_pl
     with torch.no_grad(), record_function("norm and activation"):
         if not by_channel(block):
             return block.act(norm(y)), ()
+        if norm is not None and statistics is None:
+            refuse_single_values(norm, y)
+        shape, y = y.shape, maps(norm, y)
         if usable(y) and y.is_contiguous():
             if norm is not None and statistics is None:
                 statistics = kernel_statistics(norm, y)
             z = y if in_place else torch.empty_like(y)
             kernels.norm(y, z, *scale_and_shift(block, y.shape[1], statistics), activation_of(block))
-            return z, statistics or ()
+            return z.view(shape), statistics or ()
         if norm is None:
             return block.act(y if in_place else y.clone()), ()
         if statistics is None:
             z, *statistics = torch_norm(norm, y)
         else:
             z = before_activation(block, y, statistics, slice(None))
-        return block.act(z), tuple(statistics)
+        return block.act(z).view(shape), tuple(statistics)
 
 
-def uses_batch(norm: nn.BatchNorm3d) -> bool:
+def uses_batch(norm: nn.Module) -> bool:
     """Whether ``norm`` takes its statistics from the batch before it."""
-    return norm.training or norm.running_mean is None
+    return of_each_case(norm) or norm.training or norm.running_mean is None
 
 
-def count_batch(norm: nn.BatchNorm3d, y: torch.Tensor) -> float:
-    """Count a training batch, as ``nn.BatchNorm3d`` does; how far the running statistics move towards it (0 where the
-    block is only being recomputed)."""
-    if getattr(norm, "recomputing", False):
-        return 0.0
-    if uses_batch(norm) and y.numel() == y.shape[1]:
+def refuse_single_values(norm: nn.Module, y: torch.Tensor) -> None:
+    """What PyTorch's norms do where a statistic would be of one value: ValueError."""
+    values = y[0, 0].numel() if isinstance(norm, nn.InstanceNorm3d) else y.numel() // y.shape[1]
+    if values == 1 and uses_batch(norm):
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
+
+
+def count_batch(norm: nn.Module) -> float:
+    """Count a training batch, as ``nn.BatchNorm3d`` does; how far the running statistics move towards it (0 where the
+    block is only being recomputed, or there are none)."""
+    if of_each_case(norm) or getattr(norm, "recomputing", False):
+        return 0.0
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
@@ -152,12 +188,13 @@ def count_batch(norm: nn.BatchNorm3d, y: torch.Tensor) -> float:
     return norm.momentum or 0.0
 
 
-def torch_norm(norm: nn.BatchNorm3d, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``norm`` by PyTorch, with mean and 1 / deviation."""
-    momentum, training = count_batch(norm, y), uses_batch(norm)
+def torch_norm(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``norm`` of ``maps`` by PyTorch, with mean and 1 / deviation."""
+    momentum, batch = count_batch(norm), uses_batch(norm)
+    running = (None, None) if of_each_case(norm) else (norm.running_mean, norm.running_var)
     z, mean, inverse = torch.native_batch_norm(
-        y, norm.weight, norm.bias, norm.running_mean, norm.running_var, training, momentum, norm.eps)
-    return z, *((mean, inverse) if training else running_statistics(norm))
+        y, *weight_and_bias(norm, y.shape[1]), *running, batch, momentum, norm.eps)
+    return z, *((mean, inverse) if batch else running_statistics(norm))
 
 
 def running_statistics(norm: nn.BatchNorm3d) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,13 +202,13 @@ def running_statistics(norm: nn.BatchNorm3d) -> tuple[torch.Tensor, torch.Tensor
     return norm.running_mean.clone(), torch.rsqrt(norm.running_var + norm.eps)
 
 
-def kernel_statistics(norm: nn.BatchNorm3d, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / deviation (C,), by the kernels; the running statistics move."""
-    momentum = count_batch(norm, y)
+def kernel_statistics(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / deviation (C,) of ``maps``, by the kernels; the running statistics move."""
+    momentum = count_batch(norm)
     if not uses_batch(norm):
         return running_statistics(norm)
     mean, variance = kernels.channel_statistics(y)
-    if norm.training and norm.running_mean is not None:
+    if not of_each_case(norm) and norm.training and norm.running_mean is not None:
         count = y.numel() // y.shape[1]
         norm.running_mean.lerp_(mean.float(), momentum)
         norm.running_var.lerp_((variance * (count / (count - 1))).float(), momentum)
@@ -183,10 +220,10 @@ def scale_and_shift(block: nn.Module, channels: int, statistics: tuple) -> tuple
     norm = getattr(block, "norm", None)
     if norm is None:
         return torch.ones(channels), torch.zeros(channels)
-    mean, inverse = statistics
-    scale = inverse if norm.weight is None else inverse * norm.weight.detach()
+    (mean, inverse), (weight, bias) = statistics, weight_and_bias(norm, channels)
+    scale = inverse if weight is None else inverse * weight
     shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+    return scale, shift if bias is None else shift + bias
 
 
 def before_activation(block: nn.Module, y: torch.Tensor, statistics: tuple, part: slice) -> torch.Tensor:
@@ -210,10 +247,14 @@ def normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gra
             leaf = y.detach().requires_grad_()
             of_y, *others = torch.autograd.grad(block.act(block.norm(leaf)), [leaf, *parameters], gradient)
         return of_y, dict(zip(parameters, others))
+    shape, norm = y.shape, getattr(block, "norm", None)
+    y, gradient = maps(norm, y), maps(norm, gradient)
     if usable(y) and y.is_contiguous():
         with record_function("gradient of norm and activation"):
-            return kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
-    return torch_normalise_backward(block, y, statistics, gradient if in_place else gradient.clone())
+            of_y, found = kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
+    else:
+        of_y, found = torch_normalise_backward(block, y, statistics, gradient if in_place else gradient.clone())
+    return of_y.view(shape), found
 
 
 def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
@@ -226,7 +267,7 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
         mean, inverse = statistics
         of_shift, of_scale = kernels.norm_sums(y, gradient, scale, shift, mean, activation)
         if norm.weight is not None:
-            found = {norm.weight: (of_scale * inverse).float(), norm.bias: of_shift.float()}
+            found = of_weight_and_bias(norm, of_scale * inverse, of_shift)
         if uses_batch(norm):
             count = y.numel() // channels
             constant = (of_shift / count).float()
@@ -240,21 +281,22 @@ def torch_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tupl
                              ) -> tuple[torch.Tensor, dict]:
     """``normalise_backward`` by PyTorch, in place, some channels at a time."""
     norm, take_back = getattr(block, "norm", None), ACTIVATION_GRADIENTS[activation_of(block)]
+    weight = None if norm is None else weight_and_bias(norm, y.shape[1])[0]
     of_weight, of_bias = [], []
     for part in channel_parts(y.shape[1]):
         g = take_back(gradient[:, part], before_activation(block, y, statistics, part))
         if norm is not None:
             running = (None, None) if uses_batch(norm) else (norm.running_mean[part], norm.running_var[part])
-            affine = norm.weight is not None
+            has_weight = weight is not None
             g, w, b = torch.ops.aten.native_batch_norm_backward(
-                g, y[:, part], norm.weight.detach()[part] if affine else None, *running,
-                *(s[part] for s in statistics), uses_batch(norm), norm.eps, [True, affine, affine])
+                g, y[:, part], weight[part] if has_weight else None, *running, *(s[part] for s in statistics),
+                uses_batch(norm), norm.eps, [True, has_weight, has_weight])
             of_weight.append(w)
             of_bias.append(b)
         gradient[:, part] = g
-    if norm is None or norm.weight is None:
+    if weight is None:
         return gradient, {}
-    return gradient, {norm.weight: torch.cat(of_weight), norm.bias: torch.cat(of_bias)}
+    return gradient, of_weight_and_bias(norm, torch.cat(of_weight), torch.cat(of_bias))
 
 
 def channel_parts(channels: int) -> list[slice]:
@@ -264,7 +306,7 @@ def channel_parts(channels: int) -> list[slice]:
 
 
 class NormActivation(torch.autograd.Function):
-    """``normalise`` in a graph, for a batch norm or none; its input is kept."""
+    """``normalise`` in a graph, for a block ``by_channel``; its input is kept."""
 
     @staticmethod
     def forward(ctx, block: nn.Module, y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,8 @@ def test_same_bits_for_any_number_of_threads():
 
 @needs_kernels
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("norm", "affine"), [("batch", True), ("batch", False), ("none", False)])
+@pytest.mark.parametrize(("norm", "affine"), [("batch", True), ("batch", False), ("none", False), ("instance", True),
+                                              ("instance", False), ("group", True)])
 @pytest.mark.parametrize("activation", ["relu", "elu", "gelu"])
 def test_norm_and_activation_are_those_of_pytorch(activation, norm, affine, training):
     block = Block(3, 3, 1, norm, affine, 0, activation, True, 0.0).train(training).double()

@@ -14,7 +14,8 @@ from meshnet import kernels, memory
 from meshnet.model import MeshNet
 
 VARIANTS = [
-    {"activation": "gelu"}, {"activation": "elu", "norm": "none"}, {"activation": "gelu", "norm": "group"},
+    {"activation": "gelu"}, {"norm": "instance"}, {"activation": "elu", "norm": "none"},
+    {"activation": "gelu", "norm": "group"},
     {"activation": "elu", "norm": "instance", "bias": False}, {"activation": "elu", "dropout": 0.2},
     {"activation": "gelu", "in_channels": 2, "classes": 3, "norm_affine": False, "final_bias": False},
 ]
@@ -55,6 +56,9 @@ def way(request):
 def test_recomputing_changes_no_gradient_and_no_statistic(way, arguments, training):
     torch.manual_seed(0)
     model = MeshNet(5, dilations=(1, 2, 3, 1), **arguments).train(training)
+    for name, parameter in model.named_parameters():
+        if ".norm." in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
     x, target = batch(arguments)
     with kernels.switched_off():
         loss, gradients, buffers = step(model, x, target)
@@ -118,6 +122,17 @@ def test_a_second_backward_pass_says_why_it_cannot():
     logits.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second time"):
         logits.sum().backward()
+
+
+@pytest.mark.parametrize("cases", [1, 2])
+@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
+def test_a_statistic_of_one_value_is_refused_where_pytorch_refuses_it(way, norm, cases):
+    model, x = MeshNet(3, dilations=(1,), norm=norm), torch.rand(cases, 1, 1, 1, 1)
+    refused = norm == "instance" or cases == 1
+    for checkpointing in (False, True):
+        model.checkpointing = checkpointing
+        with pytest.raises(ValueError, match="Expected more than 1") if refused else contextlib.nullcontext():
+            model(x)
 
 
 def test_plans_by_hand():
