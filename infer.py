@@ -228,12 +228,11 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
         raise UserError(f"{scans[0]}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
                         f"give the files of a case joined by commas, as {example}")
     inputs = []
-    done: dict[str, tuple] = {}
+    done: dict[tuple, tuple] = {}
     for _, card in models:
-        key = json.dumps([card[name] for name in ("voxel_mm", "shape", "orientation", "centre", "scaling", "window")])
+        grid, window = geometry.Grid.from_card(card), tuple(card["window"]) if card["window"] else None
+        key = grid, card["scaling"], window
         if key not in done:
-            grid = geometry.Grid.from_card(card)
-            window = tuple(card["window"]) if card["window"] else None
             with timed(parts, "conform"):
                 conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
                 volume = geometry.stack_channels([np.asarray(image.dataobj) for image in conformed])

@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--voxel_mm", type=float, default=1.0, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
     g.add_argument("--orientation", default="LIA", help="axis codes (default LIA, as mri_convert and brainchop)")
+    g.add_argument("--averaged", action="store_true", help="a voxel is the mean of what it covers, not the value at "
+                   "its middle as mri_convert has it: for a --voxel_mm larger than the scans' voxels")  # fmt: skip
     g.add_argument("--scaling", default=None, help="intensities (default conform_uint8, as mri_convert)",
                    choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # fmt: skip
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -149,7 +151,7 @@ def settle(args: argparse.Namespace, listing) -> tuple:
     if args.format != "synthetic" and (unknown := [g for g in groups if g not in known]):
         raise UserError(f"--group: found {unknown[0]!r}, expected one of {', '.join(known) or '(no columns here)'}")
     settings = Settings(
-        grid=Grid(args.voxel_mm, tuple(args.shape) if args.shape else None, args.orientation),
+        grid=Grid(args.voxel_mm, tuple(args.shape) if args.shape else None, args.orientation, averaged=args.averaged),
         scaling="window" if args.window else args.scaling or "conform_uint8",
         window=tuple(args.window) if args.window else None,
         labels=tuple(sorted(labels.items())) if labels else None,

@@ -138,6 +138,7 @@ def finish(
         "voxel_mm": settings.grid.voxel_mm,
         "shape": size,
         "orientation": settings.grid.orientation,
+        "averaged": settings.grid.averaged,
         "scaling": settings.scaling,
         "window": list(settings.window) if settings.window else None,
         "channels": channels,

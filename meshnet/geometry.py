@@ -12,7 +12,7 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.nifti import mask_classes, read_image, save_like, split_channels
-from meshnet.resample import resample
+from meshnet.resample import resample, resample_mean
 
 __all__ = [
     "SCALINGS", "Grid", "conform", "conform_mask", "head_box", "intensity_range", "mask_classes", "read_image",
@@ -36,12 +36,13 @@ class Grid:
     orientation: str = "LIA"  # one of the 48 axis codes; LIA is mri_convert's and brainchop's
     centre: str = "n/2"  # what lies on what: voxel n/2 as mri_convert has it, or the middles, so that turning a file
                          # (its axes exchanged or mirrored) moves nothing
+    averaged: bool = False  # a voxel is the mean of what it covers, not the scan's value at its middle (mri_convert's)
 
     @classmethod
     def from_card(cls, card: dict) -> "Grid":
         """The grid that a model's config.json asks for."""
         return cls(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"],
-                   card["centre"])
+                   card["centre"], card["averaged"])
 
     def __post_init__(self):
         if not np.isfinite(self.voxel_mm) or self.voxel_mm <= 0:
@@ -55,6 +56,8 @@ class Grid:
             )
         if self.centre not in CENTRES:
             raise UserError(f"centre: found {self.centre!r}, expected {' or '.join(CENTRES)}; n/2 is the usual one")
+        if not isinstance(self.averaged, bool):
+            raise UserError(f"averaged: found {self.averaged!r}, expected true or false")
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -83,6 +86,8 @@ def conform(
 ) -> nib.Nifti1Image:
     """Resample a scan onto ``grid`` with trilinear interpolation and scale its intensities.
 
+    Where the grid's voxels are larger than the scan's, ``grid.averaged`` gives each the mean of what it covers: less
+    noise, and partial volume as a scanner of that resolution has it.
     With the defaults this is ``mri_convert --conform``: uint8, the lowest value to 0, the value below which all but
     0.1 % of the non-zero voxels lie to 255, on a 1,000-bin histogram of the scan; data that are uint8 already keep
     their values. The other scalings give float32 in 0..1: ``minmax`` (of the scan), ``quantile`` (0.5 % and 99.5 % of
@@ -100,7 +105,10 @@ def conform(
     low, high = intensity_range(data, scaling, window)
     top = np.float32(255 if scaling == "conform_uint8" else 1)
     to_source = np.linalg.inv(image.affine) @ affine
-    volume = resample(data, to_source, grid.size, order=1, fill=low)
+    if grid.averaged:
+        volume = resample_mean(data, to_source, grid.size, fill=low)
+    else:
+        volume = resample(data, to_source, grid.size, order=1, fill=low)
     if (low, high, scaling, volume.dtype) != (0, 255, "conform_uint8", np.uint8):
         volume = volume.astype(np.float32)
         volume -= np.float32(low)

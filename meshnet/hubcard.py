@@ -9,6 +9,7 @@ from pathlib import Path
 from meshnet.model import count_parameters
 
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
+AVERAGED = ", each voxel the mean of what it covers"
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex
@@ -117,8 +118,8 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
         f"The scan may have any grid: it is resampled to {shape} voxels of {card['voxel_mm']:g} mm in orientation "
-        f"{card['orientation']} ({CENTRES[card['centre']]}), scaled by `{card['scaling']}`, and the mask comes back on "
-        "the scan's own grid.",
+        f"{card['orientation']} ({CENTRES[card['centre']]}{AVERAGED * card['averaged']}), scaled by "
+        f"`{card['scaling']}`, and the mask comes back on the scan's own grid.",
         "```python\nfrom meshnet.modelfolder import load_model\n"
         f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
         "## Trained on", describe_training(card),
@@ -137,8 +138,8 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
         f"# {repository}",
         f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: "
         f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}, {shape} voxels of "
-        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}, scaling `{info['scaling']}`. Splits are in "
-        "`splits.json`.",
+        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, scaling "
+        f"`{info['scaling']}`. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython -m meshnet.hub pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

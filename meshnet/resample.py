@@ -4,6 +4,8 @@ import numpy as np
 
 # Voxels. Header affines are float32, so that grids meant to coincide differ by about 1e-5 voxels.
 TOLERANCE = 1e-3
+POINTS = 4  # on an axis of a voxel, of which its mean is taken
+SAMPLES = 1 << 24  # taken at once
 
 
 def resample(
@@ -38,6 +40,29 @@ def resample(
     if order == 0 or on_grid:
         return _pick(data, whole, fill, out)
     return _interpolate(data, points, fill, out)
+
+
+def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], fill: float) -> np.ndarray:
+    """``data`` (X, Y, Z) on a coarser grid, each voxel the mean of trilinear samples spread evenly over it, float32.
+
+    On each axis of ``shape`` there are as many samples as voxels of ``data`` fit, at most ``POINTS``; where none fits
+    twice the result is that of ``resample``.
+    """
+    counts = np.clip(np.rint(np.linalg.norm(to_source[:3, :3], axis=0)), 1, POINTS).astype(int)
+    if counts.max() == 1:
+        return resample(data, to_source, shape, order=1, fill=fill)
+    fine = to_source.astype(float)
+    fine[:3, :3] /= counts
+    fine[:3, 3] -= fine[:3, :3] @ ((counts - 1) / 2)
+    out = np.empty(shape, np.float32)
+    planes = max(1, SAMPLES // int(counts.prod() * shape[1] * shape[2]))
+    for first in range(0, shape[0], planes):
+        part = out[first:first + planes]
+        samples = resample(data, fine, tuple(counts * part.shape), order=1, fill=fill)
+        split = [edge for count, n in zip(counts, part.shape) for edge in (n, count)]
+        samples.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32, out=part)
+        fine[:3, 3] += fine[:3, 0] * counts[0] * planes
+    return out
 
 
 def _fits(value: float, dtype: np.dtype) -> bool:

@@ -124,8 +124,8 @@ def model_card(config: Config, data: PreparedData, box: list[int] | None, traini
     """What config.json says beside the architecture: how a scan must look before it reaches the network."""
     info = data.info
     return {"channels": info["channels"], "classes": info["classes"], "voxel_mm": info["voxel_mm"],
-            "shape": info["shape"], "orientation": info["orientation"], "scaling": info["scaling"],
-            "window": info["window"], "crop": box, "patch": config.model.patch or None,
+            "shape": info["shape"], "orientation": info["orientation"], "averaged": info.get("averaged", False),
+            "scaling": info["scaling"], "window": info["window"], "crop": box, "patch": config.model.patch or None,
             "training_data": training_data}
 
 

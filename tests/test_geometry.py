@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,7 @@ from meshnet.geometry import (
     to_native,
 )
 from meshnet.nifti import image_from_bytes, same_grid
+from meshnet.resample import resample
 
 ORIENTATIONS = ["".join(c) for axes in itertools.permutations(("LR", "AP", "IS")) for c in itertools.product(*axes)]
 
@@ -125,6 +127,38 @@ def test_conform_interpolates_as_nibabel_on_the_target_grid(affine, orientation)
     assert (array(ours) > 0).mean() > 0.05
 
 
+@pytest.mark.parametrize(("spacing", "angles"), [
+    ((1, 1, 1), (0, 0, 0)), ((-0.6, 1.9, 5), (0, 0, 0)), ((1, 0.9, 3), (0.2, -0.1, 0.4))
+], ids=["blocks", "thick", "oblique"])
+def test_an_averaged_voxel_is_the_mean_of_samples_spread_over_it(spacing, angles, monkeypatch):
+    data = np.random.default_rng(0).random((25, 22, 19)).astype(np.float32)
+    scan = image_of(data, affine_of(spacing, angles, origin=(3, -4, 5)))
+    grid = Grid(4.0, (7, 5, 9), averaged=True)
+    affine = target_affine(scan, grid)
+    # Every sample by hand: four on an axis of 4 mm over 1 mm, two over 1.9 mm, one over 5 mm.
+    along = np.linalg.norm((np.linalg.inv(scan.affine) @ affine)[:3, :3], axis=0)
+    counts = [int(np.clip(np.rint(n), 1, 4)) for n in along]
+    if angles == (0, 0, 0):
+        assert sorted(counts) == ([4, 4, 4] if spacing[0] == 1 else [1, 2, 4])
+    expected = np.zeros(grid.size)
+    for sample in np.ndindex(*counts):
+        shift = np.eye(4)
+        shift[:3, 3] = [(s + 0.5) / n - 0.5 for s, n in zip(sample, counts)]
+        expected += resample(data, np.linalg.inv(scan.affine) @ affine @ shift, grid.size, 1) / np.prod(counts)
+    found = array(conform(scan, grid, "window", (0, 1)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - array(conform(scan, replace(grid, averaged=False), "window", (0, 1)))).max() > 0.1
+    monkeypatch.setattr("meshnet.resample.SAMPLES", 5000)  # a few planes at once
+    np.testing.assert_allclose(array(conform(scan, grid, "window", (0, 1))), found, atol=1e-6)
+
+
+def test_averaging_changes_nothing_where_voxels_are_not_larger_than_the_scans():
+    scan = image_of(np.random.default_rng(0).random((9, 8, 7)), affine_of((2, 1.5, 3), (0.1, 0, 0.2)))
+    for voxel_mm in (1.0, 2.0):
+        one, other = (array(conform(scan, Grid(voxel_mm, (12, 13, 14), averaged=on))) for on in (False, True))
+        assert (one == other).all()
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.5, 4), st.sampled_from(ORIENTATIONS), st.floats(-1, 1))
 @settings(max_examples=40, deadline=None)
 def test_target_grid_is_axis_aligned_and_centred_on_the_scan(n, target_n, voxel_mm, orientation, angle):
@@ -207,6 +241,7 @@ def test_a_second_channel_is_placed_by_its_affine_on_the_first_ones_grid():
         lambda: Grid(1, None, "LLA"),
         lambda: Grid(1, None, "LIX"),
         lambda: Grid(1, None, "LIA", "corner"),
+        lambda: Grid(1, None, "LIA", "n/2", "yes"),
         lambda: conform(image_of(np.ones((2, 2, 2, 2)))),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="zscore"),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="window"),

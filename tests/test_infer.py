@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import run_script_file
 
+from meshnet import geometry
 from meshnet.lesionmask import clean, lesion_volumes_mm3
 from meshnet.model import MeshNet
-from meshnet.modelfolder import save_model
+from meshnet.modelfolder import DEFAULTS, save_model
 
 CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "voxel_mm": 8.0, "shape": [32, 32, 32],
         "threshold": 0.5}
@@ -195,6 +196,18 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
     assert not script.main()
     order = ["read a", "read b", "done a", "read c", "done b", "done c"]
     assert events == (order if ceiling is None else [f"{what} {name}" for name in "abc" for what in ("read", "done")])
+
+
+def test_each_model_of_an_ensemble_sees_its_own_grid(tmp_path):
+    import infer as script
+
+    path = scan_file(tmp_path / "a.nii.gz")
+    cards = [DEFAULTS | CARD | {"averaged": averaged} for averaged in (False, True, False)]
+    volumes = [volume for volume, _ in script.read_case([path], [(None, card) for card in cards])["inputs"]]
+    for volume, card in zip(volumes, cards):
+        expected = geometry.conform(geometry.read_image(path), geometry.Grid(8.0, averaged=card["averaged"]))
+        assert (volume[0] == np.asarray(expected.dataobj) / np.float32(255)).all()
+    assert volumes[0] is volumes[2] and (volumes[0] != volumes[1]).any()
 
 
 def test_an_ensemble_wants_its_channels_in_one_order(tmp_path):

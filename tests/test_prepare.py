@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,9 +20,12 @@ import pytest
 
 import prepare
 from meshnet import rows, schema
+from meshnet.config import Config
 from meshnet.dataset import run_jobs
 from meshnet.errors import UserError, run_script
 from meshnet.geometry import Grid, conform, conform_mask, head_box, read_image, to_native
+from meshnet.modelfolder import DEFAULTS
+from meshnet.setup import model_card
 from meshnet.splits import fold_subjects, load_splits
 
 SYNTHETIC = ["--format", "synthetic", "--cases", "6", "--voxel_mm", "8", "--outer", "2", "--inner", "2"]
@@ -209,6 +213,18 @@ def test_two_real_modalities_become_two_channels(shared_data, tmp_path, run):
         for channel, name in enumerate(("FLAIR", "T2w")):
             expected = conform(read_image(folder / f"{name}.nii.gz"), Grid(2.0))
             assert (schema.volume(data, i, "image")[channel] == np.asarray(expected.dataobj)).all()
+
+
+def test_averaged_voxels_and_the_card_of_a_model_trained_on_them(table, tmp_path, run):
+    out = tmp_path / "out"
+    for more, averaged in ((["--averaged"], True), ([], False)):
+        code, _, errors = run(table.path, *options(out, *more))
+        assert code == 0, errors
+        data, prepared = schema.load_dataset(out)
+        expected = conform(read_image(tmp_path / "good0_T2w.nii.gz"), Grid(4.0, averaged=averaged))
+        assert (schema.volume(data, 0, "image")[0] == np.asarray(expected.dataobj)).all()
+        card = model_card(Config(), SimpleNamespace(info=prepared), None, {})
+        assert Grid.from_card(DEFAULTS | card).averaged is averaged is prepared["averaged"]
 
 
 def test_classes_by_labels(table, tmp_path, run):
