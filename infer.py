@@ -5,6 +5,7 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -211,8 +212,8 @@ def timed(parts: dict[str, float], name: str) -> Iterator[None]:
 
 
 def read_case(scans: list[Path], models: list[tuple]) -> dict:
-    """Read a case and conform it for every model: ``like`` (the first scan), ``inputs`` [(volume, affine), …], and the
-    seconds that took, ``parts``."""
+    """Read a case and conform it for every model: ``like`` (the first scan), ``inputs`` (for each model its views of
+    the scan, [(volume, affine), …]), and the seconds that took, ``parts``."""
     import numpy as np
 
     from meshnet import geometry
@@ -227,18 +228,17 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
         example = ",".join(f"{name}.nii.gz" for name in wanted)
         raise UserError(f"{scans[0]}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
                         f"give the files of a case joined by commas, as {example}")
-    inputs = []
-    done: dict[tuple, tuple] = {}
-    for _, card in models:
-        grid, window = geometry.Grid.from_card(card), tuple(card["window"]) if card["window"] else None
-        key = grid, card["scaling"], window
-        if key not in done:
-            with timed(parts, "conform"):
-                conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
-                volume = geometry.stack_channels([np.asarray(image.dataobj) for image in conformed])
-                volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
-            done[key] = (volume, conformed[0].affine)
-        inputs.append(done[key])
+
+    @functools.cache
+    def view(*how) -> tuple:
+        with timed(parts, "conform"):
+            conformed = [geometry.conform(image, *how, images[0]) for image in images]
+            volume = geometry.stack_channels([np.asarray(image.dataobj) for image in conformed])
+            volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
+        return volume, conformed[0].affine
+
+    inputs = [[view(grid, card["scaling"], tuple(card["window"]) if card["window"] else None)
+               for grid in geometry.Grid.views(card)] for _, card in models]
     return {"like": images[0], "inputs": inputs, "parts": parts}
 
 
@@ -260,13 +260,15 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     from meshnet.lesionmask import clean, decide, lesion_volumes_mm3, what_counts
 
     total, parts = None, case["parts"]
-    for (network, _), (volume, affine) in zip(models, case["inputs"]):
+    looks = [(network, *view, len(views)) for (network, _), views in zip(models, case["inputs"]) for view in views]
+    for network, volume, affine, views in looks:
         with timed(parts, "compute"):
             probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory,
                                             threads=arguments.threads)
         probabilities = what_counts(probabilities, models[0][1])
         with timed(parts, "back"):
             native = geometry.to_native(probabilities, affine, case["like"])
+            native = native if views == 1 else native / np.float32(views)
             total = native if total is None else total + native
     probabilities = total if len(models) == 1 else total / len(models)
     card, like = models[0][1], case["like"]

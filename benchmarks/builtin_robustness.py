@@ -43,10 +43,12 @@ def segment(model, card: dict, image: nib.Nifti1Image, like: nib.Nifti1Image) ->
     from meshnet.lesionmask import clean
     from meshnet.segment import predict
 
-    grid = geometry.Grid.from_card(card)
-    conformed = geometry.conform(image, grid, card["scaling"], card["window"])
-    volume = np.asarray(conformed.dataobj, np.float32)[None] / 255
-    probability = geometry.to_native(predict(model, volume, threads=1)[1], conformed.affine, like)
+    views = geometry.Grid.views(card)
+    probability = 0
+    for grid in views:
+        conformed = geometry.conform(image, grid, card["scaling"], card["window"])
+        volume = np.asarray(conformed.dataobj, np.float32)[None] / 255
+        probability += geometry.to_native(predict(model, volume, threads=1)[1], conformed.affine, like) / len(views)
     return clean(probability >= card["threshold"], np.ones(3), card["min_lesion_mm3"])
 
 

@@ -10,6 +10,7 @@ from meshnet.model import count_parameters
 
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
 AVERAGED = ", each voxel the mean of what it covers"
+SHIFTED = "the same on a grid half a voxel further, whose probabilities are averaged with the first one's, "
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex
@@ -119,7 +120,7 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
         f"The scan may have any grid: it is resampled to {shape} voxels of {card['voxel_mm']:g} mm in orientation "
         f"{card['orientation']} ({CENTRES[card['centre']]}{AVERAGED * card['averaged']}), scaled by "
-        f"`{card['scaling']}`, and the mask comes back on the scan's own grid.",
+        f"`{card['scaling']}`, {SHIFTED * card['shifted']}and the mask comes back on the scan's own grid.",
         "```python\nfrom meshnet.modelfolder import load_model\n"
         f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
         "## Trained on", describe_training(card),

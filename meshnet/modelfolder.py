@@ -27,6 +27,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 DEFAULTS = {
     "voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "averaged": False,
     "scaling": "conform_uint8", "window": None,
+    "shifted": False,  # whether a second grid, half a voxel further, is looked at as well and the mean is taken
     "crop": None, "patch": None, "threshold": 0.5, "min_lesion_mm3": 0, "training_data": None, "metrics": {},
     "version": None,
     "marks": None,  # the only class that is marked, by the threshold, where others are there to tell it from them

@@ -24,6 +24,7 @@ from meshnet.geometry import (
     target_affine,
     to_native,
 )
+from meshnet.modelfolder import DEFAULTS
 from meshnet.nifti import image_from_bytes, same_grid
 from meshnet.resample import resample
 
@@ -242,6 +243,7 @@ def test_a_second_channel_is_placed_by_its_affine_on_the_first_ones_grid():
         lambda: Grid(1, None, "LIX"),
         lambda: Grid(1, None, "LIA", "corner"),
         lambda: Grid(1, None, "LIA", "n/2", "yes"),
+        lambda: Grid.views(DEFAULTS | {"shifted": "yes"}),
         lambda: conform(image_of(np.ones((2, 2, 2, 2)))),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="zscore"),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="window"),

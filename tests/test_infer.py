@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -202,12 +203,38 @@ def test_each_model_of_an_ensemble_sees_its_own_grid(tmp_path):
     import infer as script
 
     path = scan_file(tmp_path / "a.nii.gz")
-    cards = [DEFAULTS | CARD | {"averaged": averaged} for averaged in (False, True, False)]
-    volumes = [volume for volume, _ in script.read_case([path], [(None, card) for card in cards])["inputs"]]
-    for volume, card in zip(volumes, cards):
-        expected = geometry.conform(geometry.read_image(path), geometry.Grid(8.0, averaged=card["averaged"]))
-        assert (volume[0] == np.asarray(expected.dataobj) / np.float32(255)).all()
-    assert volumes[0] is volumes[2] and (volumes[0] != volumes[1]).any()
+    cards = [DEFAULTS | CARD | more for more in ({}, {"averaged": True}, {}, {"shifted": True})]
+    inputs = script.read_case([path], [(None, card) for card in cards])["inputs"]
+    grids = [{}], [{"averaged": True}], [{}], [{}, {"offset": 0.5}]
+    assert [len(views) for views in inputs] == [1, 1, 1, 2]
+    for views, wanted in zip(inputs, grids):
+        for (volume, affine), more in zip(views, wanted):
+            expected = geometry.conform(geometry.read_image(path), geometry.Grid(8.0, (32, 32, 32), **more))
+            assert (volume[0] == np.asarray(expected.dataobj) / np.float32(255)).all()
+            assert (affine == expected.affine).all()
+    assert inputs[0][0][0] is inputs[2][0][0] is inputs[3][0][0], "what is the same is conformed once"
+    assert all((inputs[0][0][0] != other).any() for other in (inputs[1][0][0], inputs[3][1][0]))
+
+
+def test_a_shifted_model_gives_the_mean_of_two_grids_half_a_voxel_apart(tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    folders = [bright_model(tmp_path / name, scale=4.0, **more)
+               for name, more in (("one", {}), ("both", {"shifted": True}))]
+    maps = []
+    for folder in folders:
+        infer(path, "-o", folder / "m.nii.gz", "--model", folder, "--probability", "--no-picture")
+        maps.append(np.asarray(nib.load(folder / "m_probability.nii.gz").dataobj))
+    image = geometry.read_image(path)
+    grid = geometry.Grid(8.0, (32, 32, 32))
+    moved = geometry.conform(image, replace(grid, offset=0.5))
+    middle = geometry.target_affine(image, grid)
+    half = np.eye(4)
+    half[:3, 3] = 0.5
+    np.testing.assert_allclose(np.linalg.inv(middle) @ moved.affine, half, atol=1e-6)
+    level = np.asarray(moved.dataobj).astype(np.float32) / 255
+    other = geometry.to_native(1 / (1 + np.exp(-4.0 * (np.maximum(level, 0) - 0.6))), moved.affine, image)
+    np.testing.assert_allclose(maps[1], (maps[0] + other) / 2, atol=1e-5)
+    assert np.abs(maps[1] - maps[0]).max() > 0.05
 
 
 def test_an_ensemble_wants_its_channels_in_one_order(tmp_path):
