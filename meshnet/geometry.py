@@ -111,10 +111,9 @@ def conform(
     affine = target_affine(reference or image, grid)
     if scaling == "brainchop_quantile":
         return _image(_spread(np.asarray(conform(image, grid, "conform_uint8", window, reference).dataobj)), affine)
-    data = np.asanyarray(image.dataobj)
+    data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
     top = np.float32(255 if scaling == "conform_uint8" else 1)
-    to_source = np.linalg.inv(image.affine) @ affine
     if grid.averaged:
         volume = resample_mean(data, to_source, grid.size, fill=low)
     else:
@@ -127,6 +126,32 @@ def conform(
         if scaling == "conform_uint8":
             volume = np.rint(volume, out=volume).astype(np.uint8)
     return _image(volume, affine)
+
+
+def _along(
+    image: nib.Nifti1Image, grid: Grid, affine: np.ndarray, reference: nib.Nifti1Image | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scan's data turned so that its axes run as the grid's (a view), and the (4, 4) way from grid to it.
+
+    Turned first, and centres laid on each other without the two affines' millimetres, every sum that follows is the
+    same to the last bit however the file's axes were ordered: a voxel's grey value that lies on a rounding edge must
+    not fall to another side when a file is mirrored.
+    """
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(grid.orientation)
+    )
+    data = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), turn)
+    turned = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
+    to_source = np.linalg.inv(turned) @ affine
+    if reference is None or (reference.shape[:3] == image.shape and np.array_equal(reference.affine, image.affine)):
+        back = CENTRES[grid.centre]
+        centre = np.empty(3)
+        for axis, (target, sign) in enumerate(turn):
+            middle = image.shape[axis] / 2 - back
+            centre[int(target)] = middle if sign > 0 else image.shape[axis] - 1 - middle
+        to_source[:3, :3] = np.linalg.inv(turned[:3, :3]) @ affine[:3, :3]
+        to_source[:3, 3] = centre - to_source[:3, :3] @ (np.array(grid.size) / 2 - back - grid.offset)
+    return data, to_source
 
 
 def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] | None = None) -> tuple[float, float]:
@@ -214,8 +239,10 @@ def stack_channels(channels: list[np.ndarray]) -> np.ndarray:
 def _image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 1)  # scanner coordinates: the target grid lies in the scan's own world
-    image.set_qform(affine, 1)
+    # Scanner coordinates: the target grid lies in the scan's own world. The image keeps its affine in float64: the
+    # header's float32 would move it by 1e-5 mm, on the way back differently for each order of the file's axes.
+    image.set_sform(affine, 1, update_affine=False)
+    image.set_qform(affine, 1, update_affine=False)
     return image
 
 

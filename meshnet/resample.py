@@ -58,7 +58,8 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
     planes = max(1, SAMPLES // int(counts.prod() * shape[1] * shape[2]))
     for first in range(0, shape[0], planes):
         part = out[first:first + planes]
-        samples = resample(data, fine, tuple(counts * part.shape), order=1, fill=fill)
+        samples = np.empty(counts * part.shape, np.float32)  # never as data lies: the order of a sum changes its end
+        resample(data, fine, samples.shape, order=1, fill=fill, out=samples)
         split = [edge for count, n in zip(counts, part.shape) for edge in (n, count)]
         samples.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32, out=part)
         fine[:3, 3] += fine[:3, 0] * counts[0] * planes

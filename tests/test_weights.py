@@ -42,7 +42,7 @@ def test_the_orientation_of_a_file_changes_nothing(built_in, code):
         found.append(nib.Nifti1Image(native, scan.affine))
     back = nib.orientations.ornt_transform(nib.io_orientation(found[1].affine), nib.io_orientation(image.affine))
     expected, turned = np.asarray(found[0].dataobj), np.asarray(found[1].as_reoriented(back).dataobj)
-    np.testing.assert_allclose(turned, expected, atol=1e-4)
+    np.testing.assert_allclose(turned, expected, atol=1e-6)
     assert expected.max() > 0.1
 
 
