@@ -178,7 +178,10 @@ def load_models(arguments: argparse.Namespace) -> list[tuple]:
     for name, (network, card) in zip(names, models):
         another_order = (card["channels"] != first["channels"]
                          and sorted(card["channels"]) == sorted(first["channels"]))
-        if [card["classes"], card["marks"]] != [first["classes"], first["marks"]] or another_order or \
+        if card["marks"] != first["marks"]:
+            raise UserError(f"--model {name}: marks {card['marks'] or 'all of its classes'}, expected "
+                            f"{first['marks'] or 'all'} as {names[0]}; config.json says it as marks")
+        if card["classes"] != first["classes"] or another_order or \
                 len(card["channels"]) != len(first["channels"]):
             raise UserError(f"--model {name}: has classes {card['classes']} and channels {card['channels']}, expected "
                             f"{first['classes']} and {first['channels']} as {names[0]}")

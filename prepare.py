@@ -40,12 +40,16 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--classes", nargs="+", metavar="NAME", help="names of classes 1, 2, … (default: lesion, or the "
                    "source's names)")  # fmt: skip
 
+    g.add_argument("--marks", metavar="NAME", help="the one class that is the lesion and will be marked; the others "
+                   "are learned to be told from it (default: all; lesion for the preset bright_fluid)")  # fmt: skip
+
     g = p.add_argument_group("what the model will see")
     g.add_argument("--voxel_mm", type=float, default=1.0, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
     g.add_argument("--orientation", default="LIA", help="axis codes (default LIA, as mri_convert and brainchop)")
     g.add_argument("--averaged", action="store_true", help="a voxel is the mean of what it covers, not the value at "
-                   "its middle as mri_convert has it: for a --voxel_mm larger than the scans' voxels")  # fmt: skip
+                   "its middle as mri_convert has it: for a --voxel_mm larger than the scans' voxels (masks are "
+                   "taken at the middle, which keeps a lesion's volume)")  # fmt: skip
     g.add_argument("--scaling", default=None, help="intensities (default conform_uint8, as mri_convert)",
                    choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # fmt: skip
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -144,8 +148,12 @@ def settle(args: argparse.Namespace, listing) -> tuple:
     from meshnet.labels import class_names, parse_labels
     from meshnet.rows import Settings
 
-    labels = parse_labels(args.labels)
+    fluid = args.format == "synthetic" and listing.classes is not None  # a preset that has more than the lesion
+    labels = parse_labels(args.labels or (["1", "2"] if fluid else None))
     classes = class_names(labels, args.classes, listing.classes)
+    marks = args.marks or ("lesion" if fluid and "lesion" in classes else None)
+    if marks and marks not in classes[1:]:
+        raise UserError(f"--marks {marks}: found the class(es) {', '.join(classes[1:])}, expected one of them")
     known = sorted({name for case in listing.cases for name in case.groups})
     groups = args.group if args.group is not None else listing.groups
     if args.format != "synthetic" and (unknown := [g for g in groups if g not in known]):
@@ -158,6 +166,7 @@ def settle(args: argparse.Namespace, listing) -> tuple:
         channels=len(listing.channels),
         groups=tuple(groups),
         allow_empty=args.allow_empty,
+        marks=classes.index(marks) if marks and len(classes) > 2 else None,
     )
     return settings, classes
 

@@ -143,6 +143,7 @@ def finish(
         "window": list(settings.window) if settings.window else None,
         "channels": channels,
         "classes": classes,
+        "marks": None if settings.marks is None else classes[settings.marks],
         "groups": list(settings.groups),
         "labels": dict(settings.labels) if settings.labels else None,
         "box": box,

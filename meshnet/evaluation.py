@@ -9,7 +9,7 @@ from meshnet import metrics, modelfolder, segment
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
 from meshnet.geometry import to_native
-from meshnet.lesionmask import decide
+from meshnet.lesionmask import decide, scored_classes, what_counts, what_is_true
 from meshnet.recipe import read_mapping
 from meshnet.runfolder import write_cases
 from meshnet.splits import fold_subjects, load_splits
@@ -57,7 +57,8 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
 
 
 def score_case(network, card: dict, data: PreparedData, index: int) -> dict:
-    """One case's scores in both grids, segmented as infer.py does with the card's threshold."""
+    """One case's scores in both grids, segmented as infer.py does with the card's threshold, on the one grid that the
+    case was prepared on and with no lesion dropped for its size."""
     return score_probabilities(segment.predict(network, data.image(index)), card, data, index)
 
 
@@ -66,13 +67,15 @@ def score_probabilities(probabilities: np.ndarray, card: dict, data: PreparedDat
     row = data.rows[index]
     native_affine = np.array(row["native_affine"]).reshape(4, 4)
     like = nib.Nifti1Image(np.zeros(row["native_shape"], np.uint8), native_affine)
-    truth = data.read(index, "mask_native")
+    probabilities, classes = what_counts(probabilities, card), scored_classes(card)
+    truth = what_is_true(data.read(index, "mask_native"), card)
     native = decide(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like), card)
     conformed = decide(probabilities, card)
     spacing_mm = nib.affines.voxel_sizes(native_affine)
-    scores = metrics.case_metrics(native, truth, spacing_mm, classes=len(card["classes"]))
+    scores = metrics.case_metrics(native, truth, spacing_mm, classes=classes)
     voxel = [data.info["voxel_mm"]] * 3
-    in_conformed = metrics.case_metrics(conformed, data.read(index, "mask"), voxel, classes=len(card["classes"]))
+    truth = what_is_true(data.read(index, "mask"), card)
+    in_conformed = metrics.case_metrics(conformed, truth, voxel, classes=classes)
     groups = {key: value for key, value in row.items() if key.startswith("group_")}
     return {"case": row["case"], "subject": row["subject"], "session": row["session"], **groups, **scores,
             **{f"conformed_{key}": value for key, value in in_conformed.items()}}

@@ -101,7 +101,7 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         picture: name of a picture beside the card.
         report: Markdown of a cross-validation's table, or nothing.
     """
-    targets = ", ".join(card["classes"][1:])
+    targets = card["marks"] or ", ".join(card["classes"][1:])
     scores = summarise_cases(tests)
     head = "Scores on the test cases, mean (standard deviation over cases), on each scan's own grid:"
     if not scores:
@@ -138,7 +138,8 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
         front_matter(license=licence, task_categories=["image-segmentation"], tags=["medical", "mri", "meshnet"]) +
         f"# {repository}",
         f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: "
-        f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}, {shape} voxels of "
+        f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}"
+        f"{' of which ' + info['marks'] + ' alone is marked' if info.get('marks') else ''}, {shape} voxels of "
         f"{info['voxel_mm']:g} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, scaling "
         f"`{info['scaling']}`. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",

@@ -14,6 +14,17 @@ def what_counts(probabilities: np.ndarray, card: dict) -> np.ndarray:
     return probabilities[1:] if len(probabilities) == 2 else probabilities
 
 
+def what_is_true(labels, card: dict):
+    """The true ``labels`` (X, Y, Z), an array or a tensor, as ``what_counts`` has the prediction: where the card
+    ``marks`` one class, whether a voxel is of that class."""
+    return labels if card.get("marks") is None else labels == card["classes"].index(card["marks"])
+
+
+def scored_classes(card: dict) -> int:
+    """How many classes, background included, a mask of that card's model has."""
+    return len(card["classes"]) if card.get("marks") is None else 2
+
+
 def decide(probabilities: np.ndarray, card: dict, threshold: float | None = None) -> np.ndarray:
     """Labels (X, Y, Z) uint8 from probabilities (K, X, Y, Z), of two classes the lesion's alone if one likes.
 

@@ -132,6 +132,9 @@ def read_card(folder: str | Path) -> dict:
         number = card["arguments"].get(key, len(card[listed]))
         if number != len(card[listed]):
             raise UserError(f"{path}: found {len(card[listed])} {listed}, expected {number} as arguments.{key} says")
+    for key in ("averaged", "shifted"):
+        if not isinstance(card.get(key, False), bool):
+            raise UserError(f"{path}: found {key} = {card[key]!r}, expected true or false")
     if card.get("marks") is not None and card["marks"] not in card["classes"][1:]:
         raise UserError(f"{path}: found marks = {card['marks']!r}, expected one of {', '.join(card['classes'][1:])}")
     return DEFAULTS | card

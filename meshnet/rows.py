@@ -33,6 +33,7 @@ class Settings:
     channels: int
     groups: tuple[str, ...]
     allow_empty: bool = False
+    marks: int | None = None  # the one class that is the lesion, where others are there to tell it from them
 
 
 def code_version(synthetic: bool) -> str:
@@ -55,7 +56,7 @@ def make_row(case: Case, settings: Settings) -> dict:
     native = _scan_of_mask(case, loaded.images, loaded.mask)
     labels = dict(settings.labels) if settings.labels else None
     classes = mask_classes(loaded.mask, labels, case.mask)
-    lesion_voxels = int(np.count_nonzero(classes))
+    lesion_voxels = int(np.count_nonzero(classes if settings.marks is None else classes == settings.marks))
     if lesion_voxels == 0 and not settings.allow_empty:
         raise UserError(f"{case.mask}: the mask is empty, expected a lesion; leave it out or keep it by --allow_empty")
     first = loaded.images[0]

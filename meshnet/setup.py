@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,43 +61,65 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
         if card[key] != info[key]:
             raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {info[key]} as the data set was "
                             f"prepared; run prepare.py --{key} {card[key]}")
-    others = len(card["classes"]) != len(info["classes"])  # then those of the same name are taken over
-    for key in ("channels", "classes"):
-        if len(card[key]) != len(info[key]) and (key == "channels" or not shared_classes(card, info)[1:]):
-            raise UserError(f"--init {init}: has {len(card[key])} {key} ({', '.join(card[key])}), expected "
-                            f"{len(info[key])} as the data set ({', '.join(info[key])})")
+    if card["averaged"] != info.get("averaged", False):
+        kinds = ("averaged", "others") if card["averaged"] else ("sampled", "averaged ones")
+        print(f"note: --init {init}: trained on {kinds[0]} voxels, the data set has {kinds[1]}; prepare.py "
+              f"{'--averaged' if card['averaged'] else 'without --averaged'} makes them alike", file=sys.stderr)
+    shared = shared_classes(card, info)
+    if not shared[1:]:
+        raise UserError(f"--init {init}: has the classes {', '.join(card['classes'])}, expected one of them in the "
+                        f"data set ({', '.join(info['classes'])}); prepare.py --classes names those")
+    if len(card["channels"]) != len(info["channels"]):
+        raise UserError(f"--init {init}: has {len(card['channels'])} channels ({', '.join(card['channels'])}), "
+                        f"expected {len(info['channels'])} as the data set ({', '.join(info['channels'])})")
     if len(card["channels"]) > 1 and card["channels"] != info["channels"]:
         raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
                         f"{', '.join(info['channels'])} in that order, as the data set")
     theirs, ours = ({"name": m.name, **m.arguments} for m in (trained, network))
-    free = FREE | {"classes"} if others else FREE
-    for key in sorted((theirs.keys() | ours.keys()) - free, key=lambda key: (key != "name", key)):
+    for key in sorted((theirs.keys() | ours.keys()) - FREE - {"classes"}, key=lambda key: (key != "name", key)):
         if theirs.get(key) != ours.get(key):
             raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
                             f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
     weights, fresh = trained.state_dict(), network.state_dict()
-    if others:
-        weights = take_classes(weights, fresh, shared_classes(card, info), len(card["classes"]), len(info["classes"]))
+    if shared != [(number, number) for number in range(len(card["classes"]))] or len(shared) < len(info["classes"]):
+        weights = take_classes(weights, network, shared)
     if {key: tensor.shape for key, tensor in weights.items()} != {key: tensor.shape for key, tensor in fresh.items()}:
         raise UserError(f"--init {init}: has weights for {card['arguments']}, expected {network.arguments}")
     network.load_state_dict(weights)
 
 
 def shared_classes(card: dict, info: dict) -> list[tuple[int, int]]:
-    """Where each class that a model and a data set have in common stands in both, background first."""
-    known = card["classes"]
-    return [(known.index(name), number) for number, name in enumerate(info["classes"]) if name in known]
+    """Where each class that a model and a data set have in common stands in both, background first.
+
+    Classes are the same by their names. A data set's only class, whatever its name, is also the only one that a model
+    has or marks.
+    """
+    known, wanted = card["classes"], info["classes"][1:]
+    only = known[1] if len(known) == 2 else card["marks"]
+    if len(wanted) == 1 and only and (len(known) == 2 or wanted[0] not in known[1:]):
+        return [(0, 0), (known.index(only), 1)]
+    return [(0, 0), *((known.index(name), number) for number, name in enumerate(wanted, 1) if name in known[1:])]
 
 
-def take_classes(weights: dict, fresh: dict, shared: list[tuple[int, int]], before: int, now: int) -> dict:
-    """Weights for ``now`` classes from ``weights`` for ``before``: what has a row a class (K, …) gets the rows of the
-    ``shared`` ones and keeps those of ``fresh`` for the others."""
-    taken = dict(weights)
-    for key, tensor in fresh.items():
-        if key in weights and tensor.ndim and (len(weights[key]), len(tensor)) == (before, now):
-            taken[key] = tensor.clone()
-            for theirs, ours in shared:
-                taken[key][ours] = weights[key][theirs]
+def take_classes(weights: dict, network: torch.nn.Module, shared: list[tuple[int, int]]) -> dict:
+    """``weights`` for the classes of ``network``: what has a row a class (K, …) gets the rows of the ``shared`` ones
+    and keeps the network's own for the others.
+
+    Raises:
+        UserError: where another axis counts the classes as well, so that rows alone do not say what belongs to which.
+    """
+    with torch.random.fork_rng():
+        wider = modelfolder.build(network.name, {**network.arguments, "classes": network.arguments["classes"] + 1})
+    shapes, taken = {key: tensor.shape for key, tensor in wider.state_dict().items()}, dict(weights)
+    for key, tensor in network.state_dict().items():
+        if key not in weights or shapes.get(key) == tensor.shape:
+            continue
+        if shapes[key][1:] != tensor.shape[1:]:
+            raise UserError(f"--init: {key} of a {network.name} counts the classes twice; expected the same classes in "
+                            "the same order in the data set, prepare.py --labels and --classes make them so")
+        taken[key] = tensor.clone()
+        for theirs, ours in shared:
+            taken[key][ours] = weights[key][theirs]
     return taken
 
 
@@ -125,8 +148,8 @@ def model_card(config: Config, data: PreparedData, box: list[int] | None, traini
     info = data.info
     return {"channels": info["channels"], "classes": info["classes"], "voxel_mm": info["voxel_mm"],
             "shape": info["shape"], "orientation": info["orientation"], "averaged": info.get("averaged", False),
-            "scaling": info["scaling"], "window": info["window"], "crop": box, "patch": config.model.patch or None,
-            "training_data": training_data}
+            "scaling": info["scaling"], "window": info["window"], "marks": info.get("marks"), "crop": box,
+            "patch": config.model.patch or None, "training_data": training_data}
 
 
 def make_accelerator(config: Config, folder: Path):

@@ -163,7 +163,7 @@ def find_synthetic(cases: int, voxel_mm: float, seed: int, preset: str) -> Listi
         name = f"synthetic-{number:06d}"
         reference = f"synthetic:seed={number},voxel_mm={voxel_mm:g},preset={preset}"
         listed.append(Case(name, name, (reference,), reference, loader="synthetic", origin=(number, voxel_mm, preset)))
-    classes = ["lesion", "fluid"] if preset in PRESETS and PRESETS[preset].fluid else None  # --labels 1 2 keeps both
+    classes = ["lesion", "fluid"] if preset in PRESETS and PRESETS[preset].fluid else None
     return Listing(listed, ["T2w" if preset == "demo" else "synthetic"], classes)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from meshnet import metrics, segment
+from meshnet.lesionmask import decide, scored_classes, what_counts, what_is_true
+from meshnet.modelfolder import DEFAULTS
 from meshnet.runfolder import Heartbeat
 
 
@@ -18,7 +20,7 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
     """
     accelerator = run.accelerator
     network.eval()
-    rows = []
+    rows, names = [], run.data.info["classes"]
     for position in range(accelerator.process_index, len(run.val), accelerator.num_processes):
         index = run.val[position]
         with accelerator.autocast():
@@ -26,8 +28,11 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
         logits = torch.as_tensor(logits)
         truth = torch.from_numpy(run.data.read(index, "mask"))
         loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
-        scores = metrics.overlap_metrics(logits.argmax(0).to(torch.uint8), truth, [run.data.info["voxel_mm"]] * 3,
-                                         len(run.data.info["classes"]))
+        found = logits.argmax(0).to(torch.uint8)
+        if run.data.info.get("marks"):
+            found = logits.float().softmax(0)[names.index(run.data.info["marks"])] >= DEFAULTS["threshold"]
+        scores = metrics.overlap_metrics(found, what_is_true(truth, run.data.info), [run.data.info["voxel_mm"]] * 3,
+                                         scored_classes(run.data.info))
         row = run.data.rows[index]
         rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
         heart.beat()
@@ -44,10 +49,12 @@ def picture_cases(run, rows: list[dict]) -> dict[str, Path]:
     paths = {}
     for name, index in chosen.items():
         image = run.data.image(index)
-        guess = segment.predict_labels(run.network, image, device=run.accelerator.device)
+        probabilities = segment.predict(run.network, image, device=run.accelerator.device)
+        guess = decide(what_counts(probabilities, run.data.info), run.data.info, DEFAULTS["threshold"])
         paths[name] = run.folder / "pictures" / f"{name}.png"
         affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
-        draw_overlay(image[0], guess, paths[name], run.data.read(index, "mask"), affine, run.data.rows[index]["case"])
+        draw_overlay(image[0], guess, paths[name], what_is_true(run.data.read(index, "mask"), run.data.info), affine,
+                     run.data.rows[index]["case"])
     return paths
 
 

@@ -269,6 +269,19 @@ def test_no_card_says_where_data_lay_or_who_was_in_it():
     assert hubcard.public_source({"path": "/x"}) == "not recorded"
 
 
+def test_the_card_names_what_is_marked_alone(tmp_path):
+    model = MeshNet(4, dilations=(1,), classes=3)
+    modelfolder.save_model(tmp_path, model, {"channels": ["T2w"], "classes": ["background", "lesion", "fluid"]})
+    for marks, words in ((None, "Segments lesion, fluid on T2w head scans."), ("lesion", "Segments lesion on T2w")):
+        card = modelfolder.read_card(tmp_path) | {"marks": marks}
+        assert words in hubcard.model_readme(model, card, "user/stroke", tmp_path / "none.csv", None, "mit")
+    info = {"cases": 2, "subjects": 2, "source": {"format": "synthetic"}, "channels": ["T2w"],
+            "classes": card["classes"], "shape": [4, 4, 4],
+            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "minmax", "marks": "lesion"}
+    assert "classes background, lesion, fluid of which lesion alone is marked, 4×4×4" in hubcard.dataset_readme(
+        info, "user/data", "mit")
+
+
 def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
     study = tmp_path / "study"
     inside = study / "runs" / "meshnet4" / "fold0_restart0"

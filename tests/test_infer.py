@@ -10,6 +10,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from conftest import run_script_file
 
 from meshnet import geometry
@@ -235,6 +236,33 @@ def test_a_shifted_model_gives_the_mean_of_two_grids_half_a_voxel_apart(tmp_path
     other = geometry.to_native(1 / (1 + np.exp(-4.0 * (np.maximum(level, 0) - 0.6))), moved.affine, image)
     np.testing.assert_allclose(maps[1], (maps[0] + other) / 2, atol=1e-5)
     assert np.abs(maps[1] - maps[0]).max() > 0.05
+
+
+def three_classes(folder, marks):
+    """Dim is fluid, bright is lesion: logits 0, 40 (x - 0.6) and 10 (x - 0.2), which meet at x = 0.73."""
+    model = MeshNet(channels=1, in_channels=1, dilations=[1], norm="none", classes=3)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.blocks[0].conv.weight.data[0, 0, 1, 1, 1] = 1
+    model.head.weight.data[1:, 0, 0, 0, 0] = torch.tensor([40.0, 10.0])
+    model.head.bias.data[1:] = torch.tensor([-24.0, -2.0])
+    save_model(folder, model, CARD | {"classes": ["background", "lesion", "fluid"], "marks": marks})
+    return folder
+
+
+def test_a_class_that_is_there_to_be_told_apart_is_not_marked(tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    marked, both = three_classes(tmp_path / "marked", "lesion"), three_classes(tmp_path / "both", None)
+    masks = []
+    for model in (marked, both):
+        infer(path, "-o", tmp_path / "m.nii.gz", "--model", model, "--overwrite", "--no-picture")
+        masks.append(np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj))
+    bright = np.asarray(nib.load(path).dataobj) == 1000
+    assert masks[0].max() == 1 and masks[1].max() == 2 and (masks[1] == 2).sum() > 4 * bright.sum()
+    overlap = (masks[0] == 1) & bright
+    assert 2 * overlap.sum() / ((masks[0] == 1).sum() + bright.sum()) > 0.7
+    found = infer(path, "-o", tmp_path / "n.nii.gz", "--model", marked, both, check=False)
+    assert found.returncode == 2 and "marks all of its classes, expected lesion as" in found.stderr
 
 
 def test_an_ensemble_wants_its_channels_in_one_order(tmp_path):

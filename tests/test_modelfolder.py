@@ -184,8 +184,61 @@ def test_weights_of_other_classes_begin_with_those_of_the_same_name(tmp_path):
 
 def test_weights_that_share_no_class_are_refused(tmp_path):
     make(tmp_path)
-    with pytest.raises(UserError, match=r"has 2 classes \(background, lesion\), expected 3 as the data set"):
+    with pytest.raises(UserError, match=r"has the classes background, lesion, expected one of them in the data set"):
         setup.start_from(MeshNet(4, dilations=(1, 2), classes=3), tmp_path, init_info(["background", "core", "rim"]))
+
+
+def from_three(folder, classes, **card):
+    """The head's rows of a network of three channels and the classes background, lesion and fluid, and of one that
+    began with it for ``classes``; and whether all else is equal."""
+    arguments = {"channels": 3, "dilations": [1, 2]}  # as many channels as classes: only the head counts classes
+    before = modelfolder.build("meshnet", {**arguments, "classes": 3})
+    names = ["background", "lesion", "fluid"]
+    modelfolder.save_model(folder, before, {**CARD, "classes": names, **card})
+    after = modelfolder.build("meshnet", {**arguments, "classes": len(classes)})
+    setup.start_from(after, folder, init_info(classes))
+    before, after = before.state_dict(), after.state_dict()
+    same = all(torch.equal(before[key], after[key]) for key in before if not key.startswith("head."))
+    return before["head.weight"], after["head.weight"], same
+
+
+def test_classes_are_the_same_by_their_names_however_many(tmp_path):
+    before, after, same = from_three(tmp_path, ["background", "fluid", "lesion"])
+    assert same and torch.equal(after, before[[0, 2, 1]])
+    before, after, same = from_three(tmp_path, ["background", "rim", "lesion"])
+    assert same and torch.equal(after[[0, 2]], before[[0, 1]])
+    assert not any(torch.equal(after[1], row) for row in before)
+
+
+@pytest.mark.parametrize("classes, rows", [("tumour", [0, 2]), ("fluid", [0, 2]), ("lesion", [0, 1])])
+def test_a_data_sets_only_class_is_the_one_that_a_model_marks(tmp_path, classes, rows):
+    before, after, same = from_three(tmp_path, ["background", classes], marks="fluid")
+    assert same and torch.equal(after, before[rows])
+
+
+def test_a_network_that_counts_its_classes_twice_wants_them_in_order(tmp_path):
+    big, small = (modelfolder.build("vnet", {"in_channels": 1, "classes": classes}) for classes in (3, 2))
+    modelfolder.save_model(tmp_path, big, {**CARD, "classes": ["background", "fluid", "lesion"]})
+    with pytest.raises(UserError, match="counts the classes twice; expected the same classes in the same order"):
+        setup.start_from(small, tmp_path, init_info(["background", "lesion"]))
+
+
+def test_weights_of_averaged_voxels_say_so(tmp_path, capsys):
+    make(tmp_path)
+    network = modelfolder.load_model(tmp_path)[0]
+    edit(tmp_path / "config.json", averaged=True)
+    setup.start_from(network, tmp_path, init_info(["background", "lesion"]) | {"averaged": True})
+    assert not capsys.readouterr().err
+    setup.start_from(network, tmp_path, init_info(["background", "lesion"]))
+    assert "trained on averaged voxels, the data set has others; prepare.py --averaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["averaged", "shifted"])
+def test_a_switch_of_the_card_is_true_or_false(tmp_path, key):
+    make(tmp_path)
+    edit(tmp_path / "config.json", **{key: None})
+    with pytest.raises(UserError, match=f"config.json: found {key} = None, expected true or false"):
+        modelfolder.read_card(tmp_path)
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):

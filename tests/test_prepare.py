@@ -494,3 +494,26 @@ class Bomb:
 def test_a_worker_that_is_killed_is_said_to_be_one(tmp_path):
     with pytest.raises(UserError, match=r"worker process was killed.*fewer --workers than 2"):
         list(run_jobs({0: (Bomb(),), 1: (Bomb(),)}, 2, tmp_path))
+
+
+def test_of_several_classes_one_is_the_lesion(tmp_path, run):
+    """The preset with fluid keeps it as a class beside the lesion; volumes, and what is empty, are the lesion's."""
+    flags = ["--format", "synthetic", "--cases", "6", "--synthetic_preset", "bright_fluid", "--voxel_mm", "8",
+             "--outer", "1", "--inner", "1", "--out", tmp_path / "data"]
+    code, _, lines = run(*flags)
+    prepared = json.loads((tmp_path / "data" / "prepared.json").read_text())
+    assert prepared["classes"] == ["background", "lesion", "fluid"] and prepared["marks"] == "lesion"
+    table, _ = schema.load_dataset(tmp_path / "data")
+    for number in range(len(table)):
+        mask = schema.volume(table, number, "mask_native")
+        assert table[number]["lesion_voxels"] == (mask == 1).sum() > 0 and (mask == 2).sum() > 0
+    assert code == 1 and all("the mask is empty" in line for line in lines[:-1])  # the healthy ones of the six
+    assert len(table) + len(lines) - 1 == 6
+
+    code, _, lines = run(*flags[:-1], tmp_path / "other", "--marks", "csf")
+    assert code == 2 and lines == ["error: --marks csf: found the class(es) lesion, fluid, expected one of them"]
+    run(*flags[:-1], tmp_path / "other", "--allow_empty", "--marks", "fluid")
+    table, info = schema.load_dataset(tmp_path / "other")
+    assert info["marks"] == "fluid" and len(table) == 6
+    assert all(row["lesion_voxels"] == (schema.volume(table, i, "mask_native") == 2).sum()
+               for i, row in enumerate(table.select_columns(["lesion_voxels"])))

@@ -15,6 +15,9 @@ import yaml
 from conftest import GLOO, run_script_file, torchrun
 from safetensors.torch import load_file
 
+from meshnet import modelfolder, segment
+from meshnet.data import PreparedData
+
 SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
 
 
@@ -420,3 +423,33 @@ def test_one_validation_case_without_a_number_is_named(tiny_data, tmp_path, monk
     monkeypatch.setattr(engine, "validate", overflow)
     found = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1, check=False)
     assert found.returncode == 3 and "loss of case synthetic-" in found.stderr
+
+
+def test_where_one_class_is_the_lesion_scores_are_of_that_one(tmp_path):
+    """Fluid is learned beside the lesion and counts in no score: worked again from the network's own probabilities."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    run_script_file("prepare.py", "--format", "synthetic", "--cases", 8, "--synthetic_preset", "bright_fluid",
+                    "--allow_empty", "--voxel_mm", 8, "--outer", 2, "--inner", 2, "--out", data)
+    train(data, folder, "--training.max_epochs", 6, "--loss.background_weight", 0.02, "--loss.lesion_weight", 1,
+          "--model.norm", "instance", "--tracking.pictures", "true")
+    card = json.loads((folder / "config.json").read_text())
+    assert (card["classes"], card["marks"]) == (["background", "lesion", "fluid"], "lesion")
+    prepared, network = PreparedData(data), modelfolder.load_model(folder)[0]
+
+    def dice(row, threshold):
+        index = next(i for i, known in enumerate(prepared.rows) if known["case"] == row["case"])
+        marked = segment.predict(network, prepared.image(index))[1] >= threshold
+        truth = prepared.read(index, "mask") == 1
+        return 2 * (marked & truth).sum() / max(1, marked.sum() + truth.sum()), marked.sum(), truth.sum()
+
+    card["threshold"] = 0.4
+    (folder / "config.json").write_text(json.dumps(card))
+    run_script_file("train.py", "--test", "--run_dir", folder)
+    for name, column, threshold in (("cases.csv", "dice", 0.5), ("test_cases.csv", "conformed_dice", 0.4)):
+        with open(folder / name) as handle:
+            rows = list(csv.DictReader(handle))
+        found = [dice(row, threshold) for row in rows]
+        assert sum(one[0] > 0 for one in found) > 0, found  # else the test would show nothing
+        for row, (expected, marked, truth) in zip(rows, found):
+            assert float(row[column]) == pytest.approx(expected if marked + truth else 1.0, abs=2e-3)
+            assert "dice_class2" not in row
