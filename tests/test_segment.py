@@ -92,6 +92,15 @@ def test_any_dilations_and_sizes(dilations, shape, channels, activation):
     assert np.abs(segment.predict_logits(model, volume, crop="none") - by_model(model, volume)).max() < 1e-4
 
 
+@pytest.mark.parametrize("start", range(40, 56))
+def test_what_lies_beyond_the_volume_is_zero_whichever_layer_had_the_room_before(start):
+    """Layers that look at different columns share their planes' slots: what one wrote must not be another's padding."""
+    model, volume = network(4, (1, 4, 16, 1)), scan(1, (40, 20, 64))
+    box = ((0, 40), (0, 20), (start, 64))
+    found, expected = segment.predict_logits(model, volume, crop=box), by_model(model, volume)
+    assert np.abs(found - expected)[..., start:].max() < 1e-5
+
+
 @pytest.mark.parametrize("box", [((20, 40), (18, 33), (25, 44)), ((3, 20), (0, 33), (1, 44)), ((0, 1), (5, 6), (7, 8))])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_cropping_the_head_changes_nothing_inside_it(way, box, noise):
