@@ -9,7 +9,8 @@
 //
 // What sees neither the head nor the volume's end need not be computed: it is a copy of what lies beside it (gaps, see
 // boxes.py). A plane is kept row by row, each row with its channels one after the other, so that a piece of work touches
-// few pages of memory, and a thread works on the same rows in every plane, so that its cache may still hold them.
+// few pages of memory, and a thread works on the same rows in every plane, so that its cache may still hold them. Without
+// gaps all layers take the room for their planes from one pool; what the next piece of work reads is asked for meanwhile.
 //
 // Everything is deterministic: each output is computed by one thread in a fixed order, sums over space run over a fixed
 // list of parts that does not depend on the number of threads.
