@@ -883,11 +883,17 @@ struct Column {
         const int64_t at = position(p, row, from), step = int64_t(out_shape[0]) * out_shape[1] * out_shape[2];
         if (output == LABELS) {
             uint8_t* to = static_cast<uint8_t*>(out) + at;
-            for (int x = 0; x < count; ++x) {
-                int best = 0;
-                for (int k = 1; k < classes; ++k)
-                    if (logits[int64_t(k) * chunk + x] > logits[int64_t(best) * chunk + x]) best = k;
-                to[x] = uint8_t(best);
+            typedef uint8_t bytes __attribute__((vector_size(LANES)));
+            for (int x = 0; x < wide; x += LANES) {
+                vec top = load(logits + x);
+                ivec best = {};
+                for (int k = 1; k < classes; ++k) {
+                    const vec y = load(logits + int64_t(k) * chunk + x);
+                    const ivec higher = y > top;
+                    best = higher ? ivec{} + k : best, top = choose(higher, y, top);
+                }
+                const bytes found = __builtin_convertvector(best, bytes);
+                std::memcpy(to + x, &found, std::min(LANES, count - x));
             }
             return;
         }
