@@ -39,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
                         "which; other values become background. Without it everything > 0 is lesion")  # fmt: skip
     g.add_argument("--classes", nargs="+", metavar="NAME", help="names of classes 1, 2, … (default: lesion, or the "
                    "source's names)")  # fmt: skip
-
     g.add_argument("--marks", metavar="NAME", help="the one class that is the lesion and will be marked; the others "
                    "are learned to be told from it (default: all; lesion for the preset bright_fluid)")  # fmt: skip
 

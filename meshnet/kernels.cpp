@@ -819,7 +819,10 @@ struct Column {
         const InnerPairs inner_pairs = inner_pairs_for<MAX_BLOCK>(layer.block);
         const int count = int(s.rows.size());
         Ahead ahead{};
-        if (next) ask_ahead(l, step, piece, *next, reach, ahead), ahead.steps = taps * layer.blocks * std::max(1, wide / (4 * LANES));
+        if (next && !layer.columns) {  // with many channels multiplying decides
+            ask_ahead(l, step, piece, *next, reach, ahead);
+            ahead.steps = taps * layer.blocks * std::max(1, wide / (4 * LANES));
+        }
         const int64_t rows_weights = int64_t(layer.in) * layer.block, tap_weights = (step.pair ? 1 : 3) * rows_weights;
         for (int t = 0; t < taps; ++t) {
             if (layer.columns) transform_columns(s.rows.data(), count, t * tap, wide, pairs, s.columns.data);

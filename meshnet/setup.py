@@ -81,7 +81,7 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
             raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
                             f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
     weights, fresh = trained.state_dict(), network.state_dict()
-    if shared != [(number, number) for number in range(len(card["classes"]))] or len(shared) < len(info["classes"]):
+    if shared != [(number, number) for number in range(max(len(card["classes"]), len(info["classes"])))]:
         weights = take_classes(weights, network, shared)
     if {key: tensor.shape for key, tensor in weights.items()} != {key: tensor.shape for key, tensor in fresh.items()}:
         raise UserError(f"--init {init}: has weights for {card['arguments']}, expected {network.arguments}")
@@ -108,7 +108,7 @@ def take_classes(weights: dict, network: torch.nn.Module, shared: list[tuple[int
     Raises:
         UserError: where another axis counts the classes as well, so that rows alone do not say what belongs to which.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # what training draws does not depend on the classes of its beginning
         wider = modelfolder.build(network.name, {**network.arguments, "classes": network.arguments["classes"] + 1})
     shapes, taken = {key: tensor.shape for key, tensor in wider.state_dict().items()}, dict(weights)
     for key, tensor in network.state_dict().items():

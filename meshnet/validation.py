@@ -20,7 +20,7 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
     """
     accelerator = run.accelerator
     network.eval()
-    rows, names = [], run.data.info["classes"]
+    rows, info = [], run.data.info
     for position in range(accelerator.process_index, len(run.val), accelerator.num_processes):
         index = run.val[position]
         with accelerator.autocast():
@@ -29,10 +29,9 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
         truth = torch.from_numpy(run.data.read(index, "mask"))
         loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
         found = logits.argmax(0).to(torch.uint8)
-        if run.data.info.get("marks"):
-            found = logits.float().softmax(0)[names.index(run.data.info["marks"])] >= DEFAULTS["threshold"]
-        scores = metrics.overlap_metrics(found, what_is_true(truth, run.data.info), [run.data.info["voxel_mm"]] * 3,
-                                         scored_classes(run.data.info))
+        if info.get("marks"):
+            found = what_counts(logits.float().softmax(0), info)[0] >= DEFAULTS["threshold"]
+        scores = metrics.overlap_metrics(found, what_is_true(truth, info), [info["voxel_mm"]] * 3, scored_classes(info))
         row = run.data.rows[index]
         rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
         heart.beat()
