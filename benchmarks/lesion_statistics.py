@@ -117,6 +117,7 @@ def draw(path: str, real: np.ndarray, made: np.ndarray, real_boxes: np.ndarray, 
         for values, label in ((real, "real"), (made, "generated")):
             panel.plot(np.quantile(values[:, column], steps), steps, label=label)
         panel.set(xscale="log", xlabel=f"{name} ({unit})", ylabel="share of lesions")
+        panel.xaxis.set_minor_formatter("")  # labels between powers of ten lie on each other
         panel.legend()
     panel = panels.flat[5]
     panel.scatter(real_boxes, made_boxes)
