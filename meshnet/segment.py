@@ -10,16 +10,17 @@ A trained MeshNet is a column of convolutions at full resolution. Three facts ma
   (``air_gaps``). The kernels copy what lies between.
 
 Inside the head's box ``crop="head"`` gives what the full volume gives, to rounding, whatever lies outside: what the
-layers need of the air around it is computed, and zero padding is only where the volume itself ends. Outside the box
-nothing is looked for: the network's answer to endless air of the border's median value is filled in (``fill_value``).
-``crop="none"`` is always the full volume.
+layers need of the air around it is computed, and zero padding is only where the volume itself ends. The box grows on
+those sides where the network marks something at its very end (``beyond``), so what begins in the head is followed
+wherever it goes. Elsewhere the network's answer to endless air of the border's median value is filled in
+(``fill_value``); labels differ from the full volume's only where a network marks air by itself, such as beside the
+volume's end, where it sees zero padding. ``crop="none"`` is always the full volume.
 
 A ``FoldedMeshNet`` is run by the compiled kernels without importing PyTorch.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -27,8 +28,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meshnet import geometry, kernels
-from meshnet.boxes import Box, Layer, air_gaps, layer_boxes, meet, voxels, whole
+from meshnet import kernels
+from meshnet.air import STEP, beyond, border_values, check_crop, content_box, fill_value, find_head
+from meshnet.boxes import Box, Layer, air_gaps, layer_boxes, whole
 from meshnet.errors import UserError
 from meshnet.folded import FoldedMeshNet
 from meshnet.tiles import plan_tiles
@@ -38,60 +40,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from meshnet.model import MeshNet
-
-CROPS = ("head", "none")
-NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
-
-
-def head_box(volume: np.ndarray, content: Box | None = None) -> Box:
-    """The head's box in ``volume`` (C, X, Y, Z): ``content``, by default ``content_box``.
-
-    Where noise in the air makes that more than ``NOISY`` of the volume, the box of ``geometry.head_box``, joined over
-    the channels. A volume without contrast is its own box.
-    """
-    box = content or content_box(volume)
-    if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
-        return box
-    boxes = [geometry.head_box(channel) for channel in volume]
-    return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
-
-
-def content_box(volume: np.ndarray) -> Box:
-    """The box of what differs from the border's median values in any channel of ``volume`` (C, X, Y, Z); the whole
-    volume where nothing does."""
-    differs = (volume != border_values(volume)[:, None, None, None]).any(axis=0)
-    if not differs.any():
-        return whole(volume.shape[1:])
-    plane = differs.any(axis=2)
-    profiles = plane.any(axis=1), plane.any(axis=0), differs.any(axis=(0, 1))
-    return tuple((int(a), int(b) + 1) for a, b in (np.flatnonzero(p)[[0, -1]] for p in profiles))
-
-
-def border_values(volume: np.ndarray) -> np.ndarray:
-    """The median (C,) of each channel over the six faces of ``volume`` (C, X, Y, Z)."""
-    faces = [volume[:, end].reshape(volume.shape[0], -1) for end in (0, -1)]
-    faces += [volume[:, :, end].reshape(volume.shape[0], -1) for end in (0, -1)]
-    faces += [volume[:, :, :, end].reshape(volume.shape[0], -1) for end in (0, -1)]
-    return np.median(np.concatenate(faces, axis=1), axis=1).astype(np.float32)
-
-
-def fill_value(layers: list[Layer], air: np.ndarray, output: str) -> np.ndarray:
-    """What endless constant air (C,) gives: logits or probabilities (K,), or the label."""
-    x = air
-    for layer in layers:
-        weight, bias = (part if isinstance(part, np.ndarray) else part.cpu().numpy()
-                        for part in (layer.weight, layer.bias))
-        x = weight.sum(axis=(2, 3, 4)) @ x + bias
-        if layer.activation == "relu":
-            x = np.maximum(x, 0)
-        elif layer.activation == "elu":
-            x = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-        elif layer.activation == "gelu":
-            x = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x], np.float32)
-    if output == "labels":
-        return x.argmax()
-    shares = np.exp(x - x.max())
-    return shares / shares.sum() if output == "probabilities" else x
 
 
 # ---------------------------------------------------------------- whole volumes
@@ -228,24 +176,45 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
     volume = np.ascontiguousarray(volume)
     shape, classes, labels = volume.shape[1:], layers[-1].weight.shape[0], output == "labels"
     content = content_box(volume) if local and crop != "none" else None
-    head = find_head(volume, crop, content) if local else whole(shape)
+    box = find_head(volume, crop, content) if local else whole(shape)
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes  # not yet in memory
-    if head != whole(shape):
-        result.T[...] = fill_value(layers, border_values(volume), output)  # the classes, if any, are the last axis of T
+    if box != whole(shape):
+        fill = fill_value(layers, border_values(volume), output)
+        result.T[...] = fill  # the classes, if any, are the last axis of T
     if compiled:
-        needs = partial(compiled_bytes, content=content, threads=threads)
-        for tile in plan_tiles(layers, head, shape, budget, needs, content):
-            run_compiled(layers, volume, tile, content, result, output, budget, threads)
-        return result
+        compute = partial(by_kernels, layers, volume, result, output, budget, content, threads)
+    else:
+        compute = partial(by_torch, layers, volume, result, output, max_memory, budget, device)
+    added, step = [box], STEP
+    while added:
+        for part in added:
+            compute(part)
+        box, added = beyond(result, box, fill, step) if crop == "head" and box != whole(shape) else (box, [])
+        step = max(shape)  # what two steps do not end is sought in the whole volume
+    return result
+
+
+def by_kernels(layers: list[Layer], volume: np.ndarray, result: np.ndarray, output: str, budget: int | None,
+               content: Box | None, threads: int | None, box: Box) -> None:
+    """``box`` of ``result``, tile by tile, by the compiled kernels."""
+    needs = partial(compiled_bytes, content=content, threads=threads)
+    for tile in plan_tiles(layers, box, volume.shape[1:], budget, needs, content):
+        run_compiled(layers, volume, tile, content, result, output, budget, threads)
+
+
+def by_torch(layers: list[Layer], volume: np.ndarray, result: np.ndarray, output: str, max_memory: int | None,
+             budget: int | None, device: torch.device, box: Box) -> None:
+    """``box`` of ``result``, tile by tile, by PyTorch."""
     import torch
 
     from meshnet.layers import run_box, torch_bytes
 
-    if local:
-        tiles = plan_tiles(layers, head, shape, budget, torch_bytes)
+    shape = volume.shape[1:]
+    if all(layer.norm is None for layer in layers):
+        tiles = plan_tiles(layers, box, shape, budget, torch_bytes)
     else:
-        need, tiles = torch_bytes(layers, [head] * (len(layers) + 1), shape), [head]
+        need, tiles = torch_bytes(layers, [box] * (len(layers) + 1), shape), [box]
         if budget is not None and need > budget:
             raise UserError(f"max_memory: found {max_memory / 1e9:.2f} GB, expected at least "
                             f"{(max_memory - budget + need) / 1e9:.2f} GB, since group and instance norm need whole "
@@ -253,8 +222,7 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
     source = torch.from_numpy(volume).to(device)
     for tile in tiles:
         where = tuple(slice(a, b) for a, b in tile)
-        result[where if labels else (slice(None), *where)] = finish(run_box(layers, source, tile), output)
-    return result
+        result[(..., *where)] = finish(run_box(layers, source, tile), output)
 
 
 def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:
@@ -268,26 +236,6 @@ def turn(array, axes):
     first = array.ndim - 3
     order = (*range(first), *(first + int(axis) for axis in axes))
     return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(order)
-
-
-def check_crop(volume: np.ndarray, crop) -> str | Box:
-    """``crop`` as it is, or the part of its box that lies in ``volume``; a UserError for anything else."""
-    if isinstance(crop, str):
-        if crop not in CROPS:
-            raise UserError(f"crop: found {crop!r}, expected one of {', '.join(CROPS)} or a box; choose one of them")
-        return crop
-    shape = volume.shape[1:]
-    box = tuple((int(a), int(b)) for a, b in crop)
-    if len(box) != 3 or voxels(meet(box, whole(shape))) == 0:
-        raise UserError(f"crop: found the box {box}, expected one within the volume {shape}; mend it")
-    return meet(box, whole(shape))
-
-
-def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
-    """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
-    if isinstance(crop, str):
-        return head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
-    return crop
 
 
 def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, content: Box | None, result: np.ndarray,

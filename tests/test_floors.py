@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 FLOORS = [
-    {"errors", "files", "config", "recipe", "schema", "labels", "nifti", "resample", "geometry", "boxes", "tiles",
-     "splits", "sources", "sources_bids", "sources_folders", "sources_table", "sources_hub", "rows", "dataset", "asha",
-     "space", "sampler", "ledger", "stats", "processes", "launch", "launch_ray", "runfolder", "study", "study_view"},
+    {"errors", "files", "config", "recipe", "schema", "labels", "nifti", "resample", "geometry", "boxes", "air",
+     "tiles", "splits", "sources", "sources_bids", "sources_folders", "sources_table", "sources_hub", "rows", "dataset",
+     "asha", "space", "sampler", "ledger", "stats", "processes", "launch", "launch_ray", "runfolder", "study",
+     "study_view"},
     {"kernels", "operations", "memory", "model", "syncnorm", "ukan", "umamba", "baselines", "loss", "metrics",
      "lesionmask", "optim", "atlas", "lesions", "head", "scanner", "synthetic", "charts", "figures", "search_figures"},
     {"checkpoint", "modelfolder", "augment", "data", "folded", "layers", "segment"},

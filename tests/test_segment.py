@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from meshnet import kernels, layers, segment
+from meshnet import air, kernels, layers, segment
+from meshnet.air import beyond
 from meshnet.boxes import air_gaps
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
@@ -110,7 +111,8 @@ def test_cropping_the_head_changes_nothing_inside_it(way, box, noise):
     cropped, expected = segment.predict_logits(model, volume, crop=box), by_model(model, volume)
     assert np.abs(cropped - expected)[inside].max() < 1e-5
     if not noise:
-        assert np.array_equal(segment.predict_logits(model, volume, crop="head"), cropped)
+        found = segment.predict_logits(model, volume, crop="head")
+        assert np.abs(found - expected)[inside].max() < 1e-5
 
 
 SIDE = st.tuples(st.integers(12, 64), *[st.floats(0, 1)] * 4)
@@ -160,25 +162,72 @@ def test_gaps_by_hand():
 
 def test_outside_the_head_stands_the_answer_to_air(way):
     model, volume = network(dilations=(1, 2)), scan(1, (40, 40, 40), ((30, 35), (30, 35), (30, 35)), 0.5)
+    model.head.bias.data[0] += 10  # nothing is marked
     cropped, expected = segment.predict_logits(model, volume), by_model(model, volume)
     far = (slice(None),) + (slice(5, 20),) * 3
     assert np.abs(cropped - expected)[far].max() < 1e-5
     assert np.ptp(cropped[:, :30], axis=(1, 2, 3)).max() == 0
 
 
+def smearing(toward: tuple[int, int, int], layers=4) -> MeshNet:
+    """A network that marks each voxel above 0.5, and what lies up to 2 ** layers - 1 voxels beyond it."""
+    model = MeshNet(1, dilations=[2**k for k in range(layers)], norm="none", bias=False, final_bias=True).eval()
+    for block in model.blocks:
+        nn.init.zeros_(block.conv.weight)
+        block.conv.weight.data[0, 0, 1, 1, 1] = 1
+        block.conv.weight.data[(0, 0, *(1 - t for t in toward))] = 1
+    model.head.weight.data[:, 0] = torch.tensor([0.0, 1.0])[:, None, None, None]
+    model.head.bias.data = torch.tensor([0.0, -0.5])
+    return model
+
+
+@pytest.mark.parametrize("toward", [(1, 0, 0), (-1, 0, 0), (0, -1, 1), (-1, 1, -1)])
+@pytest.mark.parametrize("output", ["predict", "predict_labels", "predict_logits"])
+def test_what_begins_in_the_head_is_followed_out_of_it(way, toward, output, monkeypatch):
+    monkeypatch.setattr(segment, "STEP", 5)  # not far enough: the next one goes to the volume's end
+    model, volume = smearing(toward), np.zeros((1, 40, 36, 38), np.float32)
+    volume[0, 17:23, 16:21, 17:21] = 1
+    found = getattr(segment, output)(model, volume)
+    marked = found if output == "predict_labels" else found.argmax(axis=0)
+    expected = by_model(model, volume).argmax(axis=0)
+    assert expected.sum() > 6 * 5 * 4 and np.array_equal(marked, expected)
+
+
+def test_a_head_whose_sides_are_clean_is_computed_once(way, monkeypatch):
+    volume = np.zeros((1, 70, 64, 66), np.float32)
+    volume[0, 30:36, 28:33, 31:35] = 0.4
+    volume[0, 32, 30, 32] = 1
+    parts, original = [], segment.plan_tiles
+    monkeypatch.setattr(segment, "plan_tiles", lambda *a: parts.append(a[1]) or original(*a))
+    model = smearing((1, 0, 0), 1)
+    model.head.bias.data[1] = -0.9
+    assert segment.predict_labels(model, volume).sum() == 2 and len(parts) == 1
+
+
+def test_sides_move_by_hand():
+    labels, box, none = np.zeros((50, 40, 30), np.uint8), ((10, 20), (0, 40), (5, 12)), np.uint8(0)
+    assert beyond(labels, box, none, 16) == (box, [])
+    labels[19, 3, 6] = labels[12, 0, 5] = 1  # the second lies at two sides, of which the volume ends at one
+    larger, added = beyond(labels, box, none, 16)
+    assert larger == ((10, 36), (0, 40), (0, 12))
+    assert added == [((20, 36), (0, 40), (5, 12)), ((10, 36), (0, 40), (0, 5))]
+    logits = np.stack([1.0 - labels, labels])
+    assert beyond(logits, box, np.array([0.2, 0.1]), 50)[0] == ((10, 50), (0, 40), (0, 12))
+
+
 def test_head_box_by_hand():
     volume = np.zeros((2, 6, 7, 8), np.float32)
     volume[0, 2, 3, 4] = volume[1, 4, 3, 5] = 1
-    assert segment.head_box(volume) == ((2, 5), (3, 4), (4, 6))
+    assert air.head_box(volume) == ((2, 5), (3, 4), (4, 6))
     volume[0] += 0.5  # other air
-    assert segment.head_box(volume) == ((2, 5), (3, 4), (4, 6))
-    assert segment.head_box(np.ones((1, 3, 4, 5), np.float32)) == ((0, 3), (0, 4), (0, 5)), "no contrast, no crop"
+    assert air.head_box(volume) == ((2, 5), (3, 4), (4, 6))
+    assert air.head_box(np.ones((1, 3, 4, 5), np.float32)) == ((0, 3), (0, 4), (0, 5)), "no contrast, no crop"
 
 
 def test_noisy_air_is_cut_by_the_head():
     volume = 0.05 * scan(1, (64, 64, 64))
     volume[:, 20:44, 22:40, 25:50] += 0.8
-    box = segment.head_box(volume)
+    box = air.head_box(volume)
     assert all(a <= c and d <= b for (a, b), (c, d) in zip(box, ((20, 44), (22, 40), (25, 50))))
     assert layers.voxels(box) < 0.2 * 64**3
 
@@ -194,6 +243,7 @@ def test_layers_compute_what_the_head_looks_at_and_no_more():
 @pytest.mark.parametrize("crop", ["head", "none"])
 def test_tiles_change_nothing(way, crop, monkeypatch):
     model = network(8, (1, 2, 3))
+    model.head.bias.data[0] += 10  # nothing is marked, so the head's box stays as it is
     volume = scan(1, (70, 60, 66), ((5, 60), (10, 58), (3, 64)))
     monkeypatch.setattr(segment, "resident_bytes", lambda: 0)
     cuts = []
@@ -217,19 +267,24 @@ def test_every_tile_fits_the_budget():
         assert (len(tiles) == 1) == (share == 1.0)
 
 
-@pytest.mark.parametrize(("shape", "head", "threads"), [
-    ((299, 250, 379), ((104, 286), (55, 229), (164, 225)), 4),
-    ((256, 256, 256), ((60, 200), (90, 240), (100, 225)), 16)])
-def test_every_tile_with_gaps_fits_the_budget(shape, head, threads):
+DEFAULT = (1, 2, 4, 8, 16, 16, 8, 4, 2)
+
+
+@pytest.mark.parametrize(("shape", "head", "threads", "channels", "dilations", "least"), [
+    ((299, 250, 379), ((104, 286), (55, 229), (164, 225)), 4, 16, DEFAULT, 0.5),
+    ((256, 256, 256), ((60, 200), (90, 240), (100, 225)), 16, 16, DEFAULT, 0.5),
+    # Tiles without gaps need less than others that are smaller: their layers share room.
+    ((16, 256, 256), ((0, 16), (25, 231), (25, 231)), 2, 5, (1, 2, 4, 8, 4, 2, 1), 0.1327)])
+def test_every_tile_with_gaps_fits_the_budget(shape, head, threads, channels, dilations, least):
     if not kernels.available():
         pytest.skip("no C++ compiler here")
-    folded = layers.fold(network(16, (1, 2, 4, 8, 16, 16, 8, 4, 2)))
+    folded = layers.fold(network(channels, dilations))
 
     def needs(folded, boxes, shape):
         return segment.compiled_bytes(folded, boxes, shape, head, threads)
 
     whole = needs(folded, layers.layer_boxes(folded, head, shape), shape)
-    for share in np.linspace(0.5, 0.95, 6):
+    for share in np.linspace(least, 0.95, 6):
         tiles = segment.plan_tiles(folded, head, shape, int(share * whole), needs, head)
         assert max(needs(folded, layers.layer_boxes(folded, tile, shape), shape) for tile in tiles) <= share * whole
 

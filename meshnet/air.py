@@ -1,0 +1,106 @@
+"""The air around a head: which box is the head's, what a network says of air, and where more. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from meshnet import geometry
+from meshnet.boxes import Box, Layer, meet, voxels, whole
+from meshnet.errors import UserError
+
+CROPS = ("head", "none")
+NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
+STEP = 16  # voxels by which a side of the head's box moves where the network marks something at it
+
+
+def head_box(volume: np.ndarray, content: Box | None = None) -> Box:
+    """The head's box in ``volume`` (C, X, Y, Z): ``content``, by default ``content_box``.
+
+    Where noise in the air makes that more than ``NOISY`` of the volume, the box of ``geometry.head_box``, joined over
+    the channels. A volume without contrast is its own box.
+    """
+    box = content or content_box(volume)
+    if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
+        return box
+    boxes = [geometry.head_box(channel) for channel in volume]
+    return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
+
+
+def content_box(volume: np.ndarray) -> Box:
+    """The box of what differs from the border's median values in any channel of ``volume`` (C, X, Y, Z); the whole
+    volume where nothing does."""
+    differs = (volume != border_values(volume)[:, None, None, None]).any(axis=0)
+    if not differs.any():
+        return whole(volume.shape[1:])
+    plane = differs.any(axis=2)
+    profiles = plane.any(axis=1), plane.any(axis=0), differs.any(axis=(0, 1))
+    return tuple((int(a), int(b) + 1) for a, b in (np.flatnonzero(p)[[0, -1]] for p in profiles))
+
+
+def border_values(volume: np.ndarray) -> np.ndarray:
+    """The median (C,) of each channel over the six faces of ``volume`` (C, X, Y, Z)."""
+    faces = [volume[:, end].reshape(volume.shape[0], -1) for end in (0, -1)]
+    faces += [volume[:, :, end].reshape(volume.shape[0], -1) for end in (0, -1)]
+    faces += [volume[:, :, :, end].reshape(volume.shape[0], -1) for end in (0, -1)]
+    return np.median(np.concatenate(faces, axis=1), axis=1).astype(np.float32)
+
+
+def fill_value(layers: list[Layer], air: np.ndarray, output: str) -> np.ndarray:
+    """What endless constant air (C,) gives: logits or probabilities (K,), or the label."""
+    x = air
+    for layer in layers:
+        weight, bias = (part if isinstance(part, np.ndarray) else part.cpu().numpy()
+                        for part in (layer.weight, layer.bias))
+        x = weight.sum(axis=(2, 3, 4)) @ x + bias
+        if layer.activation == "relu":
+            x = np.maximum(x, 0)
+        elif layer.activation == "elu":
+            x = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+        elif layer.activation == "gelu":
+            x = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x], np.float32)
+    if output == "labels":
+        return x.argmax()
+    shares = np.exp(x - x.max())
+    return shares / shares.sum() if output == "probabilities" else x
+
+
+def check_crop(volume: np.ndarray, crop) -> str | Box:
+    """``crop`` as it is, or the part of its box that lies in ``volume``; a UserError for anything else."""
+    if isinstance(crop, str):
+        if crop not in CROPS:
+            raise UserError(f"crop: found {crop!r}, expected one of {', '.join(CROPS)} or a box; choose one of them")
+        return crop
+    shape = volume.shape[1:]
+    box = tuple((int(a), int(b)) for a, b in crop)
+    if len(box) != 3 or voxels(meet(box, whole(shape))) == 0:
+        raise UserError(f"crop: found the box {box}, expected one within the volume {shape}; mend it")
+    return meet(box, whole(shape))
+
+
+def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
+    """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
+    if isinstance(crop, str):
+        return head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
+    return crop
+
+
+def beyond(result: np.ndarray, box: Box, fill: np.ndarray, step: int) -> tuple[Box, list[Box]]:
+    """``box`` with those sides moved outwards by ``step`` voxels at which ``result`` has another most likely class than
+    ``fill``, and the parts that this adds; none where every side is as air is.
+
+    Args:
+        result: logits or probabilities (K, X, Y, Z), or labels (X, Y, Z), computed in ``box``.
+        fill: what endless air gives of the same (``fill_value``).
+    """
+    shape, added, larger = result.shape[-3:], [], box
+    for axis, (a, b) in enumerate(box):
+        for at, end, part in ((a, 0, (max(0, a - step), a)), (b - 1, shape[axis] - 1, (b, min(shape[axis], b + step)))):
+            plane = tuple(slice(at, at + 1) if axis == other else slice(*box[other]) for other in range(3))
+            face = result[(..., *plane)]
+            if at != end and np.any(face.argmax(axis=0) != fill.argmax() if fill.ndim else face != fill):
+                added.append((*larger[:axis], part, *larger[axis + 1:]))
+                side = min(part[0], larger[axis][0]), max(part[1], larger[axis][1])
+                larger = (*larger[:axis], side, *larger[axis + 1:])
+    return larger, added
