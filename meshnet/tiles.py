@@ -25,16 +25,21 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     if whole <= budget:  # cuts only add halo
         return [head]
     most = [min(12, max(1, (b - a) // 8)) for a, b in head]
-    largest = [[largest_part(layers, head, axis, count, shape, needs, content) for count in range(1, n + 1)]
-               for axis, n in enumerate(most)]
+    kinds = [[kinds_of_parts(layers, head, axis, count, shape, needs, content) for count in range(1, n + 1)]
+             for axis, n in enumerate(most)]
     best, smallest = None, whole
     for counts in itertools.product(*(range(1, n + 1) for n in most)):
-        tile = tuple(largest[axis][count - 1] for axis, count in enumerate(counts))
-        boxes = layer_boxes(layers, tile, shape)
+        sides = [kinds[axis][count - 1] for axis, count in enumerate(counts)]
+        boxes = layer_boxes(layers, tuple(kind[0] for kind in sides), shape)
         work = math.prod(counts) * sum(map(math.prod, sizes_computed(layers, boxes, shape, content)[1:]))
         if best is not None and work >= best[0]:
             continue
-        need = needs(layers, boxes, shape)
+        # The tile of the largest parts needs most, but for this: layers share their room where there are no gaps.
+        need = 0
+        for tile in itertools.product(*sides):
+            need = max(need, needs(layers, layer_boxes(layers, tile, shape), shape))
+            if need > budget:
+                break
         smallest = min(need, smallest)
         if need <= budget:
             best = work, counts
@@ -44,19 +49,19 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     return cut(head, best[1])
 
 
-def largest_part(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...], needs,
-                 content: Box | None = None) -> tuple[int, int]:
-    """The part of ``head``'s side along ``axis``, cut into ``count``, for which the layers need most memory: parts
-    differ by a voxel, in their gaps, and in their halo, which ends with the volume."""
-    kinds = {}  # those that differ, with their boxes
+def kinds_of_parts(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...], needs,
+                   content: Box | None = None) -> list[tuple[int, int]]:
+    """The parts of ``head``'s side along ``axis``, cut into ``count``, that are not alike, first the one for which the
+    layers need most memory: parts differ by a voxel, in their gaps, and in their halo, which ends with the volume."""
+    kinds = {}
     for side in parts(*head[axis], count):
         boxes = layer_boxes(layers, (*head[:axis], side, *head[axis + 1:]), shape)
         gaps = air_gaps(layers, boxes, shape, content)
         kinds[tuple((box[axis][1] - box[axis][0], *(edge - box[axis][0] for edge in gap[axis]))
                     for box, gap in zip(boxes, gaps))] = side, boxes
-    if len(kinds) == 1:
-        return side
-    return max(kinds.values(), key=lambda kind: needs(layers, kind[1], shape))[0]
+    if len(kinds) > 1:
+        return [side for side, _ in sorted(kinds.values(), key=lambda kind: -needs(layers, kind[1], shape))]
+    return [side]
 
 
 def sizes_computed(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None) -> list[tuple]:
