@@ -9,8 +9,9 @@
 //
 // What sees neither the head nor the volume's end need not be computed: it is a copy of what lies beside it (gaps, see
 // boxes.py). A plane is kept row by row, each row with its channels one after the other, so that a piece of work touches
-// few pages of memory, and a thread works on the same rows in every plane, so that its cache may still hold them. Without
-// gaps all layers take the room for their planes from one pool; what the next piece of work reads is asked for meanwhile.
+// few pages of memory, and a thread works on the same rows in every plane, so that its cache may still hold them. Where
+// layers are alike and have no gaps they take the room for their planes from one pool (share_slots); what the next piece
+// of work reads is asked for meanwhile (Ahead).
 //
 // Everything is deterministic: each output is computed by one thread in a fixed order, sums over space run over a fixed
 // list of parts that does not depend on the number of threads.
@@ -20,6 +21,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -376,6 +378,19 @@ struct Buffer {
     }
 };
 
+// Whether the system gives memory in pages so large that what is never written becomes memory with its neighbours.
+static bool huge_pages() {
+    static const bool always = [] {
+        char text[64] = {};
+        std::FILE* file = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
+        if (!file) return false;
+        const size_t read = std::fread(text, 1, sizeof text - 1, file);
+        std::fclose(file);
+        return read > 0 && std::strstr(text, "[always]") != nullptr;
+    }();
+    return always;
+}
+
 struct Planes {
     Box box;                // what is computed
     int origin[2];          // row and column of the first stored voxel
@@ -414,6 +429,7 @@ struct Planes {
                 }
     }
     int64_t touched() const {  // floats: rows of zeros around the volume, and in gaps, are never written
+        if (huge_pages()) return slots * plane_floats();
         int written = box.size(1), runs = 3;  // of rows, each of which ends within a page
         for (const auto& ranges : {before[0], after[0]})
             for (const Range& range : ranges) written += range.size(), ++runs;
@@ -640,9 +656,9 @@ struct Column {
     std::vector<Convolution*> layers;
     std::vector<Box> boxes;  // boxes[0] the input, boxes[l + 1] what layers[l] computes
     std::vector<Planes> planes;
-    Buffer pool;     // slots that layers share
-    int pooled = 0;  // how many there are, and how many floats of them are ever written
-    int64_t pool_touched = 0;
+    Buffer pool;               // slots that layers share
+    int pooled = 0;            // how many there are
+    int64_t pool_touched = 0;  // how many floats of them become memory
     int shape[3];
     const float* volume;
     const float *head_weight = nullptr, *head_bias = nullptr;
@@ -1011,7 +1027,7 @@ struct Column {
                     fresh[to][n] = free.empty();
                     if (free.empty()) free.push_back(slots++);
                     slot[to][n] = free.back(), free.pop_back();
-                    if (last[to][n] >= 0) given_back[last[to][n]].push_back(slot[to][n]);
+                    given_back[last[to][n] < 0 ? i : last[to][n]].push_back(slot[to][n]);  // what nobody reads, at once
                 });
             free.insert(free.end(), given_back[i].begin(), given_back[i].end());
         }
@@ -1019,8 +1035,9 @@ struct Column {
     }
 
     // Let all layers share their slots, so that a plane goes where one was that has just been read for the last time: fewer
-    // slots (183 instead of 246 for MeshNet-26 on 256^3), and what is overwritten is still in the cache. Not where there
-    // are gaps, whose values are to stay in their slots, nor where it would take more memory.
+    // slots (MeshNet-26: 183 instead of 246, without pairs 122 instead of 128), and what is overwritten is still in the
+    // cache. Not where there are gaps, whose values are to stay in their slots, nor where layers differ in their channels,
+    // are fewer than three, or would take more memory together.
     void share_slots() {
         const int levels = int(layers.size());
         Planes one;  // what all have in common
@@ -1050,7 +1067,8 @@ struct Column {
         std::vector<std::vector<int>> slot(levels);
         std::vector<std::vector<bool>> fresh(levels);
         const int slots = share_out(slot, fresh);
-        const int64_t together = slots * (int64_t(written[1] - written[0]) * one.stride + 3 * one.pad + 64);
+        const int rows = huge_pages() ? one.stored : written[1] - written[0];
+        const int64_t together = slots * (int64_t(rows) * one.stride + 3 * one.pad + 64);
         if (together >= apart) return;
         pooled = slots, pool_touched = together;
         for (int l = 1; l < levels; ++l) {
@@ -1134,10 +1152,8 @@ void Column::run(int threads) {
                     continue;
                 }
                 const auto& mine = pieces[2 * step.layer + middle_only(step)][share];
-                for (int item = take(), next; item < int(mine.size()); item = next) {
-                    next = take();
-                    compute(step, mine[item], next < int(mine.size()) ? &mine[next] : nullptr, s);
-                }
+                for (int item; (item = take()) < int(mine.size());)  // the next one is most likely this thread's too
+                    compute(step, mine[item], item + 1 < int(mine.size()) ? &mine[item + 1] : nullptr, s);
             }
             barrier.wait();  // the counters are used again after the next one
             for (int share = t; share < threads; share += barrier.total) taken[share].reset();
