@@ -3,12 +3,16 @@
 ``python benchmarks/builtin_robustness.py [--cases 60] [--model weights/meshnet16-synthetic] [--table TABLE.md]``
 
 Each patient is made at 1 mm with skull and brain-extracted, then averaged to 2 mm, 3 mm and 5 mm slices and turned to
-another orientation. Dice is taken on the 1 mm grid. Healthy heads show what is marked where nothing is.
+another orientation. Dice is taken on the 1 mm grid. Healthy heads show what is marked where nothing is. Each patient is
+a line of ``--results`` once done, so the same command goes on where it was stopped.
 """
 
 import argparse
+import contextlib
+import hashlib
+import json
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import nibabel as nib
@@ -70,9 +74,31 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
     scores = []
     for scan in scans:
         found = segment(model, card, scan, image)
-        scores.append(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
+        scores.append(float(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1)))
     healthy = make_case(seed, 1.0, "bright", healthy=1.0, extracted=0.0, artefacts=0.0)[0]
-    return info["contrast"], info["lesion_ml"], scores, segment(model, card, healthy, healthy).sum() / 1000
+    return info["contrast"], info["lesion_ml"], scores, float(segment(model, card, healthy, healthy).sum() / 1000)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a model's card and weights: another model's scores are not this one's."""
+    files = [path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def score_all(seeds: range, folder: str, workers: int, results: Path) -> list[list]:
+    """``score_patient`` of every seed, in their order; those that ``results`` holds are not made again."""
+    model, done = fingerprint(Path(folder)), {}
+    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # half a line, where a run was killed
+            row = json.loads(line)
+            done |= {row["seed"]: row["scores"]} if row["model"] == model else {}
+    with ProcessPoolExecutor(workers) as pool:
+        waiting = {pool.submit(score_patient, seed, folder): seed for seed in seeds if seed not in done}
+        for future in as_completed(waiting):
+            done[waiting[future]] = future.result()
+            with results.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"model": model, "seed": waiting[future], "scores": future.result()}))
+    return [done[seed] for seed in seeds]
 
 
 def main() -> int:
@@ -80,11 +106,11 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=60, help="patients")
     parser.add_argument("--model", default="weights/meshnet16-synthetic", help="model folder")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("builtin_robustness.jsonl"), help="what is done so far")
     parser.add_argument("--table", help="table to write (Markdown)")
     arguments = parser.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.cases)
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        rows = list(pool.map(score_patient, seeds, [arguments.model] * len(seeds)))
+    rows = score_all(seeds, arguments.model, arguments.workers, arguments.results)
     scores = np.array([row[2] for row in rows])
     lines = ["| way of scanning | mean Dice | difference |", "|---|---|---|"]
     for way, mean in zip(WAYS, scores.mean(0)):
