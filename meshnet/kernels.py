@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray | torch.Tensor
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCE = Path(__file__).with_name("kernels.cpp")  # includes the headers in cpu/, so it is one source to the compiler
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=fast")
@@ -134,8 +134,9 @@ def fingerprint(compiler: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     about = os.stat(compiler)
-    parts = [SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), os.path.realpath(compiler), str(about.st_size),
-             str(about.st_mtime_ns), features]
+    sources = [SOURCE, *sorted((SOURCE.parent / "cpu").glob("*.h"))]
+    parts = [*(path.read_text(encoding="utf-8") for path in sources), " ".join(FLAGS), os.path.realpath(compiler),
+             str(about.st_size), str(about.st_mtime_ns), features]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

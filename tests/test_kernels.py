@@ -1,5 +1,6 @@
 """The compiled kernels against PyTorch, and what happens where they cannot be had."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,16 @@ def test_no_compiler_or_a_broken_one_means_pytorch(monkeypatch, tmp_path):
     assert kernels.build(tmp_path / "cache") is None
 
 
+def test_another_header_is_another_library(monkeypatch, tmp_path):
+    shutil.copy(kernels.SOURCE, tmp_path)
+    headers = shutil.copytree(kernels.SOURCE.parent / "cpu", tmp_path / "cpu")
+    before = kernels.fingerprint(sys.executable)
+    monkeypatch.setattr(kernels, "SOURCE", tmp_path / kernels.SOURCE.name)
+    assert kernels.fingerprint(sys.executable) == before
+    (headers / "inner.h").write_text("// changed")
+    assert kernels.fingerprint(sys.executable) != before
+
+
 def test_a_library_that_computes_something_else_is_refused():
     class Idle:
         @staticmethod
@@ -166,3 +177,22 @@ def test_a_nan_stays_a_nan():
     out = operations.convolve(x, torch.ones(2, 1, 3, 3, 3), None, 1)
     block = Block(1, 2, 1, "none", True, 0, "relu", True, 0.0)
     assert torch.isnan(out).all() and torch.isnan(operations.normalise(block, out, None)[0]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compiler", "flags", "lanes"), [
+    ("g++", ["-march=native"], None), ("g++", ["-march=haswell"], 8), ("g++", ["-march=x86-64"], 4),
+    ("aarch64-linux-gnu-g++", ["-static"], 4)])
+def test_builds_for_other_cpus_compute_the_same(compiler, flags, lanes, root, tmp_path):
+    """Each width of vectors against sums in double; 64-bit ARM by an emulator."""
+    runner = ["qemu-aarch64-static"] if compiler.startswith("aarch64") else []
+    for program in (compiler, *runner):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} here")
+    if not runner and platform.machine() != "x86_64":
+        pytest.skip("these are builds for x86-64")
+    program = tmp_path / "check"
+    usual = [flag for flag in kernels.FLAGS if flag not in ("-shared", "-fPIC")]
+    subprocess.run([compiler, *usual, *flags, root / "tests" / "kernels_check.cpp", "-o", program], check=True)
+    found = subprocess.run([*runner, program, "25" if runner else "60"], stdout=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 0 and (lanes is None or found.stdout.startswith(f"{lanes} lanes")), found.stdout
