@@ -2,6 +2,7 @@
 
     python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 runs/meshnet5 --runs 5
     python benchmarks/command.py T2w.nii.gz --models runs/meshnet5 --scans 10 --runs 1   # one command against ten
+    python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 --ceiling 1.5GB --flags --crop none   # and under it
 
 ``start`` is what is no part of a scan's own work: the interpreter, importing PyTorch, reading the weights, ending.
 """
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scans", type=int, default=1, help="copies of the scan: in one command, and in one each")
+    parser.add_argument("--ceiling", metavar="SIZE", help="measure with --max_memory SIZE as well, in turn")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags for infer.py")
     options = parser.parse_args()
     found: dict[str, list[dict]] = {}
@@ -59,6 +61,10 @@ def main() -> None:
             for model in options.models:
                 found.setdefault(f"{model}, one command", []).append(
                     run(scans, folder / "masks", model, options.threads, options.flags))
+                if options.ceiling:
+                    found.setdefault(f"{model}, under {options.ceiling}", []).append(
+                        run(scans, folder / "masks", model, options.threads,
+                            [*options.flags, "--max_memory", options.ceiling]))
                 if options.scans > 1:
                     each = [run([scan], folder / "masks", model, options.threads, options.flags) for scan in scans]
                     found.setdefault(f"{model}, a command each", []).append(
@@ -73,11 +79,12 @@ def main() -> None:
               f"others used {max(one['elsewhere'] for one in runs):.0%}")
         parts = [f"{part} {measure.spread([one['parts'][part] for one in runs])}" for part in runs[0]["parts"]]
         print("    " + ", ".join(parts))
-    if options.scans > 1:
-        for model in options.models:
-            ratios = [a["seconds"] / b["seconds"] for a, b in
-                      zip(found[f"{model}, one command"], found[f"{model}, a command each"])]
-            print(f"{model}: one command took {measure.spread(ratios)} of a command each")
+    pairs = [(f"under {options.ceiling}", "one command")] if options.ceiling else []
+    pairs += [("one command", "a command each")] if options.scans > 1 else []
+    for model in options.models:
+        for one, other in pairs:
+            ratios = [a["seconds"] / b["seconds"] for a, b in zip(found[f"{model}, {one}"], found[f"{model}, {other}"])]
+            print(f"{model}: {one} took {measure.spread(ratios)} of {other}")
 
 
 if __name__ == "__main__":
