@@ -2,7 +2,7 @@
 
     python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 runs/meshnet5 --runs 5
     python benchmarks/command.py T2w.nii.gz --models runs/meshnet5 --scans 10 --runs 1   # one command against ten
-    python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 --ceiling 1.5GB --flags --crop none   # and under it
+    python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 --ceiling 1.5GB   # with a ceiling and without
 
 ``start`` is what is no part of a scan's own work: the interpreter, importing PyTorch, reading the weights, ending.
 """

@@ -1,4 +1,4 @@
-"""The air around a head: which box is the head's, what a network says of air, and where more. Imports no PyTorch."""
+"""The air around a head: the head's box, how far it must grow, and what a network says of air. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from meshnet.errors import UserError
 CROPS = ("head", "none")
 NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
 STEP = 16  # voxels by which a side of the head's box moves where the network marks something at it
+NOTICED = 0.1  # of probability, above what air has; well below thresholds that are in use
+
+Side = tuple[int, bool]  # of a box: its axis, and whether it is the upper one
 
 
 def head_box(volume: np.ndarray, content: Box | None = None) -> Box:
@@ -62,8 +65,13 @@ def fill_value(layers: list[Layer], air: np.ndarray, output: str) -> np.ndarray:
             x = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x], np.float32)
     if output == "labels":
         return x.argmax()
-    shares = np.exp(x - x.max())
-    return shares / shares.sum() if output == "probabilities" else x
+    return softmax(x) if output == "probabilities" else x
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of ``logits`` (K, …)."""
+    shares = np.exp(logits - logits.max(axis=0))
+    return shares / shares.sum(axis=0)
 
 
 def check_crop(volume: np.ndarray, crop) -> str | Box:
@@ -86,21 +94,41 @@ def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
     return crop
 
 
-def beyond(result: np.ndarray, box: Box, fill: np.ndarray, step: int) -> tuple[Box, list[Box]]:
-    """``box`` with those sides moved outwards by ``step`` voxels at which ``result`` has another most likely class than
-    ``fill``, and the parts that this adds; none where every side is as air is.
+def marked_sides(result: np.ndarray, box: Box, fill: np.ndarray, output: str) -> list[Side]:
+    """The sides of ``box``, but for those at the volume's end, where ``result`` says of some voxel what it does not say
+    of air: another label, or of another class more than ``NOTICED`` above the probability that air has.
 
     Args:
-        result: logits or probabilities (K, X, Y, Z), or labels (X, Y, Z), computed in ``box``.
+        result: ``output`` ("logits", "probabilities" of (K, X, Y, Z), or "labels" (X, Y, Z)), computed in ``box``.
         fill: what endless air gives of the same (``fill_value``).
     """
-    shape, added, larger = result.shape[-3:], [], box
+    sides = []
     for axis, (a, b) in enumerate(box):
-        for at, end, part in ((a, 0, (max(0, a - step), a)), (b - 1, shape[axis] - 1, (b, min(shape[axis], b + step)))):
-            plane = tuple(slice(at, at + 1) if axis == other else slice(*box[other]) for other in range(3))
-            face = result[(..., *plane)]
-            if at != end and np.any(face.argmax(axis=0) != fill.argmax() if fill.ndim else face != fill):
-                added.append((*larger[:axis], part, *larger[axis + 1:]))
-                side = min(part[0], larger[axis][0]), max(part[1], larger[axis][1])
-                larger = (*larger[:axis], side, *larger[axis + 1:])
-    return larger, added
+        for upper, at, end in ((False, a, 0), (True, b - 1, result.shape[axis - 3] - 1)):
+            if at == end:
+                continue
+            face = result[(..., *(slice(at, at + 1) if axis == other else slice(*box[other]) for other in range(3)))]
+            if output == "labels":
+                marked = face != fill
+            else:
+                others = np.arange(len(fill)) != fill.argmax()
+                of_air = fill[:, None, None, None]
+                if output == "logits":
+                    face, of_air = softmax(face), softmax(of_air)
+                marked = face[others] > of_air[others] + NOTICED
+            if marked.any():
+                sides.append((axis, upper))
+    return sides
+
+
+def grow_box(box: Box, sides: list[Side], again: set[Side], shape: tuple[int, ...]) -> tuple[Box, list[Box]]:
+    """``box`` with ``sides`` moved out by ``STEP`` voxels, or to the volume's end where they were moved before
+    (``again``), and the parts that this adds, which do not overlap."""
+    added = []
+    for axis, upper in sides:
+        (a, b), n = box[axis], shape[axis]
+        by = n if (axis, upper) in again else STEP
+        part, side = ((b, min(n, b + by)), (a, min(n, b + by))) if upper else ((max(0, a - by), a), (max(0, a - by), b))
+        added.append((*box[:axis], part, *box[axis + 1:]))
+        box = (*box[:axis], side, *box[axis + 1:])
+    return box, added

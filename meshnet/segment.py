@@ -10,11 +10,11 @@ A trained MeshNet is a column of convolutions at full resolution. Three facts ma
   (``air_gaps``). The kernels copy what lies between.
 
 Inside the head's box ``crop="head"`` gives what the full volume gives, to rounding, whatever lies outside: what the
-layers need of the air around it is computed, and zero padding is only where the volume itself ends. The box grows on
-those sides where the network marks something at its very end (``beyond``), so what begins in the head is followed
-wherever it goes. Elsewhere the network's answer to endless air of the border's median value is filled in
-(``fill_value``); labels differ from the full volume's only where a network marks air by itself, such as beside the
-volume's end, where it sees zero padding. ``crop="none"`` is always the full volume.
+layers need of the air around it is computed, and zero padding is only where the volume itself ends. The box grows where
+the network finds something at one of its sides (``marked_sides``), so what begins in the head is followed wherever it
+goes. Elsewhere the network's answer to endless air of the border's median value is filled in (``fill_value``). What a
+network marks in the air without touching the box, such as beside the volume's end where it sees zero padding, is not
+looked for; ``crop="none"`` is always the full volume.
 
 A ``FoldedMeshNet`` is run by the compiled kernels without importing PyTorch.
 """
@@ -29,11 +29,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meshnet import kernels
-from meshnet.air import STEP, beyond, border_values, check_crop, content_box, fill_value, find_head
+from meshnet.air import (
+    Side,
+    border_values,
+    check_crop,
+    content_box,
+    fill_value,
+    find_head,
+    grow_box,
+    marked_sides,
+)
 from meshnet.boxes import Box, Layer, air_gaps, layer_boxes, whole
 from meshnet.errors import UserError
 from meshnet.folded import FoldedMeshNet
-from meshnet.tiles import plan_tiles
+from meshnet.tiles import plan_tiles, work_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +50,6 @@ if TYPE_CHECKING:
 
     from meshnet.model import MeshNet
 
-
-# ---------------------------------------------------------------- whole volumes
 
 def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
             threads: int | None = None) -> np.ndarray:
@@ -52,9 +59,10 @@ def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int 
         model: a ``MeshNet`` in evaluation mode, a ``FoldedMeshNet``, or any other network (run as it is; one with an
             attribute ``patch`` by MONAI's sliding window of that size).
         volume: (C, X, Y, Z), scaled as in training (0..1), numpy or torch.
-        crop: ``head`` computes the head's box and fills the rest with the network's answer to air; ``none`` computes
-            everything; a box ((x0, x1), (y0, y1), (z0, z1)) is taken as the head's. Models with group or instance
-            norm, and other networks, are always run in full.
+        crop: ``head`` computes the head's box, grown as long as the network finds something at a side of it, and fills
+            the rest with the network's answer to air; a box ((x0, x1), (y0, y1), (z0, z1)) is computed as it is, the
+            rest filled; ``none`` computes everything. Models with group or instance norm, and other networks, are
+            always run in full.
         max_memory: ceiling in bytes for the whole process, as far as this function adds to it; None means no ceiling.
         device: where to compute; None means where the model is.
         threads: CPU threads; None means ``torch.get_num_threads()``.
@@ -179,20 +187,37 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
     box = find_head(volume, crop, content) if local else whole(shape)
     result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes  # not yet in memory
-    if box != whole(shape):
-        fill = fill_value(layers, border_values(volume), output)
-        result.T[...] = fill  # the classes, if any, are the last axis of T
     if compiled:
         compute = partial(by_kernels, layers, volume, result, output, budget, content, threads)
     else:
-        compute = partial(by_torch, layers, volume, result, output, max_memory, budget, device)
-    added, step = [box], STEP
-    while added:
-        for part in added:
+        import torch
+
+        source = torch.from_numpy(volume).to(device)
+        compute = partial(by_torch, layers, source, result, output, max_memory, budget)
+    if box == whole(shape):
+        compute(box)
+        return result
+    fill = fill_value(layers, border_values(volume), output)
+    result.T[...] = fill  # the classes, if any, are the last axis of T
+    compute(box)
+    moved: set[Side] = set()
+    while crop == "head" and (sides := marked_sides(result, box, fill, output)):
+        box, parts = cheapest(layers, *grow_box(box, sides, moved, shape), shape, content if compiled else None)
+        moved.update(sides)
+        for part in parts:
             compute(part)
-        box, added = beyond(result, box, fill, step) if crop == "head" and box != whole(shape) else (box, [])
-        step = max(shape)  # what two steps do not end is sought in the whole volume
     return result
+
+
+def cheapest(layers: list[Layer], box: Box, added: list[Box], shape: tuple[int, ...],
+             content: Box | None) -> tuple[Box, list[Box]]:
+    """The box to have and the parts to compute for it, where ``added`` is all that is missing in ``box``: those, or all
+    of it at once, since each part has a halo of its own, or the whole volume where that is less than twice the work."""
+    work, at_once, everything = (sum(work_of(layers, part, shape, content) for part in parts)
+                                 for parts in (added, [box], [whole(shape)]))
+    if everything < 2 * min(work, at_once):
+        return whole(shape), [whole(shape)]
+    return box, added if work < at_once else [box]
 
 
 def by_kernels(layers: list[Layer], volume: np.ndarray, result: np.ndarray, output: str, budget: int | None,
@@ -203,14 +228,12 @@ def by_kernels(layers: list[Layer], volume: np.ndarray, result: np.ndarray, outp
         run_compiled(layers, volume, tile, content, result, output, budget, threads)
 
 
-def by_torch(layers: list[Layer], volume: np.ndarray, result: np.ndarray, output: str, max_memory: int | None,
-             budget: int | None, device: torch.device, box: Box) -> None:
+def by_torch(layers: list[Layer], source: torch.Tensor, result: np.ndarray, output: str, max_memory: int | None,
+             budget: int | None, box: Box) -> None:
     """``box`` of ``result``, tile by tile, by PyTorch."""
-    import torch
-
     from meshnet.layers import run_box, torch_bytes
 
-    shape = volume.shape[1:]
+    shape = source.shape[1:]
     if all(layer.norm is None for layer in layers):
         tiles = plan_tiles(layers, box, shape, budget, torch_bytes)
     else:
@@ -219,7 +242,6 @@ def by_torch(layers: list[Layer], volume: np.ndarray, result: np.ndarray, output
             raise UserError(f"max_memory: found {max_memory / 1e9:.2f} GB, expected at least "
                             f"{(max_memory - budget + need) / 1e9:.2f} GB, since group and instance norm need whole "
                             f"maps; raise it")
-    source = torch.from_numpy(volume).to(device)
     for tile in tiles:
         where = tuple(slice(a, b) for a, b in tile)
         result[(..., *where)] = finish(run_box(layers, source, tile), output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -24,17 +25,32 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
     whole = needs(layers, layer_boxes(layers, head, shape), shape)
     if whole <= budget:  # cuts only add halo
         return [head]
-    most = [min(12, max(1, (b - a) // 8)) for a, b in head]
-    kinds = [[kinds_of_parts(layers, head, axis, count, shape, needs, content) for count in range(1, n + 1)]
-             for axis, n in enumerate(most)]
     best, smallest = None, whole
-    for counts in itertools.product(*(range(1, n + 1) for n in most)):
-        sides = [kinds[axis][count - 1] for axis, count in enumerate(counts)]
-        boxes = layer_boxes(layers, tuple(kind[0] for kind in sides), shape)
-        work = math.prod(counts) * sum(map(math.prod, sizes_computed(layers, boxes, shape, content)[1:]))
+    for counts in (range(1, 13), (1, 2, 4, 8, 16, 24, 32, 48, 64)):  # finer cuts only where nothing else fits
+        if best is None:
+            best, least = best_cut(layers, head, shape, budget, needs, content, counts)
+            smallest = min(smallest, least)
+    if best is None:
+        raise UserError(f"max_memory: found too little room for the network's layers, expected at least "
+                        f"{smallest / 1e9:.2f} GB beside what the process already holds; raise it")
+    return cut(head, best)
+
+
+def best_cut(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int, needs, content: Box | None,
+             counts: Iterable[int]) -> tuple[tuple[int, ...] | None, int]:
+    """Into how many of ``counts`` parts to cut each axis of ``head``, None where no tiles fit ``budget``, and the least
+    bytes that tiles were found to need."""
+    kinds = [{count: kinds_of_parts(layers, head, axis, count, shape, needs, content)
+              for count in counts if count <= max(1, (b - a) // 8)} for axis, (a, b) in enumerate(head)]
+    best, smallest = None, math.inf
+    for cuts in itertools.product(*kinds):
+        sides = [kinds[axis][count] for axis, count in enumerate(cuts)]
+        tile = tuple(kind[0] for kind in sides)
+        work = math.prod(cuts) * work_of(layers, tile, shape, content)
         if best is not None and work >= best[0]:
             continue
-        # The tile of the largest parts needs most, but for this: layers share their room where there are no gaps.
+        # Usually the tile of the largest parts needs most. Not always: in tiles without gaps layers share their room,
+        # so every combination is asked.
         need = 0
         for tile in itertools.product(*sides):
             need = max(need, needs(layers, layer_boxes(layers, tile, shape), shape))
@@ -42,11 +58,13 @@ def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: i
                 break
         smallest = min(need, smallest)
         if need <= budget:
-            best = work, counts
-    if best is None:
-        raise UserError(f"max_memory: found too little room for the network's layers, expected at least "
-                        f"{smallest / 1e9:.2f} GB beside what the process already holds; raise it")
-    return cut(head, best[1])
+            best = work, cuts
+    return best and best[1], smallest
+
+
+def work_of(layers: list[Layer], box: Box, shape: tuple[int, ...], content: Box | None) -> int:
+    """The voxels that all layers together compute for ``box``."""
+    return sum(map(math.prod, sizes_computed(layers, layer_boxes(layers, box, shape), shape, content)[1:]))
 
 
 def kinds_of_parts(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...], needs,
