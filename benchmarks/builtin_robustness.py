@@ -80,24 +80,32 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of a model's card and weights: another model's scores are not this one's."""
-    files = [path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()]
-    return hashlib.sha256(b"".join(files)).hexdigest()
+    """A hash of the model's files and of the code that makes, segments and scores a patient."""
+    package = Path(__file__).resolve().parent.parent / "meshnet"
+    files = [Path(__file__), *sorted(package.glob("*.py")), package / "kernels.cpp", *sorted(package.glob("cpu/*.h"))]
+    files += sorted(path for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def score_all(seeds: range, folder: str, workers: int, results: Path) -> list[list]:
-    """``score_patient`` of every seed, in their order; those that ``results`` holds are not made again."""
-    model, done = fingerprint(Path(folder)), {}
+    """``score_patient`` of every seed, in their order; those that ``results`` has of this model and code are read."""
+    version, done = fingerprint(Path(folder)), {}
     for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # half a line, where a run was killed
             row = json.loads(line)
-            done |= {row["seed"]: row["scores"]} if row["model"] == model else {}
+            done |= {row["seed"]: row["scores"]} if row["version"] == version else {}
+    print(f"{len(done.keys() & set(seeds))} of {len(seeds)} patients are in {results}", file=sys.stderr)
     with ProcessPoolExecutor(workers) as pool:
         waiting = {pool.submit(score_patient, seed, folder): seed for seed in seeds if seed not in done}
-        for future in as_completed(waiting):
-            done[waiting[future]] = future.result()
-            with results.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"model": model, "seed": waiting[future], "scores": future.result()}))
+        try:
+            for future in as_completed(waiting):
+                row = {"version": version, "seed": waiting[future], "scores": future.result()}
+                done[row["seed"]] = row["scores"]
+                with results.open("a", encoding="utf-8") as file:
+                    file.write("\n" + json.dumps(row))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what runs is finished, the rest waits for the next call
+            raise
     return [done[seed] for seed in seeds]
 
 
