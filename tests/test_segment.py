@@ -139,9 +139,9 @@ def test_air_that_is_copied_is_what_the_network_gives(dilations, sides, channels
         conv.weight.data *= 2.5  # so that what is furthest away counts
     volume = segment.turn(np.ascontiguousarray(segment.turn(scan(1, shape, content, air), axes)), np.argsort(axes))
     inside = (slice(None), *(slice(a, b) for a, b in wanted))
-    expected = by_model(model, volume)[inside]
-    error = np.abs(segment.predict_logits(model, volume, crop=wanted)[inside] - expected).max()
-    assert error < 1e-5 * max(1, np.abs(expected).max())
+    expected = by_model(model, volume)
+    error = np.abs(segment.predict_logits(model, volume, crop=wanted) - expected)[inside].max()
+    assert error < 3e-6 * max(1, np.abs(expected).max())  # what is wanted may be one small value among large ones
 
 
 def test_gaps_by_hand():
@@ -243,7 +243,7 @@ def test_a_network_that_marks_all_it_sees_soon_gets_the_whole_volume(way, parts)
         block.conv.weight.data.abs_()
     model.head.weight.data = torch.tensor([[0.0, 0.0], [-9.0, -9.0]])[..., None, None, None]
     assert np.array_equal(segment.predict_labels(model, volume), by_model(model, volume).argmax(axis=0))
-    assert len(parts) <= 3
+    assert parts == [((17, 23), (16, 21), (17, 21)), ((0, 40), (0, 36), (0, 38))]
 
 
 def test_what_is_marked_apart_from_the_head_is_not_looked_for(way):
@@ -339,6 +339,17 @@ def test_every_tile_fits_the_budget():
         tiles = segment.plan_tiles(folded, head, shape, int(share * need(head)), layers.torch_bytes)
         assert max(map(need, tiles)) <= share * need(head)
         assert (len(tiles) == 1) == (share == 1.0)
+
+
+def test_a_long_volume_is_cut_as_finely_as_it_must_be():
+    folded, shape = layers.fold(network(8, (1, 1))), (400, 16, 16)
+
+    def need(tile):
+        return layers.torch_bytes(folded, layers.layer_boxes(folded, tile, shape), shape)
+
+    budget = need(((100, 110), (0, 8), (0, 8)))
+    tiles = segment.plan_tiles(folded, ((0, 400), (0, 16), (0, 16)), shape, budget, layers.torch_bytes)
+    assert max(map(need, tiles)) <= budget and sum(map(layers.voxels, tiles)) == 400 * 16 * 16
 
 
 DEFAULT = (1, 2, 4, 8, 16, 16, 8, 4, 2)
