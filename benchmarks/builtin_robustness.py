@@ -9,7 +9,6 @@ a line of ``--results`` once done, so the same command goes on where it was stop
 
 import argparse
 import contextlib
-import hashlib
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -79,17 +78,20 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
     return info["contrast"], info["lesion_ml"], scores, float(segment(model, card, healthy, healthy).sum() / 1000)
 
 
-def fingerprint(folder: Path) -> str:
+def version_of(folder: Path) -> str:
     """A hash of the model's files and of the code that makes, segments and scores a patient."""
+    from meshnet.schema import fingerprint
+    from meshnet.sources import sha256_file
+
     package = Path(__file__).resolve().parent.parent / "meshnet"
     files = [Path(__file__), *sorted(package.glob("*.py")), package / "kernels.cpp", *sorted(package.glob("cpu/*.h"))]
     files += sorted(path for path in folder.iterdir() if path.is_file())
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return fingerprint([sha256_file(path) for path in files])
 
 
 def score_all(seeds: range, folder: str, workers: int, results: Path) -> list[list]:
     """``score_patient`` of every seed, in their order; those that ``results`` has of this model and code are read."""
-    version, done = fingerprint(Path(folder)), {}
+    version, done = version_of(Path(folder)), {}
     for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # half a line, where a run was killed
             row = json.loads(line)
@@ -103,9 +105,8 @@ def score_all(seeds: range, folder: str, workers: int, results: Path) -> list[li
                 done[row["seed"]] = row["scores"]
                 with results.open("a", encoding="utf-8") as file:
                     file.write("\n" + json.dumps(row))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what runs is finished, the rest waits for the next call
-            raise
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure what runs is finished, the rest is for the next call
     return [done[seed] for seed in seeds]
 
 

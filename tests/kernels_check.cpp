@@ -4,7 +4,9 @@
 
 #include "../meshnet/kernels.cpp"
 
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 
 static std::mt19937 generator(1);

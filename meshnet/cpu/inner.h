@@ -9,6 +9,22 @@
 constexpr int MAX_BLOCK = REGISTERS == 32 ? 13 : 6;  // output channels whose sums fit the registers, two vectors each
 constexpr int WIDE_BLOCK = REGISTERS == 32 ? 6 : 3;  // up to this many channels, four vectors each
 
+// Vectors of each of a block's sums that are held at once.
+constexpr int vectors_for(int block) { return block <= WIDE_BLOCK ? 4 : block * 3 < REGISTERS - 4 ? 3 : 2; }
+
+// sum[o][v] += weight[o] * row[v]
+template <int OUT, int VECTORS>
+static inline __attribute__((always_inline)) void accumulate(vec (&sum)[OUT][VECTORS], const float* row, const float* weight) {
+    vec x[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) x[v] = load(row + v * LANES);
+#pragma GCC unroll 16
+    for (int o = 0; o < OUT; ++o) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sum[o][v] += weight[o] * x[v];
+    }
+}
+
 // out[o][v] = sum over rows k and the three columns c of weight[k][c][o] * rows[k][(c - 1) * dilation + v]
 template <int OUT, int VECTORS>
 static inline void inner(const float* const* rows, int count, int64_t offset, int dilation, const float* weight,
@@ -17,16 +33,7 @@ static inline void inner(const float* const* rows, int count, int64_t offset, in
     for (int k = 0; k < count; ++k) {
         for (int n = 0; n < each; ++n, soon += 16) __builtin_prefetch(soon, 0, 2);
         const float* row = rows[k] + offset - dilation;
-        for (int c = 0; c < 3; ++c, row += dilation, weight += OUT) {
-            vec x[VECTORS];
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) x[v] = load(row + v * LANES);
-#pragma GCC unroll 16
-            for (int o = 0; o < OUT; ++o) {
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v) sum[o][v] += weight[o] * x[v];
-            }
-        }
+        for (int c = 0; c < 3; ++c, row += dilation, weight += OUT) accumulate(sum, row, weight);
     }
 #pragma GCC unroll 16
     for (int o = 0; o < OUT; ++o)
@@ -54,7 +61,7 @@ struct Ahead {
 template <int OUT>
 static void inner_row(const float* const* rows, int count, int width, int64_t offset, int dilation,
                       const float* weight, float* out, int64_t out_stride, Ahead* ahead) {
-    constexpr int VECTORS = OUT <= WIDE_BLOCK ? 4 : OUT * 3 < REGISTERS - 4 ? 3 : 2;
+    constexpr int VECTORS = vectors_for(OUT);
     int x = 0;
     for (; x + VECTORS * LANES <= width; x += VECTORS * LANES) {
         const float* soon = ahead ? ahead->next() : nullptr;
@@ -143,16 +150,7 @@ static inline void inner_pairs(const float* in, int count, int half, int from, c
     for (int t = 0; t < PAIR_TAPS; ++t) {
         const float *row = in + int64_t(t) * count * half + from, *weight = weights + t * tap_weights;
         vec sum[OUT][VECTORS] = {};
-        for (int k = 0; k < count; ++k, row += half, weight += OUT) {
-            vec x[VECTORS];
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) x[v] = load(row + v * LANES);
-#pragma GCC unroll 16
-            for (int o = 0; o < OUT; ++o) {
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v) sum[o][v] += weight[o] * x[v];
-            }
-        }
+        for (int k = 0; k < count; ++k, row += half, weight += OUT) accumulate(sum, row, weight);
 #pragma GCC unroll 16
         for (int o = 0; o < OUT; ++o)
 #pragma GCC unroll 4
@@ -170,7 +168,7 @@ static inline void inner_pairs(const float* in, int count, int half, int from, c
 template <int OUT>
 static void inner_pairs_row(const float* in, int count, int wide, const float* weights, int64_t tap_weights,
                             const Pairs& pairs, float* out, int64_t out_stride) {
-    constexpr int VECTORS = OUT <= WIDE_BLOCK ? 4 : OUT * 3 < REGISTERS - 4 ? 3 : 2;
+    constexpr int VECTORS = vectors_for(OUT);
     const int half = wide / 2;
     int h = 0;
     for (; h + VECTORS * LANES <= half; h += VECTORS * LANES)
