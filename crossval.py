@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meshnet import results
-from meshnet.errors import UserError, run_script
-from meshnet.recipe import OneLineParser
+from meshnet.errors import OneLineParser, UserError, run_script
 
 
 def parser() -> argparse.ArgumentParser:

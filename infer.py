@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from meshnet.config import parse_size
-from meshnet.errors import UserError, run_script
-from meshnet.recipe import OneLineParser
+from meshnet.errors import OneLineParser, UserError, run_script
 
 MOST_THREADS = 1024
 MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes

@@ -1,5 +1,6 @@
 """A user's mistake ends in one line on stderr and exit code 2; a fault of ours keeps its traceback."""
 
+import argparse
 import errno
 import os
 import sys
@@ -34,3 +35,10 @@ def run_script(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as every other error of this program."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see {self.prog} --help")

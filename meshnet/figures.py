@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import charts
+from meshnet import plots
 from meshnet.files import whole_file
 
 PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: told apart by the colour-blind too
@@ -176,7 +176,7 @@ CURVES = (  # panel title, then (name in metrics.jsonl, label)
 )
 
 
-@charts.styled
+@plots.styled
 def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "") -> None:
     """Loss, Dice and learning rate by epoch, from the lines of metrics.jsonl.
 
@@ -186,10 +186,10 @@ def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "") -> None
 
     The best epoch by ``val_dice`` is marked in the Dice panel.
     """
-    figure = charts.new_figure(7.0, 6.6)
+    figure = plots.new_figure(7.0, 6.6)
     panels = figure.subplots(len(CURVES), 1, sharex=True)
     for panel, (name, curves) in zip(panels, CURVES):
-        for colour, (key, label) in zip(charts.COLOURS, curves):
+        for colour, (key, label) in zip(plots.COLOURS, curves):
             points = [(row["epoch"], row[key]) for row in rows if _known(row.get(key))]
             if points:
                 panel.plot(*zip(*points), color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
@@ -207,7 +207,7 @@ def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "") -> None
     panels[-1].set_xlabel("Epoch")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
-    charts.save(figure, path)
+    plots.save(figure, path)
 
 
 def _known(value) -> bool:

@@ -26,8 +26,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
-
     Array = np.ndarray | torch.Tensor
+from meshnet.machine import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cpp")  # includes the headers in cpu/, so it is one source to the compiler
 COMPILERS = ("g++", "clang++", "c++")
@@ -118,13 +118,6 @@ def build(folder: Path | None = None) -> Path | None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return target
-
-
-def cache_folder() -> Path:
-    """Where built libraries are kept: ``MESHNET_CACHE``, else the user's cache folder."""
-    if "MESHNET_CACHE" in os.environ:
-        return Path(os.environ["MESHNET_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meshnet"
 
 
 def fingerprint(compiler: str) -> str:

@@ -16,7 +16,6 @@ must lie on storage that all nodes share, at the same path.
 Each job is a process group of its own and does not see the terminal's Ctrl-C. ``kill`` ends it with all descendants.
 A local job outlives a driver that is killed: keep ``handle.identity()`` (plain JSON) and hand it to ``adopt`` later.
 """
-
 import abc
 import contextlib
 import hashlib
@@ -31,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshnet.errors import UserError
+from meshnet.machine import usable_cores
 from meshnet.processes import TOKEN, alive, end_job, start_time
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,11 +138,6 @@ def visible_gpus() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     listed = subprocess.run(query, capture_output=True, text=True, check=False)
     return listed.stdout.split() if listed.returncode == 0 else []
-
-
-def usable_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def token_of(run_dir: Path) -> str:

@@ -3,7 +3,6 @@
 A recipe is YAML or JSON (comments allowed) with any of the sections of ``meshnet.config.Config``. A ``search``
 section belongs to ``search.py`` and is handed through unread.
 """
-
 import argparse
 import dataclasses
 import json
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshnet.config import Config, validate
-from meshnet.errors import UserError
+from meshnet.errors import OneLineParser, UserError
 
 SEARCH_SECTION = "search"
 RUN_SECTION = "run"  # of a run folder's config.yaml, which is a recipe as well
@@ -114,13 +113,6 @@ def load_search(paths: list[str | Path]) -> dict:
     """The ``search`` section of the last recipe that has one, or an empty dictionary."""
     found = [mapping[SEARCH_SECTION] for path in paths if SEARCH_SECTION in (mapping := read_mapping(path))]
     return found[-1] if found else {}
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as every other error of this program."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentParser], None],

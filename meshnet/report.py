@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import charts, page, results, stats, tables
+from meshnet import charts, page, plots, results, stats, tables
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.stats import Comparison, Run, Summary
@@ -184,7 +184,7 @@ def draw_charts(folder: Path, found: Results, parameters: Mapping[str, int | Non
             {m: (found.column(m, "volume_ml"), found.column(m, "truth_ml")) for m in found.models}),
     }
     for name, figure in figures.items():
-        charts.save(figure, folder / f"{name}.png", folder / f"{name}.pdf")
+        plots.save(figure, folder / f"{name}.png", folder / f"{name}.pdf")
     return {name: folder / f"{name}.png" for name in figures}
 
 

@@ -21,7 +21,6 @@ A ``FoldedMeshNet`` is run by the compiled kernels without importing PyTorch.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,16 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meshnet import kernels
-from meshnet.air import (
-    Side,
-    border_values,
-    check_crop,
-    content_box,
-    fill_value,
-    find_head,
-    grow_box,
-    marked_sides,
-)
+from meshnet.air import Side, border_values, check_crop, content_box, fill_value, find_head, grow_box, marked_sides
 from meshnet.boxes import Box, Layer, air_gaps, layer_boxes, whole
 from meshnet.errors import UserError
 from meshnet.folded import FoldedMeshNet
@@ -49,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from meshnet.model import MeshNet
+from meshnet.machine import resident_bytes
 
 
 def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
@@ -287,12 +278,3 @@ def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:
     column = layers[:-1]
     return ([column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)],
             [layer.dilation for layer in column])
-
-
-def resident_bytes() -> int:
-    """What the process holds in memory now (0 where the system does not say)."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as handle:
-            return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

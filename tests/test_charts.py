@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from meshnet import charts
+from meshnet import charts, plots
 from meshnet.stats import bland_altman
 
 PUBLISHED = [("MeshNet-26", 147474, 0.876, 0.016), ("MeshNet-16", 56194, 0.873, 0.007),
@@ -33,7 +33,7 @@ def test_pareto_has_every_point_and_names_that_do_not_cover_each_other(tmp_path)
     assert {t.get_text() for t in axes.texts} == {name for name, *_ in PUBLISHED} | {"mine"}
     boxes = [t.get_window_extent() for t in axes.texts]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    charts.save(figure, tmp_path / "p.png", tmp_path / "p.pdf")
+    plots.save(figure, tmp_path / "p.png", tmp_path / "p.pdf")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
 

@@ -8,7 +8,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
-from meshnet import charts, figures
+from meshnet import figures, plots
 
 
 def head():
@@ -99,8 +99,8 @@ def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
             {"epoch": 2, "train_loss": 0.5, "val_loss": 0.6, "val_dice": 0.4, "learning_rate": 1e-3},
             {"epoch": 3, "train_loss": 0.3, "val_loss": None, "val_dice": 0.3, "learning_rate": 1e-6}]
     drawn = []
-    save = charts.save
-    monkeypatch.setattr(charts, "save", lambda figure, *paths: (drawn.append(figure), save(figure, *paths)))
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, *paths: (drawn.append(figure), save(figure, *paths)))
     figures.draw_run(rows, tmp_path / "run.png", "a run")
     assert Image.open(tmp_path / "run.png").size[0] > 500
     loss, dice, rate = drawn[0].axes

@@ -13,8 +13,9 @@ import pytest
 
 from meshnet import launch, processes
 from meshnet.errors import UserError
-from meshnet.launch import Job, describe, full_command, make_launcher, usable_cores
+from meshnet.launch import Job, describe, full_command, make_launcher
 from meshnet.launch_ray import check_reachable, largest_share
+from meshnet.machine import usable_cores
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from meshnet import air, kernels, layers, segment
+from meshnet import air, kernels, layers, machine, segment
 from meshnet.boxes import air_gaps
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
@@ -270,7 +270,7 @@ def test_added_parts_stay_under_the_ceiling(monkeypatch):
         run_compiled(folded, volume, tile, content, *rest)
 
     monkeypatch.setattr(segment, "run_compiled", watched)
-    monkeypatch.setattr(segment, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 0)
     labels = segment.predict_labels(model, volume, max_memory=volume[0].size + room)
     assert np.array_equal(labels, by_model(model, volume).argmax(axis=0))
     assert len(needs) > 2 and max(needs) <= room
@@ -323,7 +323,7 @@ def test_tiles_change_nothing(way, crop, monkeypatch):
     model = network(8, (1, 2, 3))
     model.head.bias.data[0] += 10  # nothing is marked, so the head's box stays as it is
     volume = scan(1, (70, 60, 66), ((5, 60), (10, 58), (3, 64)))
-    monkeypatch.setattr(segment, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 0)
     cuts = []
     original = segment.plan_tiles
     monkeypatch.setattr(segment, "plan_tiles", lambda *a: cuts.append(original(*a)) or cuts[-1])
