@@ -54,7 +54,7 @@ def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
     import csv
 
     from meshnet.data import PreparedData
-    from meshnet.metrics import overlap_metrics
+    from meshnet.scans.metrics import overlap_metrics
 
     with open(run / "test_cases.csv", encoding="utf-8") as handle:
         rows = {row["case"]: float(row["conformed_dice"]) for row in csv.DictReader(handle)}

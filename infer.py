@@ -218,14 +218,15 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
     the scan, [(volume, affine), …]), and the seconds that took, ``parts``."""
     import numpy as np
 
-    from meshnet import geometry
+    from meshnet.scans.grid import Grid, conform, stack_channels
+    from meshnet.scans.nifti import read_image, split_channels
 
     wanted, parts = models[0][1]["channels"], {}
     with timed(parts, "read"):
         if len(scans) == 1 and len(wanted) > 1:
-            images = geometry.split_channels(geometry.read_image(scans[0], channels=True))
+            images = split_channels(read_image(scans[0], channels=True))
         else:
-            images = [geometry.read_image(path) for path in scans]
+            images = [read_image(path) for path in scans]
     if len(images) != len(wanted):
         example = ",".join(f"{name}.nii.gz" for name in wanted)
         raise UserError(f"{scans[0]}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
@@ -234,13 +235,13 @@ def read_case(scans: list[Path], models: list[tuple]) -> dict:
     @functools.cache
     def view(*how) -> tuple:
         with timed(parts, "conform"):
-            conformed = [geometry.conform(image, *how, images[0]) for image in images]
-            volume = geometry.stack_channels([np.asarray(image.dataobj) for image in conformed])
+            conformed = [conform(image, *how, images[0]) for image in images]
+            volume = stack_channels([np.asarray(image.dataobj) for image in conformed])
             volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
         return volume, conformed[0].affine
 
     inputs = [[view(grid, card["scaling"], tuple(card["window"]) if card["window"] else None)
-               for grid in geometry.Grid.views(card)] for _, card in models]
+               for grid in Grid.views(card)] for _, card in models]
     return {"like": images[0], "inputs": inputs, "parts": parts}
 
 
@@ -258,8 +259,10 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     """Segment one case, write what was asked for, and return what there is to report."""
     import numpy as np
 
-    from meshnet import geometry, segment
-    from meshnet.lesionmask import clean, decide, lesion_volumes_mm3, what_counts
+    from meshnet import segment
+    from meshnet.scans.grid import to_native
+    from meshnet.scans.mask import clean, decide, lesion_volumes_mm3, what_counts
+    from meshnet.scans.nifti import save_like
 
     total, parts = None, case["parts"]
     looks = [(network, *view, len(views)) for (network, _), views in zip(models, case["inputs"]) for view in views]
@@ -269,7 +272,7 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
                                             threads=arguments.threads)
         probabilities = what_counts(probabilities, models[0][1])
         with timed(parts, "back"):
-            native = geometry.to_native(probabilities, affine, case["like"])
+            native = to_native(probabilities, affine, case["like"])
             native = native if views == 1 else native / np.float32(views)
             total = native if total is None else total + native
     probabilities = total if len(models) == 1 else total / len(models)
@@ -285,17 +288,17 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     if arguments.probability:
         path = mask.with_name(stem(mask) + "_probability.nii.gz")
         lesion = probabilities[0] if len(probabilities) == 1 else probabilities[1:].sum(0, dtype=np.float32)
-        geometry.save_like(lesion, like, path)
+        save_like(lesion, like, path)
         written["probability"] = str(path)
     if arguments.picture:
-        from meshnet.figures import draw_overlay
+        from meshnet.scans.overlay import draw_overlay
 
         path = mask.with_name(stem(mask) + ".png")
         with timed(parts, "picture"):
             draw_overlay(np.asanyarray(like.dataobj), labels, path, affine=like.affine)
         written["picture"] = str(path)
     with timed(parts, "write"):
-        geometry.save_like(labels, like, mask)  # last: a mask that is there is a finished case
+        save_like(labels, like, mask)  # last: a mask that is there is a finished case
     with timed(parts, "clean"):
         sizes = lesion_volumes_mm3(labels, spacing_mm)
     return {"scan": [str(path) for path in plan["scans"]], **written, "volume_ml": round(float(sum(sizes)) / 1000, 3),

@@ -27,20 +27,20 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("which cases")
     g.add_argument("--suffix", nargs="+", default=[], metavar="NAME",
                    help="scans to use, such as T2w; several become channels (bids, hub: required; table: image "
-                        "columns; msd, nnunet: channels to keep, by name)")  # fmt: skip
+                        "columns; msd, nnunet: channels to keep, by name)")
     g.add_argument("--include", action="append", default=[], metavar="ENTITY=VALUE",
-                   help="only files with this entity or column value; repeat it, or give VALUE,VALUE")  # fmt: skip
+                   help="only files with this entity or column value; repeat it, or give VALUE,VALUE")
     g.add_argument("--exclude", action="append", default=[], metavar="ENTITY=VALUE", help="no files with this one")
     g.add_argument("--allow_empty", action="store_true", help="keep cases whose mask is empty (healthy controls)")
 
     g = p.add_argument_group("classes")
     g.add_argument("--labels", nargs="+", metavar="V[,V…][=CLASS]",
                    help="mask values to classes: '1,2,3' merges them into one class, '1 2' makes two, '1,2=1 4=2' says "
-                        "which; other values become background. Without it everything > 0 is lesion")  # fmt: skip
+                        "which; other values become background. Without it everything > 0 is lesion")
     g.add_argument("--classes", nargs="+", metavar="NAME", help="names of classes 1, 2, … (default: lesion, or the "
-                   "source's names)")  # fmt: skip
+                   "source's names)")
     g.add_argument("--marks", metavar="NAME", help="the one class that is the lesion and will be marked; the others "
-                   "are learned to be told from it (default: all; lesion for the preset bright_fluid)")  # fmt: skip
+                   "are learned to be told from it (default: all; lesion for the preset bright_fluid)")
 
     g = p.add_argument_group("what the model will see")
     g.add_argument("--voxel_mm", type=float, default=1.0, help="edge of a voxel (default 1)")
@@ -48,16 +48,16 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--orientation", default="LIA", help="axis codes (default LIA, as mri_convert and brainchop)")
     g.add_argument("--averaged", action="store_true", help="a voxel is the mean of what it covers, not the value at "
                    "its middle as mri_convert has it: for a --voxel_mm larger than the scans' voxels (masks are "
-                   "taken at the middle, which keeps a lesion's volume)")  # fmt: skip
+                   "taken at the middle, which keeps a lesion's volume)")
     g.add_argument("--scaling", default=None, help="intensities (default conform_uint8, as mri_convert)",
-                   choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # fmt: skip
+                   choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
-                   help="values that become 0 and 1, e.g. HU of a CT; implies --scaling window")  # fmt: skip
+                   help="values that become 0 and 1, e.g. HU of a CT; implies --scaling window")
 
     g = p.add_argument_group("folds")
     g.add_argument("--group", nargs="*", metavar="COLUMN", default=None,
                    help="stratify by these columns and lesion volume (default: acq for bids where it is known; none: "
-                        "--group alone)")  # fmt: skip
+                        "--group alone)")
     g.add_argument("--outer", type=int, default=3, help="outer folds (default 3; 1: nobody is tested on)")
     g.add_argument("--inner", type=int, default=3, help="inner folds (default 3; 1: validate on the training subjects)")
     g.add_argument("--split_seed", type=int, default=0)
@@ -82,7 +82,7 @@ def main() -> int:
     options = {}
     if args.format == "synthetic":
         options = {"cases": args.cases, "voxel_mm": args.voxel_mm, "seed": args.synthetic_seed,
-                   "preset": args.synthetic_preset}  # fmt: skip
+                   "preset": args.synthetic_preset}
     listing = find_cases(args.format, args.path, args.suffix, Filters.parse(args.include, args.exclude), **options)
     if args.list:
         return print_listing(listing)
@@ -109,9 +109,9 @@ def main() -> int:
     if not done:
         raise UserError(f"{args.path or args.format}: none of {len(failed)} case(s) could be prepared, see above")
     source = {"format": args.format, "path": args.path, "suffix": args.suffix, "include": args.include,
-              "exclude": args.exclude, "labels": args.labels, **options}  # fmt: skip
+              "exclude": args.exclude, "labels": args.labels, **options}
     prepared = finish(out, done, settings, source, listing.channels, classes,
-                      {"outer": args.outer, "inner": args.inner, "seed": args.split_seed})  # fmt: skip
+                      {"outer": args.outer, "inner": args.inner, "seed": args.split_seed})
     box = prepared["box"]
     print(f"{out}: {len(done)} case(s), {prepared['subjects']} subject(s), lesions {prepared['lesion_ml']}")
     print(f"head box {box[0]}:{box[1]} {box[2]}:{box[3]} {box[4]}:{box[5]}, {prepared['box_share']:.0%} of the grid")
@@ -143,9 +143,9 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def settle(args: argparse.Namespace, listing) -> tuple:
     """The settings that rows depend on, and the names of the classes, background first."""
-    from meshnet.geometry import Grid
     from meshnet.labels import class_names, parse_labels
     from meshnet.rows import Settings
+    from meshnet.scans.grid import Grid
 
     fluid = args.format == "synthetic" and listing.classes is not None  # a preset that has more than the lesion
     labels = parse_labels(args.labels or (["1", "2"] if fluid else None))

@@ -98,15 +98,15 @@ def main() -> int | None:
         folder, recipe, ("--data", os.path.abspath(arguments.data), "--fold", str(arguments.fold),
                          "--seed", str(arguments.seed)),
         tuple(arguments.inner_folds), arguments.metric, arguments.horizon == "rung", arguments.max_retries,
-        arguments.silent_after)  # fmt: skip
+        arguments.silent_after)
     settings = {"space": block, "rungs": rungs, "eta": str(asha.eta), "brackets": brackets, "metric": arguments.metric,
                 "direction": better, "horizon": arguments.horizon, "recipe": to_dict(config), "fold": arguments.fold,
                 "inner_folds": arguments.inner_folds, "seed": arguments.seed,
-                "data": os.path.abspath(arguments.data)}  # fmt: skip
+                "data": os.path.abspath(arguments.data)}
     with Ledger(arguments.ledger or folder / "ledger.sqlite", folder / "driver.lock") as ledger:
         ledger.settings(settings)
         launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
-                                 arguments.accelerate_config, arguments.ray_address)  # fmt: skip
+                                 arguments.accelerate_config, arguments.ray_address)
         screen = Screen()
         study = Study(plan, asha, ledger, launcher, lambda number: sampler.suggest(number, asha), screen.say)
 
@@ -123,7 +123,7 @@ def main() -> int | None:
 def check_flags(arguments: argparse.Namespace) -> None:
     """Refuse numbers out of range and files that are not there; what others check is left to them."""
     for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
-                        ("silent_after", 0), ("seed", 0)):  # fmt: skip
+                        ("silent_after", 0), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name}: found {value}, expected at least {least}")
@@ -188,7 +188,7 @@ def refuse_other_host(folder: Path) -> None:
     age = time.time() - status["time"]
     if age < STALE_SECONDS:
         raise UserError(f"{folder}: this study is being run by process {status['driver']['pid']} on "
-                        f"{status['driver']['host']} (last sign {age:.0f} s ago); stop that one first")  # fmt: skip
+                        f"{status['driver']['host']} (last sign {age:.0f} s ago); stop that one first")
 
 
 # ---------------------------------------------------------------------- while it runs
@@ -249,7 +249,7 @@ def report(study, screen: Screen, state: str, began: float, recipe, space: Space
     if best:
         horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
         head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
-                f"{best['epochs']} epochs\n")  # fmt: skip
+                f"{best['epochs']} epochs\n")
         write_text(study.plan.folder / "best.yaml", head + recipe(best["parameters"], horizon))
         from meshnet import search_figures
 

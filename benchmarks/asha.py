@@ -79,7 +79,7 @@ def run(arguments) -> None:
                 start = time.process_time()
                 wall = simulate(METHODS[name](problem, seed, workers), problem, workers)
                 row = {**dict(zip(key, cell)), "wall": wall, "work": wall * workers,
-                       "seconds": round(time.process_time() - start, 2)}  # fmt: skip
+                       "seconds": round(time.process_time() - start, 2)}
                 with arguments.out.open("a") as out:
                     out.write(json.dumps(row) + "\n")
 

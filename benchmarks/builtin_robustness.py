@@ -42,16 +42,16 @@ def averaged(image: nib.Nifti1Image, factors: tuple[float, float, float]) -> nib
 
 def segment(model, card: dict, image: nib.Nifti1Image, like: nib.Nifti1Image) -> np.ndarray:
     """The model's mask of ``image`` on the grid of ``like``."""
-    from meshnet import geometry
-    from meshnet.lesionmask import clean
+    from meshnet.scans.grid import Grid, conform, to_native
+    from meshnet.scans.mask import clean
     from meshnet.segment import predict
 
-    views = geometry.Grid.views(card)
+    views = Grid.views(card)
     probability = 0
     for grid in views:
-        conformed = geometry.conform(image, grid, card["scaling"], card["window"])
+        conformed = conform(image, grid, card["scaling"], card["window"])
         volume = np.asarray(conformed.dataobj, np.float32)[None] / 255
-        probability += geometry.to_native(predict(model, volume, threads=1)[1], conformed.affine, like) / len(views)
+        probability += to_native(predict(model, volume, threads=1)[1], conformed.affine, like) / len(views)
     return clean(probability >= card["threshold"], np.ones(3), card["min_lesion_mm3"])
 
 

@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from meshnet.metrics import case_metrics, overlap_metrics
+    from meshnet.scans.metrics import case_metrics, overlap_metrics
 
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)

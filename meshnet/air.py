@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from meshnet import geometry
 from meshnet.boxes import Box, Layer, meet, voxels, whole
 from meshnet.errors import UserError
+from meshnet.scans.head import head_box
 
 CROPS = ("head", "none")
 NOISY = 0.6  # a box of more than this share of the volume is not cut out by constant air: its air holds noise
@@ -18,16 +18,16 @@ NOTICED = 0.1  # of probability, above what air has; well below thresholds that 
 Side = tuple[int, bool]  # of a box: its axis, and whether it is the upper one
 
 
-def head_box(volume: np.ndarray, content: Box | None = None) -> Box:
+def content_or_head_box(volume: np.ndarray, content: Box | None = None) -> Box:
     """The head's box in ``volume`` (C, X, Y, Z): ``content``, by default ``content_box``.
 
-    Where noise in the air makes that more than ``NOISY`` of the volume, the box of ``geometry.head_box``, joined over
+    Where noise in the air makes that more than ``NOISY`` of the volume, the box of ``scans.head.head_box``, joined over
     the channels. A volume without contrast is its own box.
     """
     box = content or content_box(volume)
     if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
         return box
-    boxes = [geometry.head_box(channel) for channel in volume]
+    boxes = [head_box(channel) for channel in volume]
     return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
 
 
@@ -90,7 +90,7 @@ def check_crop(volume: np.ndarray, crop) -> str | Box:
 def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
     """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
     if isinstance(crop, str):
-        return head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
+        return content_or_head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
     return crop
 
 

@@ -1,4 +1,5 @@
 """Charts of a report: values in, a matplotlib figure out. No global state, no window, matplotlib loaded when used."""
+
 import math
 from collections.abc import Mapping, Sequence
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from meshnet import metrics, modelfolder, segment
+from meshnet import modelfolder, segment
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
-from meshnet.geometry import to_native
-from meshnet.lesionmask import decide, scored_classes, what_counts, what_is_true
 from meshnet.recipe import read_mapping
 from meshnet.runfolder import write_cases
+from meshnet.scans import metrics
+from meshnet.scans.grid import to_native
+from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
 from meshnet.splits import fold_subjects, load_splits
 
 

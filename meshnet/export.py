@@ -173,15 +173,16 @@ def read_scan(paths: list[Path], card: dict):
     """The conformed scan (C, X, Y, Z) in float32, 0..1, as the network of ``card`` sees it."""
     import numpy as np
 
-    from meshnet import geometry
+    from meshnet.scans.grid import Grid, conform
+    from meshnet.scans.nifti import read_image
 
     if len(paths) != len(card["channels"]):
         raise UserError(f"--scan: found {len(paths)} files, expected {len(card['channels'])} "
                         f"({', '.join(card['channels'])})")
-    images = [geometry.read_image(path) for path in paths]
-    grid = geometry.Grid.from_card(card)
+    images = [read_image(path) for path in paths]
+    grid = Grid.from_card(card)
     window = tuple(card["window"]) if card["window"] else None
-    conformed = [geometry.conform(image, grid, card["scaling"], window, images[0]) for image in images]
+    conformed = [conform(image, grid, card["scaling"], window, images[0]) for image in images]
     volume = np.stack([np.asarray(image.dataobj, np.float32) for image in conformed])
     return volume / 255 if card["scaling"] == "conform_uint8" else volume
 

@@ -27,7 +27,7 @@ PUBLIC = ("suffix", "cases", "voxel_mm", "seed", "preset")  # of a source: nothi
 # within are taken along where a slash follows.
 LOCAL_PATH = re.compile(
     r"(?<![\w.-])(?:file:/*|~?/|\.\.?/|[A-Za-z]:[\\/]|\\\\)(?=[\w.~-])[^\s,;:)\]}'\"]*(?: [^\s/,;]+/\S*)*"
-)  # fmt: skip
+)
 LIMITS = """Research software. It is not a medical device and must not be used for diagnosis or treatment.
 It was tested on the data named above and on nothing else; on other scanners, sequences, ages or kinds of lesion it may
 fail without a warning. Look at every mask."""

@@ -16,6 +16,7 @@ must lie on storage that all nodes share, at the same path.
 Each job is a process group of its own and does not see the terminal's Ctrl-C. ``kill`` ends it with all descendants.
 A local job outlives a driver that is killed: keep ``handle.identity()`` (plain JSON) and hand it to ``adopt`` later.
 """
+
 import abc
 import contextlib
 import hashlib

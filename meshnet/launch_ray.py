@@ -27,7 +27,7 @@ def run_on_node(job: Job, token: str, gpus: int, cpus: float, accelerate_config:
     guard = [
         sys.executable, "-m", "meshnet.processes", str(os.getpid()), str(job.run_dir / ".guard"), str(job.log),
         *full_command(job, gpus, accelerate_config),
-    ]  # fmt: skip
+    ]
     done = subprocess.run(guard, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, socket.gethostname()
 
@@ -45,7 +45,7 @@ def check_reachable(address: str, seconds: float = 5.0) -> None:
         socket.create_connection((host, int(port)), seconds).close()
     except (OSError, ValueError) as error:
         raise UserError(f"--ray_address: found {address}, where no Ray cluster answers ({error}); expected HOST:PORT "
-                        "of one that 'ray start --head' began") from None  # fmt: skip
+                        "of one that 'ray start --head' began") from None
 
 
 class RayLauncher(Launcher):
@@ -79,7 +79,7 @@ class RayLauncher(Launcher):
         fitting = int(offers.get("GPU", 0) // self.gpus) if self.gpus else max(1, int(cores // 4))
         if self.gpus and not fitting:
             raise UserError(f"--gpus_per_worker: found {self.gpus}, expected what the Ray cluster has: "
-                            f"{int(offers.get('GPU', 0))} GPUs")  # fmt: skip
+                            f"{int(offers.get('GPU', 0))} GPUs")
         super().__init__(workers or fitting)
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         self.cpus = 1 if self.gpus else largest_share(nodes, self.slots)

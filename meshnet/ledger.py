@@ -285,14 +285,14 @@ class Ledger:
         writer.writerow(
             ["trial", *names, "bracket", "rung", "state", *(f"score_rung_{rung}" for rung in rungs),
              "attempts", "where", "reason"]
-        )  # fmt: skip
+        )
         for trial, parameters, bracket, rung, state, reason in trials:
             values = json.loads(parameters)
             at_rungs = [scores.get(trial, {}).get(number) for number in rungs]
             writer.writerow(
                 [trial, *(values.get(name) for name in names), bracket, rung, state, *at_rungs,
                  attempts.get(trial, 0), where.get(trial, ""), reason]
-            )  # fmt: skip
+            )
         return text.getvalue()
 
     def curves(self) -> list[tuple[int, int, int, int, float | None]]:

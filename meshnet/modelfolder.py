@@ -201,7 +201,10 @@ def find_folder(name: str | Path) -> Path:
     text = str(name)
     if path.name == text and (BUILT_IN / text / CARD).is_file():
         return BUILT_IN / text
-    from meshnet import hub, registry  # one floor up: only names that are not on disk lead there
+    from meshnet import (
+        hub,  # one floor up: only names that are not on disk lead there
+        registry,
+    )
 
     if text in registry.PUBLIC:
         return registry.fetch(text)

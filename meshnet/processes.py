@@ -113,7 +113,7 @@ def guard(parent: int, lock: str, log: str, command: list[str]) -> int:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(held.fileno(),),
             preexec_fn=die_with_parent,
-        )  # fmt: skip
+        )
         while os.getppid() == parent:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(GUARD_SECONDS)

@@ -3,6 +3,7 @@
 A recipe is YAML or JSON (comments allowed) with any of the sections of ``meshnet.config.Config``. A ``search``
 section belongs to ``search.py`` and is handed through unread.
 """
+
 import argparse
 import dataclasses
 import json

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
+from meshnet import schema
 from meshnet.errors import UserError
 from meshnet.files import whole_file
-from meshnet.geometry import Grid, conform, conform_mask, head_box
-from meshnet.nifti import mask_classes, same_grid
+from meshnet.scans import grid, head, intensity, nifti, resample
+from meshnet.scans.grid import Grid, conform, conform_mask
+from meshnet.scans.head import head_box
+from meshnet.scans.nifti import mask_classes, same_grid
 from meshnet.schema import FORMAT_VERSION, SHARDS, fingerprint, union_box
 from meshnet.sources import Case, load_case, sha256_file, signature
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 # A change in what these files do must redo the cases; the last ones only where cases are made.
-CODE = ("geometry", "nifti", "resample", "rows", "schema")
+CODE = (grid, head, intensity, nifti, resample, schema)  # and this file
 SYNTHETIC_CODE = ("synthetic", "atlas", "head", "lesions", "scanner")
 
 
@@ -39,8 +42,9 @@ class Settings:
 def code_version(synthetic: bool) -> str:
     """A hash of the source code that rows depend on."""
     folder = Path(__file__).parent
-    names = [*CODE, *(n for n in SYNTHETIC_CODE if synthetic and (folder / f"{n}.py").is_file())]
-    return fingerprint([sha256_file(folder / f"{n}.py") for n in names])
+    names = [f"{n}.py" for n in SYNTHETIC_CODE] if synthetic else []
+    return fingerprint([sha256_file(path) for path in (*(module.__file__ for module in CODE), __file__,
+                                                       *(folder / name for name in names))])
 
 
 def shard_name(case: Case, settings: Settings, version: str) -> str:
@@ -83,7 +87,7 @@ def make_row(case: Case, settings: Settings) -> dict:
         "head_box": union_box(boxes),
         "image_paths": list(case.images), "mask_path": case.mask,
         "image_sha256": loaded.image_sha256, "mask_sha256": loaded.mask_sha256,
-    }  # fmt: skip
+    }
 
 
 def _scan_of_mask(case: Case, images: list[nib.Nifti1Image], mask: nib.Nifti1Image) -> nib.Nifti1Image:

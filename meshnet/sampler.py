@@ -62,7 +62,7 @@ class ModelSampler:
     def __init__(
         self, space: Space, seed: int, first: int = 10, explore: float = 0.05, most: int = 300, candidates: int = 600,
         batch: float = 0.02, margin: float = 2.0,
-    ):  # fmt: skip
+    ):
         self.space, self.seed, self.first, self.explore = space, seed, first, explore
         self.most, self.candidates, self.batch, self.margin = most, candidates, batch, margin
         self.kernel = None
@@ -176,7 +176,7 @@ class ModelSampler:
             + numbers.normal(0, 1, (self.candidates // 2, heads.shape[1]))
             * numbers.choice([0.02, 0.05, 0.15], (self.candidates // 2, 1)),
             0, 1 - 1e-9,
-        )  # fmt: skip
+        )
         wide = numbers.random((self.candidates - len(near), heads.shape[1]))
         units = np.vstack([near, wide])
         for column, dimension in enumerate(self.space.dimensions):

@@ -21,7 +21,7 @@ VOLUMES = ("image", "mask", "mask_native")
 PREPARED_KEYS = (
     "format_version", "source", "voxel_mm", "shape", "orientation", "scaling", "window",
     "channels", "classes", "groups", "box", "fingerprint",
-)  # fmt: skip
+)
 
 
 def features(groups: Sequence[str]) -> "datasets.Features":
@@ -43,7 +43,7 @@ def features(groups: Sequence[str]) -> "datasets.Features":
         "native_affine": List(real), "conformed_affine": List(real),
         "lesion_voxels": whole, "lesion_ml": real, "head_box": List(whole),
         "image_paths": List(text), "mask_path": text, "image_sha256": List(text), "mask_sha256": text,
-    })  # fmt: skip
+    })
 
 
 def volume(dataset: "datasets.Dataset", row: int, column: str) -> np.ndarray:

@@ -44,7 +44,7 @@ def _curves(pyplot, study: Asha, curves: list, metric: str):
     for (trial, _, _), points in sorted(lines.items(), key=lambda item: study.trials[item[0][0]].rung):
         rung = max(study.trials[trial].scores, default=study.trials[trial].bracket)
         axes.plot(*zip(*points), color=colours[rung], alpha=0.4 + 0.6 * (rung + 1) / len(study.rungs), linewidth=1.2,
-                  marker="." if len(points) < 8 else None)  # fmt: skip
+                  marker="." if len(points) < 8 else None)
     for rung, epochs in enumerate(study.rungs):
         axes.axvline(epochs, color="0.8", linewidth=0.8, zorder=0)
         axes.plot([], [], color=colours[rung], label=f"reached {epochs} epochs")
@@ -75,7 +75,7 @@ def _parameters(pyplot, study: Asha, space: Space, metric: str):
         elif dimension.kind == "loguniform":
             axes.set_xscale("log")
         axes.scatter(values, [score for *_, score in known], c=[rung for _, rung, _ in known], cmap="viridis",
-                     vmin=0, vmax=len(study.rungs) - 1, s=18)  # fmt: skip
+                     vmin=0, vmax=len(study.rungs) - 1, s=18)
         axes.set_xlabel(dimension.name)
     for rung, colour in enumerate(_colours(pyplot, study)):
         panels[0, 0].scatter([], [], color=colour, s=18, label=f"{study.rungs[rung]} epochs")

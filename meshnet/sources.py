@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.nifti import read_image, split_channels
+from meshnet.scans.nifti import read_image, split_channels
 
 FORMATS = ("bids", "msd", "kits", "nnunet", "table", "hub", "synthetic")
 SYNTHETIC_SEEDS = 10_000  # case seeds a --synthetic_seed; two of those never share a case
@@ -109,7 +109,7 @@ def find_cases(form: str, path: str | None, suffixes: Sequence[str], filters: Fi
         from meshnet import sources_folders
 
         find = {"msd": sources_folders.find_msd, "kits": sources_folders.find_kits,
-                "nnunet": sources_folders.find_nnunet}[form]  # fmt: skip
+                "nnunet": sources_folders.find_nnunet}[form]
     listing = find(path, suffixes, filters)
     return checked(listing)
 

@@ -126,7 +126,7 @@ def scans_of(
             return [], f"no {suffix} scan agrees with it", False
         # The plainest name wins, then the one beside the mask; what is still equal is for the user to settle.
         ranks = [(len(set(s.entities) - set(mask.entities)), Path(s.path).parent != Path(mask.path).parent)
-                 for s in candidates]  # fmt: skip
+                 for s in candidates]
         best = [s for s, rank in zip(candidates, ranks) if rank == min(ranks)]
         if len(best) > 1:
             shown = ", ".join(Path(s.path).name for s in best[:3]) + (", …" if len(best) > 3 else "")

@@ -57,7 +57,7 @@ def find_nnunet(path: str, suffixes: Sequence[str], filters: Filters) -> Listing
     """
     root, description = _dataset_json(path)
     names = _numbered(description.get("channel_names", description.get("modality")), root / "dataset.json",
-                      "channel_names")  # fmt: skip
+                      "channel_names")
     kept = _chosen(names, suffixes)
     ending = description.get("file_ending", ".nii.gz")
     if ending not in (".nii", ".nii.gz"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from meshnet.errors import UserError
-from meshnet.nifti import image_from_bytes, same_grid
+from meshnet.scans.nifti import image_from_bytes, same_grid
 from meshnet.sources import Case, Filters, Listing, Loaded
 
 MASK_COLUMNS = ("lesion", "mask", "label", "segmentation")

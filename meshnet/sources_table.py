@@ -57,7 +57,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
             rows = [{(k or "").strip(): (v or "").strip() if isinstance(v, str) else "" for k, v in r.items()}
-                    for r in reader]  # fmt: skip
+                    for r in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}), expected CSV in UTF-8; save it anew") from error
     if not rows:

@@ -157,7 +157,7 @@ class Study:
         arguments = (
             "--recipe", str(self._recipe_path(task)), "--inner_fold", str(task.fold), "--run_dir", str(run_dir),
             "--stop_epoch", str(task.decision.epochs), *self.plan.arguments,
-        )  # fmt: skip
+        )
         return Job(self.plan.script, arguments, run_dir, run_dir / "output.log", self.plan.silent_after)
 
     def _recipe_path(self, task: Task) -> Path:
@@ -193,7 +193,7 @@ class Study:
         if not finished and ended.code != 0 and NO_SPACE.search(ended.handle.output()):
             self.ledger.attempt_ended(task.attempt, DISK_FULL, ended.handle.where)
             raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; make room, then the same "
-                            "command goes on")  # fmt: skip
+                            "command goes on")
         reason = "" if finished else self._final_reason(ended, task)
         why = "" if finished else reason or ended.reason or "ended before its rung"
         self.ledger.attempt_ended(task.attempt, why, ended.handle.where)

@@ -35,7 +35,7 @@ def snapshot(study: Study, state: str, began: float) -> dict:
             "promoted": sum(len(asha.promoted[b][rung]) for b in range(asha.brackets)),
             "running": sum(trial.running and trial.rung == rung for trial in asha.trials),
             "failed": sum(bool(trial.failed) and trial.rung == rung for trial in asha.trials),
-        })  # fmt: skip
+        })
     best = asha.best()
     spent = sum(_epochs_of(study, trial) for trial in asha.trials)
     running = [_row(study, handle) for handle in study.launcher.running() if handle.token in study.running]
@@ -51,7 +51,7 @@ def snapshot(study: Study, state: str, began: float) -> dict:
             "epochs": asha.rungs[max(r for r, s in best.scores.items() if math.isfinite(s))],
             "score": [s for _, s in sorted(best.scores.items()) if math.isfinite(s)][-1],
         },
-    }  # fmt: skip
+    }
 
 
 def _row(study: Study, handle: Handle) -> dict:
@@ -60,7 +60,7 @@ def _row(study: Study, handle: Handle) -> dict:
         "trial": task.decision.trial, "fold": task.fold, "epochs": task.decision.epochs,
         "epoch": len(read_metrics(study.run_dir(task))), "where": handle.where,
         "seconds": round(time.monotonic() - handle.since, 1),
-    }  # fmt: skip
+    }
 
 
 def _epochs_of(study: Study, trial: Trial) -> int:
@@ -101,16 +101,16 @@ def table(status: dict) -> list[str]:
     """A status in lines: rungs, running trials, best, cost, time left."""
     lines = [f"{status['state']}: {status['trials']} of {status['max_trials']} trials, {status['epochs']} epochs "
              f"({status['epochs'] / status['epochs_if_all_in_full']:.0%} of training all in full), "
-             f"{minutes(status['seconds'])}", "  epochs  finished  promoted  running   failed"]  # fmt: skip
+             f"{minutes(status['seconds'])}", "  epochs  finished  promoted  running   failed"]
     lines += [f"  {rung['epochs']:>6}  {rung['finished']:>8}  {rung['promoted']:>8}  {rung['running']:>7}  "
-              f"{rung['failed']:>7}" for rung in status["rungs"]]  # fmt: skip
+              f"{rung['failed']:>7}" for rung in status["rungs"]]
     lines += [f"  trial {run['trial']} inner fold {run['fold']}: epoch {run['epoch']} of {run['epochs']} on "
-              f"{run['where']}, {minutes(run['seconds'])}" for run in status["running"]]  # fmt: skip
+              f"{run['where']}, {minutes(run['seconds'])}" for run in status["running"]]
     best = status["best"]
     if best:
         values = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
         lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} after {best['epochs']} "
-                     f"epochs ({values})")  # fmt: skip
+                     f"epochs ({values})")
     if status["failed"]:
         lines.append(f"  failed: {len(status['failed'])} trials; trials.csv has the reasons")
     if status["state"] == "running" and status["seconds_left"] is not None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meshnet import metrics, segment
-from meshnet.lesionmask import decide, scored_classes, what_counts, what_is_true
+from meshnet import segment
 from meshnet.modelfolder import DEFAULTS
 from meshnet.runfolder import Heartbeat
+from meshnet.scans import metrics
+from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
 
 def picture_cases(run, rows: list[dict]) -> dict[str, Path]:
     """Pictures of the validation cases with the worst and the median Dice: ``pictures/worst.png``, ``…/median.png``."""
-    from meshnet.figures import draw_overlay
+    from meshnet.scans.overlay import draw_overlay
 
     ranked = sorted(zip([row["dice"] for row in rows], run.val))
     chosen = {"worst": ranked[0][1], "median": ranked[len(ranked) // 2][1]}

@@ -7,9 +7,9 @@ from pathlib import Path
 from meshnet import results
 from meshnet.config import Config, identity, to_dict, validate
 from meshnet.files import write_json, write_text
-from meshnet.metrics import LESION_KEYS, OVERLAP_KEYS, SURFACE_KEYS
 from meshnet.recipe import dump
 from meshnet.runfolder import write_cases
+from meshnet.scans.metrics import LESION_KEYS, OVERLAP_KEYS, SURFACE_KEYS
 from meshnet.splits import content_hash
 
 FINGERPRINT = "f" * 64

@@ -101,12 +101,12 @@ class Bench:
     def command(self, study: str, *flags: str, space: str = "space.yaml") -> list:
         return [sys.executable, self.folder / "driver.py", self.trainer, "--data", self.folder / "data",
                 "--recipe", self.folder / space, "--study", self.folder / study, "--workers", "2", "--rungs", "3",
-                "--gpus_per_worker", "0", *flags]  # fmt: skip
+                "--gpus_per_worker", "0", *flags]
 
     def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, **options) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(self.root), "EPOCH_SECONDS": str(epoch_seconds)}
         return subprocess.Popen(self.command(study, *flags, **options), env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def run(self, study: str, *flags: str, code: int = 0, **options) -> str:
         process = self.start(study, *flags, **options)

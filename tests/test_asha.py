@@ -50,7 +50,7 @@ def test_geometric_rungs_table(arguments, rungs):
         ((5, 8, 1.2), (5, 6, 7, 8)),  # the binary fraction nearest to 1.2 lies below it and would give 5 twice
         ((5, 5, 3), (5,)),
     ],
-)  # fmt: skip
+)
 def test_eta_rungs_table(arguments, rungs):
     assert eta_rungs(*arguments) == rungs
 
@@ -109,7 +109,7 @@ def test_one_worker_by_hand():
         (3, 4),
         (4, 1), (5, 1),  # of six the best three: 3, 5, 1
         (5, 2),          # of three at epoch 2 one: 3, and it went
-    ]  # fmt: skip
+    ]
     assert study.done()
     assert study.best().number == 3
     assert study.best().scores == {0: 0.9, 1: 0.9, 2: 0.9}
@@ -329,7 +329,7 @@ def test_a_study_taken_up_from_its_record_is_the_same_study(**arguments):
     events = run_study(**arguments).events
     cut = random.Random(arguments["seed"]).randrange(len(events) + 1)
     lived = Asha(arguments["rungs"], arguments["eta"], arguments["max_trials"], arguments["maximize"],
-                 min(arguments["brackets"], len(arguments["rungs"])))  # fmt: skip
+                 min(arguments["brackets"], len(arguments["rungs"])))
     rebuilt = Asha(lived.rungs, lived.eta, lived.max_trials, lived.maximize, lived.brackets)
     for kind, number, value in events[:cut]:
         if kind == "job":

@@ -13,7 +13,7 @@ from conftest import run_script_file
 from torch import nn
 from torch.nn import functional
 
-from meshnet import export, export_tfjs, modelfolder, registry
+from meshnet import export, export_tfjs, files, modelfolder, registry
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 
@@ -490,7 +490,7 @@ def test_an_interrupted_second_import_has_no_card(tmp_path, monkeypatch):
     path, _ = made_up(tmp_path)
     run_command("import", path, tmp_path / "m")
     with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
-        changed.setattr(modelfolder, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        changed.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run_command("import", path, tmp_path / "m")
     with pytest.raises(UserError, match=r"config\.json: not found"):
         modelfolder.load_model(tmp_path / "m")

@@ -9,6 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image
 
 from meshnet import figures, plots
+from meshnet.scans import overlay
 
 
 def head():
@@ -35,24 +36,24 @@ def pixels(path):
 @pytest.mark.parametrize("codes", ["LIA", "PSR"])
 def test_the_picture_is_the_same_however_the_scan_is_stored(tmp_path, codes):
     volume, mask, truth, affine = head()
-    figures.draw_overlay(volume, mask, tmp_path / "a.png", truth, affine)
+    overlay.draw_overlay(volume, mask, tmp_path / "a.png", truth, affine)
     (volume, mask, truth), affine = stored_as(codes, (volume, mask, truth), affine)
-    figures.draw_overlay(volume, mask, tmp_path / "b.png", truth, affine)
+    overlay.draw_overlay(volume, mask, tmp_path / "b.png", truth, affine)
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 
 
 def test_the_lesion_is_drawn_on_the_side_where_it_lies(tmp_path):
     volume, mask, truth, affine = head()
-    figures.draw_overlay(volume, mask, tmp_path / "a.png", truth, affine, caption="sub-01")
+    overlay.draw_overlay(volume, mask, tmp_path / "a.png", truth, affine, caption="sub-01")
     picture = pixels(tmp_path / "a.png")
     assert picture.ndim == 3
     body = picture[:-40]
-    for colour in (figures.PREDICTED, figures.TRUE):
+    for colour in (overlay.PREDICTED, overlay.TRUE):
         assert (body == colour).all(-1).any()
     # The first panel is axial: right, where the lesion is (x 25 to 30 of 40), is on its left, and front is up.
     height = body.shape[0]
     panel = body[:, :body.shape[1] // 3]
-    rows, columns = np.nonzero((panel == figures.PREDICTED).all(-1))
+    rows, columns = np.nonzero((panel == overlay.PREDICTED).all(-1))
     head_rows, head_columns = np.nonzero(panel.sum(-1) > 150)
     assert columns.mean() < head_columns.mean()
     assert rows.mean() < head_rows.mean() < height
@@ -60,34 +61,34 @@ def test_the_lesion_is_drawn_on_the_side_where_it_lies(tmp_path):
 
 def test_only_the_mask_is_coloured_and_an_empty_one_is_not(tmp_path):
     volume, mask, truth, affine = head()
-    figures.draw_overlay(volume, np.zeros_like(mask), tmp_path / "a.png", affine=affine)
+    overlay.draw_overlay(volume, np.zeros_like(mask), tmp_path / "a.png", affine=affine)
     body = pixels(tmp_path / "a.png")[:-40]
     assert (body.max(-1) - body.min(-1)).max() == 0  # grey throughout
-    figures.draw_overlay(volume, np.zeros_like(mask), tmp_path / "b.png", truth, affine)
+    overlay.draw_overlay(volume, np.zeros_like(mask), tmp_path / "b.png", truth, affine)
     body = pixels(tmp_path / "b.png")[:-40]
-    assert (body == figures.TRUE).all(-1).any()      # the slices go through the missed lesion
-    assert not (body == figures.PREDICTED).all(-1).any()
+    assert (body == overlay.TRUE).all(-1).any()      # the slices go through the missed lesion
+    assert not (body == overlay.PREDICTED).all(-1).any()
 
 
 def test_thick_slices_are_drawn_in_millimetres(tmp_path):
     volume, mask, _, _ = head()
-    figures.draw_overlay(volume, mask, tmp_path / "thin.png", affine=np.diag([2.0, 2, 2, 1]))
-    figures.draw_overlay(volume[:, :, ::3], mask[:, :, ::3], tmp_path / "thick.png", affine=np.diag([2.0, 2, 6, 1]))
+    overlay.draw_overlay(volume, mask, tmp_path / "thin.png", affine=np.diag([2.0, 2, 2, 1]))
+    overlay.draw_overlay(volume[:, :, ::3], mask[:, :, ::3], tmp_path / "thick.png", affine=np.diag([2.0, 2, 6, 1]))
     thin, thick = (Image.open(tmp_path / name).size for name in ("thin.png", "thick.png"))
     assert thick == pytest.approx(thin, rel=0.12)
 
 
 def test_constant_and_unequal_volumes(tmp_path):
     blank = np.zeros((8, 9, 10))
-    figures.draw_overlay(blank, blank > 0, tmp_path / "a.png")
+    overlay.draw_overlay(blank, blank > 0, tmp_path / "a.png")
     assert (tmp_path / "a.png").is_file()
     with pytest.raises(ValueError, match="same shape"):
-        figures.draw_overlay(blank, np.zeros((8, 9, 9)), tmp_path / "b.png")
+        overlay.draw_overlay(blank, np.zeros((8, 9, 9)), tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()
 
 
 def test_an_overlay_does_not_load_matplotlib(tmp_path, root):
-    code = ("import sys, numpy as np; from meshnet.figures import draw_overlay; "
+    code = ("import sys, numpy as np; from meshnet.scans.overlay import draw_overlay; "
             f"cube = np.eye(9)[None].repeat(9, 0); draw_overlay(cube, cube > 0, {str(tmp_path / 'a.png')!r}); "
             "print(sorted({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

@@ -11,22 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnet.errors import UserError
-from meshnet.geometry import (
-    Grid,
-    conform,
-    conform_mask,
-    head_box,
-    intensity_range,
-    mask_classes,
-    read_image,
-    save_like,
-    split_channels,
-    target_affine,
-    to_native,
-)
 from meshnet.modelfolder import DEFAULTS
-from meshnet.nifti import image_from_bytes, same_grid
-from meshnet.resample import resample
+from meshnet.scans.grid import Grid, conform, conform_mask, target_affine, to_native
+from meshnet.scans.head import head_box
+from meshnet.scans.intensity import intensity_range
+from meshnet.scans.nifti import image_from_bytes, mask_classes, read_image, same_grid, save_like, split_channels
+from meshnet.scans.resample import resample
 
 ORIENTATIONS = ["".join(c) for axes in itertools.permutations(("LR", "AP", "IS")) for c in itertools.product(*axes)]
 
@@ -149,7 +139,7 @@ def test_an_averaged_voxel_is_the_mean_of_samples_spread_over_it(spacing, angles
     found = array(conform(scan, grid, "window", (0, 1)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - array(conform(scan, replace(grid, averaged=False), "window", (0, 1)))).max() > 0.1
-    monkeypatch.setattr("meshnet.resample.SAMPLES", 5000)  # a few planes at once
+    monkeypatch.setattr("meshnet.scans.resample.SAMPLES", 5000)  # a few planes at once
     np.testing.assert_allclose(array(conform(scan, grid, "window", (0, 1))), found, atol=1e-6)
 
 
@@ -278,7 +268,7 @@ def test_wrong_settings_are_the_users_mistake(make):
 @given(
     st.tuples(*[st.integers(3, 20)] * 3), st.sampled_from(ORIENTATIONS), st.sampled_from(ORIENTATIONS),
     st.integers(22, 25), st.integers(0, 99),
-)  # fmt: skip
+)
 @settings(max_examples=100, deadline=None)
 def test_a_mask_of_the_same_voxel_size_comes_back_identical(shape, own, target, n, seed):
     """Odd against even sizes put the grids half a voxel apart, where every voxel is a tie."""

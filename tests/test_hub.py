@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet import geometry, hub, hubcard, modelfolder
+from meshnet import hub, hubcard, modelfolder
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
 from meshnet.results import PLAN
+from meshnet.scans.intensity import SCALINGS
 
 WRITER, READER = "hf_" + "w" * 30, "hf_" + "r" * 30
 SOURCE = {"format": "bids", "path": "/home/someone/study", "suffix": ["T2w"], "labels": None}  # as prepare.py notes it
@@ -536,5 +537,5 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
         modelfolder.load_model("brainchop-tissue-light")
-    assert {model.scaling or "minmax" for model in registry.PUBLIC.values()} <= set(geometry.SCALINGS)
+    assert {model.scaling or "minmax" for model in registry.PUBLIC.values()} <= set(SCALINGS)
     assert "brainchop-t2-lesion" in registry.list_models()

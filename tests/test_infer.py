@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet import geometry
-from meshnet.lesionmask import clean, lesion_volumes_mm3
 from meshnet.model import MeshNet
 from meshnet.modelfolder import DEFAULTS, save_model
+from meshnet.scans.grid import Grid, conform, target_affine, to_native
+from meshnet.scans.mask import clean, lesion_volumes_mm3
+from meshnet.scans.nifti import read_image
 
 CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "voxel_mm": 8.0, "shape": [32, 32, 32],
         "threshold": 0.5}
@@ -210,7 +211,7 @@ def test_each_model_of_an_ensemble_sees_its_own_grid(tmp_path):
     assert [len(views) for views in inputs] == [1, 1, 1, 2]
     for views, wanted in zip(inputs, grids):
         for (volume, affine), more in zip(views, wanted):
-            expected = geometry.conform(geometry.read_image(path), geometry.Grid(8.0, (32, 32, 32), **more))
+            expected = conform(read_image(path), Grid(8.0, (32, 32, 32), **more))
             assert (volume[0] == np.asarray(expected.dataobj) / np.float32(255)).all()
             assert (affine == expected.affine).all()
     assert inputs[0][0][0] is inputs[2][0][0] is inputs[3][0][0], "what is the same is conformed once"
@@ -225,15 +226,15 @@ def test_a_shifted_model_gives_the_mean_of_two_grids_half_a_voxel_apart(tmp_path
     for folder in folders:
         infer(path, "-o", folder / "m.nii.gz", "--model", folder, "--probability", "--no-picture")
         maps.append(np.asarray(nib.load(folder / "m_probability.nii.gz").dataobj))
-    image = geometry.read_image(path)
-    grid = geometry.Grid(8.0, (32, 32, 32))
-    moved = geometry.conform(image, replace(grid, offset=0.5))
-    middle = geometry.target_affine(image, grid)
+    image = read_image(path)
+    grid = Grid(8.0, (32, 32, 32))
+    moved = conform(image, replace(grid, offset=0.5))
+    middle = target_affine(image, grid)
     half = np.eye(4)
     half[:3, 3] = 0.5
     np.testing.assert_allclose(np.linalg.inv(middle) @ moved.affine, half, atol=1e-6)
     level = np.asarray(moved.dataobj).astype(np.float32) / 255
-    other = geometry.to_native(1 / (1 + np.exp(-4.0 * (np.maximum(level, 0) - 0.6))), moved.affine, image)
+    other = to_native(1 / (1 + np.exp(-4.0 * (np.maximum(level, 0) - 0.6))), moved.affine, image)
     np.testing.assert_allclose(maps[1], (maps[0] + other) / 2, atol=1e-5)
     assert np.abs(maps[1] - maps[0]).max() > 0.05
 

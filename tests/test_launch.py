@@ -83,7 +83,7 @@ def test_jobs_share_the_slots_and_say_how_they_ended(job):
 def test_describe():
     assert [describe(code) for code in (0, 2, 137, -15, None)] == [
         "", "exit code 2", "killed by SIGKILL", "killed by SIGTERM", "ended unseen",
-    ]  # fmt: skip
+    ]
 
 
 def test_each_slot_has_gpus_of_its_own(job, monkeypatch):
@@ -204,7 +204,7 @@ def dead_drivers_job(tmp_path, root, code: str) -> tuple[Job, dict]:
     process = subprocess.Popen(
         [sys.executable, driver, script, folder], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    )
     identity = json.loads(process.stdout.readline())
     process.kill()
     process.wait()

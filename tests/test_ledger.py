@@ -170,7 +170,7 @@ def test_a_writer_shot_at_any_moment_loses_nothing_it_had_said(tmp_path, root):
         process = subprocess.Popen(
             [sys.executable, script, tmp_path / "ledger.sqlite"], stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(root)},
-        )  # fmt: skip
+        )
         assert process.stdout.readline() == "begun\n"
         time.sleep(generator.uniform(0.05, 0.3))
         process.send_signal(signal.SIGKILL)

@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
 
-from meshnet.metrics import (
+from meshnet.scans.metrics import (
     LESION_KEYS,
     OVERLAP_KEYS,
     SURFACE_KEYS,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meshnet import lesionmask, modelfolder, setup
+from meshnet import modelfolder, setup
 from meshnet.config import Config
 from meshnet.errors import UserError
 from meshnet.model import MeshNet
+from meshnet.scans.mask import decide, what_counts
 
 CARD = {"channels": ["T2w"], "classes": ["background", "lesion"]}
 
@@ -247,9 +248,9 @@ def test_of_several_classes_one_alone_may_be_marked(tmp_path):
     modelfolder.save_model(tmp_path, network, {**CARD, "classes": names, "marks": "lesion", "threshold": 0.4})
     card = modelfolder.read_card(tmp_path)
     probabilities = np.array([[0.1, 0.5, 0.4], [0.3, 0.1, 0.6], [0.0, 0.7, 0.3]], np.float32).T[..., None, None]
-    marked = lesionmask.decide(lesionmask.what_counts(probabilities, card), card)
+    marked = decide(what_counts(probabilities, card), card)
     assert marked.ravel().tolist() == [1, 1, 0]  # by the threshold, though fluid is likelier in the first
-    every = lesionmask.decide(lesionmask.what_counts(probabilities, {**card, "marks": None}), card)
+    every = decide(what_counts(probabilities, {**card, "marks": None}), card)
     assert every.ravel().tolist() == [1, 2, 1]
     edit(tmp_path / "config.json", marks="rim")
     with pytest.raises(UserError, match="found marks = 'rim', expected one of fluid, lesion"):

@@ -23,8 +23,10 @@ from meshnet import rows, schema
 from meshnet.config import Config
 from meshnet.dataset import run_jobs
 from meshnet.errors import UserError, run_script
-from meshnet.geometry import Grid, conform, conform_mask, head_box, read_image, to_native
 from meshnet.modelfolder import DEFAULTS
+from meshnet.scans.grid import Grid, conform, conform_mask, to_native
+from meshnet.scans.head import head_box
+from meshnet.scans.nifti import read_image
 from meshnet.setup import model_card
 from meshnet.splits import fold_subjects, load_splits
 
@@ -198,7 +200,7 @@ def test_two_real_modalities_become_two_channels(shared_data, tmp_path, run):
         csv.writer(handle).writerows(lines)
     out = tmp_path / "out"
     code, _, errors = run(tmp_path / "t.csv", "--format", "table", "--out", out, "--voxel_mm", "2", "--outer", "1",
-                          "--inner", "1")  # fmt: skip
+                          "--inner", "1")
     assert code == 0, errors
     data, prepared = schema.load_dataset(out)
     assert prepared["channels"] == ["FLAIR", "T2w"] and data[0]["image_shape"] == [2, 128, 128, 128]
@@ -243,7 +245,7 @@ def test_classes_by_labels(table, tmp_path, run):
 
 def test_list_reads_no_volume(tmp_path, run):
     for name in ("sub-1/anat/sub-1_T2w.nii.gz", "derivatives/l/sub-1/sub-1_label-lesion_mask.nii.gz",
-                 "sub-2/anat/sub-2_T2w.nii.gz"):  # fmt: skip
+                 "sub-2/anat/sub-2_T2w.nii.gz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     code, text, _ = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--list")
@@ -354,7 +356,7 @@ def test_two_scans_for_one_mask_fail_alone(tmp_path, run):
         save(masks / f"sub-{i}_label-lesion_mask.nii.gz", lesion(i))
     save(tmp_path / "bids/sub-2/anat/sub-2_run-2_T2w.nii.gz", head(3))
     command = [tmp_path / "bids", "--format", "bids", "--suffix", "T2w", "--voxel_mm", "4", "--outer", "1", "--inner",
-               "1", "--out", tmp_path / "out"]  # fmt: skip
+               "1", "--out", tmp_path / "out"]
     code, _, errors = run(*command)
     assert code == 1 and "2 T2w scans match it" in errors[0]
     assert schema.load_dataset(tmp_path / "out")[0]["subject"][:] == ["1"]

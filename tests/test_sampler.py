@@ -161,7 +161,7 @@ def test_what_a_batch_is_made_from_is_the_best_of_the_highest_rungs(monkeypatch)
     study = play(make_sampler("random", SPACE, 0), 60, lambda parameters, epochs: scores.choice([0.1, 0.2, math.nan]))
     loss = lambda value: -value if math.isfinite(value) else math.inf
     all_rows = [(SPACE.encode(trial.parameters), rung, loss(value)) for trial in study.trials
-                for rung, value in trial.scores.items()]  # fmt: skip
+                for rung, value in trial.scores.items()]
     assert ModelSampler(SPACE, 0)._snapshot(study)[1] == all_rows
     best = sorted(all_rows, key=lambda row: (-row[1], row[2]))[:25]
     assert ModelSampler(SPACE, 0, most=25)._snapshot(study)[1] == best

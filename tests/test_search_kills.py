@@ -191,7 +191,7 @@ def test_a_real_search_ends_and_its_best_recipe_trains(real, root):
     print(f"real search: {status['epochs']} epochs, {time.monotonic() - began:.0f} s, best {status['best']}")
     assert status["epochs"] <= 0.65 * status["epochs_if_all_in_full"]
     command = [sys.executable, root / "train.py", "--recipe", real.folder / "calm" / "best.yaml", "--data",
-               real.folder / "data", "--fold", "1", "--run_dir", real.folder / "again"]  # fmt: skip
+               real.folder / "data", "--fold", "1", "--run_dir", real.folder / "again"]
     subprocess.run(command, check=True, capture_output=True)
     assert len((real.folder / "again" / "metrics.jsonl").read_text().splitlines()) == 4
     assert (real.folder / "calm" / "importance.png").exists()

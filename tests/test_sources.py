@@ -74,7 +74,7 @@ def test_columns_of_the_participants_are_groups_and_filters(arc):
 def test_atlas_names_pair_within_their_space(tmp_path):
     folder = "derivatives/ATLAS/sub-r001s001/ses-1/anat/sub-r001s001_ses-1_space-MNI152NLin2009aSym_"
     touch(tmp_path, folder + "label-L_desc-T1lesion_mask.nii.gz", folder + "T1w.nii.gz",
-          "sub-r001s001/ses-1/anat/sub-r001s001_ses-1_T1w.nii.gz")  # fmt: skip
+          "sub-r001s001/ses-1/anat/sub-r001s001_ses-1_T1w.nii.gz")
     listing = find_cases("bids", str(tmp_path), ["T1w"], Filters())
     assert [Path(c.images[0]).name for c in listing.cases] == ["sub-r001s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz"]
     assert listing.cases[0].subject == "r001s001" and listing.cases[0].session == "1"
@@ -174,7 +174,7 @@ def test_decathlon_channels_lie_on_the_last_axis(tmp_path):
 
 def test_kits_folders(tmp_path):
     touch(tmp_path, *(f"data/case_{i:05d}/{n}.nii.gz" for i in (0, 2) for n in ("imaging", "segmentation")),
-          "data/case_00001/imaging.nii.gz")  # fmt: skip
+          "data/case_00001/imaging.nii.gz")
     listing = find_cases("kits", str(tmp_path), [], Filters.parse(exclude=["case=case_00002"]))
     assert names(listing) == ["case_00000"] and listing.channels == ["CT"]
     assert sorted(why for _, why in listing.left_out) == ["--exclude case=case_00002", "no segmentation.nii.gz"]
@@ -184,7 +184,7 @@ def test_kits_folders(tmp_path):
 
 def test_nnunet_channels_are_files(tmp_path):
     touch(tmp_path, *(f"imagesTr/sub-{s}_x_{c:04d}.nii.gz" for s in "abc" for c in (0, 1)), "labelsTr/sub-a_x.nii.gz",
-          "labelsTr/sub-b_x.nii.gz")  # fmt: skip
+          "labelsTr/sub-b_x.nii.gz")
     (tmp_path / "imagesTr/sub-b_x_0001.nii.gz").unlink()
     description = {"channel_names": {"0": "T2w", "1": "FLAIR"}, "labels": {"background": 0, "lesion": 1}}
     (tmp_path / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nii.gz"}))
@@ -260,7 +260,7 @@ def hub(tmp_path_factory) -> Path:
             "subject": f"s{i}", "session": "1", "t2w_acquisition": ["space", "tse"][i % 2],
             "t2w": [] if i == 3 else [{"bytes": b, "path": None} for b in scans],
             "lesion": None if i == 1 else {"bytes": nifti_bytes(i, mask=True), "path": None},
-        })  # fmt: skip
+        })
     rows[4]["lesion"] = {"bytes": b"", "path": None}
     data = Dataset.from_list(rows, features=Features(columns))
     data.save_to_disk(root / "disk")

@@ -29,7 +29,7 @@ def test_the_papers_block_as_it_stands():
     assert space.fidelity == (15, 50)
     assert [d.field for d in space.dimensions] == [
         "model.channels", "optimizer.lr", "optimizer.weight_decay", "loss.background_weight", "scheduler.pct_start",
-    ]  # fmt: skip
+    ]
     generator = random.Random(0)
     draws = [space.sample(generator) for _ in range(4000)]
     channels = [draw["channels"] for draw in draws]
@@ -125,7 +125,7 @@ def test_four_significant_digits_inside_the_range(low, ratio, unit):
         ("epochs", "fidelity(5, 5)", "low < high"),
         ("epochs", "fidelity(1, 5)", "nothing to search"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused_names_the_line(name, text, words):
     with pytest.raises(UserError) as error:
         parse_space({name: text}, "recipes/a.yaml: search")

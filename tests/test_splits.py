@@ -62,13 +62,13 @@ def test_strata_are_quintiles_of_the_volume_within_a_group():
     assert make_strata(names, volume, group) == {
         (("a",), 0): ["s8"], (("a",), 1): ["s6", "s7"], (("a",), 2): ["s4", "s5"], (("a",), 3): ["s2", "s3"],
         (("a",), 4): ["s0", "s1"], (("b",), 0): ["s9"],
-    }  # fmt: skip
+    }
 
 
 def test_small_strata_are_merged_by_hand_worked_rules():
     def strata(**groups):
         return {((g,), q): [f"{g}{q}{i}" for i in range(n)] for g, sizes in groups.items() for q, n in enumerate(sizes)
-                if n}  # fmt: skip
+                if n}
 
     def sizes(**groups):
         merged = []

@@ -6,8 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from meshnet import geometry, modelfolder, segment, synthetic
-from meshnet.metrics import case_metrics
+from meshnet import modelfolder, segment, synthetic
+from meshnet.scans.grid import Grid, conform, to_native
+from meshnet.scans.metrics import case_metrics
 
 FOLDER = modelfolder.BUILT_IN / modelfolder.DEFAULT_NAME
 SEEDS = range(8_000_000, 8_000_006)
@@ -35,10 +36,10 @@ def test_the_orientation_of_a_file_changes_nothing(built_in, code):
     found = []
     for scan in (image, image.as_reoriented(turn)):
         native = 0
-        for grid in geometry.Grid.views(card):
-            conformed = geometry.conform(scan, grid, card["scaling"])
+        for grid in Grid.views(card):
+            conformed = conform(scan, grid, card["scaling"])
             volume = np.divide(conformed.dataobj, 255, dtype=np.float32)[None]
-            native += geometry.to_native(segment.predict(model, volume)[1], conformed.affine, scan)
+            native += to_native(segment.predict(model, volume)[1], conformed.affine, scan)
         found.append(nib.Nifti1Image(native, scan.affine))
     back = nib.orientations.ornt_transform(nib.io_orientation(found[1].affine), nib.io_orientation(image.affine))
     expected, turned = np.asarray(found[0].dataobj), np.asarray(found[1].as_reoriented(back).dataobj)
@@ -53,7 +54,7 @@ def test_score_on_fixed_synthetic_cases(built_in):
     for seed in SEEDS:
         image, mask, _ = synthetic.make_case(seed, card["voxel_mm"], "bright", contrasts={"T2w": 1.0}, healthy=0.0,
                                              smallest_mm3=10_000.0, largest_mm3=150_000.0, artefacts=0.0)
-        volume = np.asarray(geometry.conform(image, geometry.Grid(voxel_mm=card["voxel_mm"])).dataobj, np.float32)
+        volume = np.asarray(conform(image, Grid(voxel_mm=card["voxel_mm"])).dataobj, np.float32)
         lesion = segment.predict(model, volume[None] / 255)[1] > card["threshold"]
         scores.append(case_metrics(lesion, np.asarray(mask.dataobj), (card["voxel_mm"],) * 3)["dice"])
     recorded = json.loads((FOLDER / "config.json").read_text())["metrics"]["fixed_synthetic_dice"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from meshnet.metrics import label_lesions
+from meshnet.scans.metrics import label_lesions
 
 
 def what_counts(probabilities: np.ndarray, card: dict) -> np.ndarray:

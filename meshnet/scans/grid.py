@@ -1,7 +1,5 @@
 """One scan's geometry: conforming (as ``mri_convert --conform``) and the way back to the scan's own grid.
 
-Reading and writing files stands in ``nifti``; its names are here too, since who needs a grid needs a file.
-
 Voxel arrays are (X, Y, Z) in the order of the NIfTI file; affines are 4x4, voxel index to RAS+ millimetres.
 """
 
@@ -11,20 +9,11 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.nifti import mask_classes, read_image, save_like, split_channels
-from meshnet.resample import resample, resample_mean
+from meshnet.scans.intensity import _spread, intensity_range
+from meshnet.scans.nifti import mask_classes
+from meshnet.scans.resample import resample, resample_mean
 
-__all__ = [
-    "SCALINGS", "Grid", "conform", "conform_mask", "head_box", "intensity_range", "mask_classes", "read_image",
-    "save_like", "split_channels", "target_affine", "to_native",
-]  # fmt: skip
-
-SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels from n/2 back to the centre
-HISTOGRAM_BINS = 1000  # mri_convert's
-CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_convert's f_high = 0.999)
-QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"
-BRAINCHOP_QUANTILES = (0.05, 0.95)  # of all voxels of the conformed volume
 
 
 @dataclass(frozen=True)
@@ -154,44 +143,6 @@ def _along(
     return data, to_source
 
 
-def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The values of a scan that ``scaling`` maps to the bottom and the top of its range; the second is the larger."""
-    if scaling not in SCALINGS:
-        raise UserError(f"scaling: found {scaling!r}, expected one of {', '.join(SCALINGS)}")
-    if (scaling == "window") != (window is not None):
-        raise UserError("window: expected LOW and HIGH together with the scaling 'window', and with no other scaling")
-    if scaling == "window":
-        if len(window) != 2 or not window[0] < window[1]:
-            raise UserError(f"window: found {window}, expected LOW < HIGH, such as 0 80")
-        return float(window[0]), float(window[1])
-    if scaling == "conform_uint8" and data.dtype == np.uint8:
-        return 0.0, 255.0  # mri_convert changes the type only where it differs
-    low, high = float(data.min()), float(data.max())
-    if scaling == "conform_uint8" and high > low:
-        high = _all_but_top(data, low, high)
-    elif scaling == "quantile" and high > low:
-        low, high = (float(q) for q in np.quantile(data[data != 0], QUANTILES))
-    return low, high if high > low else low + 1.0
-
-
-def _spread(volume: np.ndarray) -> np.ndarray:
-    """A uint8 volume as float32 with the values at 5 % and 95 % of its sorted voxels at 0 and 1."""
-    up_to = np.cumsum(np.bincount(volume.ravel(), minlength=256))
-    low, high = (int(np.searchsorted(up_to, rank, side="right")) for rank in
-                 (int(BRAINCHOP_QUANTILES[0] * volume.size), int(np.ceil(BRAINCHOP_QUANTILES[1] * volume.size)) - 1))
-    return (volume.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
-
-
-def _all_but_top(data: np.ndarray, low: float, high: float) -> float:
-    """The value below which all but 0.1 % of the non-zero voxels lie, to a bin of the 1,000-bin histogram."""
-    bin_size = (high - low) / HISTOGRAM_BINS
-    bins = ((data - np.float32(low)) * np.float32(1 / bin_size)).astype(np.int32).ravel()
-    counts = np.bincount(np.minimum(bins, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
-    below = data.size - int(CROPPED_FRACTION * np.count_nonzero(data))
-    first_bin_past = int(np.searchsorted(np.cumsum(counts), below))
-    return low + max(first_bin_past - 1, 1) * bin_size
-
-
 def conform_mask(
     mask_image: nib.Nifti1Image,
     grid: Grid = Grid(),
@@ -244,46 +195,3 @@ def _image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     image.set_sform(affine, 1, update_affine=False)
     image.set_qform(affine, 1, update_affine=False)
     return image
-
-
-def head_box(volume: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around the head in a conformed volume (X, Y, Z).
-
-    The head is the largest connected part brighter than a third of the way from air to Otsu's threshold (Otsu 1979),
-    after an opening that removes specks of noise, found on every second voxel; a margin of 2 % of each axis is added.
-    Air is the upper quartile of what lies under the threshold, since a scan with negative values has two kinds of it:
-    its own and the space around the scan. A volume without contrast gives the whole volume.
-    """
-    from scipy.ndimage import binary_opening, find_objects, label
-
-    step = 2 if min(volume.shape) >= 64 else 1
-    small = volume[::step, ::step, ::step]
-    whole = tuple((0, n) for n in volume.shape)
-    low, high = float(small.min()), float(small.max())
-    if not high > low:
-        return whole
-    threshold = _otsu(small, low, high)
-    air = float(np.percentile(small[small <= threshold], 75))
-    foreground = small > air + (threshold - air) / 3
-    opened = binary_opening(foreground)
-    parts, count = label(opened if opened.any() else foreground)
-    if count == 0:
-        return whole
-    largest = int(np.argmax(np.bincount(parts.ravel())[1:])) + 1
-    box = find_objects(parts, max_label=largest)[largest - 1]
-    margins = [step + round(0.02 * n) for n in volume.shape]
-    return tuple(
-        (max(0, s.start * step - m), min(n, s.stop * step + m)) for s, m, n in zip(box, margins, volume.shape)
-    )
-
-
-def _otsu(values: np.ndarray, low: float, high: float, bins: int = 256) -> float:
-    """The threshold that splits the values into two classes of the largest between-class variance."""
-    counts, edges = np.histogram(values, bins, (low, high))
-    centres = (edges[:-1] + edges[1:]) / 2
-    weight = np.cumsum(counts)[:-1].astype(float)
-    total = np.cumsum(counts * centres)[:-1]
-    n, mean = counts.sum(), (counts * centres).sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (mean * weight / n - total) ** 2 / (weight * (n - weight))
-    return float(edges[1:-1][np.nanargmax(variance)])

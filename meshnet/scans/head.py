@@ -1,0 +1,46 @@
+"""Where the head lies in a conformed volume."""
+
+import numpy as np
+
+
+def head_box(volume: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around the head in a conformed volume (X, Y, Z).
+
+    The head is the largest connected part brighter than a third of the way from air to Otsu's threshold (Otsu 1979),
+    after an opening that removes specks of noise, found on every second voxel; a margin of 2 % of each axis is added.
+    Air is the upper quartile of what lies under the threshold, since a scan with negative values has two kinds of it:
+    its own and the space around the scan. A volume without contrast gives the whole volume.
+    """
+    from scipy.ndimage import binary_opening, find_objects, label
+
+    step = 2 if min(volume.shape) >= 64 else 1
+    small = volume[::step, ::step, ::step]
+    whole = tuple((0, n) for n in volume.shape)
+    low, high = float(small.min()), float(small.max())
+    if not high > low:
+        return whole
+    threshold = _otsu(small, low, high)
+    air = float(np.percentile(small[small <= threshold], 75))
+    foreground = small > air + (threshold - air) / 3
+    opened = binary_opening(foreground)
+    parts, count = label(opened if opened.any() else foreground)
+    if count == 0:
+        return whole
+    largest = int(np.argmax(np.bincount(parts.ravel())[1:])) + 1
+    box = find_objects(parts, max_label=largest)[largest - 1]
+    margins = [step + round(0.02 * n) for n in volume.shape]
+    return tuple(
+        (max(0, s.start * step - m), min(n, s.stop * step + m)) for s, m, n in zip(box, margins, volume.shape)
+    )
+
+
+def _otsu(values: np.ndarray, low: float, high: float, bins: int = 256) -> float:
+    """The threshold that splits the values into two classes of the largest between-class variance."""
+    counts, edges = np.histogram(values, bins, (low, high))
+    centres = (edges[:-1] + edges[1:]) / 2
+    weight = np.cumsum(counts)[:-1].astype(float)
+    total = np.cumsum(counts * centres)[:-1]
+    n, mean = counts.sum(), (counts * centres).sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = (mean * weight / n - total) ** 2 / (weight * (n - weight))
+    return float(edges[1:-1][np.nanargmax(variance)])

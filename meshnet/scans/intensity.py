@@ -1,0 +1,49 @@
+"""Grey values of a scan: the range that a scaling maps to 0..255 or to 0..1."""
+
+import numpy as np
+
+from meshnet.errors import UserError
+
+SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
+HISTOGRAM_BINS = 1000  # mri_convert's
+CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_convert's f_high = 0.999)
+QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"
+BRAINCHOP_QUANTILES = (0.05, 0.95)  # of all voxels of the conformed volume
+
+
+def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The values of a scan that ``scaling`` maps to the bottom and the top of its range; the second is the larger."""
+    if scaling not in SCALINGS:
+        raise UserError(f"scaling: found {scaling!r}, expected one of {', '.join(SCALINGS)}")
+    if (scaling == "window") != (window is not None):
+        raise UserError("window: expected LOW and HIGH together with the scaling 'window', and with no other scaling")
+    if scaling == "window":
+        if len(window) != 2 or not window[0] < window[1]:
+            raise UserError(f"window: found {window}, expected LOW < HIGH, such as 0 80")
+        return float(window[0]), float(window[1])
+    if scaling == "conform_uint8" and data.dtype == np.uint8:
+        return 0.0, 255.0  # mri_convert changes the type only where it differs
+    low, high = float(data.min()), float(data.max())
+    if scaling == "conform_uint8" and high > low:
+        high = _all_but_top(data, low, high)
+    elif scaling == "quantile" and high > low:
+        low, high = (float(q) for q in np.quantile(data[data != 0], QUANTILES))
+    return low, high if high > low else low + 1.0
+
+
+def _spread(volume: np.ndarray) -> np.ndarray:
+    """A uint8 volume as float32 with the values at 5 % and 95 % of its sorted voxels at 0 and 1."""
+    up_to = np.cumsum(np.bincount(volume.ravel(), minlength=256))
+    low, high = (int(np.searchsorted(up_to, rank, side="right")) for rank in
+                 (int(BRAINCHOP_QUANTILES[0] * volume.size), int(np.ceil(BRAINCHOP_QUANTILES[1] * volume.size)) - 1))
+    return (volume.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
+
+
+def _all_but_top(data: np.ndarray, low: float, high: float) -> float:
+    """The value below which all but 0.1 % of the non-zero voxels lie, to a bin of the 1,000-bin histogram."""
+    bin_size = (high - low) / HISTOGRAM_BINS
+    bins = ((data - np.float32(low)) * np.float32(1 / bin_size)).astype(np.int32).ravel()
+    counts = np.bincount(np.minimum(bins, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+    below = data.size - int(CROPPED_FRACTION * np.count_nonzero(data))
+    first_bin_past = int(np.searchsorted(np.cumsum(counts), below))
+    return low + max(first_bin_past - 1, 1) * bin_size

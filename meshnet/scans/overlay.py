@@ -1,0 +1,162 @@
+"""A picture to look at: a mask on three planes of its scan.
+
+Needs Pillow alone, so that segmenting a scan does not load matplotlib.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meshnet.files import whole_file
+
+PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: told apart by the colour-blind too
+FILL = 0.3           # opacity of the predicted mask
+GAP, MARGIN_MM = 8, 6.0
+INK, PAPER = (225, 225, 225), (12, 12, 12)
+PLANES = (  # name, axis cut through, axis that runs right, its letters left and right on screen (radiological)
+    ("axial", 2, 0, "RL"), ("coronal", 1, 0, "RL"), ("sagittal", 0, 1, "AP"),
+)
+
+
+def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: np.ndarray | None = None,
+                 affine: np.ndarray | None = None, caption: str = "", height: int = 360) -> None:
+    """A PNG of the axial, coronal and sagittal slice with the most lesion, the mask filled, the truth outlined.
+
+    Args:
+        volume: (X, Y, Z), any numbers; shown from its 1st to its 99.5th percentile over what is not air.
+        mask: (X, Y, Z), lesion where > 0.
+        path: of the picture, written whole.
+        truth: (X, Y, Z) or None, lesion where > 0.
+        affine: (4, 4) voxel to RAS+ mm: slices are turned to the radiological view, scaled to mm and lettered.
+            None: axes as stored, cubic voxels, no letters.
+        caption: a line under the slices.
+        height: of the tallest slice, in pixels.
+
+    Slices go through the truth where there is one, so that what was missed is seen; else through the mask; where both
+    are empty through the middle.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    from PIL import Image
+
+    volume, mask = np.asarray(volume), np.asarray(mask) > 0
+    truth = None if truth is None else np.asarray(truth) > 0
+    for name, other in (("mask", mask), ("truth", truth)):
+        if other is not None and other.shape != volume.shape:
+            raise ValueError(f"{name} {other.shape} and volume {volume.shape} must have the same shape (X, Y, Z)")
+    (volume, mask, truth), spacing_mm = _to_ras((volume, mask, truth), affine)
+    low, high = _window(volume)
+    box = _box_of_head(volume, mask if truth is None else mask | truth, low + 0.05 * (high - low), spacing_mm)
+    at = _most_lesion(mask, truth, box)
+    scale = height / max((box[axis][1] - box[axis][0]) * spacing_mm[axis] for axis in (1, 2))
+    panels = []
+    for _, cut, across, letters in PLANES:
+        grey, *marks = (None if v is None else _slice(v, cut, at[cut], box) for v in (volume, mask, truth))
+        up = 3 - cut - across
+        size = tuple(max(1, round(grey.shape[i] * spacing_mm[axis] * scale)) for i, axis in ((1, across), (0, up)))
+        shown = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255
+        rgb = np.asarray(Image.fromarray(shown.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
+        rgb = np.repeat(rgb[..., None], 3, 2).astype(np.float32)
+        marks = [None if m is None else np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST))
+                 for m in marks]
+        panels.append((_paint(rgb, *marks), letters if affine is not None else ""))
+    _compose(panels, path, caption, truth is not None)
+
+
+def _to_ras(volumes: Sequence[np.ndarray | None], affine: np.ndarray | None) -> tuple[list, tuple[float, ...]]:
+    """Volumes with their axes turned to run right, forward and up, nothing resampled; their spacing in mm."""
+    if affine is None:
+        return list(volumes), (1.0, 1.0, 1.0)
+    import nibabel
+    from nibabel.orientations import apply_orientation, io_orientation
+
+    turn = io_orientation(affine)
+    mm = nibabel.affines.voxel_sizes(affine)
+    spacing_mm = tuple(float(mm[list(turn[:, 0]).index(axis)]) for axis in range(3))
+    return [None if v is None else apply_orientation(v, turn) for v in volumes], spacing_mm
+
+
+def _window(volume: np.ndarray) -> tuple[float, float]:
+    """The grey values shown as black and white."""
+    some = volume[::2, ::2, ::2]
+    some = some[np.isfinite(some)]
+    tissue = some[some > some.min()] if some.size else some
+    if not tissue.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(tissue, [1, 99.5]))
+    return (low, high) if high > low else (low - 1, low + 1)
+
+
+def _box_of_head(volume, lesion, threshold: float, spacing_mm) -> list[tuple[int, int]]:
+    """The box of what is brighter than ``threshold`` or lesion, with a margin; everything where that is empty."""
+    bright, box = volume > threshold, []
+    for axis in range(3):
+        rest = tuple(other for other in range(3) if other != axis)
+        filled = np.flatnonzero(bright.any(axis=rest) | lesion.any(axis=rest))  # they may lie differently in memory
+        margin = round(MARGIN_MM / spacing_mm[axis])
+        size = volume.shape[axis]
+        box.append((max(0, filled[0] - margin), min(size, filled[-1] + 1 + margin)) if len(filled) else (0, size))
+    return box
+
+
+def _most_lesion(mask, truth, box) -> list[int]:
+    """The slice on each axis with the most voxels of the truth, else of the mask, else the box's middle."""
+    for lesion in (truth, mask):
+        if lesion is not None and lesion.any():
+            return [int(lesion.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
+    return [(low + high) // 2 for low, high in box]
+
+
+def _slice(volume, cut: int, index: int, box) -> np.ndarray:
+    """One slice as rows from the top: up runs up, right (or front) runs to the left, as radiologists look."""
+    window = [slice(low, high) for low, high in box]
+    window[cut] = index
+    return volume[tuple(window)].T[::-1, ::-1]
+
+
+def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    rgb[mask] = (1 - FILL) * rgb[mask] + FILL * np.array(PREDICTED)
+    rgb[_outline(mask)] = PREDICTED
+    if truth is not None:
+        rgb[_outline(truth)] = TRUE
+    return rgb.astype(np.uint8)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a 2D mask that touch, by an edge, a pixel outside it."""
+    padded = np.pad(mask, 1)
+    inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask & ~inside
+
+
+def _compose(panels, path, caption: str, with_truth: bool) -> None:
+    """Slices side by side with their letters, the caption and the legend under them."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(15)
+    tall = max(p.shape[0] for p, _ in panels)
+    legend = [("predicted", PREDICTED)] + ([("true", TRUE)] if with_truth else [])
+    legend_width = sum(int(font.getlength(word)) + 32 for word, _ in legend)
+    text_width = int(font.getlength(caption)) + legend_width + 2 * GAP
+    width = max(sum(p.shape[1] for p, _ in panels) + GAP * (len(panels) + 1), text_width)
+    picture = Image.new("RGB", (width, tall + 2 * GAP + 28), PAPER)
+    draw = ImageDraw.Draw(picture)
+    x = (width - sum(p.shape[1] for p, _ in panels) - GAP * (len(panels) - 1)) // 2
+    for panel, letters in panels:
+        high, wide = panel.shape[:2]
+        y = GAP + (tall - high) // 2
+        picture.paste(Image.fromarray(panel), (x, y))
+        for letter, anchor, left in zip(letters, ("lm", "rm"), (x + 4, x + wide - 4)):
+            draw.text((left, y + high // 2), letter, INK, font, anchor=anchor)
+        x += wide + GAP
+    middle = tall + GAP + 18
+    draw.text((GAP, middle), caption, INK, font, anchor="lm")
+    x = width - legend_width
+    for word, colour in legend:
+        draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=colour)
+        draw.text((x + 18, middle), word, INK, font, anchor="lm")
+        x += int(font.getlength(word)) + 32
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG")
