@@ -84,7 +84,7 @@ def version_of(folder: Path) -> str:
     from meshnet.sources import sha256_file
 
     package = Path(__file__).resolve().parent.parent / "meshnet"
-    files = [Path(__file__), *sorted(package.glob("*.py")), package / "kernels.cpp", *sorted(package.glob("cpu/*.h"))]
+    files = [Path(__file__), *(path for end in ("py", "cpp", "h") for path in sorted(package.rglob(f"*.{end}")))]
     files += sorted(path for path in folder.iterdir() if path.is_file())
     return fingerprint([sha256_file(path) for path in files])
 

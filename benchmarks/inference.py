@@ -91,7 +91,8 @@ def by_torch_compile(model):
 
 def compute(variant: str, model, volume: np.ndarray, max_memory: float, logits: bool) -> np.ndarray:
     """Labels (X, Y, Z), or logits (K, X, Y, Z), by one variant."""
-    from meshnet import kernels, segment
+    from meshnet import segment
+    from meshnet.kernels import calls
 
     if variant in ("plain", "channels_last", "bf16", "torch_compile"):
         if variant == "torch_compile":
@@ -104,7 +105,7 @@ def compute(variant: str, model, volume: np.ndarray, max_memory: float, logits: 
                           "bfloat16" if variant == "bf16" else "float32")
         return found if logits else (found[1:] > found[:1]).any(axis=0)  # numpy's arg-max is slow
     ceiling = int(max_memory * 1e9) if variant == "kernels_max_memory" else None
-    with kernels.switched_off() if variant.startswith("torch") else contextlib.nullcontext():
+    with calls.switched_off() if variant.startswith("torch") else contextlib.nullcontext():
         return (segment.predict_logits if logits else segment.predict_labels)(
             model, volume, crop="head" if variant.endswith("crop") else "none", max_memory=ceiling)
 

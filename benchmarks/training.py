@@ -37,12 +37,13 @@ def one(options: argparse.Namespace) -> dict:
     import torch
     from torch.nn import functional
 
-    from meshnet import kernels, memory
+    from meshnet import memory
+    from meshnet.kernels import calls
     from meshnet.model import MeshNet
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    kernels.available()
+    calls.available()
     layout = torch.channels_last_3d if options.one == "channels_last" else torch.contiguous_format
 
     def step(model: MeshNet, size: int) -> None:
@@ -50,7 +51,7 @@ def one(options: argparse.Namespace) -> dict:
         functional.cross_entropy(model(x), (x[:, 0] > 0.97).long()).backward()
 
     off = options.one in ("plain", "channels_last", "plain_least")
-    with kernels.switched_off() if off else contextlib.nullcontext():
+    with calls.switched_off() if off else contextlib.nullcontext():
         step(MeshNet(2, dilations=(1,)), 8)
         model = MeshNet(options.channels, checkpointing=options.one.endswith("least")).to(memory_format=layout)
         model.memory_budget = int(options.budget * 1e9) if options.one == "budget" else None

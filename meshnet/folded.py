@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import kernels
 from meshnet.boxes import Layer
+from meshnet.kernels import calls
 from meshnet.modelfolder import WEIGHTS, find_weights, read_card
 
 GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' for Linux
@@ -43,7 +43,7 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) ->
     path = find_weights(name, weights)
     card = read_card(path.parent)
     arguments = card["arguments"]
-    if card["name"] != "meshnet" or arguments.get("norm", "batch") not in ("batch", "none") or not kernels.available():
+    if card["name"] != "meshnet" or arguments.get("norm", "batch") not in ("batch", "none") or not calls.available():
         return None
     tensors = read_plain(path)
     layers = None if tensors is None else fold(tensors, arguments)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from meshnet import kernels, operations
+from meshnet.kernels import calls, convolution, normalise
 
 PLANNED = 0.95  # the share of a budget that maps are planned into: threads and libraries take some for themselves
 LOSS_COPIES = 4  # logits, their gradient, and what a loss makes of them on the way
@@ -56,7 +56,7 @@ def maps_kept(model: nn.Module, compiled: bool) -> int:
 def goes_by_kernels(model: nn.Module, bytes_per_value: int, device: torch.device | None = None) -> bool:
     """Whether a step's convolutions go by the compiled kernels: float32 on the CPU."""
     device = device or model.head.weight.device
-    return device.type == "cpu" and bytes_per_value == 4 and kernels.available()
+    return device.type == "cpu" and bytes_per_value == 4 and calls.available()
 
 
 def sizes_of(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
     peak = max(peak, recall_peak(maps, held, len(maps) - 1, 0))
     for block in reversed(range(len(maps))):
         gradient = maps[block]
-        peak = max(peak, sum(held.values()) + gradient + (0 if compiled else 4 * gradient // operations.PARTS))
+        peak = max(peak, sum(held.values()) + gradient + (0 if compiled else 4 * gradient // normalise.PARTS))
         del held[block]
         if block:
             peak = max(peak, recall_peak(maps, held, block - 1, gradient))
@@ -150,14 +150,14 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
     elif model.recomputes_exactly:
         peak = plan_peak(sizes, plan, compiled)
     else:
-        peak = blocks_peak(sizes, compiled and all(map(operations.by_channel, model.blocks)))
+        peak = blocks_peak(sizes, compiled and all(map(normalise.by_channel, model.blocks)))
     return peak + (working_bytes(model, shape) if compiled else 0)
 
 
 def working_bytes(model: nn.Module, shape: Sequence[int]) -> int:
     """What the compiled kernels take for themselves while they convolve one case."""
     box = tuple((0, n) for n in shape)
-    return max(kernels.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
+    return max(calls.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
                for block in model.blocks)
 
 
@@ -178,7 +178,7 @@ class Column(torch.autograd.Function):
             for i, block in enumerate(blocks):
                 y = convolve(block, z)
                 del z
-                z, found = operations.normalise(block, y, None, in_place=i not in plan)
+                z, found = normalise.normalise(block, y, None, in_place=i not in plan)
                 statistics.append(found)
                 if i in plan:
                     kept.append(y)
@@ -216,7 +216,7 @@ def convolve(block: nn.Module, x: torch.Tensor, purpose: str = "convolution") ->
     """The convolution of ``block``, in the type of ``x``."""
     conv = block.conv
     bias = None if conv.bias is None else conv.bias.detach().to(x.dtype)
-    return operations.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0], purpose)
+    return convolution.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0], purpose)
 
 
 def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor):
@@ -224,18 +224,18 @@ def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: tor
     blocks = ctx.blocks
     gradient, result = head_backward(ctx, x, held, gradient)
     for i in reversed(range(len(blocks))):
-        gradient, found = operations.normalise_backward(blocks[i], held.pop(i), ctx.statistics[i], gradient, True)
+        gradient, found = normalise.normalise_backward(blocks[i], held.pop(i), ctx.statistics[i], gradient, True)
         result.update(found)
         conv = blocks[i].conv
         weight, dilation = conv.weight.detach().to(ctx.dtype), conv.dilation[0]
         wanted, needs_bias = i > 0 or x.requires_grad, conv.bias is not None
         z = activated(ctx, x, held, i - 1)
-        if operations.usable(gradient, weight):  # the input's gradient needs no input: let go of it first
-            _, of_weight, of_bias = operations.gradients(z, weight, dilation, gradient, (False, True, needs_bias))
+        if convolution.usable(gradient, weight):  # the input's gradient needs no input: let go of it first
+            _, of_weight, of_bias = convolution.gradients(z, weight, dilation, gradient, (False, True, needs_bias))
             del z
-            gradient, *_ = operations.gradients(None, weight, dilation, gradient, (wanted, False, False))
+            gradient, *_ = convolution.gradients(None, weight, dilation, gradient, (wanted, False, False))
         else:
-            gradient, of_weight, of_bias = operations.gradients(z, weight, dilation, gradient,
+            gradient, of_weight, of_bias = convolution.gradients(z, weight, dilation, gradient,
                                                                 (wanted, True, needs_bias))
             del z
         result[conv.weight] = of_weight.to(conv.weight.dtype)
@@ -250,7 +250,7 @@ def activated(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], block: int) -
         return x.to(ctx.dtype)
     if block not in held:
         held[block] = convolve(ctx.blocks[block], activated(ctx, x, held, block - 1), "convolution, again")
-    return operations.normalise(ctx.blocks[block], held[block], ctx.statistics[block])[0]
+    return normalise.normalise(ctx.blocks[block], held[block], ctx.statistics[block])[0]
 
 
 def head_backward(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from meshnet import memory, operations
+from meshnet import memory
+from meshnet.kernels import convolution, normalise
 
 PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
 NORMS = ("batch", "instance", "group", "none")
@@ -59,14 +60,15 @@ class Block(nn.Sequential):
             self.add_module("dropout", nn.Dropout3d(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (torch.is_grad_enabled() and operations.usable(x, self.conv.weight)) or torch.is_autocast_enabled("cpu"):
+        compiled = torch.is_grad_enabled() and convolution.usable(x, self.conv.weight)
+        if not compiled or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        x = operations.Convolution.apply(x, self.conv.weight, self.conv.bias, self.conv.dilation[0])
-        if not operations.by_channel(self):
+        x = convolution.Convolution.apply(x, self.conv.weight, self.conv.bias, self.conv.dilation[0])
+        if not normalise.by_channel(self):
             x = self.act(self.norm(x))
         else:
             norm = getattr(self, "norm", None)
-            x = operations.NormActivation.apply(self, x, *(() if norm is None else norm.parameters()))
+            x = normalise.NormActivation.apply(self, x, *(() if norm is None else norm.parameters()))
         return self.dropout(x) if hasattr(self, "dropout") else x
 
 
@@ -124,7 +126,7 @@ class MeshNet(nn.Module):
     @property
     def recomputes_exactly(self) -> bool:
         """Whether single convolutions can be computed again: not past dropout, nor norms that span processes."""
-        return not self.arguments["dropout"] and all(map(operations.without_state, self.blocks))
+        return not self.arguments["dropout"] and all(map(normalise.without_state, self.blocks))
 
     def checkpoint_plan(self, shape: Sequence[int], bytes_per_value: int, device: torch.device | None = None,
                         ) -> tuple[int, ...] | None:

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meshnet import kernels
 from meshnet.air import Side, border_values, check_crop, content_box, fill_value, find_head, grow_box, marked_sides
 from meshnet.boxes import Box, Layer, air_gaps, layer_boxes, whole
 from meshnet.errors import UserError
 from meshnet.folded import FoldedMeshNet
+from meshnet.kernels import calls
 from meshnet.tiles import plan_tiles, work_of
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device
                threads: int | None, output: str) -> np.ndarray:
     """Crop, cut into tiles, compute each, put them together. ``device`` None: the layers are numpy's, for kernels."""
     local = all(layer.norm is None for layer in layers)
-    compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and kernels.available())
+    compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and calls.available())
     axes = memory_axes(volume)
     crop = check_crop(volume, crop)
     if compiled and axes != (0, 1, 2):  # turning weights costs nothing; the result lies in memory as the volume
@@ -259,8 +259,8 @@ def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, content: Box
     boxes = layer_boxes(layers, out, shape)
     gaps = air_gaps(layers, boxes, shape, content)[:-1]
     boxes = boxes[:-1]
-    pairs = kernels.choose_pairs(*sizes(layers), boxes, shape, budget, gaps, threads)
-    kernels.run_column([layer.weight for layer in column], [layer.bias for layer in column],
+    pairs = calls.choose_pairs(*sizes(layers), boxes, shape, budget, gaps, threads)
+    calls.run_column([layer.weight for layer in column], [layer.bias for layer in column],
                        [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
                        output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias), pairs=pairs,
                        gaps=gaps, threads=threads)
@@ -270,7 +270,7 @@ def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...]
                    threads: int | None = None) -> int:
     """The least working memory of ``run_compiled``."""
     gaps = air_gaps(layers, boxes, shape, content)[:-1]
-    return kernels.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps, threads)
+    return calls.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps, threads)
 
 
 def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:

@@ -1,8 +1,8 @@
-// Columns of layers on whole volumes and gradients of weights, by meshnet/kernels.cpp and by sums written out in double, in
+// Columns of layers on whole volumes and gradients of weights, by meshnet/kernels/kernels.cpp and by sums written out in double, in
 // a program of its own, so that builds for other CPUs can be checked: ./kernels_check CASES prints the largest relative
 // errors; exit code 1 above 2e-5.
 
-#include "../meshnet/kernels.cpp"
+#include "../meshnet/kernels/kernels.cpp"
 
 #include <cmath>
 #include <cstdio>

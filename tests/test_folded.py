@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_segment import VARIANTS, network, scan
 
-from meshnet import folded, kernels, segment
+from meshnet import folded, segment
+from meshnet.kernels import calls
 from meshnet.model import MeshNet
 from meshnet.modelfolder import CARD, WEIGHTS, save_model
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler here: PyTorch does the work")
+pytestmark = pytest.mark.skipif(not calls.available(), reason="no C++ compiler here: PyTorch does the work")
 
 
 def saved(folder, **arguments):

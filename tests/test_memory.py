@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from meshnet import kernels, memory
+from meshnet import memory
+from meshnet.kernels import calls
 from meshnet.model import MeshNet
 
 VARIANTS = [
@@ -45,9 +46,9 @@ def differ(ours: dict, theirs: dict) -> float:
 
 @pytest.fixture(params=["compiled", "torch"])
 def way(request):
-    if request.param == "compiled" and not kernels.available():
+    if request.param == "compiled" and not calls.available():
         pytest.skip("no C++ compiler here")
-    with kernels.switched_off() if request.param == "torch" else contextlib.nullcontext():
+    with calls.switched_off() if request.param == "torch" else contextlib.nullcontext():
         yield request.param
 
 
@@ -60,7 +61,7 @@ def test_recomputing_changes_no_gradient_and_no_statistic(way, arguments, traini
         if ".norm." in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     x, target = batch(arguments)
-    with kernels.switched_off():
+    with calls.switched_off():
         loss, gradients, buffers = step(model, x, target)
     kept = copy.deepcopy(model)
     least = copy.deepcopy(model)
@@ -79,7 +80,7 @@ def test_relu_without_kernels_is_the_same_to_the_last_digits():
     torch.manual_seed(0)
     model = MeshNet(6)
     x, target = batch({})
-    with kernels.switched_off():
+    with calls.switched_off():
         _, gradients, buffers = step(model, x, target)
         model.checkpointing = True
         _, other_gradients, other_buffers = step(model, x, target)
@@ -157,7 +158,7 @@ def test_more_room_means_fewer_second_convolutions():
             continue
         work.append(memory.second_convolutions(sizes, plan))
         if budget > 600:
-            assert memory.plan_peak(sizes, plan, kernels.available()) <= budget * 10**6
+            assert memory.plan_peak(sizes, plan, calls.available()) <= budget * 10**6
     assert work == sorted(work, reverse=True) and work[-1] == -1 and 0 in work
     assert memory.plan_checkpoints(model, shape, 4, 1) == memory.plan_checkpoints(model, shape, 4, None)
 
@@ -165,7 +166,7 @@ def test_more_room_means_fewer_second_convolutions():
 def test_plans_know_where_the_step_runs():
     model, shape = MeshNet(6, dilations=(1, 2, 4)), (1, 1, 24, 24, 24)
     sizes, gpu = memory.sizes_of(model, shape, 4), torch.device("cuda")
-    assert memory.goes_by_kernels(model, 4) == kernels.available()
+    assert memory.goes_by_kernels(model, 4) == calls.available()
     assert not memory.goes_by_kernels(model, 2) and not memory.goes_by_kernels(model, 4, gpu)
     model.checkpointing = True
     plan = memory.plan_checkpoints(model, shape, 4, None, gpu)
@@ -175,12 +176,12 @@ def test_plans_know_where_the_step_runs():
 
 def test_dropout_is_recomputed_block_by_block():
     model, shape = MeshNet(6, dilations=(1, 2, 4), dropout=0.1, checkpointing=True), (1, 1, 24, 24, 24)
-    beside = memory.working_bytes(model, shape[2:]) if kernels.available() else 0
+    beside = memory.working_bytes(model, shape[2:]) if calls.available() else 0
     found = memory.estimate_training_memory(model, 1, shape[2:]) - beside
     sizes = memory.sizes_of(model, shape, 4)
-    assert found == memory.blocks_peak(sizes, kernels.available())
+    assert found == memory.blocks_peak(sizes, calls.available())
     model.checkpointing = False
-    for device, kept in ((torch.device("cuda"), 3), (None, 2 if kernels.available() else 3)):  # a third in PyTorch
+    for device, kept in ((torch.device("cuda"), 3), (None, 2 if calls.available() else 3)):  # a third in PyTorch
         enough = memory.plain_peak(sizes, kept) + (beside if device is None else 0)
         for budget, expected in ((enough / 0.95 + 1, None), (enough / 0.95 - 10, ())):
             model.memory_budget = int(budget)

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from meshnet import air, kernels, layers, machine, segment
+from meshnet import air, layers, segment
 from meshnet.boxes import air_gaps
 from meshnet.errors import UserError
+from meshnet.kernels import calls
 from meshnet.model import MeshNet
 
 VARIANTS = [
@@ -51,9 +52,9 @@ def by_model(model: nn.Module, volume: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(params=["compiled", "torch"])
 def way(request):
-    if request.param == "compiled" and not kernels.available():
+    if request.param == "compiled" and not calls.available():
         pytest.skip("no C++ compiler here")
-    with kernels.switched_off() if request.param == "torch" else contextlib.nullcontext():
+    with calls.switched_off() if request.param == "torch" else contextlib.nullcontext():
         yield request.param
 
 
@@ -75,7 +76,7 @@ def test_full_volume_is_the_network_itself(way, arguments, shape):
 def test_slabs_change_nothing(shape, planes, monkeypatch):
     model, volume = network(5, (1, 4, 2, 5)), scan(1, shape)
     monkeypatch.setattr(layers, "SLAB", 4 * 5 * planes * shape[1] * shape[2])
-    with kernels.switched_off():
+    with calls.switched_off():
         logits = segment.predict_logits(model, volume, crop="none")
     assert np.abs(logits - by_model(model, volume)).max() < 1e-5
     want = ((0, shape[0]), (0, shape[1]), (0, shape[2]))
@@ -128,7 +129,7 @@ SIDE = st.tuples(st.integers(12, 64), *[st.floats(0, 1)] * 4)
 @example([2, 4, 8, 4], ((64, 0.3, 0.4, 0, 0), (60, 0.35, 0.3, 0, 0), (62, 0.4, 0.2, 0, 0)), 9, 0.3, True, [2, 0, 1])
 def test_air_that_is_copied_is_what_the_network_gives(dilations, sides, channels, air, all_of_it, axes):
     """Constant air around random content, in any box asked for, near the volume's ends and far from them."""
-    if not kernels.available():
+    if not calls.available():
         pytest.skip("no C++ compiler here")
     def part(n, start, length):
         a = int(start * (n - 1))
@@ -259,7 +260,7 @@ def test_what_is_marked_apart_from_the_head_is_not_looked_for(way):
 
 
 def test_added_parts_stay_under_the_ceiling(monkeypatch):
-    if not kernels.available():
+    if not calls.available():
         pytest.skip("no C++ compiler here")
     model, volume, needs, room = smearing((1, 0, 0)), block_of_ones((300, 90, 90)), [], 1_900_000
     run_compiled = segment.run_compiled
@@ -270,7 +271,7 @@ def test_added_parts_stay_under_the_ceiling(monkeypatch):
         run_compiled(folded, volume, tile, content, *rest)
 
     monkeypatch.setattr(segment, "run_compiled", watched)
-    monkeypatch.setattr(machine, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(segment, "resident_bytes", lambda: 0)
     labels = segment.predict_labels(model, volume, max_memory=volume[0].size + room)
     assert np.array_equal(labels, by_model(model, volume).argmax(axis=0))
     assert len(needs) > 2 and max(needs) <= room
@@ -323,7 +324,7 @@ def test_tiles_change_nothing(way, crop, monkeypatch):
     model = network(8, (1, 2, 3))
     model.head.bias.data[0] += 10  # nothing is marked, so the head's box stays as it is
     volume = scan(1, (70, 60, 66), ((5, 60), (10, 58), (3, 64)))
-    monkeypatch.setattr(machine, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(segment, "resident_bytes", lambda: 0)
     cuts = []
     original = segment.plan_tiles
     monkeypatch.setattr(segment, "plan_tiles", lambda *a: cuts.append(original(*a)) or cuts[-1])
@@ -365,7 +366,7 @@ DEFAULT = (1, 2, 4, 8, 16, 16, 8, 4, 2)
     # Tiles without gaps need less than others that are smaller: their layers share room.
     ((16, 256, 256), ((0, 16), (25, 231), (25, 231)), 2, 5, (1, 2, 4, 8, 4, 2, 1), 0.1327)])
 def test_every_tile_with_gaps_fits_the_budget(shape, head, threads, channels, dilations, least):
-    if not kernels.available():
+    if not calls.available():
         pytest.skip("no C++ compiler here")
     folded = layers.fold(network(channels, dilations))
 
@@ -448,7 +449,7 @@ def test_threads_are_put_back():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.skipif(not kernels.available(), reason="minutes without the kernels")
+@pytest.mark.skipif(not calls.available(), reason="minutes without the kernels")
 @pytest.mark.parametrize("crop", ["head", "none"])
 def test_published_network_marks_a_whole_real_head_as_published(shared_data, crop):
     import nibabel as nib

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.autograd.profiler import record_function
 
-from meshnet import kernels
+from meshnet.kernels import calls
+from meshnet.kernels.convolution import usable
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
 OWN_FORWARD = ("_BatchNorm.forward", "StatisticsOnceBatchNorm3d.forward", "_InstanceNorm.forward", "GroupNorm.forward")
@@ -19,71 +20,6 @@ ACTIVATION_GRADIENTS = {
     "elu": lambda g, x: torch.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, False, x),
     "gelu": lambda g, x: torch.ops.aten.gelu_backward(g, x),
 }
-
-
-def usable(x: torch.Tensor, weight: torch.Tensor | None = None) -> bool:
-    """Whether the kernels can work on ``x`` (B, C, X, Y, Z), and convolve it with ``weight``."""
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-            and (weight is None or (weight.dtype == torch.float32 and weight.shape[-1] == 3))
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and kernels.available())
-
-
-# ---------------------------------------------------------------- convolution
-
-def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int,
-             purpose: str = "convolution") -> torch.Tensor:
-    """The 3×3×3 convolution of ``x`` (B, in, X, Y, Z) with equal zero padding; a profile shows it as ``purpose``."""
-    with record_function(purpose):
-        if not usable(x, weight):
-            with torch.no_grad():
-                return nn.functional.conv3d(x, weight, bias, padding=dilation, dilation=dilation)
-        out = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]))
-        weight, bias = weight.detach(), None if bias is None else bias.detach().contiguous()
-        for one, result in zip(x.detach(), out):
-            kernels.run_column([weight], [bias], [dilation], ["none"], one, result)
-        return out
-
-
-def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
-              needs: tuple[bool, bool, bool]) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The gradients of ``convolve``'s input, weight and bias that ``needs`` names, from that of its output.
-
-    The input's is the same convolution with the weights flipped and their channels exchanged; by the kernels it needs
-    no ``x``.
-    """
-    if not usable(gradient, weight):
-        return torch_gradients(x, weight, dilation, gradient, needs)
-    of_x = of_weight = None
-    if needs[0]:
-        flipped = weight.detach().flip(2, 3, 4).transpose(0, 1).contiguous()
-        of_x = convolve(gradient, flipped, None, dilation, "gradient of the input")
-    if needs[1]:
-        with record_function("gradient of the weights"):
-            of_weight = sum(kernels.weight_gradient(one, g, dilation) for one, g in zip(x.detach(), gradient))
-    return of_x, of_weight, gradient.sum(dim=(0, 2, 3, 4)) if needs[2] else None
-
-
-def torch_gradients(x: torch.Tensor, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
-                    needs: tuple[bool, bool, bool]):
-    """``gradients`` by PyTorch."""
-    return torch.ops.aten.convolution_backward(
-        gradient, x, weight, [weight.shape[0]], [1] * 3, [dilation] * 3, [dilation] * 3, False, [0] * 3, 1, list(needs))
-
-
-class Convolution(torch.autograd.Function):
-    """``convolve`` in a graph; its input is kept."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return convolve(x, weight, bias, dilation)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: torch.Tensor):
-        x, weight = ctx.saved_tensors
-        return *gradients(x, weight, ctx.dilation, gradient, tuple(ctx.needs_input_grad[:3])), None
 
 
 # ---------------------------------------------------------------- norm (or none) and activation
@@ -153,7 +89,7 @@ def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_pl
             if norm is not None and statistics is None:
                 statistics = kernel_statistics(norm, y)
             z = y if in_place else torch.empty_like(y)
-            kernels.norm(y, z, *scale_and_shift(block, y.shape[1], statistics), activation_of(block))
+            calls.norm(y, z, *scale_and_shift(block, y.shape[1], statistics), activation_of(block))
             return z.view(shape), statistics or ()
         if norm is None:
             return block.act(y if in_place else y.clone()), ()
@@ -207,7 +143,7 @@ def kernel_statistics(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, t
     momentum = count_batch(norm)
     if not uses_batch(norm):
         return running_statistics(norm)
-    mean, variance = kernels.channel_statistics(y)
+    mean, variance = calls.channel_statistics(y)
     if not of_each_case(norm) and norm.training and norm.running_mean is not None:
         count = y.numel() // y.shape[1]
         norm.running_mean.lerp_(mean.float(), momentum)
@@ -265,7 +201,7 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
     (mean, constant, slope), found = torch.zeros((3, channels)), {}
     if norm is not None:
         mean, inverse = statistics
-        of_shift, of_scale = kernels.norm_sums(y, gradient, scale, shift, mean, activation)
+        of_shift, of_scale = calls.norm_sums(y, gradient, scale, shift, mean, activation)
         if norm.weight is not None:
             found = of_weight_and_bias(norm, of_scale * inverse, of_shift)
         if uses_batch(norm):
@@ -273,7 +209,7 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
             constant = (of_shift / count).float()
             slope = (of_scale * inverse.double() ** 2 / count).float()
     result = gradient if in_place else torch.empty_like(gradient)
-    kernels.norm_backward(y, gradient, result, scale, shift, mean, constant, slope, activation)
+    calls.norm_backward(y, gradient, result, scale, shift, mean, constant, slope, activation)
     return result, found
 
 
