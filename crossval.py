@@ -109,7 +109,7 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
     if not arguments.data or not arguments.recipes:
         raise UserError("--data and --recipes: expected both, such as --data data/arc --recipes recipes/meshnet26.yaml")
     from meshnet.hub import data_folder
-    from meshnet.runfolder import versions
+    from meshnet.runs.folder import versions
     from meshnet.schema import load_prepared
     from meshnet.splits import fold_subjects, load_splits
 
@@ -165,8 +165,8 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
     Ctrl-C and SIGTERM end the runs, which go on with the next call; runs that outlive a killed crossval.py are found
     again.
     """
-    from meshnet.launch import make_launcher
     from meshnet.runqueue import Queue
+    from meshnet.runs.launch import make_launcher
 
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,

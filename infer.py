@@ -252,7 +252,7 @@ def import_ahead(picture: bool) -> None:
     if picture:
         import PIL.Image  # noqa: F401
 
-        import meshnet.figures  # noqa: F401
+        import meshnet.runs.curves  # noqa: F401
 
 
 def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argparse.Namespace) -> dict:

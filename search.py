@@ -20,8 +20,8 @@ from meshnet.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.config import Config, to_dict, validate
 from meshnet.errors import UserError, run_script
 from meshnet.files import write_json, write_text
-from meshnet.launch import LAUNCHERS
 from meshnet.recipe import dump, load_search, parse
+from meshnet.runs.launch import LAUNCHERS
 from meshnet.sampler import SAMPLERS
 from meshnet.space import Space, parse_space
 from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, snapshot, table
@@ -83,8 +83,8 @@ def main() -> int | None:
         raise UserError(f"--eta, --max_trials, --brackets: {error}") from None
 
     # ------------------------------------------------------------------ who remembers, who runs
-    from meshnet.launch import make_launcher
     from meshnet.ledger import Ledger
+    from meshnet.runs.launch import make_launcher
     from meshnet.sampler import make_sampler
     from meshnet.study import Plan, Study
 

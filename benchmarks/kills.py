@@ -114,7 +114,7 @@ def main() -> int:
     import meshnet.engine
     import meshnet.setup
     import meshnet.synthetic  # noqa: F401 (forked processes need them)
-    from meshnet.runfolder import git_commit
+    from meshnet.runs.folder import git_commit
 
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

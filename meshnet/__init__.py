@@ -4,8 +4,10 @@ Names are loaded on first use, so that importing a module without torch does not
 """
 
 import importlib
+from pathlib import Path
 
 __version__ = "0.1.0"
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout: the scripts, recipes and built-in weights
 _HOMES = {"MeshNet": "meshnet.model"}
 
 

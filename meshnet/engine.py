@@ -19,7 +19,7 @@ from meshnet import checkpoint, data
 from meshnet.config import Config, TrainingConfig
 from meshnet.modelfolder import save_model, save_weights
 from meshnet.optim import Schedule
-from meshnet.runfolder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
+from meshnet.runs.folder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
 from meshnet.validation import picture_cases, score_share, summarise
 
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without a single predicted lesion before that is said

@@ -8,7 +8,7 @@ from meshnet import modelfolder, results, segment
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
 from meshnet.evaluation import score_probabilities
-from meshnet.runfolder import write_cases
+from meshnet.runs.folder import write_cases
 from meshnet.splits import fold_subjects, load_splits
 
 

@@ -9,7 +9,7 @@ from meshnet import modelfolder, segment
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
 from meshnet.recipe import read_mapping
-from meshnet.runfolder import write_cases
+from meshnet.runs.folder import write_cases
 from meshnet.scans import metrics
 from meshnet.scans.grid import to_native
 from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true

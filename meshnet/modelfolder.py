@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshnet import __version__
+from meshnet import ROOT, __version__
 from meshnet.errors import UserError
 from meshnet.files import whole_file, write_json
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CARD, WEIGHTS = "config.json", "model.safetensors"
-BUILT_IN = Path(__file__).resolve().parent.parent / "weights"
+BUILT_IN = ROOT / "weights"
 DEFAULT_NAME = "meshnet16-synthetic"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 DEFAULTS = {

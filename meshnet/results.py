@@ -22,7 +22,7 @@ from meshnet.config import identity, validate
 from meshnet.errors import UserError
 from meshnet.files import write_json
 from meshnet.recipe import load_recipes, read_mapping
-from meshnet.runfolder import read_metrics
+from meshnet.runs.folder import read_metrics
 from meshnet.splits import fold_subjects, load_splits
 from meshnet.stats import Run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from meshnet import results
 from meshnet.files import write_json
-from meshnet.launch import Ended, Handle, Job, Launcher
 from meshnet.results import Planned
+from meshnet.runs.jobs import Ended, Handle, Job, Launcher
 
 ATTEMPTS = 3    # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
 FATAL = (2, 3)  # exit codes of train.py for those

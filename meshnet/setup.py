@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from meshnet import augment, modelfolder, runfolder
+from meshnet import augment, modelfolder
 from meshnet.config import Config, identity, parse_size, to_dict, validate
 from meshnet.data import PreparedData
 from meshnet.errors import UserError
@@ -19,6 +19,7 @@ from meshnet.files import write_json, write_text
 from meshnet.loss import SegmentationLoss
 from meshnet.optim import Schedule, build_ema, build_optimizer
 from meshnet.recipe import dump, load_recipes, read_mapping
+from meshnet.runs.folder import check_same, git_commit, read_metrics, versions
 
 FREE = {"dropout", "image_size"}  # of a network's arguments, what may differ from those of the weights it starts from
 SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
@@ -192,7 +193,7 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
     old = json.loads(json.dumps(read_identity(path))) if begun else {}
     new = json.loads(json.dumps(same))
     if begun:
-        runfolder.check_same(path, old, new, allow_changed)
+        check_same(path, old, new, allow_changed)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
@@ -212,7 +213,7 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
         for name in ("DONE", "failed.json"):
             (folder / name).unlink(missing_ok=True)
         run = {**new, **{key: value for key, value in where.items() if key != "data"}, "data_path": where["data"],
-               "git_commit": runfolder.git_commit(), "versions": runfolder.versions(),
+               "git_commit": git_commit(), "versions": versions(),
                "processes": accelerator.num_processes, "device": str(accelerator.device)}
         settings = to_dict(config)
         write_text(path, dump({"run": {key: value for key, value in run.items() if key not in identity(config)},
@@ -270,12 +271,12 @@ def mark_failed(folder: Path, reason: str) -> None:
 
 def finish(run, say) -> None:
     """Pictures, the last line, and ``DONE`` where the run reached its horizon or stopped early."""
-    from meshnet import figures
+    from meshnet.runs import curves
 
     run.tracker.end()
     if not run.accelerator.is_main_process:
         return
-    figures.draw_run(runfolder.read_metrics(run.folder), run.folder / "curves.png", run.folder.name)
+    curves.draw_run(read_metrics(run.folder), run.folder / "curves.png", run.folder.name)
     progress = run.progress
     if progress.best_epoch > 0:
         say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")

@@ -28,9 +28,9 @@ from meshnet.asha import Asha
 from meshnet.asha import Job as Decision
 from meshnet.errors import UserError
 from meshnet.files import write_text
-from meshnet.launch import Ended, Job, Launcher
 from meshnet.ledger import Ledger
-from meshnet.runfolder import read_metrics
+from meshnet.runs.folder import read_metrics
+from meshnet.runs.jobs import Ended, Job, Launcher
 
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from meshnet.asha import Trial
 from meshnet.errors import UserError
-from meshnet.launch import Handle
-from meshnet.runfolder import read_metrics
+from meshnet.runs.folder import read_metrics
+from meshnet.runs.jobs import Handle
 from meshnet.study import Study
 
 STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken to be alive

@@ -8,7 +8,7 @@ import torch
 
 from meshnet import segment
 from meshnet.modelfolder import DEFAULTS
-from meshnet.runfolder import Heartbeat
+from meshnet.runs.folder import Heartbeat
 from meshnet.scans import metrics
 from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
 

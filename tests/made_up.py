@@ -8,7 +8,7 @@ from meshnet import results
 from meshnet.config import Config, identity, to_dict, validate
 from meshnet.files import write_json, write_text
 from meshnet.recipe import dump
-from meshnet.runfolder import write_cases
+from meshnet.runs.folder import write_cases
 from meshnet.scans.metrics import LESION_KEYS, OVERLAP_KEYS, SURFACE_KEYS
 from meshnet.splits import content_hash
 

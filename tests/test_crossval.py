@@ -19,8 +19,8 @@ import crossval
 from meshnet import ensemble, results
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
-from meshnet.launch import Ended
 from meshnet.recipe import load_recipes
+from meshnet.runs.jobs import Ended
 from meshnet.schema import PREPARED_KEYS
 
 
@@ -114,7 +114,7 @@ def place(tmp_path):
 
 def run_script(place, monkeypatch, launcher, *more, recipes=("m5", "m6"), restarts="2"):
     """crossval.py on ``place``; its exit code."""
-    monkeypatch.setattr("meshnet.launch.make_launcher", lambda *_: launcher)
+    monkeypatch.setattr("meshnet.runs.launch.make_launcher", lambda *_: launcher)
     monkeypatch.setattr(crossval.time, "sleep", lambda _: None)
     monkeypatch.setattr("meshnet.report.write_report", lambda out, *_: out / "report.html")
     given = ["--data", str(place / "data"), "--recipes", *(str(place / f"{name}.yaml") for name in recipes),
@@ -206,7 +206,7 @@ def test_a_run_folder_that_a_lost_process_holds_is_waited_for(place, monkeypatch
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
         launcher = FakeLauncher()
-        monkeypatch.setattr("meshnet.launch.make_launcher", lambda *_: launcher)
+        monkeypatch.setattr("meshnet.runs.launch.make_launcher", lambda *_: launcher)
         monkeypatch.setattr(crossval.time, "sleep", let_go)
         monkeypatch.setattr(sys, "argv", ["crossval.py", "--out", str(place / "out")])
         assert crossval.main() == 0

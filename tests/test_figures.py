@@ -8,7 +8,8 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
-from meshnet import figures, plots
+from meshnet import plots
+from meshnet.runs import curves
 from meshnet.scans import overlay
 
 
@@ -102,7 +103,7 @@ def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
     drawn = []
     save = plots.save
     monkeypatch.setattr(plots, "save", lambda figure, *paths: (drawn.append(figure), save(figure, *paths)))
-    figures.draw_run(rows, tmp_path / "run.png", "a run")
+    curves.draw_run(rows, tmp_path / "run.png", "a run")
     assert Image.open(tmp_path / "run.png").size[0] > 500
     loss, dice, rate = drawn[0].axes
     assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 0.9], [2, 0.5], [3, 0.3]], [[2, 0.6]]]
@@ -113,5 +114,5 @@ def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_single_epoch_has_empty_panels(tmp_path):
-    figures.draw_run([], tmp_path / "run.svg")
+    curves.draw_run([], tmp_path / "run.svg")
     assert "Learning rate" in (tmp_path / "run.svg").read_text()

@@ -11,11 +11,12 @@ import time
 
 import pytest
 
-from meshnet import launch, processes
 from meshnet.errors import UserError
-from meshnet.launch import Job, describe, full_command, make_launcher
-from meshnet.launch_ray import check_reachable, largest_share
 from meshnet.machine import usable_cores
+from meshnet.runs import local, processes
+from meshnet.runs.cluster import check_reachable, largest_share
+from meshnet.runs.jobs import Job, describe, full_command
+from meshnet.runs.launch import make_launcher
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
 
@@ -92,12 +93,12 @@ def test_each_slot_has_gpus_of_its_own(job, monkeypatch):
     assert launcher.free() == 2  # the fifth GPU is left over
     counts = []
     bare = lambda job, gpus, _: counts.append(gpus) or [sys.executable, job.script]
-    monkeypatch.setattr(launch, "full_command", bare)
-    jobs = [job(name, "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") for name in "ab"]
-    for one in jobs:
+    monkeypatch.setattr(local, "full_command", bare)
+    submitted = [job(name, "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") for name in "ab"]
+    for one in submitted:
         launcher.submit(one)
     wait_for(lambda: [launcher.poll(), launcher.running()][1] == [])
-    assert [one.log.read_text().strip() for one in jobs] == ["3,5", "7,9"]
+    assert [one.log.read_text().strip() for one in submitted] == ["3,5", "7,9"]
     assert counts == [2, 2]
 
 
@@ -186,7 +187,8 @@ def test_a_silent_job_is_killed_and_a_beating_one_is_not(job):
 
 DRIVER = """
     import json, pathlib, sys, time
-    from meshnet.launch import Job, make_launcher
+    from meshnet.runs.jobs import Job
+    from meshnet.runs.launch import make_launcher
     script, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     launcher = make_launcher("local", workers=2)
     handle = launcher.submit(Job(script, (), folder, folder / "log.txt"))
@@ -268,8 +270,8 @@ def test_a_job_on_another_host_is_left_alone(tmp_path):
 
 GUARDED = """
     import os, subprocess, sys
-    from meshnet.processes import TOKEN
-    guard = [sys.executable, "-m", "meshnet.processes", str(os.getpid()), *sys.argv[2:]]
+    from meshnet.runs.processes import TOKEN
+    guard = [sys.executable, "-m", "meshnet.runs.processes", str(os.getpid()), *sys.argv[2:]]
     sys.exit(subprocess.call(guard, env={**os.environ, TOKEN: sys.argv[1]}))
 """
 
@@ -301,7 +303,7 @@ def test_a_guard_that_is_shot_takes_its_command_with_it(tmp_path, root):
     process = guarded(tmp_path, root, "guard-d", sys.executable, "-c", "import time; time.sleep(60)")
     wait_for(lambda: len(processes.members("guard-d")) == 2 and (tmp_path / "log").exists())
     time.sleep(0.3)
-    (shot,) = [pid for pid in processes.members("guard-d") if b"meshnet.processes" in command_line(pid)]
+    (shot,) = [pid for pid in processes.members("guard-d") if b"meshnet.runs.processes" in command_line(pid)]
     os.kill(shot, signal.SIGKILL)
     wait_for(lambda: processes.members("guard-d") == [], 5)
     assert process.wait() != 0

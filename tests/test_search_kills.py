@@ -13,9 +13,9 @@ from search_bench import LINUX, SPACE, Bench, check_accounts, runs_of, wait_for
 
 from meshnet.asha import Asha
 from meshnet.errors import UserError
-from meshnet.launch import make_launcher
 from meshnet.ledger import Ledger
-from meshnet.processes import members
+from meshnet.runs.launch import make_launcher
+from meshnet.runs.processes import members
 from meshnet.study import Plan, Study
 
 

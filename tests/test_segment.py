@@ -297,16 +297,16 @@ def test_sides_by_hand():
 def test_head_box_by_hand():
     volume = np.zeros((2, 6, 7, 8), np.float32)
     volume[0, 2, 3, 4] = volume[1, 4, 3, 5] = 1
-    assert air.head_box(volume) == ((2, 5), (3, 4), (4, 6))
+    assert air.content_or_head_box(volume) == ((2, 5), (3, 4), (4, 6))
     volume[0] += 0.5  # other air
-    assert air.head_box(volume) == ((2, 5), (3, 4), (4, 6))
-    assert air.head_box(np.ones((1, 3, 4, 5), np.float32)) == ((0, 3), (0, 4), (0, 5)), "no contrast, no crop"
+    assert air.content_or_head_box(volume) == ((2, 5), (3, 4), (4, 6))
+    assert air.content_or_head_box(np.ones((1, 3, 4, 5), np.float32)) == ((0, 3), (0, 4), (0, 5)), "no contrast"
 
 
 def test_noisy_air_is_cut_by_the_head():
     volume = 0.05 * scan(1, (64, 64, 64))
     volume[:, 20:44, 22:40, 25:50] += 0.8
-    box = air.head_box(volume)
+    box = air.content_or_head_box(volume)
     assert all(a <= c and d <= b for (a, b), (c, d) in zip(box, ((20, 44), (22, 40), (25, 50))))
     assert layers.voxels(box) < 0.2 * 64**3
 

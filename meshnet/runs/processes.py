@@ -4,8 +4,9 @@ A job's leader starts a process group of its own, but launchers such as torchrun
 groups. So each job carries a token in its environment, which all its descendants inherit: on Linux they are found by
 it, even after their parents died. Elsewhere only the leader's group is reached.
 
-Run as a program, ``python -m meshnet.processes PARENT LOCK LOG command ...`` is a guard: it runs the command while the
-process PARENT lives, and ends it and everything it started when PARENT is gone (as when a cluster's worker is lost).
+Run as a program, ``python -m meshnet.runs.processes PARENT LOCK LOG command ...`` is a guard: it runs the command while
+the process PARENT lives, and ends it and everything it started when PARENT is gone (as when a cluster's worker is
+lost).
 """
 
 import contextlib

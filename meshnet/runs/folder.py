@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+from meshnet import ROOT
 from meshnet.errors import UserError
 from meshnet.files import write_text
 
@@ -37,9 +38,8 @@ STOP_KEYS = (UNSCHEDULED, "collapsed")
 @functools.cache
 def git_commit() -> str | None:
     """The commit of this program, with ``+`` where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
     try:
-        found = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+        found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
                                capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -30,12 +30,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshnet.errors import UserError
-from meshnet.machine import usable_cores
-from meshnet.processes import TOKEN, alive, end_job, start_time
-
-ROOT = Path(__file__).resolve().parent.parent
-LAUNCHERS = ("local", "ray")
+from meshnet import ROOT
 
 
 @dataclass(frozen=True)
@@ -98,35 +93,6 @@ class Ended:
     code: int | None
     reason: str
     seconds: float
-
-
-def make_launcher(
-    name: str,
-    workers: int | None = None,
-    gpus_per_worker: int | None = None,
-    accelerate_config: str | None = None,
-    address: str | None = None,
-) -> "Launcher":
-    """The launcher called ``name``.
-
-    workers: slots; None: all GPUs, else one slot for each four CPU cores (ray: what the cluster has).
-    gpus_per_worker: None: 1 where there are GPUs, else 0. accelerate_config: passed to ``accelerate launch``.
-    address: of the Ray cluster, None: the one that this machine belongs to.
-
-    Raises:
-        UserError: unknown name, more GPUs asked for than there are, Ray or its cluster missing.
-    """
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers: found {workers}, expected at least 1")
-    if gpus_per_worker is not None and gpus_per_worker < 0:
-        raise UserError(f"--gpus_per_worker: found {gpus_per_worker}, expected at least 0")
-    if name == "local":
-        return LocalLauncher(workers, gpus_per_worker, accelerate_config)
-    if name == "ray":
-        from meshnet.launch_ray import RayLauncher
-
-        return RayLauncher(workers, gpus_per_worker, accelerate_config, address)
-    raise UserError(f"--launcher: found '{name}', expected one of {', '.join(LAUNCHERS)}")
 
 
 def visible_gpus() -> list[str]:
@@ -251,71 +217,4 @@ class Launcher(abc.ABC):
             if beat != handle.beat:
                 handle.beat, handle.beat_seen = beat, time.monotonic()
         return time.monotonic() - handle.beat_seen > handle.job.silent_after
-
-
-class LocalLauncher(Launcher):
-    """Slots on this machine."""
-
-    def __init__(self, workers: int | None, gpus_per_worker: int | None, accelerate_config: str | None):
-        gpus = visible_gpus()
-        self.gpus_per_worker = (1 if gpus else 0) if gpus_per_worker is None else gpus_per_worker
-        self.accelerate_config = accelerate_config
-        fitting = len(gpus) // self.gpus_per_worker if self.gpus_per_worker else max(1, usable_cores() // 4)
-        slots = fitting if workers is None else workers
-        if self.gpus_per_worker and not 0 < slots <= fitting:
-            raise UserError(
-                f"--workers: found {slots} with {self.gpus_per_worker} GPUs each, expected at most {fitting}: "
-                f"this machine offers {len(gpus)} GPUs; take fewer, or --gpus_per_worker 0 for the CPU"
-            )
-        super().__init__(slots)
-        step = self.gpus_per_worker
-        self.gpus = [gpus[slot * step : (slot + 1) * step] for slot in range(slots)]
-        self.threads = max(1, usable_cores() // slots)
-        self.children: dict[str, subprocess.Popen] = {}
-
-    def _start(self, handle: Handle) -> None:
-        end_job(handle.token)  # of a driver that died before it could note what it had started
-        gpus = self.gpus[handle.slot]
-        environment = {**os.environ, TOKEN: handle.token, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        if not gpus:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
-        with open(handle.job.log, "ab") as output:
-            child = subprocess.Popen(
-                full_command(handle.job, len(gpus), self.accelerate_config),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        handle.pid, handle.started = child.pid, start_time(child.pid)
-        self.children[handle.token] = child
-
-    def _look(self, handle: Handle) -> tuple[int | None, bool]:
-        child = self.children.get(handle.token)
-        code = child.poll() if child else None
-        if code is None and (child or alive(handle.pid, handle.started)):
-            return None, False
-        end_job(handle.token)  # a leader that was killed leaves its children behind, and they write to the run folder
-        self.children.pop(handle.token, None)
-        return code, True
-
-    def _stop(self, handle: Handle, patience: float) -> None:
-        child = self.children.pop(handle.token, None)
-        ours = child is not None or alive(handle.pid, handle.started)
-        end_job(handle.token, handle.pid if ours else None, patience)
-        if child:
-            child.wait()
-
-    def adopt(self, job: Job, identity: dict) -> Handle | None:
-        """As in ``Launcher``. A job on another host, or for which there is no slot any more, is not taken up."""
-        handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
-        here = handle.host == socket.gethostname()
-        fits = handle.slot < self.slots and handle.slot not in self.handles
-        if here and fits and alive(handle.pid, handle.started):
-            self.handles[handle.slot] = handle
-            return handle
-        if here:
-            self._stop(handle, 0)
-        return None
 

@@ -1,16 +1,10 @@
-"""Pictures: a mask on three planes of its scan, and the curves of a run. The charts of a report are in charts.py.
-
-``draw_overlay`` needs Pillow alone, so that segmenting a scan does not load matplotlib.
-"""
+"""The curves of a run: loss, Dice and learning rate by epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meshnet import plots
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The curves of a run
 
 CURVES = (  # panel title, then (name in metrics.jsonl, label)
     ("Loss", (("train_loss", "training"), ("val_loss", "validation"),

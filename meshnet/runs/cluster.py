@@ -1,7 +1,7 @@
 """Runs as Ray tasks, on any Ray cluster; project, data and study on storage that all nodes share, at the same path.
 
 Each job is one task that asks for GPUs, or for a share of a node's cores, and runs the script under the guard of
-``meshnet.processes``: when Ray loses or cancels the task's worker process, the guard ends the script with all its
+``meshnet.runs.processes``: when Ray loses or cancels the task's worker process, the guard ends the script with all its
 descendants, and the next attempt waits for that. Ray's own retries are off; retrying is the caller's decision.
 """
 
@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 
+from meshnet import ROOT
 from meshnet.errors import UserError
-from meshnet.launch import ROOT, Handle, Job, Launcher, full_command
-from meshnet.processes import TOKEN
+from meshnet.runs.jobs import Handle, Job, Launcher, full_command
+from meshnet.runs.processes import TOKEN
 
 STARTED = ".started"  # in the run folder: the task has left Ray's queue
 
@@ -25,7 +26,7 @@ def run_on_node(job: Job, token: str, gpus: int, cpus: float, accelerate_config:
     if gpus == 0:
         environment |= {"OMP_NUM_THREADS": str(max(1, int(cpus))), "CUDA_VISIBLE_DEVICES": ""}
     guard = [
-        sys.executable, "-m", "meshnet.processes", str(os.getpid()), str(job.run_dir / ".guard"), str(job.log),
+        sys.executable, "-m", "meshnet.runs.processes", str(os.getpid()), str(job.run_dir / ".guard"), str(job.log),
         *full_command(job, gpus, accelerate_config),
     ]
     done = subprocess.run(guard, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)

@@ -1,0 +1,36 @@
+"""The choice of a launcher."""
+
+from meshnet.errors import UserError
+from meshnet.runs.jobs import Launcher
+from meshnet.runs.local import LocalLauncher
+
+LAUNCHERS = ("local", "ray")
+
+
+def make_launcher(
+    name: str,
+    workers: int | None = None,
+    gpus_per_worker: int | None = None,
+    accelerate_config: str | None = None,
+    address: str | None = None,
+) -> "Launcher":
+    """The launcher called ``name``.
+
+    workers: slots; None: all GPUs, else one slot for each four CPU cores (ray: what the cluster has).
+    gpus_per_worker: None: 1 where there are GPUs, else 0. accelerate_config: passed to ``accelerate launch``.
+    address: of the Ray cluster, None: the one that this machine belongs to.
+
+    Raises:
+        UserError: unknown name, more GPUs asked for than there are, Ray or its cluster missing.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: found {workers}, expected at least 1")
+    if gpus_per_worker is not None and gpus_per_worker < 0:
+        raise UserError(f"--gpus_per_worker: found {gpus_per_worker}, expected at least 0")
+    if name == "local":
+        return LocalLauncher(workers, gpus_per_worker, accelerate_config)
+    if name == "ray":
+        from meshnet.runs.cluster import RayLauncher
+
+        return RayLauncher(workers, gpus_per_worker, accelerate_config, address)
+    raise UserError(f"--launcher: found '{name}', expected one of {', '.join(LAUNCHERS)}")

@@ -1,0 +1,78 @@
+"""Runs on this machine: each slot has its own GPUs or its share of the CPU cores."""
+
+import os
+import socket
+import subprocess
+import time
+
+from meshnet.errors import UserError
+from meshnet.machine import usable_cores
+from meshnet.runs.jobs import Handle, Job, Launcher, full_command, visible_gpus
+from meshnet.runs.processes import TOKEN, alive, end_job, start_time
+
+
+class LocalLauncher(Launcher):
+    """Slots on this machine."""
+
+    def __init__(self, workers: int | None, gpus_per_worker: int | None, accelerate_config: str | None):
+        gpus = visible_gpus()
+        self.gpus_per_worker = (1 if gpus else 0) if gpus_per_worker is None else gpus_per_worker
+        self.accelerate_config = accelerate_config
+        fitting = len(gpus) // self.gpus_per_worker if self.gpus_per_worker else max(1, usable_cores() // 4)
+        slots = fitting if workers is None else workers
+        if self.gpus_per_worker and not 0 < slots <= fitting:
+            raise UserError(
+                f"--workers: found {slots} with {self.gpus_per_worker} GPUs each, expected at most {fitting}: "
+                f"this machine offers {len(gpus)} GPUs; take fewer, or --gpus_per_worker 0 for the CPU"
+            )
+        super().__init__(slots)
+        step = self.gpus_per_worker
+        self.gpus = [gpus[slot * step : (slot + 1) * step] for slot in range(slots)]
+        self.threads = max(1, usable_cores() // slots)
+        self.children: dict[str, subprocess.Popen] = {}
+
+    def _start(self, handle: Handle) -> None:
+        end_job(handle.token)  # of a driver that died before it could note what it had started
+        gpus = self.gpus[handle.slot]
+        environment = {**os.environ, TOKEN: handle.token, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        if not gpus:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        with open(handle.job.log, "ab") as output:
+            child = subprocess.Popen(
+                full_command(handle.job, len(gpus), self.accelerate_config),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        handle.pid, handle.started = child.pid, start_time(child.pid)
+        self.children[handle.token] = child
+
+    def _look(self, handle: Handle) -> tuple[int | None, bool]:
+        child = self.children.get(handle.token)
+        code = child.poll() if child else None
+        if code is None and (child or alive(handle.pid, handle.started)):
+            return None, False
+        end_job(handle.token)  # a leader that was killed leaves its children behind, and they write to the run folder
+        self.children.pop(handle.token, None)
+        return code, True
+
+    def _stop(self, handle: Handle, patience: float) -> None:
+        child = self.children.pop(handle.token, None)
+        ours = child is not None or alive(handle.pid, handle.started)
+        end_job(handle.token, handle.pid if ours else None, patience)
+        if child:
+            child.wait()
+
+    def adopt(self, job: Job, identity: dict) -> Handle | None:
+        """As in ``Launcher``. A job on another host, or for which there is no slot any more, is not taken up."""
+        handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
+        here = handle.host == socket.gethostname()
+        fits = handle.slot < self.slots and handle.slot not in self.handles
+        if here and fits and alive(handle.pid, handle.started):
+            self.handles[handle.slot] = handle
+            return handle
+        if here:
+            self._stop(handle, 0)
+        return None
