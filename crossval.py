@@ -108,10 +108,10 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
         return old
     if not arguments.data or not arguments.recipes:
         raise UserError("--data and --recipes: expected both, such as --data data/arc --recipes recipes/meshnet26.yaml")
+    from meshnet.data.schema import load_prepared
+    from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
     from meshnet.runs.folder import versions
-    from meshnet.schema import load_prepared
-    from meshnet.splits import fold_subjects, load_splits
 
     data = Path(data_folder(arguments.data))
     prepared, splits = load_prepared(data), load_splits(data / "splits.json")

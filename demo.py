@@ -53,7 +53,7 @@ def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
     """
     import csv
 
-    from meshnet.data import PreparedData
+    from meshnet.data.reader import PreparedData
     from meshnet.scans.metrics import overlap_metrics
 
     with open(run / "test_cases.csv", encoding="utf-8") as handle:
@@ -71,8 +71,8 @@ def write_scan(path: Path) -> None:
     """A synthetic scan of its own as a NIfTI file, on a finer and differently oriented grid than the data set."""
     import nibabel as nib
 
+    from meshnet.data.synthetic.case import make_case
     from meshnet.files import whole_file
-    from meshnet.synthetic import make_case
 
     if path.is_file():
         return

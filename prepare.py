@@ -77,7 +77,8 @@ def main() -> int:
     check_flags(args)
 
     # ---- find the pairs ----------------------------------------------------------------------------------------
-    from meshnet.sources import Filters, find_cases
+    from meshnet.data.sources.case import Filters
+    from meshnet.data.sources.find import find_cases
 
     options = {}
     if args.format == "synthetic":
@@ -91,7 +92,7 @@ def main() -> int:
         raise UserError(f"{args.path}: found no pair of scan and mask; --list says why")
 
     # ---- conform them, each into its own shard -----------------------------------------------------------------
-    from meshnet.dataset import finish, open_folder, prepare_cases
+    from meshnet.data.writer import finish, open_folder, prepare_cases
 
     settings, classes = settle(args, listing)
     subjects = {c.subject for c in listing.cases}
@@ -143,8 +144,8 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def settle(args: argparse.Namespace, listing) -> tuple:
     """The settings that rows depend on, and the names of the classes, background first."""
-    from meshnet.labels import class_names, parse_labels
-    from meshnet.rows import Settings
+    from meshnet.data.labels import class_names, parse_labels
+    from meshnet.data.row import Settings
     from meshnet.scans.grid import Grid
 
     fluid = args.format == "synthetic" and listing.classes is not None  # a preset that has more than the lesion

@@ -167,8 +167,8 @@ def check_space(config: Config, space: Space) -> None:
 
 def check_data(arguments: argparse.Namespace) -> None:
     """Refuse a missing data set or fold now rather than in every trial."""
+    from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
-    from meshnet.splits import fold_subjects, load_splits
 
     if not arguments.data:
         raise UserError("--data: missing, expected a folder that prepare.py wrote")

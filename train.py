@@ -115,9 +115,9 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
     Raises:
         UserError: if there is no such data or fold, it has no cases, or was scaled otherwise than the recipe says.
     """
-    from meshnet.data import PreparedData
+    from meshnet.data.reader import PreparedData
+    from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
-    from meshnet.splits import fold_subjects, load_splits
 
     arguments.data = data_folder(arguments.data)
     data = PreparedData(arguments.data)

@@ -28,7 +28,7 @@ FIRST_SEED = 8_500_000
 
 def averaged(image: nib.Nifti1Image, factors: tuple[float, float, float]) -> nib.Nifti1Image:
     """``image`` (1 mm) with voxels ``factors`` times as large, each the mean of what it covers."""
-    from meshnet.scanner import along, coarsen
+    from meshnet.data.synthetic.scanner import along, coarsen
 
     data = np.asarray(image.dataobj, np.float32)
     for axis, factor in enumerate(factors):
@@ -59,8 +59,8 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
     """Contrast, true mL, Dice for every way of scanning, and the mL marked on the healthy head of the same seed."""
     import torch
 
+    from meshnet.data.synthetic.case import make_case
     from meshnet.modelfolder import load_model
-    from meshnet.synthetic import make_case
 
     torch.set_num_threads(1)
     model, card = load_model(folder)
@@ -80,8 +80,8 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
 
 def version_of(folder: Path) -> str:
     """A hash of the model's files and of the code that makes, segments and scores a patient."""
-    from meshnet.schema import fingerprint
-    from meshnet.sources import sha256_file
+    from meshnet.data.schema import fingerprint
+    from meshnet.data.sources.find import sha256_file
 
     package = Path(__file__).resolve().parent.parent / "meshnet"
     files = [Path(__file__), *(path for end in ("py", "cpp", "h") for path in sorted(package.rglob(f"*.{end}")))]

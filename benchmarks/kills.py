@@ -111,9 +111,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    import meshnet.engine
-    import meshnet.setup
-    import meshnet.synthetic  # noqa: F401 (forked processes need them)
+    import meshnet.data.synthetic.case  # noqa: F401 (forked processes need them)
     from meshnet.runs.folder import git_commit
 
     out = arguments.out.resolve()

@@ -15,10 +15,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from meshnet.atlas import load_atlas
+from meshnet.data.synthetic.atlas import load_atlas
+from meshnet.data.synthetic.lesions import draw_lesion
 from meshnet.errors import UserError, run_script
 from meshnet.files import whole_file, write_text
-from meshnet.lesions import draw_lesion
 
 MEASURES = ("volume", "elongation", "surface-to-volume", "roughness", "parts")
 UNITS = ("mm³", "longest / shortest axis", "mm⁻¹", "surface / smoothed surface", "26-connected")

@@ -15,8 +15,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 
-from meshnet import checkpoint, data
+from meshnet import checkpoint
 from meshnet.config import Config, TrainingConfig
+from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
+from meshnet.data.reader import PreparedData
 from meshnet.modelfolder import save_model, save_weights
 from meshnet.optim import Schedule
 from meshnet.runs.folder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
@@ -55,7 +57,7 @@ class Run:
     config: Config
     folder: Path
     seed: int
-    data: data.PreparedData
+    data: PreparedData
     train: list[int]
     val: list[int]
     box: list[int] | None
@@ -155,12 +157,12 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
 def train_epoch(run: Run, heart: Heartbeat) -> dict:
     """One epoch of optimizer steps, from where ``run.progress`` says; the means that go to its line."""
     progress, config, accelerator = run.progress, run.config, run.accelerator
-    order = data.epoch_order(run.train, run.seed, progress.epoch,
+    order = epoch_order(run.train, run.seed, progress.epoch,
                              cases_per_step(config, accelerator.num_processes))
-    batches = data.batches_of_rank(order, config.training.batch_size, accelerator.process_index,
+    batches = batches_of_rank(order, config.training.batch_size, accelerator.process_index,
                                    accelerator.num_processes)
-    cases = data.TrainingCases(run.data, run.box, config.model.patch, run.seed, run.augment)
-    todo = data.load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
+    cases = TrainingCases(run.data, run.box, config.model.patch, run.seed, run.augment)
+    todo = load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
     started = time.monotonic()
     earlier, rate = progress.seconds, run.schedule.rates()[0]
     begin_training(run)

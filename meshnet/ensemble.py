@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from meshnet import modelfolder, results, segment
-from meshnet.data import PreparedData
+from meshnet.data.reader import PreparedData
+from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.evaluation import score_probabilities
 from meshnet.runs.folder import write_cases
-from meshnet.splits import fold_subjects, load_splits
 
 
 def score_ensemble(out: Path, model: str, fold: int) -> int:

@@ -6,14 +6,14 @@ import nibabel as nib
 import numpy as np
 
 from meshnet import modelfolder, segment
-from meshnet.data import PreparedData
+from meshnet.data.reader import PreparedData
+from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.recipe import read_mapping
 from meshnet.runs.folder import write_cases
 from meshnet.scans import metrics
 from meshnet.scans.grid import to_native
 from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
-from meshnet.splits import fold_subjects, load_splits
 
 
 def test_run(folder: Path, data_path: str | None = None) -> int:

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
-from meshnet import data, engine, setup
+from meshnet import engine, setup
 from meshnet.config import Config, TrackingConfig
+from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
+from meshnet.data.reader import PreparedData
 
 WARM_UP, STEPS = 1, 3  # steps that are left out and steps that are measured
 OPERATIONS = 12  # lines of the second table
@@ -75,7 +77,7 @@ class Watch:
         return "\n".join([*lines, f"{'step':12}{whole:9.3f}{1:7.0%}{self.peak() / 1e9:9.2f}"])
 
 
-def profile_training(config: Config, cases: data.PreparedData, train: list[int], box: list[int] | None, seed: int,
+def profile_training(config: Config, cases: PreparedData, train: list[int], box: list[int] | None, seed: int,
                      network: torch.nn.Module) -> str:
     """``profile_step`` for a configuration, on the device and in the precision that training would use. Nothing is
     kept; arguments as ``setup.assemble``."""
@@ -96,9 +98,9 @@ def profile_step(run: engine.Run, foretold: int | None) -> str:
         foretold: bytes that a step was estimated to take, compared with what it took.
     """
     size = run.config.training.batch_size
-    cases = data.TrainingCases(run.data, run.box, run.config.model.patch, run.seed, run.augment)
-    order = data.epoch_order(run.train, run.seed, 0, size * (WARM_UP + 2 * STEPS))
-    batches = data.load_batches(cases, data.batches_of_rank(order, size, 0, 1)[:WARM_UP + 2 * STEPS], 0, 0)
+    cases = TrainingCases(run.data, run.box, run.config.model.patch, run.seed, run.augment)
+    order = epoch_order(run.train, run.seed, 0, size * (WARM_UP + 2 * STEPS))
+    batches = load_batches(cases, batches_of_rank(order, size, 0, 1)[:WARM_UP + 2 * STEPS], 0, 0)
     engine.begin_training(run)
     for _ in range(WARM_UP):
         engine.train_batch(run, next(batches))

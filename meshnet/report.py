@@ -211,7 +211,7 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
         if path.is_file():
             continue
         if data is None:
-            from meshnet.data import PreparedData
+            from meshnet.data.reader import PreparedData
 
             data = PreparedData(plan["data"])
         if place not in models:

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshnet.config import identity, validate
+from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.files import write_json
 from meshnet.recipe import load_recipes, read_mapping
 from meshnet.runs.folder import read_metrics
-from meshnet.splits import fold_subjects, load_splits
 from meshnet.stats import Run
 
 PLAN, SPLITS, FORMAT = "crossval.json", "splits.json", 1

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from meshnet import augment, modelfolder
+from meshnet import modelfolder
 from meshnet.config import Config, identity, parse_size, to_dict, validate
-from meshnet.data import PreparedData
+from meshnet.data import augment
+from meshnet.data.reader import PreparedData
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.loss import SegmentationLoss

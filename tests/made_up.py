@@ -6,11 +6,11 @@ from pathlib import Path
 
 from meshnet import results
 from meshnet.config import Config, identity, to_dict, validate
+from meshnet.data.splits import content_hash
 from meshnet.files import write_json, write_text
 from meshnet.recipe import dump
 from meshnet.runs.folder import write_cases
 from meshnet.scans.metrics import LESION_KEYS, OVERLAP_KEYS, SURFACE_KEYS
-from meshnet.splits import content_hash
 
 FINGERPRINT = "f" * 64
 SCORES = OVERLAP_KEYS + SURFACE_KEYS + LESION_KEYS

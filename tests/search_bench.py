@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from meshnet.data.splits import make_splits
 from meshnet.files import write_json
-from meshnet.splits import make_splits
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from meshnet.augment import PROBABILITIES, Augment, case_seed, is_on
 from meshnet.config import AugmentConfig
-from meshnet.data import PreparedData, TrainingCases
+from meshnet.data.augment import PROBABILITIES, Augment, case_seed, is_on
+from meshnet.data.batches import TrainingCases
+from meshnet.data.reader import PreparedData
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_workers_and_epochs(tiny_data):
     data = PreparedData(tiny_data)
     augment = Augment(AugmentConfig(flip=0.5, noise=1.0), 8.0, "LIA")
     cases = TrainingCases(data, None, [], 7, augment)
-    from meshnet.data import load_batches
+    from meshnet.data.batches import load_batches
 
     alone, helped = ([batch["image"] for batch in load_batches(cases, [[0], [1], [2]], 4, workers)]
                      for workers in (0, 2))

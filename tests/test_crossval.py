@@ -17,11 +17,11 @@ import pytest
 
 import crossval
 from meshnet import ensemble, results
+from meshnet.data.schema import PREPARED_KEYS
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.recipe import load_recipes
 from meshnet.runs.jobs import Ended
-from meshnet.schema import PREPARED_KEYS
 
 
 @dataclass

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from meshnet import schema
 from meshnet.config import Config
-from meshnet.data import PreparedData, TrainingCases, as_input, batches_of_rank, cut_patch, epoch_order, load_batches
+from meshnet.data import schema
+from meshnet.data.batches import TrainingCases, batches_of_rank, cut_patch, epoch_order, load_batches
+from meshnet.data.reader import PreparedData, as_input
 from meshnet.model import MeshNet
 from meshnet.segment import predict_logits
 from meshnet.setup import training_box

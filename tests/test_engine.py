@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from meshnet import setup
 from meshnet.config import LossConfig
-from meshnet.data import PreparedData, epoch_order
+from meshnet.data.batches import epoch_order
+from meshnet.data.reader import PreparedData
 from meshnet.loss import SegmentationLoss
 from meshnet.model import MeshNet
 

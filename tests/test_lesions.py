@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from meshnet import lesions
-from meshnet.atlas import load_atlas
+from meshnet.data.synthetic import lesions
+from meshnet.data.synthetic.atlas import load_atlas
 
 
 def test_volume_is_the_one_drawn():

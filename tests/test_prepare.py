@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 import prepare
-from meshnet import rows, schema
 from meshnet.config import Config
-from meshnet.dataset import run_jobs
+from meshnet.data import row, schema
+from meshnet.data.splits import fold_subjects, load_splits
+from meshnet.data.writer import run_jobs
 from meshnet.errors import UserError, run_script
 from meshnet.modelfolder import DEFAULTS
 from meshnet.scans.grid import Grid, conform, conform_mask, to_native
 from meshnet.scans.head import head_box
 from meshnet.scans.nifti import read_image
 from meshnet.setup import model_card
-from meshnet.splits import fold_subjects, load_splits
 
 SYNTHETIC = ["--format", "synthetic", "--cases", "6", "--voxel_mm", "8", "--outer", "2", "--inner", "2"]
 
@@ -118,7 +118,7 @@ def tiny(tmp_path_factory):
 
 
 def test_rows_hold_the_conformed_case_and_where_it_came_from(tiny):
-    from meshnet.synthetic import make_case
+    from meshnet.data.synthetic.case import make_case
 
     data, prepared = schema.load_dataset(tiny)
     assert len(data) == 6 and set(data.column_names) == set(schema.features([]))
@@ -417,7 +417,7 @@ def test_an_output_folder_that_cannot_be_used(table, tmp_path, run):
 
 def test_a_disk_that_fills_is_one_line_and_leaves_no_half_file(table, tmp_path, run, monkeypatch):
     out = tmp_path / "out"
-    calls, write = [], rows._as_arrow
+    calls, write = [], row._as_arrow
 
     def full(value, kind):
         if isinstance(value, np.ndarray):
@@ -426,11 +426,11 @@ def test_a_disk_that_fills_is_one_line_and_leaves_no_half_file(table, tmp_path, 
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(value, kind)
 
-    monkeypatch.setattr(rows, "_as_arrow", full)
+    monkeypatch.setattr(row, "_as_arrow", full)
     code, _, errors = run(table.path, *options(out))
     assert code == 2 and len(errors) == 1 and "No space left" in errors[0] and str(out) in errors[0]
     assert len(shards(out)) == 2 and not list(out.glob("*.json"))
-    monkeypatch.setattr(rows, "_as_arrow", write)  # room again
+    monkeypatch.setattr(row, "_as_arrow", write)  # room again
     code, text, _ = run(table.path, *options(out))
     assert code == 0 and "2 of 4 case(s) are ready" in text
 

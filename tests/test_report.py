@@ -250,7 +250,7 @@ def test_worst_cases_are_drawn_once_from_the_prepared_data(out, quick, monkeypat
         def read(self, index, column):
             return (self.volume[0] > 0.9).astype(np.uint8)
 
-    monkeypatch.setattr("meshnet.data.PreparedData", Data)
+    monkeypatch.setattr("meshnet.data.reader.PreparedData", Data)
     made_up.write_json(out / "no_data/prepared.json", {})
     network = build("meshnet", {"channels": 26, "in_channels": 1, "classes": 2, "dilations": [1, 2]})
     for fold in range(3):

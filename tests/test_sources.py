@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from meshnet.data.labels import class_names, parse_labels
+from meshnet.data.sources.case import Case, Filters
+from meshnet.data.sources.find import find_cases, load_case
 from meshnet.errors import UserError
-from meshnet.labels import class_names, parse_labels
-from meshnet.sources import Case, Filters, find_cases, load_case
 
 
 def touch(root: Path, *names: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshnet.data.splits import content_hash, fold_subjects, load_splits, make_splits, make_strata, merge_strata
 from meshnet.errors import UserError
-from meshnet.splits import content_hash, fold_subjects, load_splits, make_splits, make_strata, merge_strata
 
 
 def cohort(n, groups=("spc3", "spc3p2"), seed=0):

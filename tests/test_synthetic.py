@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from meshnet import atlas, head, scanner, synthetic
+from meshnet.data.synthetic import __main__, anatomy, atlas, case, scanner
 from meshnet.errors import UserError
 
 
 def arrays(*arguments, **options):
-    image, mask, info = synthetic.make_case(*arguments, **options)
+    image, mask, info = case.make_case(*arguments, **options)
     return np.asarray(image.dataobj), np.asarray(mask.dataobj), info
 
 
@@ -21,7 +21,7 @@ def test_one_seed_one_case():
 
 
 def test_case_is_a_lia_scan_with_its_mask():
-    image, mask, info = synthetic.make_case(3, 4.0, preset="demo")
+    image, mask, info = case.make_case(3, 4.0, preset="demo")
     assert image.shape == mask.shape == (64, 64, 64)
     assert image.get_data_dtype() == np.float32 and mask.get_data_dtype() == np.uint8
     assert nib.aff2axcodes(image.affine) == ("L", "I", "A")
@@ -80,7 +80,7 @@ def test_fluid_in_the_mask_changes_neither_scan_nor_lesion():
 def test_lesion_level_stands_out_from_white_matter():
     for contrast, sign in (("T2w", 1), ("FLAIR", 1), ("DWI", 1), ("T1w", -1)):
         for seed in range(5):
-            means = synthetic.draw_means(np.random.default_rng(seed), contrast, acute=True)
+            means = case.draw_means(np.random.default_rng(seed), contrast, acute=True)
             assert sign * (means["rim"] - means["white"]) > 0.05, (contrast, means)
 
 
@@ -88,7 +88,7 @@ def test_lesion_level_stands_out_from_white_matter():
     ({"preset": "nothing"}, "preset"), ({"voxel_mm": 0.1}, "voxel_mm"), ({"colour": 1}, "colour")])
 def test_wrong_arguments_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
-        synthetic.make_case(0, **{"voxel_mm": 4.0, **arguments})
+        case.make_case(0, **{"voxel_mm": 4.0, **arguments})
 
 
 def test_sample_is_trilinear():
@@ -113,7 +113,7 @@ def test_swelling_magnifies_and_pull_moves():
     axes = (np.arange(-8, 9, 4.0, dtype=np.float32),) * 3
     centre = atlas.BRAIN_CENTRE_MM
     still = np.eye(3, dtype=np.float32), np.zeros(3, np.float32), ()
-    warp = lambda swellings, pulls: head.Warp(*still, swellings, pulls)
+    warp = lambda swellings, pulls: anatomy.Warp(*still, swellings, pulls)
     plain = warp([], []).points(axes).reshape(3, 5, 5, 5)
     swollen = warp([(centre, 30.0, 0.3)], []).points(axes).reshape(3, 5, 5, 5)
     assert np.ptp(swollen[0, :, 2, 2]) < 0.75 * np.ptp(plain[0, :, 2, 2])
@@ -157,5 +157,5 @@ def test_mask_is_blank_where_the_scan_is_cut():
 
 def test_pictures_command(tmp_path):
     out = tmp_path / "cases.png"
-    synthetic.draw_cases(str(out), 2, 0, 4.0, "train")
+    __main__.draw_cases(str(out), 2, 0, 4.0, "train")
     assert out.stat().st_size > 5000

@@ -16,7 +16,7 @@ from conftest import GLOO, run_script_file, torchrun
 from safetensors.torch import load_file
 
 from meshnet import modelfolder, segment
-from meshnet.data import PreparedData
+from meshnet.data.reader import PreparedData
 
 SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
 

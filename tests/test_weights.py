@@ -6,7 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from meshnet import modelfolder, segment, synthetic
+from meshnet import modelfolder, segment
+from meshnet.data.synthetic import case
 from meshnet.scans.grid import Grid, conform, to_native
 from meshnet.scans.metrics import case_metrics
 
@@ -31,7 +32,7 @@ def test_weights_load_and_their_recipe_is_on_record(root, built_in):
 @pytest.mark.parametrize("code", ["RAS", "PIR"])
 def test_the_orientation_of_a_file_changes_nothing(built_in, code):
     model, card = built_in
-    image = synthetic.make_case(SEEDS[0], 2.0, "bright")[0]  # fine enough that a voxel of the grid is a mean
+    image = case.make_case(SEEDS[0], 2.0, "bright")[0]  # fine enough that a voxel of the grid is a mean
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(code))
     found = []
     for scan in (image, image.as_reoriented(turn)):
@@ -52,7 +53,7 @@ def test_score_on_fixed_synthetic_cases(built_in):
     model, card = built_in
     scores = []
     for seed in SEEDS:
-        image, mask, _ = synthetic.make_case(seed, card["voxel_mm"], "bright", contrasts={"T2w": 1.0}, healthy=0.0,
+        image, mask, _ = case.make_case(seed, card["voxel_mm"], "bright", contrasts={"T2w": 1.0}, healthy=0.0,
                                              smallest_mm3=10_000.0, largest_mm3=150_000.0, artefacts=0.0)
         volume = np.asarray(conform(image, Grid(voxel_mm=card["voxel_mm"])).dataobj, np.float32)
         lesion = segment.predict(model, volume[None] / 255)[1] > card["threshold"]

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from meshnet.data.sources.case import Case, Filters, Listing, Loaded
 from meshnet.errors import UserError
 from meshnet.scans.nifti import image_from_bytes, same_grid
-from meshnet.sources import Case, Filters, Listing, Loaded
 
 MASK_COLUMNS = ("lesion", "mask", "label", "segmentation")
 SUBJECT_COLUMNS = ("subject", "subject_id", "participant_id", "case")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshnet.atlas import (
+from meshnet.data.synthetic.atlas import (
     BRAIN_CENTRE_MM,
     DISTANCE_MM,
     DISTANCE_ORIGIN_MM,
@@ -15,7 +15,7 @@ from meshnet.atlas import (
     sample,
     smooth_field,
 )
-from meshnet.lesions import Lesion
+from meshnet.data.synthetic.lesions import Lesion
 
 VENTRICLES_MM = np.array([[-16.0, -18.0, 16.0], [16.0, -18.0, 16.0]], np.float32)  # middles of the lateral ventricles
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshnet.atlas import Atlas, load_atlas, smooth_field
+from meshnet.data.synthetic.atlas import Atlas, load_atlas, smooth_field
 
 VOLUME_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 VOLUME_MM3 = (4.0, 54.0, 299.0, 551.0, 2013.0, 12659.0, 51932.0, 122709.0, 196890.0, 370109.0, 600000.0)

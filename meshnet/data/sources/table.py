@@ -4,8 +4,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from meshnet.data.sources.case import Case, Filters, Listing
 from meshnet.errors import UserError
-from meshnet.sources import Case, Filters, Listing
 
 RESERVED = ("case", "subject", "session", "mask")
 

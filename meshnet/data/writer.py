@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from meshnet.data.row import Settings, code_version, prepare_case, shard_name
+from meshnet.data.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, fingerprint, union_box
+from meshnet.data.sources.case import Case
+from meshnet.data.splits import make_splits
 from meshnet.errors import UserError
 from meshnet.files import write_json
-from meshnet.rows import Settings, code_version, prepare_case, shard_name
-from meshnet.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, fingerprint, union_box
-from meshnet.sources import Case
-from meshnet.splits import make_splits
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 

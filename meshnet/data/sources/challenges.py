@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from meshnet.data.sources.case import Case, Filters, Listing, subject_in
 from meshnet.errors import UserError
-from meshnet.sources import Case, Filters, Listing, subject_in
 
 KITS_CLASSES = ["kidney", "tumour", "cyst"]  # mask values 1, 2, 3
 

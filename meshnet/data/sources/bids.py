@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshnet.data.sources.case import Case, Filters, Listing
 from meshnet.errors import UserError
-from meshnet.sources import Case, Filters, Listing
 
 # Entities that say what a derived file is, not which scan it belongs to.
 OF_THE_MASK = frozenset({"desc", "label", "res", "den", "atlas", "seg", "hemi"})

@@ -1,5 +1,6 @@
 """One case → one row of a prepared dataset → one Arrow file, written whole."""
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,22 +8,21 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from meshnet import schema
+from meshnet.data import schema
+from meshnet.data.schema import FORMAT_VERSION, SHARDS, fingerprint, union_box
+from meshnet.data.sources.case import Case
+from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import whole_file
 from meshnet.scans import grid, head, intensity, nifti, resample
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.head import head_box
 from meshnet.scans.nifti import mask_classes, same_grid
-from meshnet.schema import FORMAT_VERSION, SHARDS, fingerprint, union_box
-from meshnet.sources import Case, load_case, sha256_file, signature
 
 if TYPE_CHECKING:
     import pyarrow
 
-# A change in what these files do must redo the cases; the last ones only where cases are made.
-CODE = (grid, head, intensity, nifti, resample, schema)  # and this file
-SYNTHETIC_CODE = ("synthetic", "atlas", "head", "lesions", "scanner")
+CODE = (grid, head, intensity, nifti, resample, schema)  # a change in these, or in this file, redoes the cases
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Settings:
 
 def code_version(synthetic: bool) -> str:
     """A hash of the source code that rows depend on."""
-    folder = Path(__file__).parent
-    names = [f"{n}.py" for n in SYNTHETIC_CODE] if synthetic else []
-    return fingerprint([sha256_file(path) for path in (*(module.__file__ for module in CODE), __file__,
-                                                       *(folder / name for name in names))])
+    modules = [*CODE, sys.modules[__name__]]
+    if synthetic:
+        from meshnet.data.synthetic import anatomy, atlas, case, lesions, scanner
+
+        modules += [anatomy, atlas, case, lesions, scanner]
+    return fingerprint([sha256_file(module.__file__) for module in modules])
 
 
 def shard_name(case: Case, settings: Settings, version: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from meshnet.atlas import smooth_field
+from meshnet.data.synthetic.atlas import smooth_field
 
 
 @dataclass

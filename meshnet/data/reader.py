@@ -1,0 +1,82 @@
+"""Prepared cases for training: opened from disk, cropped, ordered, batched.
+
+Volumes are read from the data set's memory-mapped Arrow files without decoding, and copied once. Which case comes
+when depends on (seed, epoch) alone, so that a resumed run, more workers or more processes see the same order.
+"""
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+from meshnet.data import schema
+
+
+class PreparedData:
+    """A folder that prepare.py wrote.
+
+    ``info`` is its prepared.json; ``rows`` has every column but the volumes, a dictionary a case.
+
+    Raises:
+        UserError: if ``path`` is no prepared data set, or one of another version, or damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.table, self.info = schema.load_dataset(path)
+        self.rows = self.table.remove_columns(list(schema.VOLUMES)).to_list()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def indices(self, subjects: list[str]) -> list[int]:
+        """The cases of ``subjects``, in the data set's order."""
+        wanted = set(subjects)
+        return [index for index, row in enumerate(self.rows) if row["subject"] in wanted]
+
+    def read(self, index: int, column: str, box: list[int] | None = None) -> np.ndarray:
+        """A volume of one case in its stored dtype: ``image`` (C, X, Y, Z), ``mask`` or ``mask_native`` (X, Y, Z).
+
+        ``box`` (x0, x1, y0, y1, z0, z1) copies that part alone.
+        """
+        volume = schema.volume(self.table, index, column)
+        mapped = volume
+        if box is not None:
+            x0, x1, y0, y1, z0, z1 = box
+            volume = volume[..., x0:x1, y0:y1, z0:z1]
+        copy = np.array(volume, order="C")
+        release(mapped)
+        return copy
+
+    def image(self, index: int, box: list[int] | None = None) -> np.ndarray:
+        """The conformed image (C, X, Y, Z), float32 in 0..1 (uint8 is divided by 255)."""
+        return as_input(self.read(index, "image", box))
+
+    def box(self, multiple: int = 1) -> list[int]:
+        """One box around every head, grown to multiples of ``multiple`` voxels where the volume allows it."""
+        grown = []
+        for axis, size in enumerate(self.info["shape"]):
+            low, high = self.info["box"][2 * axis:2 * axis + 2]
+            length = min(-(-(high - low) // multiple) * multiple, size)
+            low = max(0, min(low - (length - (high - low)) // 2, size - length))
+            grown += [low, low + length]
+        return grown
+
+
+def as_input(volume: np.ndarray) -> np.ndarray:
+    """What a network sees: float32, and uint8 intensities divided to 0..1."""
+    return volume.astype(np.float32) / 255 if volume.dtype == np.uint8 else volume.astype(np.float32, copy=False)
+
+
+def release(view: np.ndarray) -> None:
+    """Tell the system that the pages below a view on a memory-mapped file are no longer needed by this process.
+
+    Without it a run over a large data set shows ever more resident memory, all of it file cache. A hint alone:
+    where it cannot be given, nothing happens.
+    """
+    start = -(-view.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (view.ctypes.data + view.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if os.name == "posix" and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

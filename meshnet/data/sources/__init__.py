@@ -1,0 +1,1 @@
+"""Where scans and their masks come from: one file for each format."""

@@ -1,0 +1,86 @@
+"""A case, a listing of cases, the volumes of a case, and the filters that choose among them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+
+from meshnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan, of one or more channels, with its mask; nothing of it has been read yet."""
+
+    case: str  # unique in the listing
+    subject: str
+    images: tuple[str, ...]  # a file a channel, or one 4D file; other loaders' references
+    mask: str
+    session: str = ""
+    groups: dict[str, str] = field(default_factory=dict)  # every column that --group could name
+    loader: str = "files"  # files, synthetic or hub
+    channels_last: bool = False  # the one image is 4D and its last axis is channels
+    origin: tuple = ()  # what the loader needs beside
+
+
+@dataclass
+class Listing:
+    """What was found: cases, and for what is not among them a (path, reason) each."""
+
+    cases: list[Case]
+    channels: list[str]  # names
+    classes: list[str] | None = None  # names the source gives to mask values 1, 2, …
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # by choice, or without a partner
+    failed: list[tuple[str, str]] = field(default_factory=list)  # something the user has to mend
+    groups: list[str] = field(default_factory=list)  # the source's own default for --group
+
+
+@dataclass
+class Loaded:
+    """A case's volumes: ``images`` one a channel, each (X, Y, Z), ``mask`` (X, Y, Z); hashes of what they came from."""
+
+    images: list[nib.Nifti1Image]
+    mask: nib.Nifti1Image
+    image_sha256: list[str]
+    mask_sha256: str
+    groups: dict[str, str] = field(default_factory=dict)  # columns known only now
+
+
+@dataclass(frozen=True)
+class Filters:
+    """``--include`` and ``--exclude``: entity (or column) name → values."""
+
+    include: dict[str, frozenset[str]] = field(default_factory=dict)
+    exclude: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(include: Sequence[str] = (), exclude: Sequence[str] = ()) -> "Filters":
+        """From ``["acq=tse3", "run=1,2"]``; naming an entity again adds values. Raises UserError for another form."""
+        parsed = []
+        for flag, items in (("--include", include), ("--exclude", exclude)):
+            values: dict[str, frozenset[str]] = {}
+            for item in items:
+                name, _, wanted = item.partition("=")
+                if not name or not wanted:
+                    raise UserError(f"{flag}: found {item!r}, expected ENTITY=VALUE, such as acq=tse3")
+                values[name] = values.get(name, frozenset()) | frozenset(wanted.split(","))
+            parsed.append(values)
+        return Filters(*parsed)
+
+    def rejects(self, entities: dict[str, str], need: bool = False) -> str | None:
+        """Why a file with these entities is left out, or None. ``need``: it must have what --include names."""
+        for name, values in self.exclude.items():
+            if entities.get(name) in values:
+                return f"--exclude {name}={entities[name]}"
+        for name, values in self.include.items():
+            if (name in entities or need) and entities.get(name) not in values:
+                return f"--include {name}={','.join(sorted(values))}, found {entities.get(name, 'none')}"
+        return None
+
+
+def subject_in(path: str) -> str | None:
+    """The BIDS subject that a file's own name carries (``sub-M2001_…`` → ``M2001``), else None."""
+    found = re.match(r"sub-([A-Za-z0-9]+)_", Path(path).name)
+    return found[1] if found else None

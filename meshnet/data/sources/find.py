@@ -1,0 +1,117 @@
+"""The cases of a data set: which format reads it, what its listing must satisfy, and one case read."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+
+from meshnet.data.sources.case import Case, Filters, Listing, Loaded, subject_in
+from meshnet.data.sources.synthetic import find_synthetic, load_synthetic
+from meshnet.errors import UserError
+from meshnet.scans.nifti import read_image, split_channels
+
+FORMATS = ("bids", "msd", "kits", "nnunet", "table", "hub", "synthetic")
+
+
+def find_cases(form: str, path: str | None, suffixes: Sequence[str], filters: Filters, **options) -> Listing:
+    """List the cases of a source. ``options`` go to ``synthetic`` (cases, voxel_mm, seed, preset).
+
+    Raises UserError where nothing can be found there.
+    """
+    if form == "synthetic":
+        return find_synthetic(**options)
+    if form == "hub":
+        from meshnet.data.sources.hub import find_hub as find
+    elif not Path(path).exists():
+        raise UserError(f"{path}: no such file or folder, expected a {form} data set; check the path")
+    elif form == "bids":
+        from meshnet.data.sources.bids import find_bids as find
+    elif form == "table":
+        from meshnet.data.sources.table import find_table as find
+    else:
+        from meshnet.data.sources import challenges
+
+        find = {"msd": challenges.find_msd, "kits": challenges.find_kits,
+                "nnunet": challenges.find_nnunet}[form]
+    listing = find(path, suffixes, filters)
+    return checked(listing)
+
+
+def checked(listing: Listing) -> Listing:
+    """Sort a listing and move to ``failed`` what cannot be a case: a missing file, a mask of another subject."""
+    cases, names = [], set()
+    for case in sorted(listing.cases, key=lambda c: c.case):
+        reason = _fault(case)
+        if case.case in names:
+            reason = f"two cases are called {case.case}; give each its own name"
+        names.add(case.case)
+        if reason:
+            listing.failed.append((case.mask, reason))
+        else:
+            cases.append(case)
+    listing.cases = cases
+    listing.left_out.sort()
+    listing.failed.sort()
+    return listing
+
+
+def _fault(case: Case) -> str | None:
+    if case.loader != "files":
+        return None
+    for path in (*case.images, case.mask):
+        if not Path(path).is_file():
+            return f"{path}: no such file"
+    subjects = {subject_in(p) for p in (*case.images, case.mask)} - {None}
+    if len(subjects) > 1:
+        return f"scan and mask are of different subjects ({', '.join(sorted(subjects))}); pair each with its own"
+    return None
+
+
+def signature(case: Case) -> list:
+    """What changes when a case's files change, without reading them: paths, sizes, modification times.
+
+    Empty for the other loaders: their ``origin`` says it all.
+    """
+    if case.loader != "files":
+        return []
+    stats = [(p, Path(p).stat()) for p in (*case.images, case.mask)]
+    return [[p, s.st_size, s.st_mtime_ns] for p, s in stats]
+
+
+def load_case(case: Case, channels: int) -> Loaded:
+    """Read a case's volumes. Raises UserError for every bad file, and where it has not ``channels`` channels."""
+    if case.loader == "synthetic":
+        loaded = load_synthetic(case)
+    elif case.loader == "hub":
+        from meshnet.data.sources.hub import load_hub
+
+        loaded = load_hub(case)
+    else:
+        images = [read_image(p, channels=case.channels_last) for p in case.images]
+        if case.channels_last:
+            images = _picked(case, split_channels(images[0]))
+        hashes = [sha256_file(p) for p in case.images]
+        loaded = Loaded(images, read_image(case.mask, "mask"), hashes, sha256_file(case.mask))
+    if len(loaded.images) != channels:
+        raise UserError(
+            f"{case.images[0]}: found {len(loaded.images)} channel(s), expected {channels} as in the rest of the data "
+            "set; leave the case out or correct the data set's list of channels"
+        )
+    return loaded
+
+
+def _picked(case: Case, images: list[nib.Nifti1Image]) -> list[nib.Nifti1Image]:
+    total, kept = case.origin
+    if len(images) != total:
+        raise UserError(
+            f"{case.images[0]}: found {len(images)} channel(s) on its last axis, expected {total} as the data set "
+            "declares; correct one of them"
+        )
+    return [images[i] for i in kept]
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Synthetic strokes: anatomy, lesions, and what a scanner makes of them."""
