@@ -161,10 +161,12 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
 def load_models(arguments: argparse.Namespace) -> list[tuple]:
     """(network, card) of every ``--model``, on the device; without PyTorch where the kernels can run all of them."""
     from meshnet import folded
-    from meshnet.modelfolder import default_model, load_model
+    from meshnet.networks.build import load_model
+    from meshnet.networks.folder import default_model
+    from meshnet.registry import find
 
     weights = {"weights": "model_ema.safetensors"} if arguments.ema else {}
-    names = arguments.model or [default_model()]
+    names = [find(name) for name in arguments.model] or [default_model()]
     models = [folded.load(name, device=arguments.device, **weights) for name in names]
     light = None not in models
     if not light:

@@ -55,10 +55,11 @@ def main() -> int | None:
         "split_hash": splits["hash"], "data": data.info["fingerprint"]}
 
     # ------------------------------------------------------------------ the network
+    from meshnet.registry import find
     from meshnet.setup import build_network, model_card, training_box
 
     box = training_box(config, data)
-    network = build_network(config, data, box, arguments.seed, arguments.init)
+    network = build_network(config, data, box, arguments.seed, arguments.init and find(arguments.init))
     if arguments.dry_run:
         print(describe(arguments, config, data, train, val, network, box))
         return 0
@@ -178,7 +179,7 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
     import torch
 
     from meshnet.engine import cases_per_step, steps_per_epoch
-    from meshnet.model import count_parameters
+    from meshnet.networks.meshnet import count_parameters
     from meshnet.setup import describe_memory, estimate_step
 
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")

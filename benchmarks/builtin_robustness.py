@@ -60,7 +60,7 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
     import torch
 
     from meshnet.data.synthetic.case import make_case
-    from meshnet.modelfolder import load_model
+    from meshnet.networks.build import load_model
 
     torch.set_num_threads(1)
     model, card = load_model(folder)

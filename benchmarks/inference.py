@@ -52,7 +52,7 @@ def load(options: argparse.Namespace):
     """The network and the volume (1, X, Y, Z)."""
     import torch
 
-    from meshnet.model import MeshNet
+    from meshnet.networks.meshnet import MeshNet
 
     torch.manual_seed(0)
     model = MeshNet.from_pretrained(options.model) if options.model else MeshNet(options.channels)
@@ -70,11 +70,12 @@ def plain(model, volume: np.ndarray, layout: str = "contiguous_format", dtype: s
     from torch.nn import functional
 
     from meshnet import layers
+    from meshnet.networks import fuse
 
     layout = getattr(torch, layout)
     with torch.inference_mode():
         x = torch.from_numpy(volume)[None].to(getattr(torch, dtype)).contiguous(memory_format=layout)
-        for layer in layers.fold(model):
+        for layer in fuse.fuse(model):
             weight = layer.weight.to(x.dtype).contiguous(memory_format=layout)
             x = functional.conv3d(x, weight, layer.bias.to(x.dtype), padding=layer.reach, dilation=layer.dilation)
             x = layers.activate(x, layer.activation)
@@ -119,9 +120,9 @@ def operations(model, shape: tuple[int, ...]) -> float:
 def write_for_peers(model, volume: np.ndarray, folder: Path) -> None:
     """What ``peers.py`` reads, with the labels that it is to find."""
     from meshnet import segment
-    from meshnet.layers import fold
+    from meshnet.networks.fuse import fuse
 
-    layers = fold(model)
+    layers = fuse(model)
     arrays = {f"{name}{i}": getattr(layer, name).numpy()
               for i, layer in enumerate(layers) for name in ("weight", "bias")}
     np.savez(folder / "layers.npz", dilations=[layer.dilation for layer in layers],

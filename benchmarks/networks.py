@@ -38,8 +38,8 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
     import torch
 
     from meshnet import segment
-    from meshnet.model import count_parameters
-    from meshnet.modelfolder import build
+    from meshnet.networks.build import build
+    from meshnet.networks.meshnet import count_parameters
 
     arguments = {"in_channels": 1, "classes": 2, "checkpointing": checkpointing}
     if name == "unetr":
@@ -100,8 +100,8 @@ def print_table(rows: list[dict], names: list[str]) -> None:
 
 
 def main() -> None:
-    from meshnet.baselines import NETWORKS
     from meshnet.files import write_json
+    from meshnet.networks.baselines import NETWORKS
 
     names = [*MESHNETS, *NETWORKS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

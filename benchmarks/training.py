@@ -37,9 +37,9 @@ def one(options: argparse.Namespace) -> dict:
     import torch
     from torch.nn import functional
 
-    from meshnet import memory
     from meshnet.kernels import calls
-    from meshnet.model import MeshNet
+    from meshnet.networks import memory
+    from meshnet.networks.meshnet import MeshNet
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout: the scripts, recipes and built-in weights
-_HOMES = {"MeshNet": "meshnet.model"}
+_HOMES = {"MeshNet": "meshnet.networks.meshnet"}
 
 
 def __getattr__(name: str):

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from meshnet.boxes import Box, Layer, meet, voxels, whole
+from meshnet.boxes import Box, meet, voxels, whole
 from meshnet.errors import UserError
+from meshnet.networks.fuse import Layer
 from meshnet.scans.head import head_box
 
 CROPS = ("head", "none")

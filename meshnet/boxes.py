@@ -1,37 +1,15 @@
 """One layer of a MeshNet as it runs, and the boxes of a volume that each layer must compute. Imports no PyTorch."""
 
+
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from meshnet.networks.fuse import Layer
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Gaps = tuple[tuple[int, int, int, int], ...]  # for each axis two ranges, (a, b, c, d); either may be empty
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
-    activation (``relu``, ``elu``, ``gelu`` or ``none``)."""
-
-    weight: torch.Tensor | np.ndarray
-    bias: torch.Tensor | np.ndarray
-    dilation: int
-    activation: str
-    norm: nn.Module | None = None
-
-    @property
-    def reach(self) -> int:
-        """How far, in voxels, this layer looks to each side."""
-        return self.dilation if self.weight.shape[-1] == 3 else 0
 
 
 def whole(shape: tuple[int, ...]) -> Box:

@@ -19,7 +19,7 @@ from meshnet import checkpoint
 from meshnet.config import Config, TrainingConfig
 from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
 from meshnet.data.reader import PreparedData
-from meshnet.modelfolder import save_model, save_weights
+from meshnet.networks.folder import save_model, save_weights
 from meshnet.optim import Schedule
 from meshnet.runs.folder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
 from meshnet.validation import picture_cases, score_share, summarise

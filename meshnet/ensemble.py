@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import modelfolder, results, segment
+from meshnet import results, segment
 from meshnet.data.reader import PreparedData
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.evaluation import score_probabilities
+from meshnet.networks import build
 from meshnet.runs.folder import write_cases
 
 
@@ -30,7 +31,7 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
     if splits["hash"] != plan["split_hash"]:
         raise UserError(f"{data.path / 'splits.json'}: found splits {splits['hash'][:12]}, expected "
                         f"{plan['split_hash'][:12]}; use another --out")
-    networks = [modelfolder.load_model(folder) for folder in folders]
+    networks = [build.load_model(folder) for folder in folders]
     rows = []
     for index in data.indices(fold_subjects(splits, fold, plan["inner_fold"])["test"]):
         image = data.image(index)

@@ -5,10 +5,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from meshnet import modelfolder, segment
+from meshnet import segment
 from meshnet.data.reader import PreparedData
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
+from meshnet.networks import build
 from meshnet.recipe import read_mapping
 from meshnet.runs.folder import write_cases
 from meshnet.scans import metrics
@@ -46,7 +47,7 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
                         "part of a fold; run prepare.py again")
     if not subjects["test"]:
         raise UserError(f"{data.path}: has no test cases, expected some; prepare.py --outer 3 makes test folds")
-    network, card = modelfolder.load_model(folder)
+    network, card = build.load_model(folder)
     rows = []
     for index in data.indices(subjects["test"]):
         rows.append(score_case(network, card, data, index))

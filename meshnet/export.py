@@ -55,8 +55,10 @@ def import_model(arguments: argparse.Namespace) -> str:
 
     from meshnet.export_tfjs import read_tfjs
     from meshnet.export_torch import read_layout, read_torch
-    from meshnet.model import count_parameters
-    from meshnet.modelfolder import CARD, MESHNET_FIELDS, save_model
+    from meshnet.networks.build import MESHNET_FIELDS
+    from meshnet.networks.card import CARD
+    from meshnet.networks.folder import save_model
+    from meshnet.networks.meshnet import count_parameters
 
     source = arguments.source
     check_free(arguments.out)
@@ -121,7 +123,7 @@ def imported_card(source: Path, model, info: dict, channels: list[str], classes:
 def check_free(out: Path) -> None:
     """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go, whole or
     interrupted (which leaves the recipe, that begins with ``IMPORTED``, and perhaps the weights)."""
-    from meshnet.modelfolder import CARD, WEIGHTS, read_card
+    from meshnet.networks.card import CARD, WEIGHTS, read_card
 
     check_folder(out)
     found = {path.name for path in out.iterdir() if not path.name.startswith(".tmp-")} if out.is_dir() else set()
@@ -190,7 +192,7 @@ def read_scan(paths: list[Path], card: dict):
 def export_onnx(arguments: argparse.Namespace) -> str:
     """Write ONNX and measure it; returns what to tell the user."""
     from meshnet.export_onnx import compare, trial_volumes, write_onnx
-    from meshnet.modelfolder import load_model
+    from meshnet.networks.build import load_model
 
     model, card = load_model(arguments.model)
     if arguments.out.is_dir():
@@ -224,7 +226,7 @@ def main() -> None:
         print(export_onnx(arguments))
     else:
         from meshnet.export_tfjs import write_tfjs
-        from meshnet.modelfolder import load_model
+        from meshnet.networks.build import load_model
 
         model, card = load_model(arguments.model)
         check_folder(arguments.out)

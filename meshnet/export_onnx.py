@@ -12,7 +12,7 @@ from torch import nn
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 
 OPSET = 18
 TRIAL_SIZES = ((24, 32, 28), (40, 24, 32))  # parity is measured on two sizes, neither of them traced
@@ -52,11 +52,11 @@ def folded(network: nn.Module) -> nn.Module:
     each weight once; others as they are."""
     if not isinstance(network, MeshNet) or network.arguments["norm"] != "batch":
         return network
-    from meshnet.layers import fold
+    from meshnet.networks.fuse import fuse
 
     plain = MeshNet(**network.arguments | {"norm": "none", "bias": True, "final_bias": True, "dropout": 0.0})
     with torch.no_grad():
-        for layer, conv in zip(fold(network), [*(block.conv for block in plain.blocks), plain.head]):
+        for layer, conv in zip(fuse(network), [*(block.conv for block in plain.blocks), plain.head]):
             conv.weight.copy_(layer.weight)
             conv.bias.copy_(layer.bias)
     return plain

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from meshnet.errors import UserError
-from meshnet.model import ACTIVATIONS, MeshNet
+from meshnet.networks.meshnet import ACTIVATIONS, MeshNet
 
 EPSILON = 1e-5  # torch's, of batch and group norm; the network takes no other
 
@@ -81,12 +81,12 @@ def fill(layer: nn.Conv3d, stage: Stage) -> None:
 
 def stages_of(model: MeshNet) -> list[Stage]:
     """``model`` as stages; batch norm is folded into the convolutions, since brainchop has none."""
-    from meshnet.layers import fold
+    from meshnet.networks.fuse import fuse
 
     arguments = model.arguments
     norm = arguments["norm"]
     if norm == "batch":
-        layers = [(layer.weight, layer.bias) for layer in fold(model)]
+        layers = [(layer.weight, layer.bias) for layer in fuse(model)]
     else:
         layers = [(conv.weight, conv.bias) for conv in [*(block.conv for block in model.blocks), model.head]]
     stages = [Stage(weight, bias, dilation, arguments["activation"])

@@ -21,7 +21,7 @@ import torch
 from meshnet.errors import UserError
 from meshnet.export_stages import EPSILON, Stage, assemble, stages_of
 from meshnet.files import whole_file, write_text
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 
 BINARY = "group1-shard1of1.bin"
 NORMALISED = "_gn"  # the end of a convolution's name

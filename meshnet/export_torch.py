@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from meshnet.errors import UserError
 from meshnet.export_stages import Stage, assemble
 from meshnet.export_tfjs import NORMALISED
-from meshnet.model import ACTIVATIONS, MeshNet
+from meshnet.networks.meshnet import ACTIVATIONS, MeshNet
 
 BNORM = "bnorm"  # what brainchop's files call any norm
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network")

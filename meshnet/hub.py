@@ -132,7 +132,7 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
     Raises:
         UserError: for a folder that is no model, a refused token, a missing right, or no network.
     """
-    from meshnet.modelfolder import load_model
+    from meshnet.networks.build import load_model
 
     folder = Path(run_dir)
     check_push(repository)

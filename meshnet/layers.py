@@ -3,40 +3,12 @@
 import itertools
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from meshnet.boxes import Box, Layer, grown, layer_boxes, voxels
-from meshnet.model import MeshNet
+from meshnet.boxes import Box, grown, layer_boxes, voxels
+from meshnet.networks.fuse import Layer
 
 SLAB = 24 << 20  # bytes that PyTorch's path computes at once; glibc maps anew whatever is above 32 MiB
-ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
-
-
-def fold(model: MeshNet) -> list[Layer]:
-    """The layers of ``model`` as it runs in evaluation mode, batch norm folded into weight and bias (in float64).
-
-    Group and instance norm take their statistics from the volume itself and stay as they are. The last layer is the
-    1×1×1 convolution to the classes, without an activation. Nothing is shared with ``model`` but those norms.
-    """
-    layers = []
-    for block in model.blocks:
-        norm = getattr(block, "norm", None)
-        weight = block.conv.weight.detach().double()
-        bias = torch.zeros_like(weight[:, 0, 0, 0, 0]) if block.conv.bias is None else block.conv.bias.detach().double()
-        if isinstance(norm, nn.BatchNorm3d):
-            scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-            shift = -norm.running_mean.double() * scale
-            if norm.affine:
-                gain = norm.weight.detach().double()
-                scale, shift = scale * gain, shift * gain + norm.bias.detach().double()
-            weight, bias = weight * scale[:, None, None, None, None], bias * scale + shift
-            norm = None
-        layers.append(Layer(weight.float(), bias.float(), block.conv.dilation[0], ACTIVATIONS[type(block.act)], norm))
-    head = model.head
-    bias = torch.zeros_like(head.weight[:, 0, 0, 0, 0]) if head.bias is None else head.bias
-    layers.append(Layer(head.weight.detach().float().clone(), bias.detach().float().clone(), 1, "none"))
-    return layers
 
 
 def activate(x: torch.Tensor, kind: str) -> torch.Tensor:

@@ -5,15 +5,12 @@ A public model is pinned to a commit of the repository that publishes it, so tha
 
 import dataclasses
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
+from meshnet.machine import cache_folder
 
 SOURCE = "https://raw.githubusercontent.com/neuroneural/brainchop"
 TIMEOUT_S = 30
@@ -50,9 +47,10 @@ PUBLIC = {
 }
 
 
-def cache_folder() -> Path:
-    """Where fetched models are kept: ``$MESHNET_CACHE``, or ``~/.cache/meshnet``."""
-    return Path(os.environ.get("MESHNET_CACHE", "~/.cache/meshnet")).expanduser()
+def find(name: str | Path) -> str | Path:
+    """``name``, or where it is one of ``PUBLIC`` (and nothing of that name lies here) the folder that it is fetched
+    to: what ``networks.folder.find_folder`` understands. Scripts that take a model by name call this first."""
+    return fetch(str(name)) if str(name) in PUBLIC and not Path(name).exists() else name
 
 
 def fetch(name: str) -> Path:
@@ -63,7 +61,8 @@ def fetch(name: str) -> Path:
     """
     from meshnet.export import imported_card
     from meshnet.export_tfjs import read_tfjs
-    from meshnet.modelfolder import CARD, save_model
+    from meshnet.networks.card import CARD
+    from meshnet.networks.folder import save_model
 
     model = PUBLIC[name]
     folder = cache_folder() / f"{name}-{identity(model)}"
@@ -103,6 +102,11 @@ def download(url: str, path: Path, optional: bool = False) -> None:
     Raises:
         UserError: naming the host and what went wrong.
     """
+    import http.client
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError(f"{path.name}: not in the cache and HF_HUB_OFFLINE is set; unset it to download")
     try:
@@ -121,7 +125,8 @@ def download(url: str, path: Path, optional: bool = False) -> None:
 
 def list_models() -> str:
     """The models that can be had by name, a line each, as text: built-in ones first."""
-    from meshnet.modelfolder import BUILT_IN, CARD, read_card
+    from meshnet.networks.card import CARD, read_card
+    from meshnet.networks.folder import BUILT_IN
 
     rows = [("name", "segments", "input", "licence", "source")]
     for path in sorted(BUILT_IN.glob(f"*/{CARD}")):

@@ -125,8 +125,9 @@ def count_parameters(folder: Path) -> int:
     """Trainable parameters of the network in a run folder, without its weights."""
     import torch
 
-    from meshnet.model import count_parameters
-    from meshnet.modelfolder import build, read_card
+    from meshnet.networks.build import build
+    from meshnet.networks.card import read_card
+    from meshnet.networks.meshnet import count_parameters
 
     card = read_card(folder)
     with torch.device("meta"):
@@ -215,7 +216,7 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
 
             data = PreparedData(plan["data"])
         if place not in models:
-            from meshnet.modelfolder import load_model
+            from meshnet.networks.build import load_model
 
             models[place] = load_model(results.run_folder(out, place))
         draw_case(path, data, row["case"], *models[place])

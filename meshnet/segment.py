@@ -28,18 +28,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meshnet.air import Side, border_values, check_crop, content_box, fill_value, find_head, grow_box, marked_sides
-from meshnet.boxes import Box, Layer, air_gaps, layer_boxes, whole
+from meshnet.boxes import Box, air_gaps, layer_boxes, whole
 from meshnet.errors import UserError
 from meshnet.folded import FoldedMeshNet
 from meshnet.kernels import calls
+from meshnet.machine import resident_bytes
+from meshnet.networks.fuse import Layer
 from meshnet.tiles import plan_tiles, work_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from meshnet.model import MeshNet
-from meshnet.machine import resident_bytes
+    from meshnet.networks.meshnet import MeshNet
 
 
 def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
@@ -86,7 +87,7 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
         return run_layers(model.layers, volume, crop, max_memory, None, threads, output)
     import torch
 
-    from meshnet.model import MeshNet
+    from meshnet.networks.meshnet import MeshNet
 
     device = torch.device(device) if device is not None else next(model.parameters()).device
     before = torch.get_num_threads()
@@ -110,7 +111,7 @@ def check_volume(model: nn.Module, volume) -> np.ndarray:
     if isinstance(model, FoldedMeshNet):
         channels = model.in_channels
     else:
-        from meshnet.model import MeshNet
+        from meshnet.networks.meshnet import MeshNet
 
         channels = model.arguments["in_channels"] if isinstance(model, MeshNet) else volume.shape[0]
     if volume.ndim != 4 or volume.shape[0] != channels or 0 in volume.shape:
@@ -155,9 +156,9 @@ def most_likely(logits: torch.Tensor) -> torch.Tensor:
 
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
     """``run`` for a MeshNet by PyTorch, or by the kernels where they can."""
-    from meshnet.layers import fold
+    from meshnet.networks.fuse import fuse
 
-    layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fold(model)]
+    layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fuse(model)]
     return run_layers(layers, volume, crop, max_memory, device, None, output)
 
 

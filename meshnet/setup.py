@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from meshnet import modelfolder
 from meshnet.config import Config, identity, parse_size, to_dict, validate
 from meshnet.data import augment
 from meshnet.data.reader import PreparedData
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.loss import SegmentationLoss
+from meshnet.networks import build
 from meshnet.optim import Schedule, build_ema, build_optimizer
 from meshnet.recipe import dump, load_recipes, read_mapping
 from meshnet.runs.folder import check_same, git_commit, read_metrics, versions
@@ -41,10 +41,10 @@ def training_box(config: Config, data: PreparedData) -> list[int] | None:
 def build_network(config: Config, data: PreparedData, box: list[int] | None, seed: int, init: str | None):
     """The network of a config for a data set, its weights drawn with ``seed``, or taken from the model ``init``."""
     shape = tuple(b - a for a, b in zip(box[::2], box[1::2])) if box else tuple(data.info["shape"])
-    arguments = modelfolder.arguments_from_config(
+    arguments = build.arguments_from_config(
         config.model, len(data.info["channels"]), len(data.info["classes"]), shape)
     torch.manual_seed(seed)
-    network = modelfolder.build(config.model.name, arguments)
+    network = build.build(config.model.name, arguments)
     if config.training.memory_budget:
         network.memory_budget = parse_size(config.training.memory_budget, "training.memory_budget")
     if init:
@@ -58,7 +58,7 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     Raises:
         UserError: where that is another network, or its scans looked otherwise than the data set's (``info``).
     """
-    trained, card = modelfolder.load_model(init)
+    trained, card = build.load_model(init)
     for key in ("orientation", "scaling", "window"):
         if card[key] != info[key]:
             raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {info[key]} as the data set was "
@@ -111,7 +111,7 @@ def take_classes(weights: dict, network: torch.nn.Module, shared: list[tuple[int
         UserError: where another axis counts the classes as well, so that rows alone do not say what belongs to which.
     """
     with torch.random.fork_rng(devices=[]):  # what training draws does not depend on the classes of its beginning
-        wider = modelfolder.build(network.name, {**network.arguments, "classes": network.arguments["classes"] + 1})
+        wider = build.build(network.name, {**network.arguments, "classes": network.arguments["classes"] + 1})
     shapes, taken = {key: tensor.shape for key, tensor in wider.state_dict().items()}, dict(weights)
     for key, tensor in network.state_dict().items():
         if key not in weights or shapes.get(key) == tensor.shape:
@@ -131,7 +131,7 @@ def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, 
     MeshNet, whose maps are not known here."""
     if config.model.name != "meshnet":
         return None
-    from meshnet.memory import estimate_training_memory
+    from meshnet.networks.memory import estimate_training_memory
 
     shape = config.model.patch or ([b - a for a, b in zip(box[::2], box[1::2])] if box else data.info["shape"])
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
@@ -242,7 +242,7 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
              val: list[int], box: list[int] | None, card: dict, network: torch.nn.Module):
     """An ``engine.Run`` with everything built and prepared by Accelerate."""
     from meshnet.engine import Run, steps_per_epoch
-    from meshnet.syncnorm import synchronise
+    from meshnet.networks.norms import synchronise
     from meshnet.tracking import Tracker
 
     if accelerator.num_processes > 1 and config.training.sync_batch_norm:

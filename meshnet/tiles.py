@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from meshnet.boxes import Box, Layer, air_gaps, computed, layer_boxes
+from meshnet.boxes import Box, air_gaps, computed, layer_boxes
 from meshnet.errors import UserError
+from meshnet.networks.fuse import Layer
 
 
 def plan_tiles(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int | None, needs,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from meshnet import segment
-from meshnet.modelfolder import DEFAULTS
+from meshnet.networks.card import DEFAULTS
 from meshnet.runs.folder import Heartbeat
 from meshnet.scans import metrics
 from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true

@@ -12,10 +12,11 @@ import torch
 from conftest import run_script_file
 from safetensors.torch import load_file
 
-from meshnet import baselines, modelfolder, ukan, umamba
 from meshnet.config import OptimizerConfig
 from meshnet.errors import UserError
-from meshnet.model import count_parameters
+from meshnet.networks import __main__, baselines, build, ukan, umamba
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import count_parameters
 from meshnet.optim import group_parameters
 
 HEADS_OF_DEEP_SUPERVISION = sum(2 * c + 2 for c in (32, 64, 128))  # unused 1x1x1 layers to 2 classes
@@ -25,7 +26,7 @@ SMALL = {"segresnet": {}, "unet": {}, "umamba_bot": {"features": (4, 4, 8, 8, 8)
 
 
 def test_counts_are_the_papers():
-    rows = baselines.table()
+    rows = __main__.table()
     found = {row["name"]: row["parameters"] for row in rows}
     assert found == {
         "meshnet (channels 5)": 5_682, "meshnet (channels 16)": 56_194, "meshnet (channels 26)": 147_474,
@@ -39,9 +40,9 @@ def test_counts_are_the_papers():
 
 def test_the_command_prints_every_network(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["baselines"])
-    monkeypatch.setattr(baselines, "table", lambda: [
+    monkeypatch.setattr(__main__, "table", lambda: [
         {"name": name, "parameters": 6, "paper": 460, "why": row.why} for name, row in baselines.NETWORKS.items()])
-    baselines.main()
+    __main__.main()
     printed = capsys.readouterr().out
     assert all(name in printed for name in baselines.NETWORKS) and "-454  the authors' code" in printed
 
@@ -126,9 +127,9 @@ def test_what_cannot_be_is_one_line():
     with pytest.raises(ValueError, match=r"at most \(32, 32, 32\)"):
         model(torch.zeros(1, 1, 48, 16, 16))
     with pytest.raises(UserError, match="model vnet: found 3 input channels, expected 1, 2, 4, 8 or 16"):
-        modelfolder.build("vnet", {"in_channels": 3})
+        build.build("vnet", {"in_channels": 3})
     with pytest.raises(UserError, match=r"model segresnet: .*colour"):
-        modelfolder.build("segresnet", {"colour": 3})
+        build.build("segresnet", {"colour": 3})
 
 
 def test_learning_rates_by_name_in_any_network():
@@ -145,9 +146,9 @@ def test_learning_rates_by_name_in_any_network():
 
 
 def test_a_baseline_comes_back_from_its_folder(tmp_path):
-    model = modelfolder.build("unet", {"in_channels": 1, "classes": 2, "checkpointing": True, "act": "relu"})
-    modelfolder.save_model(tmp_path, model, {"channels": ["T2w"], "classes": ["background", "lesion"]})
-    loaded, card = modelfolder.load_model(tmp_path)
+    model = build.build("unet", {"in_channels": 1, "classes": 2, "checkpointing": True, "act": "relu"})
+    save_model(tmp_path, model, {"channels": ["T2w"], "classes": ["background", "lesion"]})
+    loaded, card = build.load_model(tmp_path)
     x = torch.randn(1, 1, 20, 20, 20)
     assert torch.equal(loaded(x), model.eval()(x)) and card["name"] == "unet" and card["arguments"]["act"] == "relu"
 
@@ -161,9 +162,9 @@ def test_larger_volumes_go_through_windows(tmp_path):
     card = {"channels": ["T2w"], "classes": ["background", "lesion"]}
     volume = np.random.default_rng(0).random((1, 40, 33, 20)).astype(np.float32)
     for name, options, patch in (("unetr", SMALL["unetr"], None), ("segresnet", {"init_filters": 8}, [16, 24, 16])):
-        model = modelfolder.build(name, {"in_channels": 1, "classes": 2, **options})
-        modelfolder.save_model(tmp_path / name, model, {**card, "patch": patch})
-        model, _ = modelfolder.load_model(tmp_path / name)
+        model = build.build(name, {"in_channels": 1, "classes": 2, **options})
+        save_model(tmp_path / name, model, {**card, "patch": patch})
+        model, _ = build.load_model(tmp_path / name)
         with torch.inference_mode():
             expected = sliding_window_inference(torch.from_numpy(volume)[None], patch or [32, 32, 32], 1, model.network,
                                                 overlap=0.5, mode="gaussian")[0].softmax(0)

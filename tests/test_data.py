@@ -10,7 +10,7 @@ from meshnet.config import Config
 from meshnet.data import schema
 from meshnet.data.batches import TrainingCases, batches_of_rank, cut_patch, epoch_order, load_batches
 from meshnet.data.reader import PreparedData, as_input
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 from meshnet.segment import predict_logits
 from meshnet.setup import training_box
 

@@ -19,7 +19,7 @@ from meshnet.config import LossConfig
 from meshnet.data.batches import epoch_order
 from meshnet.data.reader import PreparedData
 from meshnet.loss import SegmentationLoss
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 
 SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
 

@@ -13,9 +13,12 @@ from conftest import run_script_file
 from torch import nn
 from torch.nn import functional
 
-from meshnet import export, export_tfjs, files, modelfolder, registry
+from meshnet import export, export_tfjs, registry
 from meshnet.errors import UserError
-from meshnet.model import MeshNet
+from meshnet.networks import build, folder
+from meshnet.networks.card import DEFAULTS, read_card
+from meshnet.networks.folder import save_model, save_weights
+from meshnet.networks.meshnet import MeshNet
 
 CARD = {"channels": ["T1w"], "classes": ["background", "lesion"]}
 DILATIONS = [1, 3, 2]
@@ -46,7 +49,7 @@ def test_the_published_model_gives_the_published_labels(published, shared_data):
 
     from meshnet import segment
 
-    network, card = modelfolder.load_model(published)
+    network, card = build.load_model(published)
     assert (card["orientation"], card["scaling"], card["voxel_mm"], card["shape"]) == ("LIA", "minmax", 1, [256] * 3)
     volume = export.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
     logits = segment.predict_logits(network, volume, crop="none")
@@ -57,7 +60,7 @@ def test_the_published_model_gives_the_published_labels(published, shared_data):
 
 
 def test_exported_again_it_is_the_same_file(published, shared_data, tmp_path):
-    network, card = modelfolder.load_model(published)
+    network, card = build.load_model(published)
     export_tfjs.write_tfjs(network, card, tmp_path)
     source = shared_data / "brainchop"
     assert (tmp_path / export_tfjs.BINARY).read_bytes() == (source / export_tfjs.BINARY).read_bytes()
@@ -164,7 +167,7 @@ FORMS = [{"activation": "elu"}, {"activation": "gelu", "norm": "group", "bias": 
 def test_published_forms_compute_the_same(tmp_path, form):
     path, compute = made_up(tmp_path, **form)
     run_command("import", path, tmp_path / "m", "--orientation", "ras", "--channels", "T2w")
-    network, card = modelfolder.load_model(tmp_path / "m")
+    network, card = build.load_model(tmp_path / "m")
     x = torch.randn(1, 1, 12, 11, 10)
     assert torch.allclose(network(x), compute(x), rtol=1e-4, atol=1e-4)
     assert (network.head.bias is not None) and (network.blocks[0].conv.bias is None) == (not form.get("bias", True))
@@ -181,7 +184,7 @@ def test_a_network_of_sub_volumes_gets_the_grid_of_a_head(tmp_path, voxel_mm, sh
     """brainchop has networks of 38³ and 30×256×256 voxels at 1 mm; their scans are conformed as all others."""
     path, _ = made_up(tmp_path)
     run_command("import", path, tmp_path / "m", "--voxel_mm", voxel_mm)
-    assert modelfolder.read_card(tmp_path / "m")["shape"] == shape
+    assert read_card(tmp_path / "m")["shape"] == shape
 
 
 def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
@@ -195,7 +198,7 @@ def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
     colours = {"labels": ["nothing", "something"]}
     (tmp_path / "source" / model.commit / "sub" / "colormap.json").write_text(json.dumps(colours))
     run_command("import", tmp_path / "source" / model.commit / "sub" / "model.json", tmp_path / "m")
-    ours, theirs = (modelfolder.read_card(path) for path in (tmp_path / "m", registry.fetch("made-up")))
+    ours, theirs = (read_card(path) for path in (tmp_path / "m", registry.fetch("made-up")))
     assert theirs["shape"] is None and theirs["scaling"] == "brainchop_quantile"
     assert ours | {"training_data": None} == theirs | {"training_data": None} and theirs["classes"][1] == "something"
 
@@ -248,7 +251,7 @@ def test_only_what_brainchop_knows_is_in_the_file(tmp_path):
     ({"voxel_mm": 4.0}, "expect other masks"), ({"orientation": "RAS"}, "expect other masks"),
     ({"scaling": "quantile"}, "expect other masks"), ({"channels": ["T1w", "T2w"]}, "expect other masks")])
 def test_what_brainchop_gives_a_network_is_said(changes, words):
-    assert words in export.brainchop_fit(modelfolder.DEFAULTS | CARD | changes)
+    assert words in export.brainchop_fit(DEFAULTS | CARD | changes)
 
 
 def test_the_scaling_is_what_the_file_asks_for(tmp_path):
@@ -258,14 +261,14 @@ def test_the_scaling_is_what_the_file_asks_for(tmp_path):
                                   ({"type": "other"}, ("--scaling", "quantile"), "quantile")):
         change(path, "_normalize", asked)
         run_command("import", path, tmp_path / "m", *words)
-        assert modelfolder.read_card(tmp_path / "m")["scaling"] == scaling
+        assert read_card(tmp_path / "m")["scaling"] == scaling
 
 
 def test_class_names_come_from_the_colormap(tmp_path):
     path, _ = made_up(tmp_path)
     (tmp_path / "colormap.json").write_text('{"labels": ["background", "stroke"], "R": [0, 255]}')
     run_command("import", path, tmp_path / "m")
-    assert modelfolder.read_card(tmp_path / "m")["classes"] == ["background", "stroke"]
+    assert read_card(tmp_path / "m")["classes"] == ["background", "stroke"]
 
 
 def change(path: Path, where: str, value) -> None:
@@ -348,7 +351,7 @@ def test_a_pth_beside_its_tfjs_layers(tmp_path):
     torch.save(reference.state_dict(), tmp_path / "model.pth")
     run_command("import", tmp_path / "model.pth", tmp_path / "m")
     x = torch.randn(1, 1, 9, 8, 7)
-    assert torch.allclose(modelfolder.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-5)
+    assert torch.allclose(build.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-5)
 
 
 def test_a_layout_that_leaves_the_norm_open_is_asked_about(tmp_path):
@@ -359,7 +362,7 @@ def test_a_layout_that_leaves_the_norm_open_is_asked_about(tmp_path):
         run_command("import", path, tmp_path / "m")
     run_command("import", path, tmp_path / "m", "--norm", "none")
     x = torch.randn(1, 1, 8, 8, 8)
-    assert torch.allclose(modelfolder.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-6)
+    assert torch.allclose(build.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-6)
     with pytest.raises(UserError, match=r"is the architecture of a \.pth file"):
         run_command("import", tmp_path / "model.json", tmp_path / "n")
 
@@ -373,11 +376,11 @@ def test_pth_forms_compute_the_same(tmp_path, what, file):
     state = reference.state_dict()
     save_published(tmp_path, reference, layout)
     if file == "safetensors":  # as some are published, under the name .pth
-        modelfolder.save_weights(tmp_path / "model.pth", state)
+        save_weights(tmp_path / "model.pth", state)
     elif file == "nested":
         torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth")
     run_command("import", tmp_path / "model.pth", tmp_path / "m")
-    network, card = modelfolder.load_model(tmp_path / "m")
+    network, card = build.load_model(tmp_path / "m")
     x = torch.randn(1, 1, 9, 8, 7)
     assert torch.allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
     assert network.arguments["norm"] == ("batch" if what == "batch norm" else "none" if "folded" in what else "group")
@@ -395,7 +398,7 @@ def test_pth_by_flags(tmp_path):
     dilations = ",".join(map(str, DILATIONS * 4))
     run_command("import", tmp_path / "w.pth", tmp_path / "m", "--dilations", dilations, "--activation", "elu")
     x = torch.randn(1, 1, 8, 8, 8)
-    assert torch.allclose(modelfolder.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-6)
+    assert torch.allclose(build.load_model(tmp_path / "m")[0](x), reference(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
@@ -418,7 +421,7 @@ def test_layers_come_in_the_networks_order_whatever_their_names(tmp_path, kind, 
     dilations = ",".join(map(str, DILATIONS * 4))
     run_command("import", path, tmp_path / "m", "--dilations", dilations)
     x = torch.randn(1, 1, 8, 8, 8)
-    assert torch.allclose(modelfolder.load_model(tmp_path / "m")[0](x), reference(x), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(build.load_model(tmp_path / "m")[0](x), reference(x), rtol=1e-4, atol=1e-5)
 
 
 def test_flags_go_before_the_file_beside_a_pth_and_the_rest_stays(tmp_path):
@@ -430,7 +433,7 @@ def test_flags_go_before_the_file_beside_a_pth_and_the_rest_stays(tmp_path):
     reference = nn.Sequential(*blocks, nn.Conv3d(6, 2, 1))
     torch.save(reference.state_dict(), tmp_path / "model.pth")
     run_command("import", tmp_path / "model.pth", tmp_path / "m", "--dilations", "4,2,1")
-    network, card = modelfolder.load_model(tmp_path / "m")
+    network, card = build.load_model(tmp_path / "m")
     x = torch.randn(1, 1, 9, 8, 7)
     assert torch.allclose(network(x), reference(x), atol=1e-5)
     assert card["scaling"] == "brainchop_quantile" and card["shape"] is None  # of 12 mm: no head
@@ -465,8 +468,8 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
     path, _ = made_up(tmp_path)
     run_command("import", path, tmp_path / "m")
     run_command("import", path, tmp_path / "m", "--channels", "T2w")
-    assert modelfolder.read_card(tmp_path / "m")["channels"] == ["T2w"]
-    modelfolder.save_model(tmp_path / "trained", MeshNet(4), CARD)
+    assert read_card(tmp_path / "m")["channels"] == ["T2w"]
+    save_model(tmp_path / "trained", MeshNet(4), CARD)
     for taken, message in ((tmp_path / "trained", "no imported model"), (tmp_path, "no imported model"),
                            (path, "is a file")):
         with pytest.raises(UserError, match=message):
@@ -490,10 +493,10 @@ def test_an_interrupted_second_import_has_no_card(tmp_path, monkeypatch):
     path, _ = made_up(tmp_path)
     run_command("import", path, tmp_path / "m")
     with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
-        changed.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        changed.setattr(folder, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run_command("import", path, tmp_path / "m")
     with pytest.raises(UserError, match=r"config\.json: not found"):
-        modelfolder.load_model(tmp_path / "m")
+        build.load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -518,9 +521,9 @@ def test_an_imported_network_is_fine_tuned_and_segments(tiny_data, tmp_path):
         assert found.returncode == 2 and words in found.stderr and not (tmp_path / "run").exists(), found.stderr
     still = ("--optimizer.lr", "1e-30", "--optimizer.weight_decay", 0)
     run_script_file("train.py", *common, *start, *still)
-    before, after = (modelfolder.load_model(folder)[0] for folder in (tmp_path / "m", tmp_path / "run"))
+    before, after = (build.load_model(folder)[0] for folder in (tmp_path / "m", tmp_path / "run"))
     assert all(torch.allclose(a, b) for a, b in zip(before.parameters(), after.parameters()))
-    card = modelfolder.read_card(tmp_path / "run")
+    card = read_card(tmp_path / "run")
     assert before.arguments == after.arguments and card["training_data"]["began_as"] == "m"
 
 

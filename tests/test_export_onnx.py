@@ -11,9 +11,10 @@ from test_export import CARD, randomise
 from torch import nn
 from torch.nn import functional
 
-from meshnet import export, modelfolder
+from meshnet import export
 from meshnet.errors import UserError
-from meshnet.model import MeshNet
+from meshnet.networks import build, folder
+from meshnet.networks.meshnet import MeshNet
 
 
 def train_a_little(model: nn.Module, size: int = 14, steps: int = 20) -> nn.Module:
@@ -36,8 +37,8 @@ def test_onnx_of_a_trained_meshnet(tmp_path, channels):
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     model = train_a_little(MeshNet(channels))
-    modelfolder.save_model(tmp_path / "m", model, CARD)
-    model, card = modelfolder.load_model(tmp_path / "m")
+    folder.save_model(tmp_path / "m", model, CARD)
+    model, card = build.load_model(tmp_path / "m")
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
         write_onnx(model, card, tmp_path / "m.onnx", precision)
         parity = compare(model, tmp_path / "m.onnx", trial_volumes(1))
@@ -58,13 +59,13 @@ def test_half_precision_rounds_each_weight_once(tmp_path):
     from onnx.numpy_helper import to_array
 
     from meshnet.export_onnx import write_onnx
-    from meshnet.layers import fold
+    from meshnet.networks.fuse import fuse
 
     torch.manual_seed(0)
     model = randomise(MeshNet(4, dilations=(1, 2)))
     write_onnx(model, {"name": "meshnet", **CARD}, tmp_path / "m.onnx", "fp16")
     found = [to_array(tensor) for tensor in onnx.load(str(tmp_path / "m.onnx")).graph.initializer]
-    for layer in fold(model):
+    for layer in fuse(model):
         assert any(np.array_equal(array, layer.weight.half().numpy()) for array in found)
         assert any(np.array_equal(array.ravel(), layer.bias.numpy()) for array in found)
 
@@ -90,8 +91,8 @@ def test_the_comparison_sees_a_difference(tmp_path):
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     model = train_a_little(MeshNet(4, dilations=(1, 2)))
-    modelfolder.save_model(tmp_path / "m", model, CARD)
-    model, card = modelfolder.load_model(tmp_path / "m")
+    folder.save_model(tmp_path / "m", model, CARD)
+    model, card = build.load_model(tmp_path / "m")
     write_onnx(model, card, tmp_path / "m.onnx")
     with torch.no_grad():
         model.head.bias[1] += 1
@@ -105,7 +106,7 @@ def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     torch.manual_seed(0)
-    model = train_a_little(modelfolder.build("segresnet", {"in_channels": 1, "classes": 2}), size=16)
+    model = train_a_little(build.build("segresnet", {"in_channels": 1, "classes": 2}), size=16)
     card = {"name": "segresnet", **CARD}
     volumes = [volume[:, :27] for volume in export_onnx.trial_volumes(1)]  # 27 is padded to 32
     for precision, tolerance in (("fp16", 1e-1), ("fp32", 1e-4)):
@@ -125,7 +126,7 @@ def test_onnx_of_the_published_model_on_its_scan(published, shared_data, tmp_pat
     from meshnet.export_onnx import compare, write_onnx
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
-    network, card = modelfolder.load_model(published)
+    network, card = build.load_model(published)
     volume = export.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
         write_onnx(network, card, tmp_path / "p.onnx", precision)

@@ -7,7 +7,7 @@ import torch
 
 from meshnet.config import LossConfig
 from meshnet.loss import SegmentationLoss
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 
 
 @pytest.fixture(scope="module")

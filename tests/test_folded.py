@@ -12,8 +12,10 @@ from test_segment import VARIANTS, network, scan
 
 from meshnet import folded, segment
 from meshnet.kernels import calls
-from meshnet.model import MeshNet
-from meshnet.modelfolder import CARD, WEIGHTS, save_model
+from meshnet.networks.card import CARD, WEIGHTS
+from meshnet.networks.folder import save_model
+from meshnet.networks.fuse import fuse_tensors
+from meshnet.networks.meshnet import MeshNet
 
 pytestmark = pytest.mark.skipif(not calls.available(), reason="no C++ compiler here: PyTorch does the work")
 
@@ -62,7 +64,7 @@ def test_weights_that_are_not_plain_are_left_to_pytorch(tmp_path, spoil):
 @pytest.mark.parametrize("dilations", [8, [1, 0], ["1"]])
 def test_dilations_that_are_none_are_left_to_pytorch(dilations):
     tensors = {name: value.numpy() for name, value in MeshNet(channels=2, dilations=[1, 1]).state_dict().items()}
-    assert folded.fold(tensors, MeshNet(channels=2, dilations=[1, 1]).arguments | {"dilations": dilations}) is None
+    assert fuse_tensors(tensors, MeshNet(channels=2, dilations=[1, 1]).arguments | {"dilations": dilations}) is None
 
 
 def test_gpus_are_left_to_pytorch(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnet.errors import UserError
-from meshnet.modelfolder import DEFAULTS
+from meshnet.networks.card import DEFAULTS
 from meshnet.scans.grid import Grid, conform, conform_mask, target_affine, to_native
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import intensity_range

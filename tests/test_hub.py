@@ -14,9 +14,12 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet import hub, hubcard, modelfolder
+from meshnet import hub, hubcard
 from meshnet.errors import UserError
-from meshnet.model import MeshNet
+from meshnet.networks import build
+from meshnet.networks.card import read_card
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import MeshNet
 from meshnet.results import PLAN
 from meshnet.scans.intensity import SCALINGS
 
@@ -192,7 +195,7 @@ def run(tmp_path):
     torch.manual_seed(0)
     model = MeshNet(channels=4, dilations=(1, 2))
     folder = tmp_path / "run"
-    modelfolder.save_model(folder, model, CARD)
+    save_model(folder, model, CARD)
     (folder / "metrics.jsonl").write_text(
         '{"epoch": 1, "step": 2, "learning_rate": 0.1, "train_loss": 0.5, "val_loss": 0.4, "val_dice": 0.3}\n')
     (folder / "test_cases.csv").write_text("case,dice,avd,mcc\nsub-secret,0.5,0.2,0.6\nsub-hidden,0.7,0.4,nan\n")
@@ -208,8 +211,8 @@ def test_round_trip_gives_the_same_network(server, run):
     address = hub.push_run(run, "user/stroke", private=True)
     repo = server.repos["model", "user/stroke"]
     assert repo["private"] and repo["commits"][-1][0] in address
-    ours, _ = modelfolder.load_model(run)
-    theirs, card = modelfolder.load_model("user/stroke")
+    ours, _ = build.load_model(run)
+    theirs, card = build.load_model("user/stroke")
     x = torch.randn(1, 1, 9, 8, 7)
     assert torch.equal(ours(x), theirs(x)) and card["classes"] == CARD["classes"]
     assert torch.equal(ours(x), MeshNet.from_pretrained("user/stroke")(x))
@@ -272,9 +275,9 @@ def test_no_card_says_where_data_lay_or_who_was_in_it():
 
 def test_the_card_names_what_is_marked_alone(tmp_path):
     model = MeshNet(4, dilations=(1,), classes=3)
-    modelfolder.save_model(tmp_path, model, {"channels": ["T2w"], "classes": ["background", "lesion", "fluid"]})
+    save_model(tmp_path, model, {"channels": ["T2w"], "classes": ["background", "lesion", "fluid"]})
     for marks, words in ((None, "Segments lesion, fluid on T2w head scans."), ("lesion", "Segments lesion on T2w")):
-        card = modelfolder.read_card(tmp_path) | {"marks": marks}
+        card = read_card(tmp_path) | {"marks": marks}
         assert words in hubcard.model_readme(model, card, "user/stroke", tmp_path / "none.csv", None, "mit")
     info = {"cases": 2, "subjects": 2, "source": {"format": "synthetic"}, "channels": ["T2w"],
             "classes": card["classes"], "shape": [4, 4, 4],
@@ -307,11 +310,11 @@ def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
 def test_a_revision_is_the_network_of_that_commit(server, run):
     hub.push_run(run, "user/stroke")
     first = server.repos["model", "user/stroke"]["commits"][-1][0]
-    before, card = modelfolder.load_model(run)
+    before, card = build.load_model(run)
     after = MeshNet(channels=4, dilations=(1, 2))
-    modelfolder.save_model(run, after, card)
+    save_model(run, after, card)
     hub.push_run(run, "user/stroke")
-    weights = [modelfolder.load_model(name)[0].head.weight for name in (f"user/stroke@{first}", "user/stroke")]
+    weights = [build.load_model(name)[0].head.weight for name in (f"user/stroke@{first}", "user/stroke")]
     assert torch.equal(weights[0], before.head.weight) and torch.equal(weights[1], after.head.weight)
     with pytest.raises(UserError, match="no such revision"):
         hub.pull("user/stroke@" + "ab" * 20)
@@ -408,7 +411,7 @@ def test_connection_that_breaks_while_pulling(server, run, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)  # 10 MB as shipped, more than this whole model
     hub.push_run(run, "user/stroke")
     server.faults = ["download breaks"]
-    modelfolder.load_model("user/stroke")
+    build.load_model("user/stroke")
     assert any(entry[0] == "RANGE" and entry[1] > 0 for entry in server.log), "it began again instead of going on"
 
 
@@ -437,7 +440,7 @@ def test_a_repository_that_is_no_model(server, run):
     hub.push_run(run, "user/stroke")
     server.repos["model", "user/stroke"]["commits"].append(("1" * 40, {"README.md": b"hello", "model.bin": b"pickle"}))
     with pytest.raises(UserError, match=r"config\.json: not found"):
-        modelfolder.load_model("user/stroke")
+        build.load_model("user/stroke")
     assert not any("model.bin" in str(entry) for entry in server.log), "a foreign binary was downloaded"
 
 
@@ -485,7 +488,7 @@ def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
     run_script_file("train.py", *common, "--data", tiny_data, "--run_dir", tmp_path / "disk")
     run_script_file("train.py", *common, "--data", "user/cases", "--run_dir", tmp_path / "hub")
     run_script_file("train.py", "--test", "--run_dir", tmp_path / "hub")
-    here, there = (modelfolder.load_model(tmp_path / name)[0] for name in ("disk", "hub"))
+    here, there = (build.load_model(tmp_path / name)[0] for name in ("disk", "hub"))
     assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters()))
     found = run_script_file("train.py", *common, "--data", "data/typo", "--run_dir", tmp_path / "x", check=False)
     assert found.returncode == 2 and "data/typo: no such folder here, and as a dataset on the Hub" in found.stderr
@@ -514,28 +517,28 @@ def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkey
         (source / name).write_bytes((shared_data / "brainchop" / name).read_bytes())
     monkeypatch.setattr(registry, "SOURCE", (tmp_path / "source").as_uri())
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
-    network, card = modelfolder.load_model("brainchop-tissue-light")
+    network, card = build.load_model(registry.find("brainchop-tissue-light"))
     assert network.arguments["channels"] == 5 and card["scaling"] == "minmax" and card["orientation"] == "LIA"
     with monkeypatch.context() as changed:  # another commit or scaling under the same name is another model
         other = dataclasses.replace(model, scaling="brainchop_quantile")
         changed.setitem(registry.PUBLIC, "brainchop-tissue-light", other)
-        assert modelfolder.load_model("brainchop-tissue-light")[1]["scaling"] == "brainchop_quantile"
+        assert build.load_model(registry.find("brainchop-tissue-light"))[1]["scaling"] == "brainchop_quantile"
         changed.setitem(registry.PUBLIC, "brainchop-tissue-light", dataclasses.replace(model, commit="0" * 40))
         with pytest.raises(UserError, match="could not be downloaded"):
-            modelfolder.load_model("brainchop-tissue-light")
+            build.load_model(registry.find("brainchop-tissue-light"))
     (source / "model.json").unlink()
-    assert modelfolder.load_model("brainchop-tissue-light")[1] == card  # from the cache
+    assert build.load_model(registry.find("brainchop-tissue-light"))[1] == card  # from the cache
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "second"))
     with pytest.raises(UserError, match="could not be downloaded"):
-        modelfolder.load_model("brainchop-tissue-light")
+        build.load_model(registry.find("brainchop-tissue-light"))
     (source / "model.json").write_bytes(b"{}")  # what cannot be read is fetched anew
     with pytest.raises(UserError, match="not a TensorFlow"):
-        modelfolder.load_model("brainchop-tissue-light")
+        build.load_model(registry.find("brainchop-tissue-light"))
     (source / "model.json").write_bytes((shared_data / "brainchop" / "model.json").read_bytes())
-    assert modelfolder.load_model("brainchop-tissue-light")[1] == card
+    assert build.load_model(registry.find("brainchop-tissue-light"))[1] == card
     (source / model.binary).write_bytes(b"\0" * 22392)
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
-        modelfolder.load_model("brainchop-tissue-light")
+        build.load_model(registry.find("brainchop-tissue-light"))
     assert {model.scaling or "minmax" for model in registry.PUBLIC.values()} <= set(SCALINGS)
     assert "brainchop-t2-lesion" in registry.list_models()

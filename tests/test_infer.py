@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet.model import MeshNet
-from meshnet.modelfolder import DEFAULTS, save_model
+from meshnet.networks.card import DEFAULTS
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import MeshNet
 from meshnet.scans.grid import Grid, conform, target_affine, to_native
 from meshnet.scans.mask import clean, lesion_volumes_mm3
 from meshnet.scans.nifti import read_image

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from meshnet.kernels import build, calls, convolution, normalise
-from meshnet.model import Block
+from meshnet.networks.meshnet import Block
 
 CASES = [  # in, out, dilation, (X, Y, Z): odd sizes, axes of one voxel, dilations past the volume, many channels
     (1, 5, 1, (5, 6, 7)), (3, 5, 2, (9, 40, 33)), (26, 26, 16, (18, 70, 65)), (5, 5, 4, (1, 33, 1)),

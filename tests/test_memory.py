@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from meshnet import memory
 from meshnet.kernels import calls
-from meshnet.model import MeshNet
+from meshnet.networks import memory
+from meshnet.networks.meshnet import MeshNet
 
 VARIANTS = [
     {"activation": "gelu"}, {"norm": "instance"}, {"activation": "elu", "norm": "none"},
@@ -199,7 +199,7 @@ MEASURE = """
 import sys, torch
 from torch.nn import functional
 from meshnet import kernels, memory
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meshnet import modelfolder, setup
+from meshnet import setup
 from meshnet.config import Config
 from meshnet.errors import UserError
-from meshnet.model import MeshNet
+from meshnet.networks import build
+from meshnet.networks import folder as model_folder
+from meshnet.networks.card import read_card
+from meshnet.networks.meshnet import MeshNet
 from meshnet.scans.mask import decide, what_counts
 
 CARD = {"channels": ["T2w"], "classes": ["background", "lesion"]}
@@ -25,7 +28,7 @@ def make(folder, **arguments):
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
-    modelfolder.save_model(folder, model, CARD)
+    model_folder.save_model(folder, model, CARD)
     return model.eval()
 
 
@@ -35,7 +38,7 @@ def make(folder, **arguments):
     {"final_bias": False, "checkpointing": True}])
 def test_round_trip(tmp_path, arguments):
     model = make(tmp_path / "m", **arguments)
-    loaded, card = modelfolder.load_model(tmp_path / "m")
+    loaded, card = build.load_model(tmp_path / "m")
     x = torch.randn(2, 1, 7, 6, 5)
     assert torch.equal(loaded(x), model(x)) and not loaded.training
     assert card["arguments"] == model.arguments and card["orientation"] == "LIA" and card["threshold"] == 0.5
@@ -44,17 +47,17 @@ def test_round_trip(tmp_path, arguments):
 def test_a_weights_file_chooses_itself(tmp_path):
     make(tmp_path)
     other = MeshNet(4, dilations=(1, 2))
-    modelfolder.save_weights(tmp_path / "model_ema.safetensors", other.state_dict())
+    model_folder.save_weights(tmp_path / "model_ema.safetensors", other.state_dict())
     for given in ({"name": tmp_path / "model_ema.safetensors"},
                   {"name": str(tmp_path), "weights": "model_ema.safetensors"}):
-        assert torch.equal(modelfolder.load_model(**given)[0].head.weight, other.head.weight)
+        assert torch.equal(build.load_model(**given)[0].head.weight, other.head.weight)
 
 
 def test_half_precision_weights_load_as_float32(tmp_path):
     model = make(tmp_path)
     state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
-    loaded, _ = modelfolder.load_model(tmp_path)
+    loaded, _ = build.load_model(tmp_path)
     assert loaded.head.weight.dtype == torch.float32
     assert torch.allclose(loaded.head.weight, model.head.weight, atol=1e-3)
 
@@ -97,31 +100,31 @@ def test_broken_folders_are_one_line(tmp_path, what):
     breaking, message = BROKEN[what]
     breaking(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
-        modelfolder.load_model(tmp_path)
+        build.load_model(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_name_that_is_nothing_lists_what_there_is(tmp_path):
     for name in ("nothing", str(tmp_path / "no" / "such" / "folder" / "here"), str(tmp_path / "missing.safetensors")):
         with pytest.raises(UserError) as caught:
-            modelfolder.load_model(name)
+            build.load_model(name)
         assert name.split("/")[-1].split(".")[0] in str(caught.value) or "config.json" in str(caught.value)
-    with pytest.raises(UserError, match="brainchop-tissue-light"):
-        modelfolder.load_model("nothing")
+    with pytest.raises(UserError, match="meshnet16-synthetic.*share.py pull"):
+        build.load_model("nothing")
 
 
 def test_disk_goes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "user" / "stroke")
-    assert modelfolder.find_folder("user/stroke").is_dir()
+    assert model_folder.find_folder("user/stroke").is_dir()
 
 
 def test_the_default_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(modelfolder, "BUILT_IN", tmp_path)
+    monkeypatch.setattr(model_folder, "BUILT_IN", tmp_path)
     with pytest.raises(UserError, match="--model"):
-        modelfolder.default_model()
-    make(tmp_path / modelfolder.DEFAULT_NAME)
-    assert modelfolder.load_model(modelfolder.DEFAULT_NAME)[1] == modelfolder.read_card(modelfolder.default_model())
+        model_folder.default_model()
+    make(tmp_path / model_folder.DEFAULT_NAME)
+    assert build.load_model(model_folder.DEFAULT_NAME)[1] == read_card(model_folder.default_model())
 
 
 def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
@@ -133,30 +136,30 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
-        modelfolder.save_model(tmp_path, MeshNet(4, dilations=(1, 2)), CARD)
-    assert torch.equal(modelfolder.load_model(tmp_path)[0].head.weight, model.head.weight)
+        model_folder.save_model(tmp_path, MeshNet(4, dilations=(1, 2)), CARD)
+    assert torch.equal(build.load_model(tmp_path)[0].head.weight, model.head.weight)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_config_builds_what_it_says():
     config = Config().model
     config.channels, config.norm, config.checkpointing = 5, "group", True
-    arguments = modelfolder.arguments_from_config(config, 2, 3, (8, 8, 8))
-    model = modelfolder.build("meshnet", arguments)
+    arguments = build.arguments_from_config(config, 2, 3, (8, 8, 8))
+    model = build.build("meshnet", arguments)
     assert model.checkpointing and model.arguments["norm"] == "group" and model.head.weight.shape[:2] == (3, 5)
     config.options = {"width": 1}
     with pytest.raises(UserError, match="fields of their own"):
-        modelfolder.arguments_from_config(config, 1, 2, (8, 8, 8))
+        build.arguments_from_config(config, 1, 2, (8, 8, 8))
     config.name, config.options, config.patch = "unetr", {"feature_size": 8}, []
-    assert modelfolder.arguments_from_config(config, 1, 2, (9, 8, 7)) == {
+    assert build.arguments_from_config(config, 1, 2, (9, 8, 7)) == {
         "in_channels": 1, "classes": 2, "checkpointing": True, "image_size": [9, 8, 7], "feature_size": 8}
     config.patch = [32, 32, 32]
-    assert modelfolder.arguments_from_config(config, 1, 2, (9, 8, 7))["image_size"] == [32, 32, 32]
+    assert build.arguments_from_config(config, 1, 2, (9, 8, 7))["image_size"] == [32, 32, 32]
 
 
 def test_meshnet_does_not_import_monai(tmp_path, root):
     make(tmp_path)
-    code = ("import sys; from meshnet.modelfolder import load_model; load_model(sys.argv[1]); "
+    code = ("import sys; from meshnet.networks.build import load_model; load_model(sys.argv[1]); "
             "sys.exit('monai' in sys.modules or 'huggingface_hub' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False).returncode == 0
 
@@ -167,8 +170,8 @@ def init_info(classes):
 
 def test_weights_of_other_classes_begin_with_those_of_the_same_name(tmp_path):
     make(tmp_path / "two")
-    before = modelfolder.load_model(tmp_path / "two")[0].state_dict()
-    network = modelfolder.build("meshnet", {"channels": 4, "dilations": [1, 2], "classes": 3})
+    before = build.load_model(tmp_path / "two")[0].state_dict()
+    network = build.build("meshnet", {"channels": 4, "dilations": [1, 2], "classes": 3})
     fresh = {key: value.clone() for key, value in network.state_dict().items()}
     setup.start_from(network, tmp_path / "two", init_info(["background", "fluid", "lesion"]))
     now = network.state_dict()
@@ -177,8 +180,8 @@ def test_weights_of_other_classes_begin_with_those_of_the_same_name(tmp_path):
     others = [key for key in now if not key.startswith("head.")]
     assert others and all(torch.equal(now[key], before[key]) for key in others)
 
-    modelfolder.save_model(tmp_path / "three", network, {**CARD, "classes": ["background", "fluid", "lesion"]})
-    back = modelfolder.build("meshnet", {"channels": 4, "dilations": [1, 2]})
+    model_folder.save_model(tmp_path / "three", network, {**CARD, "classes": ["background", "fluid", "lesion"]})
+    back = build.build("meshnet", {"channels": 4, "dilations": [1, 2]})
     setup.start_from(back, tmp_path / "three", init_info(["background", "lesion"]))
     assert all(torch.equal(value, before[key]) for key, value in back.state_dict().items())
 
@@ -193,10 +196,10 @@ def from_three(folder, classes, **card):
     """The head's rows of a network of three channels and the classes background, lesion and fluid, and of one that
     began with it for ``classes``; and whether all else is equal."""
     arguments = {"channels": 3, "dilations": [1, 2]}  # as many channels as classes: only the head counts classes
-    before = modelfolder.build("meshnet", {**arguments, "classes": 3})
+    before = build.build("meshnet", {**arguments, "classes": 3})
     names = ["background", "lesion", "fluid"]
-    modelfolder.save_model(folder, before, {**CARD, "classes": names, **card})
-    after = modelfolder.build("meshnet", {**arguments, "classes": len(classes)})
+    model_folder.save_model(folder, before, {**CARD, "classes": names, **card})
+    after = build.build("meshnet", {**arguments, "classes": len(classes)})
     setup.start_from(after, folder, init_info(classes))
     before, after = before.state_dict(), after.state_dict()
     same = all(torch.equal(before[key], after[key]) for key in before if not key.startswith("head."))
@@ -218,15 +221,15 @@ def test_a_data_sets_only_class_is_the_one_that_a_model_marks(tmp_path, classes,
 
 
 def test_a_network_that_counts_its_classes_twice_wants_them_in_order(tmp_path):
-    big, small = (modelfolder.build("vnet", {"in_channels": 1, "classes": classes}) for classes in (3, 2))
-    modelfolder.save_model(tmp_path, big, {**CARD, "classes": ["background", "fluid", "lesion"]})
+    big, small = (build.build("vnet", {"in_channels": 1, "classes": classes}) for classes in (3, 2))
+    model_folder.save_model(tmp_path, big, {**CARD, "classes": ["background", "fluid", "lesion"]})
     with pytest.raises(UserError, match="counts the classes twice; expected the same classes in the same order"):
         setup.start_from(small, tmp_path, init_info(["background", "lesion"]))
 
 
 def test_weights_of_averaged_voxels_say_so(tmp_path, capsys):
     make(tmp_path)
-    network = modelfolder.load_model(tmp_path)[0]
+    network = build.load_model(tmp_path)[0]
     edit(tmp_path / "config.json", averaged=True)
     setup.start_from(network, tmp_path, init_info(["background", "lesion"]) | {"averaged": True})
     assert not capsys.readouterr().err
@@ -239,14 +242,14 @@ def test_a_switch_of_the_card_is_true_or_false(tmp_path, key):
     make(tmp_path)
     edit(tmp_path / "config.json", **{key: None})
     with pytest.raises(UserError, match=f"config.json: found {key} = None, expected true or false"):
-        modelfolder.read_card(tmp_path)
+        read_card(tmp_path)
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):
-    network = modelfolder.build("meshnet", {"channels": 4, "dilations": [1], "classes": 3})
+    network = build.build("meshnet", {"channels": 4, "dilations": [1], "classes": 3})
     names = ["background", "fluid", "lesion"]
-    modelfolder.save_model(tmp_path, network, {**CARD, "classes": names, "marks": "lesion", "threshold": 0.4})
-    card = modelfolder.read_card(tmp_path)
+    model_folder.save_model(tmp_path, network, {**CARD, "classes": names, "marks": "lesion", "threshold": 0.4})
+    card = read_card(tmp_path)
     probabilities = np.array([[0.1, 0.5, 0.4], [0.3, 0.1, 0.6], [0.0, 0.7, 0.3]], np.float32).T[..., None, None]
     marked = decide(what_counts(probabilities, card), card)
     assert marked.ravel().tolist() == [1, 1, 0]  # by the threshold, though fluid is likelier in the first
@@ -254,4 +257,4 @@ def test_of_several_classes_one_alone_may_be_marked(tmp_path):
     assert every.ravel().tolist() == [1, 2, 1]
     edit(tmp_path / "config.json", marks="rim")
     with pytest.raises(UserError, match="found marks = 'rim', expected one of fluid, lesion"):
-        modelfolder.read_card(tmp_path)
+        read_card(tmp_path)

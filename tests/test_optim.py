@@ -8,7 +8,7 @@ from torch import nn
 
 from meshnet.config import Config, EmaConfig, OptimizerConfig, SchedulerConfig, validate
 from meshnet.errors import UserError
-from meshnet.model import MeshNet
+from meshnet.networks.meshnet import MeshNet
 from meshnet.optim import Schedule, build_ema, build_optimizer, group_parameters
 
 

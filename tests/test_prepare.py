@@ -24,7 +24,7 @@ from meshnet.data import row, schema
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.data.writer import run_jobs
 from meshnet.errors import UserError, run_script
-from meshnet.modelfolder import DEFAULTS
+from meshnet.networks.card import DEFAULTS
 from meshnet.scans.grid import Grid, conform, conform_mask, to_native
 from meshnet.scans.head import head_box
 from meshnet.scans.nifti import read_image

@@ -17,7 +17,8 @@ from PIL import Image
 
 from meshnet import report, results, stats
 from meshnet.errors import UserError
-from meshnet.modelfolder import build, save_model
+from meshnet.networks.build import build
+from meshnet.networks.folder import save_model
 from meshnet.report import Results, write_report
 
 MODELS = {"meshnet26": 26, "meshnet5": 5}

@@ -13,7 +13,8 @@ from meshnet import air, layers, segment
 from meshnet.boxes import air_gaps
 from meshnet.errors import UserError
 from meshnet.kernels import calls
-from meshnet.model import MeshNet
+from meshnet.networks import fuse
+from meshnet.networks.meshnet import MeshNet
 
 VARIANTS = [
     {}, {"activation": "elu", "norm": "none"}, {"activation": "gelu", "bias": False, "final_bias": False},
@@ -150,7 +151,7 @@ def test_air_that_is_copied_is_what_the_network_gives(dilations, sides, channels
 
 
 def test_gaps_by_hand():
-    folded = layers.fold(network(dilations=(1, 2, 3)))
+    folded = fuse.fuse(network(dilations=(1, 2, 3)))
     head = ((20, 30), (8, 10), (15, 19))
     boxes = layers.layer_boxes(folded, head, (40, 20, 19))
     gaps = [dict(zip("xyz", sides)) for sides in air_gaps(folded, boxes, (40, 20, 19), head)]
@@ -312,7 +313,7 @@ def test_noisy_air_is_cut_by_the_head():
 
 
 def test_layers_compute_what_the_head_looks_at_and_no_more():
-    folded = layers.fold(network(dilations=(1, 2, 4)))
+    folded = fuse.fuse(network(dilations=(1, 2, 4)))
     boxes = layers.layer_boxes(folded, ((50, 60), (3, 10), (0, 200)), (200, 200, 200))
     assert [box[0] for box in boxes] == [(43, 67), (44, 66), (46, 64), (50, 60), (50, 60)]
     assert [box[1] for box in boxes] == [(0, 17), (0, 16), (0, 14), (3, 10), (3, 10)]
@@ -335,7 +336,7 @@ def test_tiles_change_nothing(way, crop, monkeypatch):
 
 
 def test_every_tile_fits_the_budget():
-    folded, shape, head = layers.fold(network(8, (1, 2, 3))), (40, 40, 40), ((10, 40),) * 3
+    folded, shape, head = fuse.fuse(network(8, (1, 2, 3))), (40, 40, 40), ((10, 40),) * 3
 
     def need(tile):
         return layers.torch_bytes(folded, layers.layer_boxes(folded, tile, shape), shape)
@@ -347,7 +348,7 @@ def test_every_tile_fits_the_budget():
 
 
 def test_a_long_volume_is_cut_as_finely_as_it_must_be():
-    folded, shape = layers.fold(network(8, (1, 1))), (400, 16, 16)
+    folded, shape = fuse.fuse(network(8, (1, 1))), (400, 16, 16)
 
     def need(tile):
         return layers.torch_bytes(folded, layers.layer_boxes(folded, tile, shape), shape)
@@ -368,7 +369,7 @@ DEFAULT = (1, 2, 4, 8, 16, 16, 8, 4, 2)
 def test_every_tile_with_gaps_fits_the_budget(shape, head, threads, channels, dilations, least):
     if not calls.available():
         pytest.skip("no C++ compiler here")
-    folded = layers.fold(network(channels, dilations))
+    folded = fuse.fuse(network(channels, dilations))
 
     def needs(folded, boxes, shape):
         return segment.compiled_bytes(folded, boxes, shape, head, threads)

@@ -15,8 +15,9 @@ import yaml
 from conftest import GLOO, run_script_file, torchrun
 from safetensors.torch import load_file
 
-from meshnet import modelfolder, segment
+from meshnet import segment
 from meshnet.data.reader import PreparedData
+from meshnet.networks import build
 
 SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
 
@@ -434,7 +435,7 @@ def test_where_one_class_is_the_lesion_scores_are_of_that_one(tmp_path):
           "--model.norm", "instance", "--tracking.pictures", "true")
     card = json.loads((folder / "config.json").read_text())
     assert (card["classes"], card["marks"]) == (["background", "lesion", "fluid"], "lesion")
-    prepared, network = PreparedData(data), modelfolder.load_model(folder)[0]
+    prepared, network = PreparedData(data), build.load_model(folder)[0]
 
     def dice(row, threshold):
         index = next(i for i, known in enumerate(prepared.rows) if known["case"] == row["case"])

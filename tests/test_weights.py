@@ -6,18 +6,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from meshnet import modelfolder, segment
+from meshnet import segment
 from meshnet.data.synthetic import case
+from meshnet.networks import build, folder
 from meshnet.scans.grid import Grid, conform, to_native
 from meshnet.scans.metrics import case_metrics
 
-FOLDER = modelfolder.BUILT_IN / modelfolder.DEFAULT_NAME
+FOLDER = folder.BUILT_IN / folder.DEFAULT_NAME
 SEEDS = range(8_000_000, 8_000_006)
 
 
 @pytest.fixture(scope="module")
 def built_in():
-    return modelfolder.load_model(FOLDER)
+    return build.load_model(FOLDER)
 
 
 def test_weights_load_and_their_recipe_is_on_record(root, built_in):

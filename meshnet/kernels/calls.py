@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from meshnet.kernels.build import build
+
 if TYPE_CHECKING:
     import torch
     Array = np.ndarray | torch.Tensor
-from meshnet.kernels.build import build
 
 ACTIVATIONS = {"none": 0, "relu": 1, "elu": 2, "gelu": 3}
 OUTPUTS = {"features": 0, "logits": 1, "probabilities": 2, "labels": 3}

@@ -2,7 +2,7 @@
 
 =================== ==================================================================================
 config.yaml         the run: fold, seed, splits, versions, and the whole configuration
-config.json         the model (see meshnet.modelfolder)
+config.json         the model (see meshnet.networks.folder)
 model.safetensors   the weights with the best validation score
 last.safetensors    the weights of the last epoch; model_ema.safetensors the averaged ones
 metrics.jsonl       a line an epoch

@@ -1,6 +1,6 @@
 """The networks that MeshNet is compared with, one name each, in the sizes of the paper's table (arXiv 2503.05531).
 
-Most are MONAI's; U-Mamba and U-KAN are this project's own. ``python -m meshnet.baselines`` prints the table.
+Most are MONAI's; U-Mamba and U-KAN are this project's own. ``python -m meshnet.networks.baselines`` prints the table.
 """
 
 import dataclasses
@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from meshnet.errors import UserError, run_script
-from meshnet.model import StatisticsOnceBatchNorm3d, count_parameters
+from meshnet.networks.norms import StatisticsOnceBatchNorm3d, recomputed
 
 
 def make_segresnet(in_channels: int, classes: int, **options) -> nn.Module:
@@ -92,19 +90,19 @@ def make_residual_unet(in_channels: int, classes: int, num_res_units: int = 2, *
 
 
 def make_umamba_bot(in_channels: int, classes: int, **options) -> nn.Module:
-    from meshnet.umamba import UMamba
+    from meshnet.networks.umamba import UMamba
 
     return UMamba(in_channels, classes, every_stage=False, **options)
 
 
 def make_umamba_enc(in_channels: int, classes: int, **options) -> nn.Module:
-    from meshnet.umamba import UMamba
+    from meshnet.networks.umamba import UMamba
 
     return UMamba(in_channels, classes, every_stage=True, **options)
 
 
 def make_ukan(in_channels: int, classes: int, **options) -> nn.Module:
-    from meshnet.ukan import UKAN
+    from meshnet.networks.ukan import UKAN
 
     return UKAN(in_channels, classes, **options)
 
@@ -191,21 +189,7 @@ class Recomputed:
         plain = super().forward
         if not torch.is_grad_enabled():
             return plain(*inputs)
-        norms = [m for m in self.modules() if isinstance(m, StatisticsOnceBatchNorm3d)]
-        calls = 0
-
-        def run(*values):
-            nonlocal calls
-            calls += 1
-            for norm in norms:
-                norm.recomputing = calls > 1
-            try:
-                return plain(*values)
-            finally:
-                for norm in norms:
-                    norm.recomputing = False
-
-        return checkpoint(run, *inputs, use_reentrant=False)
+        return recomputed(plain, self, *inputs)
 
 
 def add_checkpointing(network: nn.Module, stages: Sequence[str]) -> None:
@@ -247,38 +231,3 @@ def build(name: str, in_channels: int = 1, classes: int = 2, checkpointing: bool
     if checkpointing:
         add_checkpointing(network, row.stages)
     return Baseline(network, row.multiple, {"in_channels": in_channels, "classes": classes, **options})
-
-
-def table() -> list[dict]:
-    """One row a network: name, parameters (1 input, 2 classes), the paper's, and why they differ."""
-    from meshnet.model import MeshNet
-
-    rows = []
-    for channels, paper in ((5, 5_682), (16, 56_194), (26, 147_474)):
-        rows.append({"name": f"meshnet (channels {channels})", "parameters": count_parameters(MeshNet(channels)),
-                     "paper": paper, "why": ""})
-    for name, row in NETWORKS.items():
-        # On the meta device nothing is allocated; SwinUNETR reads numbers while it is built and cannot be built there.
-        with torch.device("cpu" if name == "swin_unetr" else "meta"):
-            parameters = count_parameters(build(name))
-        rows.append({"name": name, "parameters": parameters, "paper": row.paper_parameters, "why": row.why})
-    return rows
-
-
-def main() -> None:
-    import argparse
-
-    argparse.ArgumentParser(prog="python -m meshnet.baselines", description="Print every network with its parameters "
-                            "beside the paper's (arXiv 2503.05531).").parse_args()
-    try:
-        rows = table()
-    except ImportError as error:
-        raise UserError(f"{error.name}: not installed; pip install -r requirements.txt") from error
-    print(f"{'network':24}{'parameters':>12}{'paper':>12}{'difference':>12}  why")
-    for row in rows:
-        difference = row["parameters"] - row["paper"]
-        print(f"{row['name']:24}{row['parameters']:>12,}{row['paper']:>12,}{difference:>+12,}  {row['why']}".rstrip())
-
-
-if __name__ == "__main__":
-    run_script(main)

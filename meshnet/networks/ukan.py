@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from meshnet.model import StatisticsOnceBatchNorm3d
+from meshnet.networks.norms import StatisticsOnceBatchNorm3d
 
 WIDTHS = (256, 320, 512)
 INTERVALS, DEGREE = 5, 3

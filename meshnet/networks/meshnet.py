@@ -8,41 +8,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from meshnet import memory
 from meshnet.kernels import convolution, normalise
+from meshnet.networks import memory
+from meshnet.networks.checkpointing import run_column
+from meshnet.networks.norms import make_norm, recomputed
 
 PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
-NORMS = ("batch", "instance", "group", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
-
-
-class StatisticsOnceBatchNorm3d(nn.BatchNorm3d):
-    """BatchNorm3d whose running statistics do not move a second time when a checkpointed block is recomputed."""
-
-    recomputing = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.training and self.recomputing and self.track_running_stats):
-            return super().forward(x)
-        # Batch statistics are used, as in the first pass, but what is written goes to copies of the buffers: with none
-        # at all, fewer tensors would be saved than in the first pass, which torch's checkpointing refuses.
-        return nn.functional.batch_norm(
-            x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias, True, 0.0, self.eps)
-
-
-def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Module | None:
-    """A norm layer over ``channels``; ``groups`` 0 means one group a channel (as brainchop's group-norm networks)."""
-    if kind == "batch":
-        return StatisticsOnceBatchNorm3d(channels, affine=affine)
-    if kind == "instance":
-        return nn.InstanceNorm3d(channels, affine=affine)
-    if kind == "group":
-        return nn.GroupNorm(groups or channels, channels, affine=affine)
-    if kind == "none":
-        return None
-    raise ValueError(f"norm {kind!r} is not one of {', '.join(NORMS)}")
 
 
 class Block(nn.Sequential):
@@ -139,15 +112,15 @@ class MeshNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
         if plan is not None and self.recomputes_exactly:
-            return memory.run_column(self.blocks, self.head, plan, x)
+            return run_column(self.blocks, self.head, plan, x)
         for block in self.blocks:  # else torch's own checkpointing, a block at a time
-            x = block(x) if plan is None else run_block(block, x)
+            x = block(x) if plan is None else recomputed(block, block, x)
         return self.head(x)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **arguments) -> "MeshNet":
         """A trained network from a model folder, a run folder or a Hub repository (``user/name[@revision]``)."""
-        from meshnet.modelfolder import load_model
+        from meshnet.networks.build import load_model
 
         return load_model(name_or_path, **arguments)[0]
 
@@ -156,25 +129,6 @@ def map_bytes(x: torch.Tensor) -> int:
     """Bytes of one value of the maps that a network makes from ``x``."""
     kind = x.device.type
     return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize
-
-
-def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """``block(x)``, recomputed in the backward pass; batch-norm statistics are updated in the first pass alone."""
-    norms = [m for m in block.modules() if isinstance(m, StatisticsOnceBatchNorm3d)]
-    calls = 0
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        for norm in norms:
-            norm.recomputing = calls > 1
-        try:
-            return block(inputs)
-        finally:
-            for norm in norms:
-                norm.recomputing = False
-
-    return checkpoint(forward, x, use_reentrant=False)
 
 
 def count_parameters(model: nn.Module) -> int:

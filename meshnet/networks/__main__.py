@@ -1,0 +1,38 @@
+"""``python -m meshnet.networks`` prints every network with its parameters and the paper's."""
+
+import torch
+
+from meshnet.errors import OneLineParser, UserError, run_script
+from meshnet.networks.baselines import NETWORKS, build
+from meshnet.networks.meshnet import MeshNet, count_parameters
+
+
+def table() -> list[dict]:
+    """One row a network: name, parameters (1 input, 2 classes), the paper's, and why they differ."""
+    rows = []
+    for channels, paper in ((5, 5_682), (16, 56_194), (26, 147_474)):
+        rows.append({"name": f"meshnet (channels {channels})", "parameters": count_parameters(MeshNet(channels)),
+                     "paper": paper, "why": ""})
+    for name, row in NETWORKS.items():
+        # On the meta device nothing is allocated; SwinUNETR reads numbers while it is built and cannot be built there.
+        with torch.device("cpu" if name == "swin_unetr" else "meta"):
+            parameters = count_parameters(build(name))
+        rows.append({"name": name, "parameters": parameters, "paper": row.paper_parameters, "why": row.why})
+    return rows
+
+
+def main() -> None:
+    OneLineParser("python -m meshnet.networks",
+                  description="Print every network with its parameters beside the paper's.").parse_args()
+    try:
+        rows = table()
+    except ImportError as error:
+        raise UserError(f"{error.name}: not installed; pip install -r requirements.txt") from error
+    print(f"{'network':24}{'parameters':>12}{'paper':>12}{'difference':>12}  why")
+    for row in rows:
+        difference = row["parameters"] - row["paper"]
+        print(f"{row['name']:24}{row['parameters']:>12,}{row['paper']:>12,}{difference:>+12,}  {row['why']}".rstrip())
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,94 @@
+"""A name to a network, with fresh weights or trained ones."""
+
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshnet.errors import UserError
+from meshnet.networks.card import CARD, WEIGHTS, read_card
+from meshnet.networks.folder import check_weights, find_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups", "activation", "bias", "final_bias",
+                  "dropout")
+
+
+def build(name: str, arguments: dict) -> nn.Module:
+    """The network ``name`` with fresh weights.
+
+    Args:
+        name: ``meshnet`` or one of ``meshnet.networks.baselines.NETWORKS`` (imported only when asked for).
+        arguments: of the constructor; ``in_channels``, ``classes`` and ``checkpointing`` are common to all.
+
+    The module carries ``name`` and ``arguments``, from which ``build`` makes the same network again.
+
+    Raises:
+        UserError: for an unknown name or arguments that the network does not take.
+    """
+    try:
+        if name == "meshnet":
+            from meshnet.networks.meshnet import MeshNet
+
+            model = MeshNet(**arguments)
+        else:
+            from meshnet.networks import baselines
+
+            model = baselines.build(name, **arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model {name}: {error}") from error
+    model.name = name
+    return model
+
+
+def arguments_from_config(model_config, in_channels: int, classes: int, shape: tuple[int, int, int]) -> dict:
+    """What ``build`` needs for a ``ModelConfig``.
+
+    Args:
+        model_config: ``meshnet.config.ModelConfig``.
+        in_channels, classes: of the data set.
+        shape: voxels of one training case after the crop. Networks with a learned position for every patch of the
+            input (UNETR) are built for ``model.patch``, or for this shape where there are no patches.
+    """
+    common = {"in_channels": in_channels, "classes": classes, "checkpointing": model_config.checkpointing}
+    if model_config.name == "meshnet":
+        if model_config.options:
+            raise UserError(f"model.options: found {model_config.options}, expected none for meshnet, whose arguments "
+                            "are fields of their own")
+        return common | {key: getattr(model_config, key) for key in MESHNET_FIELDS}
+    if model_config.name == "unetr":
+        common["image_size"] = list(model_config.patch or shape)
+    return common | model_config.options
+
+
+def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dict]:
+    """A trained network, ready for inference.
+
+    Args:
+        name: a model or run folder, a ``.safetensors`` file beside its ``config.json``, a built-in name, or a Hub name
+            ``user/name[@revision]``.
+        weights: which file of the folder: ``model.safetensors`` (best), ``last.safetensors``,
+            ``model_ema.safetensors``. A ``.safetensors`` path given as ``name`` decides by itself.
+
+    Returns:
+        The module on the CPU, in float32 and in eval mode, and the card (``config.json`` with defaults filled in).
+
+    Raises:
+        UserError: one line, for every way in which the files can be wrong.
+    """
+    path = find_weights(name, weights)
+    folder = path.parent
+    card = read_card(folder)
+    state = read_weights(path)
+    try:
+        model = build(card["name"], card["arguments"])
+    except UserError as error:
+        raise UserError(f"{folder / CARD}: {error}") from None
+    check_weights(state, model, path)
+    model.load_state_dict(state)
+    if card["patch"] and card["name"] != "meshnet":  # a MeshNet sees the same in patches and in the whole
+        model.patch = card["patch"]
+    return model.eval(), card

@@ -1,0 +1,125 @@
+"""A model folder: weights (safetensors) beside ``config.json``, in and out.
+
+A run folder, ``weights/NAME/`` and a Hub repository have the same form. ``config.json`` holds all that is needed to use
+the weights: the architecture, and how a scan must look before it reaches the network.
+"""
+
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshnet import ROOT, __version__
+from meshnet.errors import UserError
+from meshnet.files import whole_file, write_json
+from meshnet.hub import pull_missing
+from meshnet.networks.card import CARD, DEFAULTS, FORMAT, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BUILT_IN = ROOT / "weights"
+DEFAULT_NAME = "meshnet16-synthetic"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def save_model(folder: str | Path, model: nn.Module, card: dict, weights: str = WEIGHTS) -> None:
+    """Write ``folder/weights`` and ``folder/config.json``, each whole or not at all, the card last.
+
+    Args:
+        model: a network from ``build`` or a ``MeshNet``; its tensors are written as they are, from any device.
+        card: ``channels`` and ``classes`` (names, background first) and whatever of ``DEFAULTS`` differs;
+            ``format``, ``name``, ``arguments`` and ``version`` are filled in.
+    """
+    assert card.get("classes") and card.get("channels"), "a card names its channels and classes"
+    full = {"format": FORMAT, "name": getattr(model, "name", "meshnet"), "arguments": model.arguments}
+    full |= DEFAULTS | {"version": __version__} | card
+    save_weights(Path(folder) / weights, model.state_dict())
+    write_json(Path(folder) / CARD, full)
+
+
+def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:
+    """Write tensors to a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: where it is missing or not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        others = ", ".join(sorted(p.name for p in path.parent.glob("*.safetensors")))
+        raise UserError(f"{path}: not found; {'there is ' + others if others else 'the folder has no weights'}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again, or import other formats with "
+                        "python -m meshnet.export import") from None
+
+
+def check_weights(state: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:
+    """Raise a one-line UserError unless ``state`` has exactly the names and shapes of ``model``."""
+    expected = model.state_dict()
+    for kind, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
+        if names:
+            some = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
+            raise UserError(f"{path}: {kind} {len(names)} tensors ({some}); it does not belong to the {CARD} beside it")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(f"{path}: found {name} of shape {tuple(tensor.shape)}, expected "
+                            f"{tuple(expected[name].shape)}; it does not belong to the {CARD} beside it")
+
+
+def default_model() -> Path:
+    """The folder of the built-in model.
+
+    Raises:
+        UserError: where this copy of the program has none.
+    """
+    folder = BUILT_IN / DEFAULT_NAME
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder}: no built-in model here; name one with --model (a run folder or a Hub name)")
+    return folder
+
+
+def find_folder(name: str | Path) -> Path:
+    """The local folder of a model, run, built-in name, or Hub name ``user/name[@revision]``.
+
+    What exists on disk goes before names; a Hub name may be downloaded.
+
+    Raises:
+        UserError: where nothing of that name can be had.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.suffix == ".safetensors":
+        return path.parent
+    text = str(name)
+    if path.name == text and (BUILT_IN / text / CARD).is_file():
+        return BUILT_IN / text
+    if HUB_NAME.fullmatch(text) and not path.is_file():
+        return pull_missing(text)
+    built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CARD}"))
+    raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its "
+                    f"{CARD}, a Hub name user/name[@revision], or one of {', '.join(built_in)}; a published network of "
+                    "infer.py --list_models is brought here by: python share.py pull NAME FOLDER")
+
+
+def find_weights(name: str | Path, weights: str) -> Path:
+    """The weights file of a model, as ``load_model`` describes ``name`` and ``weights``."""
+    is_file = Path(name).suffix == ".safetensors" and not Path(name).is_dir()
+    return find_folder(name) / (Path(name).name if is_file else weights)

@@ -1,0 +1,104 @@
+"""Batch norm fused into the convolution before it: a trained MeshNet as the layers that it runs as.
+
+``fuse`` does it by PyTorch for a network in memory, ``fuse_tensors`` by numpy for the tensors of a file, so that a scan
+can be segmented without importing PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from meshnet.networks.meshnet import MeshNet
+
+BATCH_NORM_EPS = 1e-5  # PyTorch's default, which ``norms.make_norm`` leaves as it is
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
+    activation (``relu``, ``elu``, ``gelu`` or ``none``)."""
+
+    weight: torch.Tensor | np.ndarray
+    bias: torch.Tensor | np.ndarray
+    dilation: int
+    activation: str
+    norm: nn.Module | None = None
+
+    @property
+    def reach(self) -> int:
+        """How far, in voxels, this layer looks to each side."""
+        return self.dilation if self.weight.shape[-1] == 3 else 0
+
+
+def fuse(model: MeshNet) -> list[Layer]:
+    """The layers of ``model`` as it runs in evaluation mode, batch norm fused into weight and bias (in float64).
+
+    Group and instance norm take their statistics from the volume itself and stay as they are. The last layer is the
+    1×1×1 convolution to the classes, without an activation. Nothing is shared with ``model`` but those norms.
+    """
+    import torch
+    from torch import nn
+
+    layers = []
+    for block in model.blocks:
+        norm = getattr(block, "norm", None)
+        weight = block.conv.weight.detach().double()
+        bias = torch.zeros_like(weight[:, 0, 0, 0, 0]) if block.conv.bias is None else block.conv.bias.detach().double()
+        if isinstance(norm, nn.BatchNorm3d):
+            scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+            shift = -norm.running_mean.double() * scale
+            if norm.affine:
+                gain = norm.weight.detach().double()
+                scale, shift = scale * gain, shift * gain + norm.bias.detach().double()
+            weight, bias = weight * scale[:, None, None, None, None], bias * scale + shift
+            norm = None
+        activation = type(block.act).__name__.lower()
+        layers.append(Layer(weight.float(), bias.float(), block.conv.dilation[0], activation, norm))
+    head = model.head
+    bias = torch.zeros_like(head.weight[:, 0, 0, 0, 0]) if head.bias is None else head.bias
+    layers.append(Layer(head.weight.detach().float().clone(), bias.detach().float().clone(), 1, "none"))
+    return layers
+
+
+def fuse_tensors(tensors: dict[str, np.ndarray], arguments: dict) -> list[Layer] | None:
+    """The layers of the MeshNet with these ``arguments``, fused in float64; None unless ``tensors`` are all that it
+    has, in the shapes that it has."""
+    left = dict(tensors)
+
+    def take(name: str, shape: tuple[int, ...], wanted: bool = True) -> np.ndarray | None:
+        found = left.pop(name, None) if wanted else np.zeros(shape)
+        return found.astype(np.float64) if found is not None and found.shape == shape else None
+
+    channels, classes = arguments.get("channels"), arguments.get("classes")
+    dilations, inputs = arguments.get("dilations"), arguments.get("in_channels")
+    activation, affine = arguments.get("activation"), arguments.get("norm_affine", True)
+    if None in (channels, classes, dilations, inputs) or activation not in ("relu", "elu", "gelu"):
+        return None
+    if not isinstance(dilations, (list, tuple)) or not all(isinstance(d, int) and d >= 1 for d in dilations):
+        return None  # PyTorch's way says what is wrong
+    layers = []
+    for i, dilation in enumerate(dilations):
+        weight = take(f"blocks.{i}.conv.weight", (channels, channels if i else inputs, 3, 3, 3))
+        bias = take(f"blocks.{i}.conv.bias", (channels,), arguments.get("bias", True))
+        if weight is None or bias is None:
+            return None
+        if arguments.get("norm", "batch") == "batch":
+            mean, variance = (take(f"blocks.{i}.norm.running_{name}", (channels,)) for name in ("mean", "var"))
+            gain, shift = (take(f"blocks.{i}.norm.{name}", (channels,), affine) for name in ("weight", "bias"))
+            if any(part is None for part in (mean, variance, gain, shift)):
+                return None
+            scale = (gain if affine else 1) / np.sqrt(variance + BATCH_NORM_EPS)
+            weight, bias = weight * scale[:, None, None, None, None], (bias - mean) * scale + shift
+        layers.append(Layer(weight.astype(np.float32), bias.astype(np.float32), dilation, activation))
+    weight = take("head.weight", (classes, channels, 1, 1, 1))
+    bias = take("head.bias", (classes,), arguments.get("final_bias", True))
+    if weight is None or bias is None or left or not layers:
+        return None
+    return [*layers, Layer(weight.astype(np.float32), bias.astype(np.float32), 1, "none")]

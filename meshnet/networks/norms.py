@@ -1,0 +1,106 @@
+"""Norms whose running statistics move once a step, recomputed or not, on one process or several.
+
+torch's SyncBatchNorm works on GPUs alone, and moves its running statistics again when a checkpointed block is
+recomputed. ``SyncedBatchNorm3d`` is made of differentiable all-reduces, so that CPU processes (gloo) give what one
+process with the whole batch gives. On GPUs it has not been tried.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+NORMS = ("batch", "instance", "group", "none")
+
+
+class StatisticsOnceBatchNorm3d(nn.BatchNorm3d):
+    """BatchNorm3d whose running statistics do not move a second time when a checkpointed block is recomputed."""
+
+    recomputing = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.recomputing and self.track_running_stats):
+            return super().forward(x)
+        # Batch statistics are used, as in the first pass, but what is written goes to copies of the buffers: with none
+        # at all, fewer tensors would be saved than in the first pass, which torch's checkpointing refuses.
+        return nn.functional.batch_norm(
+            x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias, True, 0.0, self.eps)
+
+
+def recomputed(function: Callable, module: nn.Module, *inputs: torch.Tensor):
+    """``function(*inputs)``, which is computed again in the backward pass instead of kept; the running statistics of
+    the batch norms in ``module`` move in the first pass alone."""
+    norms = [m for m in module.modules() if isinstance(m, StatisticsOnceBatchNorm3d)]
+    calls = 0
+
+    def run(*values):
+        nonlocal calls
+        calls += 1
+        for norm in norms:
+            norm.recomputing = calls > 1
+        try:
+            return function(*values)
+        finally:
+            for norm in norms:
+                norm.recomputing = False
+
+    return checkpoint(run, *inputs, use_reentrant=False)
+
+
+def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Module | None:
+    """A norm layer over ``channels``; ``groups`` 0 means one group a channel (as brainchop's group-norm networks)."""
+    if kind == "batch":
+        return StatisticsOnceBatchNorm3d(channels, affine=affine)
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=affine)
+    if kind == "group":
+        return nn.GroupNorm(groups or channels, channels, affine=affine)
+    if kind == "none":
+        return None
+    raise ValueError(f"norm {kind!r} is not one of {', '.join(NORMS)}")
+
+
+class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
+    """BatchNorm3d whose batch statistics are taken over the batches of all processes; alone, it is BatchNorm3d."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or torch.distributed.get_world_size() == 1:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        axes = (0, 2, 3, 4)
+        values = x.float()
+        local = torch.cat([values.sum(axes), values.new_tensor([values.numel() / values.shape[1]])])
+        total = all_reduce(local)
+        count = total[-1].detach()
+        centred = values - (total[:-1] / count).view(1, -1, 1, 1, 1)
+        # Squares of centred values: E[x²] − E[x]² would lose digits where the mean is large.
+        variance = all_reduce((centred * centred).sum(axes)) / count
+        if not self.recomputing and self.track_running_stats:
+            with torch.no_grad():
+                self.running_mean.lerp_(total[:-1] / count, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+                self.num_batches_tracked += 1
+        y = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1, 1)
+        if self.affine:
+            y = y * self.weight.view(1, -1, 1, 1, 1) + self.bias.view(1, -1, 1, 1, 1)
+        return y.to(x.dtype)
+
+
+def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` with every batch norm over all processes.
+
+    Parameters, buffers and their names stay the same.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm3d):
+                new = SyncedBatchNorm3d(child.num_features, child.eps, child.momentum, child.affine,
+                                        child.track_running_stats).to(device)
+                if child.affine:
+                    new.weight, new.bias = child.weight, child.bias
+                new.load_state_dict(child.state_dict())
+                new.train(child.training)
+                setattr(module, name, new)
+    return model
