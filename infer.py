@@ -160,14 +160,14 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
 
 def load_models(arguments: argparse.Namespace) -> list[tuple]:
     """(network, card) of every ``--model``, on the device; without PyTorch where the kernels can run all of them."""
-    from meshnet import folded
+    from meshnet.inference.light import load
     from meshnet.networks.build import load_model
     from meshnet.networks.folder import default_model
     from meshnet.registry import find
 
     weights = {"weights": "model_ema.safetensors"} if arguments.ema else {}
     names = [find(name) for name in arguments.model] or [default_model()]
-    models = [folded.load(name, device=arguments.device, **weights) for name in names]
+    models = [load(name, device=arguments.device, **weights) for name in names]
     light = None not in models
     if not light:
         import torch
@@ -261,7 +261,7 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     """Segment one case, write what was asked for, and return what there is to report."""
     import numpy as np
 
-    from meshnet import segment
+    from meshnet.inference import predict
     from meshnet.scans.grid import to_native
     from meshnet.scans.mask import clean, decide, lesion_volumes_mm3, what_counts
     from meshnet.scans.nifti import save_like
@@ -270,7 +270,7 @@ def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argpars
     looks = [(network, *view, len(views)) for (network, _), views in zip(models, case["inputs"]) for view in views]
     for network, volume, affine, views in looks:
         with timed(parts, "compute"):
-            probabilities = segment.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory,
+            probabilities = predict.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory,
                                             threads=arguments.threads)
         probabilities = what_counts(probabilities, models[0][1])
         with timed(parts, "back"):

@@ -42,9 +42,9 @@ def averaged(image: nib.Nifti1Image, factors: tuple[float, float, float]) -> nib
 
 def segment(model, card: dict, image: nib.Nifti1Image, like: nib.Nifti1Image) -> np.ndarray:
     """The model's mask of ``image`` on the grid of ``like``."""
+    from meshnet.inference.predict import predict
     from meshnet.scans.grid import Grid, conform, to_native
     from meshnet.scans.mask import clean
-    from meshnet.segment import predict
 
     views = Grid.views(card)
     probability = 0

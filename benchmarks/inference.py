@@ -69,7 +69,7 @@ def plain(model, volume: np.ndarray, layout: str = "contiguous_format", dtype: s
     import torch
     from torch.nn import functional
 
-    from meshnet import layers
+    from meshnet.inference import by_torch
     from meshnet.networks import fuse
 
     layout = getattr(torch, layout)
@@ -78,7 +78,7 @@ def plain(model, volume: np.ndarray, layout: str = "contiguous_format", dtype: s
         for layer in fuse.fuse(model):
             weight = layer.weight.to(x.dtype).contiguous(memory_format=layout)
             x = functional.conv3d(x, weight, layer.bias.to(x.dtype), padding=layer.reach, dilation=layer.dilation)
-            x = layers.activate(x, layer.activation)
+            x = by_torch.activate(x, layer.activation)
         return x[0].float().numpy()
 
 
@@ -92,7 +92,7 @@ def by_torch_compile(model):
 
 def compute(variant: str, model, volume: np.ndarray, max_memory: float, logits: bool) -> np.ndarray:
     """Labels (X, Y, Z), or logits (K, X, Y, Z), by one variant."""
-    from meshnet import segment
+    from meshnet.inference import predict
     from meshnet.kernels import calls
 
     if variant in ("plain", "channels_last", "bf16", "torch_compile"):
@@ -107,7 +107,7 @@ def compute(variant: str, model, volume: np.ndarray, max_memory: float, logits: 
         return found if logits else (found[1:] > found[:1]).any(axis=0)  # numpy's arg-max is slow
     ceiling = int(max_memory * 1e9) if variant == "kernels_max_memory" else None
     with calls.switched_off() if variant.startswith("torch") else contextlib.nullcontext():
-        return (segment.predict_logits if logits else segment.predict_labels)(
+        return (predict.predict_logits if logits else predict.predict_labels)(
             model, volume, crop="head" if variant.endswith("crop") else "none", max_memory=ceiling)
 
 
@@ -119,7 +119,7 @@ def operations(model, shape: tuple[int, ...]) -> float:
 
 def write_for_peers(model, volume: np.ndarray, folder: Path) -> None:
     """What ``peers.py`` reads, with the labels that it is to find."""
-    from meshnet import segment
+    from meshnet.inference import predict
     from meshnet.networks.fuse import fuse
 
     layers = fuse(model)
@@ -128,7 +128,7 @@ def write_for_peers(model, volume: np.ndarray, folder: Path) -> None:
     np.savez(folder / "layers.npz", dilations=[layer.dilation for layer in layers],
              activations=[layer.activation for layer in layers], **arrays)
     np.save(folder / "volume.npy", volume)
-    np.save(folder / "labels.npy", segment.predict_labels(model, volume, crop="none"))
+    np.save(folder / "labels.npy", predict.predict_labels(model, volume, crop="none"))
 
 
 def main() -> None:
@@ -136,11 +136,11 @@ def main() -> None:
     if options.one:
         import torch
 
-        from meshnet import segment
+        from meshnet.inference import predict
 
         torch.set_num_threads(options.threads)
         model, volume = load(options)
-        segment.predict_labels(model, volume[:, :3, :3, :3])  # what the first call loads and builds is not counted
+        predict.predict_labels(model, volume[:, :3, :3, :3])  # what the first call loads and builds is not counted
         if options.one == "torch_compile":
             compute(options.one, model, volume, options.max_memory, False)
         print(json.dumps(measure.timed(

@@ -37,7 +37,7 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
     """Seconds and bytes of one forward pass, or of one training step, after one warm-up at a small size."""
     import torch
 
-    from meshnet import segment
+    from meshnet.inference import predict
     from meshnet.networks.build import build
     from meshnet.networks.meshnet import count_parameters
 
@@ -51,7 +51,7 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
 
     def step(x: torch.Tensor) -> None:
         if mode == "forward":
-            segment.predict_logits(model, x[0], crop="none")
+            predict.predict_logits(model, x[0], crop="none")
             return
         target = (x[:, 0] > 1).long()
         torch.nn.functional.cross_entropy(model(x), target).backward()

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import results, segment
+from meshnet import results
 from meshnet.data.reader import PreparedData
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.evaluation import score_probabilities
+from meshnet.inference import predict
 from meshnet.networks import build
 from meshnet.runs.folder import write_cases
 
@@ -35,7 +36,7 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
     rows = []
     for index in data.indices(fold_subjects(splits, fold, plan["inner_fold"])["test"]):
         image = data.image(index)
-        mean = np.mean([segment.predict(network, image) for network, _ in networks], axis=0, dtype=np.float32)
+        mean = np.mean([predict.predict(network, image) for network, _ in networks], axis=0, dtype=np.float32)
         rows.append(score_probabilities(mean, networks[0][1], data, index))
     write_cases(results.ensemble_folder(out, model, fold, len(members)) / "test_cases.csv", rows)
     return 0

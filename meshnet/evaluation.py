@@ -5,10 +5,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from meshnet import segment
 from meshnet.data.reader import PreparedData
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
+from meshnet.inference import predict
 from meshnet.networks import build
 from meshnet.recipe import read_mapping
 from meshnet.runs.folder import write_cases
@@ -61,7 +61,7 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
 def score_case(network, card: dict, data: PreparedData, index: int) -> dict:
     """One case's scores in both grids, segmented as infer.py does with the card's threshold, on the one grid that the
     case was prepared on and with no lesion dropped for its size."""
-    return score_probabilities(segment.predict(network, data.image(index)), card, data, index)
+    return score_probabilities(predict.predict(network, data.image(index)), card, data, index)
 
 
 def score_probabilities(probabilities: np.ndarray, card: dict, data: PreparedData, index: int) -> dict:

@@ -225,12 +225,12 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
 
 def draw_case(path: Path, data, case: str, network, card: Mapping) -> None:
     """One case of the prepared data set on three planes, prediction and truth, in the conformed grid."""
-    from meshnet import segment
+    from meshnet.inference import predict
     from meshnet.scans import overlay
     from meshnet.scans.mask import decide, what_counts, what_is_true
 
     index = next(i for i, row in enumerate(data.rows) if row["case"] == case)
     image = data.image(index)
-    labels = decide(what_counts(segment.predict(network, image), card), card)
+    labels = decide(what_counts(predict.predict(network, image), card), card)
     affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
     overlay.draw_overlay(image[0], labels, path, what_is_true(data.read(index, "mask"), card), affine, case)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meshnet import segment
+from meshnet.inference import predict
 from meshnet.networks.card import DEFAULTS
 from meshnet.runs.folder import Heartbeat
 from meshnet.scans import metrics
@@ -25,7 +25,7 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
     for position in range(accelerator.process_index, len(run.val), accelerator.num_processes):
         index = run.val[position]
         with accelerator.autocast():
-            logits = segment.predict_logits(network, run.data.image(index), device=accelerator.device)
+            logits = predict.predict_logits(network, run.data.image(index), device=accelerator.device)
         logits = torch.as_tensor(logits)
         truth = torch.from_numpy(run.data.read(index, "mask"))
         loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
@@ -49,7 +49,7 @@ def picture_cases(run, rows: list[dict]) -> dict[str, Path]:
     paths = {}
     for name, index in chosen.items():
         image = run.data.image(index)
-        probabilities = segment.predict(run.network, image, device=run.accelerator.device)
+        probabilities = predict.predict(run.network, image, device=run.accelerator.device)
         guess = decide(what_counts(probabilities, run.data.info), run.data.info, DEFAULTS["threshold"])
         paths[name] = run.folder / "pictures" / f"{name}.png"
         affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)

@@ -157,7 +157,7 @@ def test_a_baseline_comes_back_from_its_folder(tmp_path):
 def test_larger_volumes_go_through_windows(tmp_path):
     from monai.inferers import sliding_window_inference
 
-    from meshnet import segment
+    from meshnet.inference import predict
 
     card = {"channels": ["T2w"], "classes": ["background", "lesion"]}
     volume = np.random.default_rng(0).random((1, 40, 33, 20)).astype(np.float32)
@@ -168,7 +168,7 @@ def test_larger_volumes_go_through_windows(tmp_path):
         with torch.inference_mode():
             expected = sliding_window_inference(torch.from_numpy(volume)[None], patch or [32, 32, 32], 1, model.network,
                                                 overlap=0.5, mode="gaussian")[0].softmax(0)
-        assert np.allclose(segment.predict(model, volume, crop="none"), expected.numpy(), atol=1e-5)
+        assert np.allclose(predict.predict(model, volume, crop="none"), expected.numpy(), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- Mamba

@@ -10,8 +10,8 @@ from meshnet.config import Config
 from meshnet.data import schema
 from meshnet.data.batches import TrainingCases, batches_of_rank, cut_patch, epoch_order, load_batches
 from meshnet.data.reader import PreparedData, as_input
+from meshnet.inference.predict import predict_logits
 from meshnet.networks.meshnet import MeshNet
-from meshnet.segment import predict_logits
 from meshnet.setup import training_box
 
 

@@ -47,12 +47,12 @@ def randomise(model: nn.Module) -> nn.Module:
 def test_the_published_model_gives_the_published_labels(published, shared_data):
     import nibabel as nib
 
-    from meshnet import segment
+    from meshnet.inference import predict
 
     network, card = build.load_model(published)
     assert (card["orientation"], card["scaling"], card["voxel_mm"], card["shape"]) == ("LIA", "minmax", 1, [256] * 3)
     volume = export.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
-    logits = segment.predict_logits(network, volume, crop="none")
+    logits = predict.predict_logits(network, volume, crop="none")
     reference = np.asarray(nib.load(shared_data / "brainchop" / "labels_reference.nii.gz").dataobj)
     for voxel, expected in (((128, 128, 128), (-1.2891, -4.8115, -3.6016)), ((100, 120, 90), (4.24, 8.7877, 3.5502))):
         assert np.allclose(logits[(slice(None), *voxel)], expected, atol=1e-3)

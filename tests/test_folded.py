@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_segment import VARIANTS, network, scan
 
-from meshnet import folded, segment
+from meshnet.inference import light
+from meshnet.inference.predict import predict, predict_labels, predict_logits
 from meshnet.kernels import calls
 from meshnet.networks.card import CARD, WEIGHTS
 from meshnet.networks.folder import save_model
@@ -31,14 +32,14 @@ def saved(folder, **arguments):
 @pytest.mark.parametrize("arguments", VARIANTS)
 def test_it_is_the_network_that_pytorch_runs(tmp_path, arguments):
     model = saved(tmp_path, **arguments)
-    found = folded.load(tmp_path, device="cpu")
+    found = light.load(tmp_path, device="cpu")
     if arguments.get("norm") in ("group", "instance"):
         assert found is None
         return
     volume = scan(arguments.get("in_channels", 1), (40, 30, 20), ((9, 15), (8, 12), (7, 12)), air=0.1)
-    for predict in (segment.predict, segment.predict_labels, segment.predict_logits):
+    for run in (predict, predict_labels, predict_logits):
         for crop in ("head", "none"):
-            one, two = predict(found[0], volume, crop, threads=2), predict(model, volume, crop)
+            one, two = run(found[0], volume, crop, threads=2), run(model, volume, crop)
             assert one.dtype == two.dtype and np.abs(one - two.astype(float)).max() < 1e-5
 
 
@@ -58,7 +59,7 @@ def test_weights_that_are_not_plain_are_left_to_pytorch(tmp_path, spoil):
     save_file(state, path)
     if spoil == "damaged":
         path.write_bytes(path.read_bytes()[:1000])
-    assert folded.load(tmp_path, device="cpu") is None
+    assert light.load(tmp_path, device="cpu") is None
 
 
 @pytest.mark.parametrize("dilations", [8, [1, 0], ["1"]])
@@ -69,9 +70,9 @@ def test_dilations_that_are_none_are_left_to_pytorch(dilations):
 
 def test_gpus_are_left_to_pytorch(tmp_path, monkeypatch):
     saved(tmp_path)
-    monkeypatch.setattr(folded, "GPUS", (str(tmp_path),))
-    assert folded.load(tmp_path) is None and folded.load(tmp_path, device="cuda") is None
-    assert folded.load(tmp_path, device="cpu") is not None
+    monkeypatch.setattr(light, "GPUS", (str(tmp_path),))
+    assert light.load(tmp_path) is None and light.load(tmp_path, device="cuda") is None
+    assert light.load(tmp_path, device="cpu") is not None
 
 
 def test_the_command_does_not_import_pytorch(tmp_path, root):

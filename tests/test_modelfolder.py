@@ -109,7 +109,7 @@ def test_a_name_that_is_nothing_lists_what_there_is(tmp_path):
         with pytest.raises(UserError) as caught:
             build.load_model(name)
         assert name.split("/")[-1].split(".")[0] in str(caught.value) or "config.json" in str(caught.value)
-    with pytest.raises(UserError, match="meshnet16-synthetic.*share.py pull"):
+    with pytest.raises(UserError, match=r"meshnet16-synthetic.*share\.py pull"):
         build.load_model("nothing")
 
 

@@ -15,8 +15,8 @@ import yaml
 from conftest import GLOO, run_script_file, torchrun
 from safetensors.torch import load_file
 
-from meshnet import segment
 from meshnet.data.reader import PreparedData
+from meshnet.inference import predict
 from meshnet.networks import build
 
 SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
@@ -439,7 +439,7 @@ def test_where_one_class_is_the_lesion_scores_are_of_that_one(tmp_path):
 
     def dice(row, threshold):
         index = next(i for i, known in enumerate(prepared.rows) if known["case"] == row["case"])
-        marked = segment.predict(network, prepared.image(index))[1] >= threshold
+        marked = predict.predict(network, prepared.image(index))[1] >= threshold
         truth = prepared.read(index, "mask") == 1
         return 2 * (marked & truth).sum() / max(1, marked.sum() + truth.sum()), marked.sum(), truth.sum()
 

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from meshnet import segment
 from meshnet.data.synthetic import case
+from meshnet.inference import predict
 from meshnet.networks import build, folder
 from meshnet.scans.grid import Grid, conform, to_native
 from meshnet.scans.metrics import case_metrics
@@ -41,7 +41,7 @@ def test_the_orientation_of_a_file_changes_nothing(built_in, code):
         for grid in Grid.views(card):
             conformed = conform(scan, grid, card["scaling"])
             volume = np.divide(conformed.dataobj, 255, dtype=np.float32)[None]
-            native += to_native(segment.predict(model, volume)[1], conformed.affine, scan)
+            native += to_native(predict.predict(model, volume)[1], conformed.affine, scan)
         found.append(nib.Nifti1Image(native, scan.affine))
     back = nib.orientations.ornt_transform(nib.io_orientation(found[1].affine), nib.io_orientation(image.affine))
     expected, turned = np.asarray(found[0].dataobj), np.asarray(found[1].as_reoriented(back).dataobj)
@@ -57,7 +57,7 @@ def test_score_on_fixed_synthetic_cases(built_in):
         image, mask, _ = case.make_case(seed, card["voxel_mm"], "bright", contrasts={"T2w": 1.0}, healthy=0.0,
                                              smallest_mm3=10_000.0, largest_mm3=150_000.0, artefacts=0.0)
         volume = np.asarray(conform(image, Grid(voxel_mm=card["voxel_mm"])).dataobj, np.float32)
-        lesion = segment.predict(model, volume[None] / 255)[1] > card["threshold"]
+        lesion = predict.predict(model, volume[None] / 255)[1] > card["threshold"]
         scores.append(case_metrics(lesion, np.asarray(mask.dataobj), (card["voxel_mm"],) * 3)["dice"])
     recorded = json.loads((FOLDER / "config.json").read_text())["metrics"]["fixed_synthetic_dice"]
     assert np.mean(scores) == pytest.approx(recorded, abs=0.02)

@@ -1,11 +1,15 @@
 """A MeshNet as the layers that it runs as, and PyTorch's way to compute them."""
 
 import itertools
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-from meshnet.boxes import Box, grown, layer_boxes, voxels
+from meshnet.errors import UserError
+from meshnet.inference.boxes import Box, Pass, grown, layer_boxes, voxels
+from meshnet.inference.tiles import plan_tiles
 from meshnet.networks.fuse import Layer
 
 SLAB = 24 << 20  # bytes that PyTorch's path computes at once; glibc maps anew whatever is above 32 MiB
@@ -20,7 +24,50 @@ def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
     return functional.gelu(x) if kind == "gelu" else x
 
 
-# ---------------------------------------------------------------- PyTorch's path
+def start(task: Pass) -> Callable[[Box], None]:
+    """A function that computes a box of ``task.result``, tile by tile, by PyTorch."""
+    source = torch.from_numpy(task.volume).to(task.device)
+
+    def compute(box: Box) -> None:
+        for tile in tiles_of(task, box):
+            where = tuple(slice(a, b) for a, b in tile)
+            task.result[(..., *where)] = finish(run_box(task.layers, source, tile), task.output)
+
+    return compute
+
+
+def tiles_of(task: Pass, box: Box) -> list[Box]:
+    """The tiles of ``box``, of which each fits the budget.
+
+    Raises:
+        UserError: where none does; group and instance norm need whole maps, which cannot be cut.
+    """
+    if all(layer.norm is None for layer in task.layers):
+        return plan_tiles(task.layers, box, task.shape, task.budget, torch_bytes)
+    need = torch_bytes(task.layers, [box] * (len(task.layers) + 1), task.shape)
+    if task.budget is not None and need > task.budget:
+        raise UserError(f"max_memory: found {task.max_memory / 1e9:.2f} GB, expected at least "
+                        f"{(task.max_memory - task.budget + need) / 1e9:.2f} GB, since group and instance norm need "
+                        f"whole maps; raise it")
+    return [box]
+
+
+def finish(logits: torch.Tensor, output: str) -> np.ndarray:
+    """Logits (K, …) as the kind of ``output`` asked for."""
+    if output == "labels":
+        return most_likely(logits).cpu().numpy()
+    return (logits.softmax(dim=0) if output == "probabilities" else logits).float().cpu().numpy()
+
+
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """The class of the highest of ``logits`` (K, X, Y, Z), uint8, the lowest one at a tie; torch's arg-max is slow over
+    the first axis."""
+    highest, labels = logits[0], torch.zeros_like(logits[0], dtype=torch.uint8)
+    for k in range(1, len(logits)):
+        labels.masked_fill_(logits[k] > highest, k)
+        highest = torch.maximum(highest, logits[k]) if k + 1 < len(logits) else highest
+    return labels
+
 
 def run_box(layers: list[Layer], volume: torch.Tensor, out: Box) -> torch.Tensor:
     """Logits (K, *out) by PyTorch, from ``volume`` (C, X, Y, Z).

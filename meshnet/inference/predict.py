@@ -1,8 +1,8 @@
-"""Run a network over one whole volume: norm folded into the convolutions, only the head computed, memory capped.
+"""Run a network over one whole volume: norm fused into the convolutions, only the head computed, memory capped.
 
 A trained MeshNet is a column of convolutions at full resolution. Three facts make it quick to run:
 
-* In evaluation batch norm is a scale and a shift, so it is folded into the weights beside it (``fold``).
+* In evaluation batch norm is a scale and a shift, so it is fused into the weights beside it (``networks.fuse``).
 * A part of the output needs only that part of each layer, grown by how far the layers above it look
   (``layer_boxes``). So the head can be computed without the rest of the air, and any volume can be cut into tiles with
   exact halos, which gives the peak memory a ceiling.
@@ -16,25 +16,25 @@ goes. Elsewhere the network's answer to endless air of the border's median value
 network marks in the air without touching the box, such as beside the volume's end where it sees zero padding, is not
 looked for; ``crop="none"`` is always the full volume.
 
-A ``FoldedMeshNet`` is run by the compiled kernels without importing PyTorch.
+A ``FusedMeshNet`` is run by the compiled kernels without importing PyTorch.
 """
+
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meshnet.air import Side, border_values, check_crop, content_box, fill_value, find_head, grow_box, marked_sides
-from meshnet.boxes import Box, air_gaps, layer_boxes, whole
 from meshnet.errors import UserError
-from meshnet.folded import FoldedMeshNet
+from meshnet.inference import by_kernels
+from meshnet.inference.boxes import Box, Pass, whole
+from meshnet.inference.crop import check_crop, content_box, find_head, follow
+from meshnet.inference.light import FusedMeshNet
 from meshnet.kernels import calls
 from meshnet.machine import resident_bytes
 from meshnet.networks.fuse import Layer
-from meshnet.tiles import plan_tiles, work_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int 
     """Class probabilities (K, X, Y, Z), float32.
 
     Args:
-        model: a ``MeshNet`` in evaluation mode, a ``FoldedMeshNet``, or any other network (run as it is; one with an
+        model: a ``MeshNet`` in evaluation mode, a ``FusedMeshNet``, or any other network (run as it is; one with an
             attribute ``patch`` by MONAI's sliding window of that size).
         volume: (C, X, Y, Z), scaled as in training (0..1), numpy or torch.
         crop: ``head`` computes the head's box, grown as long as the network finds something at a side of it, and fills
@@ -83,8 +83,8 @@ def predict_logits(model: nn.Module, volume, crop: str | Box = "head", max_memor
 def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str) -> np.ndarray:
     """``predict``, ``predict_labels`` and ``predict_logits`` in one; ``output`` names which."""
     volume = check_volume(model, volume)
-    if isinstance(model, FoldedMeshNet):
-        return run_layers(model.layers, volume, crop, max_memory, None, threads, output)
+    if isinstance(model, FusedMeshNet):
+        return run_layers(model.layers, volume, crop, output, max_memory, threads)
     import torch
 
     from meshnet.networks.meshnet import MeshNet
@@ -99,6 +99,8 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
                 if max_memory is not None:
                     raise UserError(f"max_memory: found a ceiling for {type(model).__name__}, expected one for a "
                                     f"MeshNet alone, whose volumes can be cut; leave it out")
+                from meshnet.inference.by_torch import finish
+
                 return finish(run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device), output)
             return run_meshnet(model, volume, crop, max_memory, device, output)
     finally:
@@ -108,7 +110,7 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
 def check_volume(model: nn.Module, volume) -> np.ndarray:
     """``volume`` as float32 numpy (C, X, Y, Z), or a UserError."""
     volume = np.asarray(volume.detach().cpu() if hasattr(volume, "detach") else volume)
-    if isinstance(model, FoldedMeshNet):
+    if isinstance(model, FusedMeshNet):
         channels = model.in_channels
     else:
         from meshnet.networks.meshnet import MeshNet
@@ -135,108 +137,43 @@ def run_other(model: nn.Module, volume: torch.Tensor, device: torch.device) -> t
     return sliding_window_inference(volume[None].to(device), size, 1, model, overlap=0.5, mode="gaussian")[0]
 
 
-def finish(logits: torch.Tensor, output: str) -> np.ndarray:
-    """Logits (K, …) as the kind of ``output`` asked for."""
-    if output == "labels":
-        return most_likely(logits).cpu().numpy()
-    return (logits.softmax(dim=0) if output == "probabilities" else logits).float().cpu().numpy()
-
-
-def most_likely(logits: torch.Tensor) -> torch.Tensor:
-    """The class of the highest of ``logits`` (K, X, Y, Z), uint8, the lowest one at a tie; torch's arg-max is slow over
-    the first axis."""
-    import torch
-
-    highest, labels = logits[0], torch.zeros_like(logits[0], dtype=torch.uint8)
-    for k in range(1, len(logits)):
-        labels.masked_fill_(logits[k] > highest, k)
-        highest = torch.maximum(highest, logits[k]) if k + 1 < len(logits) else highest
-    return labels
-
-
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
     """``run`` for a MeshNet by PyTorch, or by the kernels where they can."""
     from meshnet.networks.fuse import fuse
 
     layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fuse(model)]
-    return run_layers(layers, volume, crop, max_memory, device, None, output)
+    return run_layers(layers, volume, crop, output, max_memory, device=device)
 
 
-def run_layers(layers: list[Layer], volume: np.ndarray, crop, max_memory, device: torch.device | None,
-               threads: int | None, output: str) -> np.ndarray:
-    """Crop, cut into tiles, compute each, put them together. ``device`` None: the layers are numpy's, for kernels."""
+def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output: str, max_memory: int | None = None,
+               threads: int | None = None, device: torch.device | None = None) -> np.ndarray:
+    """Crop, cut into tiles, compute each, put them together. Without a ``device`` the layers are numpy's, for the
+    kernels."""
     local = all(layer.norm is None for layer in layers)
     compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and calls.available())
-    axes = memory_axes(volume)
     crop = check_crop(volume, crop)
-    if compiled and axes != (0, 1, 2):  # turning weights costs nothing; the result lies in memory as the volume
-        turned = [replace(layer, weight=turn(layer.weight, axes)) for layer in layers]
-        crop = crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
-        return turn(run_layers(turned, turn(volume, axes), crop, max_memory, device, threads, output), np.argsort(axes))
+    axes = memory_axes(volume) if compiled else (0, 1, 2)
+    if axes != (0, 1, 2):  # turning weights costs nothing, turning a volume does
+        layers = [replace(layer, weight=turn(layer.weight, axes)) for layer in layers]
+        volume, crop = turn(volume, axes), crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
     volume = np.ascontiguousarray(volume)
-    shape, classes, labels = volume.shape[1:], layers[-1].weight.shape[0], output == "labels"
+    shape, labels = volume.shape[1:], output == "labels"
     content = content_box(volume) if local and crop != "none" else None
     box = find_head(volume, crop, content) if local else whole(shape)
-    result = np.empty(shape if labels else (classes, *shape), np.uint8 if labels else np.float32)
+    result = np.empty(shape if labels else (layers[-1].weight.shape[0], *shape), np.uint8 if labels else np.float32)
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes  # not yet in memory
+    task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device)
     if compiled:
-        compute = partial(by_kernels, layers, volume, result, output, budget, content, threads)
+        compute = by_kernels.start(task)
     else:
-        import torch
+        from meshnet.inference import by_torch
 
-        source = torch.from_numpy(volume).to(device)
-        compute = partial(by_torch, layers, source, result, output, max_memory, budget)
+        compute = by_torch.start(task)
     if box == whole(shape):
         compute(box)
-        return result
-    fill = fill_value(layers, border_values(volume), output)
-    result.T[...] = fill  # the classes, if any, are the last axis of T
-    compute(box)
-    moved: set[Side] = set()
-    while crop == "head" and (sides := marked_sides(result, box, fill, output)):
-        box, parts = cheapest(layers, *grow_box(box, sides, moved, shape), shape, content if compiled else None)
-        moved.update(sides)
-        for part in parts:
-            compute(part)
-    return result
-
-
-def cheapest(layers: list[Layer], box: Box, added: list[Box], shape: tuple[int, ...],
-             content: Box | None) -> tuple[Box, list[Box]]:
-    """The box to have and the parts to compute for it, where ``added`` is all that is missing in ``box``: those, or all
-    of it at once, since each part has a halo of its own, or the whole volume where that is less than twice the work."""
-    work, at_once, everything = (sum(work_of(layers, part, shape, content) for part in parts)
-                                 for parts in (added, [box], [whole(shape)]))
-    if everything < 2 * min(work, at_once):
-        return whole(shape), [whole(shape)]
-    return box, added if work < at_once else [box]
-
-
-def by_kernels(layers: list[Layer], volume: np.ndarray, result: np.ndarray, output: str, budget: int | None,
-               content: Box | None, threads: int | None, box: Box) -> None:
-    """``box`` of ``result``, tile by tile, by the compiled kernels."""
-    needs = partial(compiled_bytes, content=content, threads=threads)
-    for tile in plan_tiles(layers, box, volume.shape[1:], budget, needs, content):
-        run_compiled(layers, volume, tile, content, result, output, budget, threads)
-
-
-def by_torch(layers: list[Layer], source: torch.Tensor, result: np.ndarray, output: str, max_memory: int | None,
-             budget: int | None, box: Box) -> None:
-    """``box`` of ``result``, tile by tile, by PyTorch."""
-    from meshnet.layers import run_box, torch_bytes
-
-    shape = source.shape[1:]
-    if all(layer.norm is None for layer in layers):
-        tiles = plan_tiles(layers, box, shape, budget, torch_bytes)
     else:
-        need, tiles = torch_bytes(layers, [box] * (len(layers) + 1), shape), [box]
-        if budget is not None and need > budget:
-            raise UserError(f"max_memory: found {max_memory / 1e9:.2f} GB, expected at least "
-                            f"{(max_memory - budget + need) / 1e9:.2f} GB, since group and instance norm need whole "
-                            f"maps; raise it")
-    for tile in tiles:
-        where = tuple(slice(a, b) for a, b in tile)
-        result[(..., *where)] = finish(run_box(layers, source, tile), output)
+        follow(task, box, compute, grows=crop == "head")
+    return turn(result, np.argsort(axes))  # lies in memory as the volume
 
 
 def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:
@@ -250,32 +187,3 @@ def turn(array, axes):
     first = array.ndim - 3
     order = (*range(first), *(first + int(axis) for axis in axes))
     return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(order)
-
-
-def run_compiled(layers: list[Layer], volume: np.ndarray, out: Box, content: Box | None, result: np.ndarray,
-                 output: str, budget: int | None, threads: int | None = None) -> None:
-    """As ``run_box`` and ``finish``, by the compiled kernels, written into ``result`` (K, X, Y, Z) or (X, Y, Z)."""
-    *column, last = layers
-    shape = tuple(volume.shape[1:])
-    boxes = layer_boxes(layers, out, shape)
-    gaps = air_gaps(layers, boxes, shape, content)[:-1]
-    boxes = boxes[:-1]
-    pairs = calls.choose_pairs(*sizes(layers), boxes, shape, budget, gaps, threads)
-    calls.run_column([layer.weight for layer in column], [layer.bias for layer in column],
-                       [layer.dilation for layer in column], [layer.activation for layer in column], volume, result,
-                       output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias), pairs=pairs,
-                       gaps=gaps, threads=threads)
-
-
-def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None,
-                   threads: int | None = None) -> int:
-    """The least working memory of ``run_compiled``."""
-    gaps = air_gaps(layers, boxes, shape, content)[:-1]
-    return calls.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps, threads)
-
-
-def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:
-    """Channels of the input and of each 3×3×3 layer, and those layers' dilations."""
-    column = layers[:-1]
-    return ([column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)],
-            [layer.dilation for layer in column])

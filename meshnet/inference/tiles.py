@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from meshnet.boxes import Box, air_gaps, computed, layer_boxes
 from meshnet.errors import UserError
+from meshnet.inference.boxes import Box, air_gaps, computed, layer_boxes
 from meshnet.networks.fuse import Layer
 
 

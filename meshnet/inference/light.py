@@ -1,4 +1,4 @@
-"""A trained MeshNet for the compiled kernels alone: read and folded with numpy, without importing PyTorch, whose import
+"""A trained MeshNet for the compiled kernels alone: read and fused with numpy, without importing PyTorch, whose import
 takes longer than a small network's work on a scan.
 
 ``load`` gives None for whatever is not plain: another network, other norms, no kernels, a GPU in the machine, files
@@ -23,14 +23,14 @@ GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, A
 
 
 @dataclass(frozen=True)
-class FoldedMeshNet:
-    """The layers of ``networks.fuse.fuse``, as numpy arrays."""
+class FusedMeshNet:
+    """The layers of ``networks.fuse``, as numpy arrays."""
 
     layers: list[Layer]
     in_channels: int
 
 
-def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) -> tuple[FoldedMeshNet, dict] | None:
+def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) -> tuple[FusedMeshNet, dict] | None:
     """As ``modelfolder.load_model``, without PyTorch; None where PyTorch is needed.
 
     Raises:
@@ -47,7 +47,7 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) ->
         return None
     tensors = read_plain(path)
     layers = None if tensors is None else fuse_tensors(tensors, arguments)
-    return None if layers is None else (FoldedMeshNet(layers, arguments.get("in_channels", 1)), card)
+    return None if layers is None else (FusedMeshNet(layers, arguments.get("in_channels", 1)), card)
 
 
 def read_plain(path: Path) -> dict[str, np.ndarray] | None:

@@ -1,12 +1,18 @@
-"""One layer of a MeshNet as it runs, and the boxes of a volume that each layer must compute. Imports no PyTorch."""
-
+"""The boxes of a volume that each layer of a MeshNet must compute, and one pass over a volume. No PyTorch."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from meshnet.networks.fuse import Layer
+
+if TYPE_CHECKING:
+    import torch
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Gaps = tuple[tuple[int, int, int, int], ...]  # for each axis two ranges, (a, b, c, d); either may be empty
@@ -72,3 +78,28 @@ def axis_gaps(a: int, b: int, first: int, last: int, end: int, seen: int) -> tup
 def computed(box: Box, gaps: Gaps) -> tuple[int, ...]:
     """The size of ``box`` along each axis without its gaps."""
     return tuple(b - a - (q - p) - (s - r) for (a, b), (p, q, r, s) in zip(box, gaps))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A network's way over one volume: what both ways to compute, kernels and PyTorch, are given.
+
+    ``result`` is where ``output`` goes: "logits" or "probabilities" (K, X, Y, Z) float32, "labels" (X, Y, Z) uint8.
+    ``max_memory`` is the process's ceiling in bytes, ``budget`` what of it is left for the work. Outside ``content``
+    the volume is constant (None: nobody knows). Without a ``device`` the layers hold numpy arrays.
+    """
+
+    layers: list[Layer]
+    volume: np.ndarray  # (C, X, Y, Z) float32, contiguous
+    result: np.ndarray
+    output: str
+    max_memory: int | None = None
+    budget: int | None = None
+    content: Box | None = None
+    threads: int | None = None
+    device: torch.device | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the volume on each axis."""
+        return self.volume.shape[1:]

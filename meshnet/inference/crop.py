@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from meshnet.boxes import Box, meet, voxels, whole
 from meshnet.errors import UserError
+from meshnet.inference.boxes import Box, Pass, meet, voxels, whole
+from meshnet.inference.tiles import work_of
 from meshnet.networks.fuse import Layer
 from meshnet.scans.head import head_box
 
@@ -133,3 +135,28 @@ def grow_box(box: Box, sides: list[Side], again: set[Side], shape: tuple[int, ..
         added.append((*box[:axis], part, *box[axis + 1:]))
         box = (*box[:axis], side, *box[axis + 1:])
     return box, added
+
+
+def follow(task: Pass, box: Box, compute: Callable[[Box], None], grows: bool) -> None:
+    """Compute ``box``, fill the rest with the answer to air, and where it ``grows`` go on into whatever the network
+    marks at one of its sides."""
+    fill = fill_value(task.layers, border_values(task.volume), task.output)
+    task.result.T[...] = fill  # the classes, if any, are the last axis of T
+    compute(box)
+    moved: set[Side] = set()
+    while grows and (sides := marked_sides(task.result, box, fill, task.output)):
+        box, parts = cheapest(task.layers, *grow_box(box, sides, moved, task.shape), task.shape, task.content)
+        moved.update(sides)
+        for part in parts:
+            compute(part)
+
+
+def cheapest(layers: list[Layer], box: Box, added: list[Box], shape: tuple[int, ...],
+             content: Box | None) -> tuple[Box, list[Box]]:
+    """The box to have and the parts to compute for it, where ``added`` is all that is missing in ``box``: those, or all
+    of it at once, since each part has a halo of its own, or the whole volume where that is less than twice the work."""
+    work, at_once, everything = (sum(work_of(layers, part, shape, content) for part in parts)
+                                 for parts in (added, [box], [whole(shape)]))
+    if everything < 2 * min(work, at_once):
+        return whole(shape), [whole(shape)]
+    return box, added if work < at_once else [box]

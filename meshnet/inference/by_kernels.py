@@ -1,0 +1,50 @@
+"""A MeshNet over a box of a volume by the compiled kernels."""
+
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from meshnet.inference.boxes import Box, Pass, air_gaps, layer_boxes
+from meshnet.inference.tiles import plan_tiles
+from meshnet.kernels import calls
+from meshnet.networks.fuse import Layer
+
+
+def start(task: Pass) -> Callable[[Box], None]:
+    """A function that computes a box of ``task.result``, tile by tile, by the compiled kernels."""
+    needs = partial(compiled_bytes, content=task.content, threads=task.threads)
+
+    def compute(box: Box) -> None:
+        for tile in plan_tiles(task.layers, box, task.shape, task.budget, needs, task.content):
+            run_compiled(task, tile)
+
+    return compute
+
+
+def run_compiled(task: Pass, tile: Box) -> None:
+    """``tile`` of ``task.result``, in one call of the kernels."""
+    *column, last = task.layers
+    boxes = layer_boxes(task.layers, tile, task.shape)
+    gaps = air_gaps(task.layers, boxes, task.shape, task.content)[:-1]
+    boxes = boxes[:-1]
+    pairs = calls.choose_pairs(*sizes(task.layers), boxes, task.shape, task.budget, gaps, task.threads)
+    calls.run_column([layer.weight for layer in column], [layer.bias for layer in column],
+                     [layer.dilation for layer in column], [layer.activation for layer in column], task.volume,
+                     task.result, task.output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias),
+                     pairs=pairs, gaps=gaps, threads=task.threads)
+
+
+def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None,
+                   threads: int | None = None) -> int:
+    """The least working memory of ``run_compiled``."""
+    gaps = air_gaps(layers, boxes, shape, content)[:-1]
+    return calls.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps, threads)
+
+
+def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:
+    """Channels of the input and of each 3×3×3 layer, and those layers' dilations."""
+    column = layers[:-1]
+    return ([column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)],
+            [layer.dilation for layer in column])
