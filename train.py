@@ -56,7 +56,7 @@ def main() -> int | None:
 
     # ------------------------------------------------------------------ the network
     from meshnet.registry import find
-    from meshnet.setup import build_network, model_card, training_box
+    from meshnet.training.assemble import build_network, model_card, training_box
 
     box = training_box(config, data)
     network = build_network(config, data, box, arguments.seed, arguments.init and find(arguments.init))
@@ -64,14 +64,14 @@ def main() -> int | None:
         print(describe(arguments, config, data, train, val, network, box))
         return 0
     if arguments.profile:
-        from meshnet.profiling import profile_training
+        from meshnet.training.profiling import profile_training
 
         print(profile_training(config, data, train, box, arguments.seed, network))
         return 0
 
     # ------------------------------------------------------------------ processes, devices, precision
-    from meshnet.engine import cases_per_step
-    from meshnet.setup import assemble, make_accelerator, open_run_folder
+    from meshnet.training.assemble import assemble, make_accelerator, open_run_folder
+    from meshnet.training.run import cases_per_step
 
     folder = Path(arguments.run_dir)
     accelerator = make_accelerator(config, folder)
@@ -136,18 +136,19 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
 
 def fit(run, begun: bool, stop_epoch: int) -> bool:
     """Train from where the run stands; False if its loss became no number, which is recorded and said."""
-    from meshnet import engine
-    from meshnet.setup import describe_memory, estimate_step, finish, mark_failed
+    from meshnet.training import loop
+    from meshnet.training.assemble import describe_memory, estimate_step, finish, mark_failed
+    from meshnet.training.run import Diverged
 
     say = print_line if run.accelerator.is_main_process else (lambda line: None)
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
                           run.accelerator.device)
     say(f"memory: {describe_memory(taken)}")
-    if begun and engine.resume(run):
+    if begun and loop.resume(run):
         say(f"{run.folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
     try:
-        engine.fit(run, stop_epoch, say)
-    except engine.Diverged as error:
+        loop.fit(run, stop_epoch, say)
+    except Diverged as error:
         mark_failed(run.folder, str(error))
         print(f"error: {run.folder}: {error}; the state before it is kept", file=sys.stderr)
         return False
@@ -178,9 +179,9 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
     """What ``--dry_run`` prints: the resolved configuration, cases, steps and parameters."""
     import torch
 
-    from meshnet.engine import cases_per_step, steps_per_epoch
     from meshnet.networks.meshnet import count_parameters
-    from meshnet.setup import describe_memory, estimate_step
+    from meshnet.training.assemble import describe_memory, estimate_step
+    from meshnet.training.run import cases_per_step, steps_per_epoch
 
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() and not on_cpu else None

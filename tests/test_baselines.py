@@ -17,7 +17,7 @@ from meshnet.errors import UserError
 from meshnet.networks import __main__, baselines, build, ukan, umamba
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import count_parameters
-from meshnet.optim import group_parameters
+from meshnet.training.optim import group_parameters
 
 HEADS_OF_DEEP_SUPERVISION = sum(2 * c + 2 for c in (32, 64, 128))  # unused 1x1x1 layers to 2 classes
 SMALL = {"segresnet": {}, "unet": {}, "umamba_bot": {"features": (4, 4, 8, 8, 8)},

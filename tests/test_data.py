@@ -12,7 +12,7 @@ from meshnet.data.batches import TrainingCases, batches_of_rank, cut_patch, epoc
 from meshnet.data.reader import PreparedData, as_input
 from meshnet.inference.predict import predict_logits
 from meshnet.networks.meshnet import MeshNet
-from meshnet.setup import training_box
+from meshnet.training.assemble import training_box
 
 
 @pytest.fixture(scope="module")

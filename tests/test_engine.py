@@ -14,12 +14,12 @@ import torch
 from conftest import GLOO, ROOT, run_script_file, torchrun
 from safetensors.torch import load_file
 
-from meshnet import setup
 from meshnet.config import LossConfig
 from meshnet.data.batches import epoch_order
 from meshnet.data.reader import PreparedData
-from meshnet.loss import SegmentationLoss
 from meshnet.networks.meshnet import MeshNet
+from meshnet.training import assemble
+from meshnet.training.loss import SegmentationLoss
 
 SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
 
@@ -34,7 +34,7 @@ def lines(folder):
 
 def scale_losses(monkeypatch, scale, limit=math.inf):
     """Give runs fp16's loss scale, on the CPU in float32; above ``limit`` gradients overflow. Returns the runs made."""
-    make, assemble, runs = setup.make_accelerator, setup.assemble, []
+    make, whole, runs = assemble.make_accelerator, assemble.assemble, []
 
     def with_scaler(config, folder):
         accelerator = make(config, folder)
@@ -43,15 +43,15 @@ def scale_losses(monkeypatch, scale, limit=math.inf):
         return accelerator
 
     def as_fp16(*arguments):
-        run = assemble(*arguments)
+        run = whole(*arguments)
         run.accelerator.native_amp, run.accelerator.state._mixed_precision = True, "fp16"
         scaler = run.accelerator.scaler
         run.network.head.weight.register_hook(lambda grad: grad * (math.inf if scaler.get_scale() > limit else 1))
         runs.append(run)
         return run
 
-    monkeypatch.setattr(setup, "make_accelerator", with_scaler)
-    monkeypatch.setattr(setup, "assemble", as_fp16)
+    monkeypatch.setattr(assemble, "make_accelerator", with_scaler)
+    monkeypatch.setattr(assemble, "assemble", as_fp16)
     return runs
 
 

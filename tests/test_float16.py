@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from meshnet.config import LossConfig
-from meshnet.loss import SegmentationLoss
 from meshnet.networks.meshnet import MeshNet
+from meshnet.training.loss import SegmentationLoss
 
 
 @pytest.fixture(scope="module")

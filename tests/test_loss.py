@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meshnet.config import LossConfig
-from meshnet.loss import SegmentationLoss, cross_entropy, soft_dice
+from meshnet.training.loss import SegmentationLoss, cross_entropy, soft_dice
 
 
 def case(seed, classes=2, batch=1, size=5):

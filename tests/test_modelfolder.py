@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meshnet import setup
 from meshnet.config import Config
 from meshnet.errors import UserError
 from meshnet.networks import build
@@ -18,6 +17,7 @@ from meshnet.networks import folder as model_folder
 from meshnet.networks.card import read_card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.scans.mask import decide, what_counts
+from meshnet.training import start_from
 
 CARD = {"channels": ["T2w"], "classes": ["background", "lesion"]}
 
@@ -173,7 +173,7 @@ def test_weights_of_other_classes_begin_with_those_of_the_same_name(tmp_path):
     before = build.load_model(tmp_path / "two")[0].state_dict()
     network = build.build("meshnet", {"channels": 4, "dilations": [1, 2], "classes": 3})
     fresh = {key: value.clone() for key, value in network.state_dict().items()}
-    setup.start_from(network, tmp_path / "two", init_info(["background", "fluid", "lesion"]))
+    start_from.start_from(network, tmp_path / "two", init_info(["background", "fluid", "lesion"]))
     now = network.state_dict()
     for part in ("head.weight", "head.bias"):
         assert torch.equal(now[part][[0, 2]], before[part]) and torch.equal(now[part][1], fresh[part][1])
@@ -182,14 +182,15 @@ def test_weights_of_other_classes_begin_with_those_of_the_same_name(tmp_path):
 
     model_folder.save_model(tmp_path / "three", network, {**CARD, "classes": ["background", "fluid", "lesion"]})
     back = build.build("meshnet", {"channels": 4, "dilations": [1, 2]})
-    setup.start_from(back, tmp_path / "three", init_info(["background", "lesion"]))
+    start_from.start_from(back, tmp_path / "three", init_info(["background", "lesion"]))
     assert all(torch.equal(value, before[key]) for key, value in back.state_dict().items())
 
 
 def test_weights_that_share_no_class_are_refused(tmp_path):
     make(tmp_path)
     with pytest.raises(UserError, match=r"has the classes background, lesion, expected one of them in the data set"):
-        setup.start_from(MeshNet(4, dilations=(1, 2), classes=3), tmp_path, init_info(["background", "core", "rim"]))
+        start_from.start_from(MeshNet(4, dilations=(1, 2), classes=3), tmp_path,
+                              init_info(["background", "core", "rim"]))
 
 
 def from_three(folder, classes, **card):
@@ -200,7 +201,7 @@ def from_three(folder, classes, **card):
     names = ["background", "lesion", "fluid"]
     model_folder.save_model(folder, before, {**CARD, "classes": names, **card})
     after = build.build("meshnet", {**arguments, "classes": len(classes)})
-    setup.start_from(after, folder, init_info(classes))
+    start_from.start_from(after, folder, init_info(classes))
     before, after = before.state_dict(), after.state_dict()
     same = all(torch.equal(before[key], after[key]) for key in before if not key.startswith("head."))
     return before["head.weight"], after["head.weight"], same
@@ -224,16 +225,16 @@ def test_a_network_that_counts_its_classes_twice_wants_them_in_order(tmp_path):
     big, small = (build.build("vnet", {"in_channels": 1, "classes": classes}) for classes in (3, 2))
     model_folder.save_model(tmp_path, big, {**CARD, "classes": ["background", "fluid", "lesion"]})
     with pytest.raises(UserError, match="counts the classes twice; expected the same classes in the same order"):
-        setup.start_from(small, tmp_path, init_info(["background", "lesion"]))
+        start_from.start_from(small, tmp_path, init_info(["background", "lesion"]))
 
 
 def test_weights_of_averaged_voxels_say_so(tmp_path, capsys):
     make(tmp_path)
     network = build.load_model(tmp_path)[0]
     edit(tmp_path / "config.json", averaged=True)
-    setup.start_from(network, tmp_path, init_info(["background", "lesion"]) | {"averaged": True})
+    start_from.start_from(network, tmp_path, init_info(["background", "lesion"]) | {"averaged": True})
     assert not capsys.readouterr().err
-    setup.start_from(network, tmp_path, init_info(["background", "lesion"]))
+    start_from.start_from(network, tmp_path, init_info(["background", "lesion"]))
     assert "trained on averaged voxels, the data set has others; prepare.py --averaged" in capsys.readouterr().err
 
 

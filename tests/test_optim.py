@@ -9,7 +9,7 @@ from torch import nn
 from meshnet.config import Config, EmaConfig, OptimizerConfig, SchedulerConfig, validate
 from meshnet.errors import UserError
 from meshnet.networks.meshnet import MeshNet
-from meshnet.optim import Schedule, build_ema, build_optimizer, group_parameters
+from meshnet.training.optim import Schedule, build_ema, build_optimizer, group_parameters
 
 
 def optimizer_config(**values) -> OptimizerConfig:
@@ -156,7 +156,7 @@ def test_one_cycle_keeps_layer_wise_rates():
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("cases", [12, 50, 100])
 def test_one_cycle_spans_the_run_whatever_makes_up_a_step(processes, accumulation, cases):
-    from meshnet.engine import steps_per_epoch
+    from meshnet.training.run import steps_per_epoch
 
     config = Config()
     config.training.accumulation = accumulation

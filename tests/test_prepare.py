@@ -28,7 +28,7 @@ from meshnet.networks.card import DEFAULTS
 from meshnet.scans.grid import Grid, conform, conform_mask, to_native
 from meshnet.scans.head import head_box
 from meshnet.scans.nifti import read_image
-from meshnet.setup import model_card
+from meshnet.training.assemble import model_card
 
 SYNTHETIC = ["--format", "synthetic", "--cases", "6", "--voxel_mm", "8", "--outer", "2", "--inner", "2"]
 

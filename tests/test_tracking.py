@@ -11,7 +11,7 @@ from conftest import run_script_file
 
 from meshnet.config import TrackingConfig
 from meshnet.errors import UserError
-from meshnet.tracking import MODULES, check_installed
+from meshnet.training.tracking import MODULES, check_installed
 
 GUIDE_NAMES = ("learning_rate", "train_loss", "val_dice", "val_loss")
 INSTALLED = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]

@@ -109,9 +109,9 @@ def kill_and_finish(data, folder, generator, span, kills=1):
 @pytest.mark.parametrize("nth", range(7))
 def test_a_run_cut_after_any_resume_point_ends_the_same(undisturbed, tiny_data, tmp_path, monkeypatch, nth):
     """Each resume point of the run in turn, inside epochs and between them, is where it goes on from."""
-    from meshnet import engine
+    from meshnet.training import loop
 
-    saved, save = [], engine.save
+    saved, save = [], loop.save
 
     def cut(run):
         save(run)
@@ -119,10 +119,10 @@ def test_a_run_cut_after_any_resume_point_ends_the_same(undisturbed, tiny_data, 
         if len(saved) == nth + 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "save", cut)
+    monkeypatch.setattr(loop, "save", cut)
     found = train(tiny_data, tmp_path / "run", *RICH, check=False)
     assert found.returncode == 130 and len(saved) == nth + 1
-    monkeypatch.setattr(engine, "save", save)
+    monkeypatch.setattr(loop, "save", save)
     train(tiny_data, tmp_path / "run", *RICH)
     assert_same_run(undisturbed, tmp_path / "run")
 
@@ -412,16 +412,16 @@ def test_early_stopping_by_the_training_loss_leaves_a_validated_model(tiny_data,
 
 def test_one_validation_case_without_a_number_is_named(tiny_data, tmp_path, monkeypatch):
     """The mean leaves undefined scores out; a loss that is NaN in one case alone must not vanish with them."""
-    from meshnet import engine
+    from meshnet.training import loop
 
-    validate = engine.validate
+    validate = loop.validate
 
     def overflow(*arguments):
         rows = validate(*arguments)
         rows[-1]["loss"] = float("nan")
         return rows
 
-    monkeypatch.setattr(engine, "validate", overflow)
+    monkeypatch.setattr(loop, "validate", overflow)
     found = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1, check=False)
     assert found.returncode == 3 and "loss of case synthetic-" in found.stderr
 

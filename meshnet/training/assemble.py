@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,13 @@ from meshnet.data import augment
 from meshnet.data.reader import PreparedData
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
-from meshnet.loss import SegmentationLoss
 from meshnet.networks import build
-from meshnet.optim import Schedule, build_ema, build_optimizer
 from meshnet.recipe import dump, load_recipes, read_mapping
 from meshnet.runs.folder import check_same, git_commit, read_metrics, versions
+from meshnet.training.loss import SegmentationLoss
+from meshnet.training.optim import Schedule, build_ema, build_optimizer
+from meshnet.training.start_from import start_from
 
-FREE = {"dropout", "image_size"}  # of a network's arguments, what may differ from those of the weights it starts from
 SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
 
 
@@ -50,79 +49,6 @@ def build_network(config: Config, data: PreparedData, box: list[int] | None, see
     if init:
         start_from(network, init, data.info)
     return network
-
-
-def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
-    """Give ``network`` the weights of the model ``init``.
-
-    Raises:
-        UserError: where that is another network, or its scans looked otherwise than the data set's (``info``).
-    """
-    trained, card = build.load_model(init)
-    for key in ("orientation", "scaling", "window"):
-        if card[key] != info[key]:
-            raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {info[key]} as the data set was "
-                            f"prepared; run prepare.py --{key} {card[key]}")
-    if card["averaged"] != info.get("averaged", False):
-        kinds = ("averaged", "others") if card["averaged"] else ("sampled", "averaged ones")
-        print(f"note: --init {init}: trained on {kinds[0]} voxels, the data set has {kinds[1]}; prepare.py "
-              f"{'--averaged' if card['averaged'] else 'without --averaged'} makes them alike", file=sys.stderr)
-    shared = shared_classes(card, info)
-    if not shared[1:]:
-        raise UserError(f"--init {init}: has the classes {', '.join(card['classes'])}, expected one of them in the "
-                        f"data set ({', '.join(info['classes'])}); prepare.py --classes names those")
-    if len(card["channels"]) != len(info["channels"]):
-        raise UserError(f"--init {init}: has {len(card['channels'])} channels ({', '.join(card['channels'])}), "
-                        f"expected {len(info['channels'])} as the data set ({', '.join(info['channels'])})")
-    if len(card["channels"]) > 1 and card["channels"] != info["channels"]:
-        raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
-                        f"{', '.join(info['channels'])} in that order, as the data set")
-    theirs, ours = ({"name": m.name, **m.arguments} for m in (trained, network))
-    for key in sorted((theirs.keys() | ours.keys()) - FREE - {"classes"}, key=lambda key: (key != "name", key)):
-        if theirs.get(key) != ours.get(key):
-            raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
-                            f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
-    weights, fresh = trained.state_dict(), network.state_dict()
-    if shared != [(number, number) for number in range(max(len(card["classes"]), len(info["classes"])))]:
-        weights = take_classes(weights, network, shared)
-    if {key: tensor.shape for key, tensor in weights.items()} != {key: tensor.shape for key, tensor in fresh.items()}:
-        raise UserError(f"--init {init}: has weights for {card['arguments']}, expected {network.arguments}")
-    network.load_state_dict(weights)
-
-
-def shared_classes(card: dict, info: dict) -> list[tuple[int, int]]:
-    """Where each class that a model and a data set have in common stands in both, background first.
-
-    Classes are the same by their names. A data set's only class, whatever its name, is also the only one that a model
-    has or marks.
-    """
-    known, wanted = card["classes"], info["classes"][1:]
-    only = known[1] if len(known) == 2 else card["marks"]
-    if len(wanted) == 1 and only and (len(known) == 2 or wanted[0] not in known[1:]):
-        return [(0, 0), (known.index(only), 1)]
-    return [(0, 0), *((known.index(name), number) for number, name in enumerate(wanted, 1) if name in known[1:])]
-
-
-def take_classes(weights: dict, network: torch.nn.Module, shared: list[tuple[int, int]]) -> dict:
-    """``weights`` for the classes of ``network``: what has a row a class (K, …) gets the rows of the ``shared`` ones
-    and keeps the network's own for the others.
-
-    Raises:
-        UserError: where another axis counts the classes as well, so that rows alone do not say what belongs to which.
-    """
-    with torch.random.fork_rng(devices=[]):  # what training draws does not depend on the classes of its beginning
-        wider = build.build(network.name, {**network.arguments, "classes": network.arguments["classes"] + 1})
-    shapes, taken = {key: tensor.shape for key, tensor in wider.state_dict().items()}, dict(weights)
-    for key, tensor in network.state_dict().items():
-        if key not in weights or shapes.get(key) == tensor.shape:
-            continue
-        if shapes[key][1:] != tensor.shape[1:]:
-            raise UserError(f"--init: {key} of a {network.name} counts the classes twice; expected the same classes in "
-                            "the same order in the data set, prepare.py --labels and --classes make them so")
-        taken[key] = tensor.clone()
-        for theirs, ours in shared:
-            taken[key][ours] = weights[key][theirs]
-    return taken
 
 
 def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, box: list[int] | None,
@@ -163,7 +89,7 @@ def make_accelerator(config: Config, folder: Path):
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
-    from meshnet.tracking import check_installed
+    from meshnet.training.tracking import check_installed
 
     check_installed(config.tracking)
     accelerator = Accelerator(
@@ -241,9 +167,9 @@ def clear(folder: Path) -> None:
 def assemble(accelerator, config: Config, folder: Path, seed: int, data: PreparedData, train: list[int],
              val: list[int], box: list[int] | None, card: dict, network: torch.nn.Module):
     """An ``engine.Run`` with everything built and prepared by Accelerate."""
-    from meshnet.engine import Run, steps_per_epoch
     from meshnet.networks.norms import synchronise
-    from meshnet.tracking import Tracker
+    from meshnet.training.run import Run, steps_per_epoch
+    from meshnet.training.tracking import Tracker
 
     if accelerator.num_processes > 1 and config.training.sync_batch_norm:
         network = synchronise(network, accelerator.device)

@@ -8,79 +8,19 @@ import contextlib
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 
-from meshnet import checkpoint
-from meshnet.config import Config, TrainingConfig
+from meshnet.config import TrainingConfig
 from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
-from meshnet.data.reader import PreparedData
 from meshnet.networks.folder import save_model, save_weights
-from meshnet.optim import Schedule
 from meshnet.runs.folder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
-from meshnet.validation import picture_cases, score_share, summarise
+from meshnet.training.resume import load_state, random_state, save_state, set_random_state
+from meshnet.training.run import Diverged, Progress, Run, cases_per_step
+from meshnet.training.validation import picture_cases, score_share, summarise
 
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without a single predicted lesion before that is said
-
-
-class Diverged(Exception):
-    """The loss is no number any more. The message says where and what to try."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved whole in every resume point."""
-
-    epoch: int = 0  # finished epochs
-    batches: int = 0  # batches of the current epoch that this process has done
-    step: int = 0  # optimizer steps in all
-    loss_sum: float = 0.0  # over this process's batches of the current epoch
-    seconds: float = 0.0  # spent in the current epoch before this start
-    best_dice: float = -1.0
-    best_epoch: int = -1
-    best_dice_ema: float = -1.0
-    monitor_best: float | None = None
-    monitor_epoch: int = 0
-    silent: int = 0  # validated epochs in a row in which nothing was predicted
-    finished: bool = False
-
-
-@dataclass
-class Run:
-    """What a run works with. ``network`` is the bare module, ``model`` the one that Accelerate prepared."""
-
-    accelerator: Accelerator
-    config: Config
-    folder: Path
-    seed: int
-    data: PreparedData
-    train: list[int]
-    val: list[int]
-    box: list[int] | None
-    card: dict
-    network: torch.nn.Module
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    criterion: torch.nn.Module
-    ema: torch.optim.swa_utils.AveragedModel | None
-    augment: object | None
-    tracker: object
-    progress: Progress = dataclasses.field(default_factory=Progress)
-
-
-def cases_per_step(config: Config, processes: int) -> int:
-    """Cases of one optimizer step, on all processes together."""
-    return config.training.batch_size * config.training.accumulation * processes
-
-
-def steps_per_epoch(config: Config, cases: int, processes: int) -> int:
-    """Optimizer steps of an epoch; the last one is filled up from the epoch's beginning."""
-    return -(-cases // cases_per_step(config, processes))
 
 
 def is_validated(training: TrainingConfig, epoch: int) -> bool:
@@ -292,19 +232,19 @@ def save(run: Run) -> None:
     accelerator = run.accelerator
     if not all(torch.isfinite(parameter).all() for parameter in run.network.parameters()):
         raise Diverged(f"the weights are no numbers after step {run.progress.step}; try a lower --optimizer.lr")
-    mine = {"progress": dataclasses.asdict(run.progress), "random": checkpoint.random_state()}
+    mine = {"progress": dataclasses.asdict(run.progress), "random": random_state()}
     ranks = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     if accelerator.is_main_process:
         state = {"ranks": ranks, "network": run.network.state_dict(), "optimizer": run.optimizer.state_dict(),
                  "schedule": run.schedule.state_dict(), "ema": run.ema.state_dict() if run.ema else None,
                  "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
-        checkpoint.save_state(run.folder / "state", run.progress.step, state, run.config.training.keep_states)
+        save_state(run.folder / "state", run.progress.step, state, run.config.training.keep_states)
     accelerator.wait_for_everyone()
 
 
 def resume(run: Run) -> bool:
     """Load the newest resume point into ``run``; False where there is none."""
-    state = checkpoint.load_state(run.folder / "state")
+    state = load_state(run.folder / "state")
     if state is None:
         return False
     mine = state["ranks"][run.accelerator.process_index]
@@ -316,7 +256,7 @@ def resume(run: Run) -> bool:
         run.ema.load_state_dict(state["ema"])
     if run.accelerator.scaler is not None and state["scaler"]:
         run.accelerator.scaler.load_state_dict(state["scaler"])
-    checkpoint.set_random_state(mine["random"])
+    set_random_state(mine["random"])
     return True
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from meshnet import engine, setup
 from meshnet.config import Config, TrackingConfig
 from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
 from meshnet.data.reader import PreparedData
+from meshnet.training import assemble, loop
+from meshnet.training.run import Run
 
 WARM_UP, STEPS = 1, 3  # steps that are left out and steps that are measured
 OPERATIONS = 12  # lines of the second table
@@ -83,14 +84,14 @@ def profile_training(config: Config, cases: PreparedData, train: list[int], box:
     kept; arguments as ``setup.assemble``."""
     config = dataclasses.replace(config, tracking=TrackingConfig())
     with tempfile.TemporaryDirectory() as folder:
-        accelerator = setup.make_accelerator(config, Path(folder))
-        foretold = setup.estimate_step(config, cases, network, box, accelerator.mixed_precision, accelerator.device)
+        accelerator = assemble.make_accelerator(config, Path(folder))
+        foretold = assemble.estimate_step(config, cases, network, box, accelerator.mixed_precision, accelerator.device)
         card = {"training_data": {}}
-        run = setup.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, card, network)
+        run = assemble.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, card, network)
         return profile_step(run, foretold)
 
 
-def profile_step(run: engine.Run, foretold: int | None) -> str:
+def profile_step(run: Run, foretold: int | None) -> str:
     """Train a few steps on the first cases of ``run`` and say where they spent time and memory.
 
     Args:
@@ -101,22 +102,22 @@ def profile_step(run: engine.Run, foretold: int | None) -> str:
     cases = TrainingCases(run.data, run.box, run.config.model.patch, run.seed, run.augment)
     order = epoch_order(run.train, run.seed, 0, size * (WARM_UP + 2 * STEPS))
     batches = load_batches(cases, batches_of_rank(order, size, 0, 1)[:WARM_UP + 2 * STEPS], 0, 0)
-    engine.begin_training(run)
+    loop.begin_training(run)
     for _ in range(WARM_UP):
-        engine.train_batch(run, next(batches))
+        loop.train_batch(run, next(batches))
     give_back()
     watch = Watch(run.accelerator.device)
     for _ in range(STEPS):
         with watch("read"):
             batch = next(batches)
-        engine.train_batch(run, batch, watch)
+        loop.train_batch(run, batch, watch)
         del batch
     activities = [torch.profiler.ProfilerActivity.CPU]
     if watch.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         for batch in batches:
-            engine.train_batch(run, batch)
+            loop.train_batch(run, batch)
     parts = [watch.table(), "", operations_table(profiler.key_averages(), watch.device.type)]
     if foretold is not None:
         parts += ["", f"memory of a step: {watch.peak() / 1e9:.2f} GB used, {foretold / 1e9:.2f} GB foretold "

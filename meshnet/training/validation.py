@@ -1,4 +1,4 @@
-"""Scores of the validation cases while training, and pictures of some; ``run`` is an ``engine.Run``."""
+"""Scores of the validation cases while training, segmented as infer.py segments them, and pictures of some."""
 
 import math
 from pathlib import Path
@@ -11,10 +11,11 @@ from meshnet.networks.card import DEFAULTS
 from meshnet.runs.folder import Heartbeat
 from meshnet.scans import metrics
 from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
+from meshnet.training.run import Run
 
 
 @torch.no_grad()
-def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[int, dict]]:
+def score_share(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[int, dict]]:
     """Scores of this process's share of the validation cases in the conformed grid, as infer.py would segment them.
 
     Returns (position in ``run.val``, row) pairs; every case is in the share of one process.
@@ -39,7 +40,7 @@ def score_share(run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[i
     return rows
 
 
-def picture_cases(run, rows: list[dict]) -> dict[str, Path]:
+def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
     """Pictures of the validation cases with the worst and the median Dice: ``pictures/worst.png``, ``…/median.png``."""
     from meshnet.scans.overlay import draw_overlay
 

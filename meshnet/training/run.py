@@ -1,0 +1,68 @@
+"""What a run works with, and where it stands."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from meshnet.config import Config
+from meshnet.data.reader import PreparedData
+from meshnet.training.optim import Schedule
+
+
+class Diverged(Exception):
+    """The loss is no number any more. The message says where and what to try."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved whole in every resume point."""
+
+    epoch: int = 0  # finished epochs
+    batches: int = 0  # batches of the current epoch that this process has done
+    step: int = 0  # optimizer steps in all
+    loss_sum: float = 0.0  # over this process's batches of the current epoch
+    seconds: float = 0.0  # spent in the current epoch before this start
+    best_dice: float = -1.0
+    best_epoch: int = -1
+    best_dice_ema: float = -1.0
+    monitor_best: float | None = None
+    monitor_epoch: int = 0
+    silent: int = 0  # validated epochs in a row in which nothing was predicted
+    finished: bool = False
+
+
+@dataclass
+class Run:
+    """What a run works with. ``network`` is the bare module, ``model`` the one that Accelerate prepared."""
+
+    accelerator: Accelerator
+    config: Config
+    folder: Path
+    seed: int
+    data: PreparedData
+    train: list[int]
+    val: list[int]
+    box: list[int] | None
+    card: dict
+    network: torch.nn.Module
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    criterion: torch.nn.Module
+    ema: torch.optim.swa_utils.AveragedModel | None
+    augment: object | None
+    tracker: object
+    progress: Progress = dataclasses.field(default_factory=Progress)
+
+
+def cases_per_step(config: Config, processes: int) -> int:
+    """Cases of one optimizer step, on all processes together."""
+    return config.training.batch_size * config.training.accumulation * processes
+
+
+def steps_per_epoch(config: Config, cases: int, processes: int) -> int:
+    """Optimizer steps of an epoch; the last one is filled up from the epoch's beginning."""
+    return -(-cases // cases_per_step(config, processes))
