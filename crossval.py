@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from meshnet import results
+from meshnet.crossval.plan import FORMAT, PLAN, SPLITS, check_splits, extend_plan, load_plan, missing_runs, write_plan
 from meshnet.errors import OneLineParser, UserError, run_script
 
 
@@ -57,7 +57,7 @@ def main() -> int:
     arguments, rest = parser().parse_known_args()
     out = Path(arguments.out).resolve()
     if arguments.score_ensemble:
-        from meshnet.ensemble import score_ensemble
+        from meshnet.crossval.ensemble import score_ensemble
 
         return score_ensemble(out, arguments.score_ensemble[0], int(arguments.score_ensemble[1]))
     failed = False
@@ -68,10 +68,10 @@ def main() -> int:
     elif rest:
         raise UserError(f"{rest[0]}: not used by --report; leave it out")
 
-    from meshnet.report import write_report
+    from meshnet.crossval.report import write_report
 
     print(write_report(out, arguments.reference, arguments.pictures))
-    missing = results.missing_runs(out, results.load_plan(out))
+    missing = missing_runs(out, load_plan(out))
     if missing:
         print(f"{len(missing)} run(s) are missing, all named in the report; the first: {missing[0]}")
     return int(failed)
@@ -96,15 +96,15 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
 
     Without ``--data`` and ``--recipes`` the plan in the folder is taken as it is.
     """
-    path = out / results.PLAN
-    old = results.load_plan(out) if path.is_file() else None
+    path = out / PLAN
+    old = load_plan(out) if path.is_file() else None
     if old is not None and not arguments.data and not arguments.recipes:
         if rest:
             raise UserError(f"{rest[0]}: the runs in {out} are already planned; leave it out, or give --data and "
                             "--recipes as well")
         if arguments.ensemble and not old.get("ensemble"):
             old = {**old, "ensemble": True}
-            results.write_plan(out, old)
+            write_plan(out, old)
         return old
     if not arguments.data or not arguments.recipes:
         raise UserError("--data and --recipes: expected both, such as --data data/arc --recipes recipes/meshnet26.yaml")
@@ -115,22 +115,22 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
 
     data = Path(data_folder(arguments.data))
     prepared, splits = load_prepared(data), load_splits(data / "splits.json")
-    results.check_splits(splits, data / "splits.json")
+    check_splits(splits, data / "splits.json")
     fold_subjects(splits, 0, arguments.inner_fold)  # refuses an inner fold that the splits do not have
-    new = {"format": results.FORMAT, "data": str(data.resolve()), "fingerprint": prepared["fingerprint"],
+    new = {"format": FORMAT, "data": str(data.resolve()), "fingerprint": prepared["fingerprint"],
            "split_hash": splits["hash"], "folds": splits["outer"], "inner_fold": arguments.inner_fold,
            "seed": arguments.seed, "versions": versions(),
            "ensemble": arguments.ensemble or bool(old and old.get("ensemble")),  # once asked for, always missed
            "models": settle_models(arguments, rest, out)}
-    plan = results.extend_plan(old, new, path)
+    plan = extend_plan(old, new, path)
     for name, source in zip(new["models"], arguments.recipes):
         copy = Path(plan["models"][name]["recipe"])
         copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.is_file():
             shutil.copyfile(source, copy)
-    if not (out / results.SPLITS).is_file():
-        shutil.copyfile(data / "splits.json", out / results.SPLITS)
-    results.write_plan(out, plan)
+    if not (out / SPLITS).is_file():
+        shutil.copyfile(data / "splits.json", out / SPLITS)
+    write_plan(out, plan)
     return plan
 
 
@@ -165,7 +165,7 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
     Ctrl-C and SIGTERM end the runs, which go on with the next call; runs that outlive a killed crossval.py are found
     again.
     """
-    from meshnet.runqueue import Queue
+    from meshnet.crossval.queue import Queue
     from meshnet.runs.launch import make_launcher
 
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -7,28 +7,23 @@ See README.md for what rungs, horizons and brackets cost.
 """
 
 import argparse
-import contextlib
 import copy
 import os
 import re
-import signal
-import socket
 import time
 from pathlib import Path
 
-from meshnet.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.config import Config, to_dict, validate
 from meshnet.errors import UserError, run_script
-from meshnet.files import write_json, write_text
 from meshnet.recipe import dump, load_search, parse
 from meshnet.runs.launch import LAUNCHERS
-from meshnet.sampler import SAMPLERS
-from meshnet.space import Space, parse_space
-from meshnet.study_view import STALE_SECONDS, Screen, read_status, show_status, snapshot, table
+from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
+from meshnet.search.drive import drive, refuse_other_host, report
+from meshnet.search.sampler import SAMPLERS
+from meshnet.search.space import Space, parse_space
+from meshnet.search.status import Screen, show_status
 
 PAPER_SPACE = Path(__file__).resolve().parent / "recipes" / "search_space.yaml"
-PATIENCE = 5.0  # seconds for a run to leave after the first Ctrl-C
-STATUS_SECONDS = 2.0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +78,10 @@ def main() -> int | None:
         raise UserError(f"--eta, --max_trials, --brackets: {error}") from None
 
     # ------------------------------------------------------------------ who remembers, who runs
-    from meshnet.ledger import Ledger
     from meshnet.runs.launch import make_launcher
-    from meshnet.sampler import make_sampler
-    from meshnet.study import Plan, Study
+    from meshnet.search.ledger import Ledger
+    from meshnet.search.sampler import make_sampler
+    from meshnet.search.study import Plan, Study
 
     refuse_other_host(folder)
     if folder.exists() and not folder.is_dir():
@@ -178,83 +173,6 @@ def check_data(arguments: argparse.Namespace) -> None:
         fold_subjects(splits, arguments.fold, inner_fold)
     if len(set(arguments.inner_folds)) < len(arguments.inner_folds):
         raise UserError(f"--inner_folds: found {arguments.inner_folds}, expected each one once")
-
-
-def refuse_other_host(folder: Path) -> None:
-    """A lock may not reach across hosts; the status file of a living driver does."""
-    status = read_status(folder)
-    if not status or status["state"] != "running" or status["driver"]["host"] == socket.gethostname():
-        return
-    age = time.time() - status["time"]
-    if age < STALE_SECONDS:
-        raise UserError(f"{folder}: this study is being run by process {status['driver']['pid']} on "
-                        f"{status['driver']['host']} (last sign {age:.0f} s ago); stop that one first")
-
-
-# ---------------------------------------------------------------------- while it runs
-def drive(study, screen: Screen, began: float, prepare) -> str:
-    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind, come what may."""
-    asked = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.append(1))
-    shown = 0.0
-    state = "running"
-    try:
-        study.take_up()
-        prepare(study.asha)
-        while not asked:
-            if study.step():
-                state = "finished"
-                break
-            if time.monotonic() - shown > STATUS_SECONDS:
-                shown = time.monotonic()
-                screen.draw(table(publish(study, "running", began)))
-            time.sleep(0.05)
-        else:
-            state = "interrupted"
-            study.say("stopping the runs; the same command goes on later (Ctrl-C again: kill them at once)")
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
-            study.stop(PATIENCE)
-    except KeyboardInterrupt:
-        state = "interrupted"
-    except UserError:
-        with contextlib.suppress(OSError, UserError):  # what stopped it may keep this from being written, too
-            study.stop(0)
-            publish(study, "stopped", began)
-        raise
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        try:
-            study.stop(0)
-        finally:
-            study.launcher.close()
-    return state
-
-
-def publish(study, state: str, began: float) -> dict:
-    """Replace status.json and trials.csv in the study folder."""
-    status = snapshot(study, state, began)
-    status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
-    write_json(study.plan.folder / "status.json", status)
-    study.ledger.write_export(study.plan.folder / "trials.csv")
-    return status
-
-
-def report(study, screen: Screen, state: str, began: float, recipe, space: Space) -> None:
-    """best.yaml, the last status, pictures."""
-    status = publish(study, state, began)
-    best = status["best"]
-    if best:
-        horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
-        head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
-                f"{best['epochs']} epochs\n")
-        write_text(study.plan.folder / "best.yaml", head + recipe(best["parameters"], horizon))
-        from meshnet import search_figures
-
-        search_figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)
-    screen.end(table(status))
 
 
 if __name__ == "__main__":

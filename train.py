@@ -38,7 +38,7 @@ def main() -> int | None:
     if arguments.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler says when it starts
     if arguments.test:
-        from meshnet.evaluation import test_run
+        from meshnet.crossval.scoring import test_run
         from meshnet.hub import data_folder
 
         return test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))

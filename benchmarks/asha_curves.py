@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.recipe import load_search
-from meshnet.space import Dimension, Space, parse_space
+from meshnet.search.space import Dimension, Space, parse_space
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from meshnet.asha import Asha, geometric_rungs
 from meshnet.errors import run_script
-from meshnet.ledger import Ledger
 from meshnet.recipe import load_search
-from meshnet.sampler import SAMPLERS, make_sampler
-from meshnet.space import parse_space
+from meshnet.search.asha import Asha, geometric_rungs
+from meshnet.search.ledger import Ledger
+from meshnet.search.sampler import SAMPLERS, make_sampler
+from meshnet.search.space import parse_space
 
 ROOT = Path(__file__).resolve().parent.parent
 STATISTICS = (statistics.median, statistics.mean, max)

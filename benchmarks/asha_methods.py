@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from asha_curves import Curves
 
-from meshnet.asha import Asha, geometric_rungs
-from meshnet.sampler import ModelSampler, RandomSampler
+from meshnet.search.asha import Asha, geometric_rungs
+from meshnet.search.sampler import ModelSampler, RandomSampler
 
 
 @dataclass

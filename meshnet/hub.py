@@ -179,7 +179,7 @@ def read_report(folder: Path, report: Path | None) -> str:
             raise UserError(f"--report {report}: has no report/table.md, expected crossval.py's folder; write it with "
                             f"crossval.py --out {report} --report")
         return path.read_text(encoding="utf-8")
-    from meshnet.results import PLAN
+    from meshnet.crossval.plan import PLAN
 
     tables = [parent / "report" / "table.md" for parent in folder.resolve().parents[:4] if (parent / PLAN).is_file()]
     return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")

@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from meshnet import results
 from meshnet.config import Config, identity, to_dict, validate
+from meshnet.crossval.plan import FORMAT, SPLITS, Planned, planned_runs, run_folder, write_plan
 from meshnet.data.splits import content_hash
 from meshnet.files import write_json, write_text
 from meshnet.recipe import dump
@@ -49,19 +49,19 @@ def case_row(subject: str, dice: float, **scores: float) -> dict:
 def make_plan(out: Path, models: dict[str, int], restarts: int, splits: dict | None = None) -> dict:
     """Write plan and splits of ``models`` (name: channels)."""
     splits = splits or splits_of()
-    plan = {"format": results.FORMAT, "data": str(out / "no_data"), "fingerprint": FINGERPRINT,
+    plan = {"format": FORMAT, "data": str(out / "no_data"), "fingerprint": FINGERPRINT,
             "folds": splits["outer"], "split_hash": splits["hash"], "inner_fold": 0, "seed": 0,
             "versions": {"python": "3.11"},
             "models": {name: {"recipe": f"{name}.yaml", "flags": [], "config": identity(config_of(channels)),
                               "restarts": restarts} for name, channels in models.items()}}
-    write_json(out / results.SPLITS, splits)
-    results.write_plan(out, plan)
+    write_json(out / SPLITS, splits)
+    write_plan(out, plan)
     return plan
 
 
-def make_run(out: Path, plan: dict, run: results.Planned, val_dice: float, rows: list[dict]) -> Path:
+def make_run(out: Path, plan: dict, run: Planned, val_dice: float, rows: list[dict]) -> Path:
     """A finished run's folder, as train.py and train.py --test leave it, but for the weights."""
-    folder = results.run_folder(out, run)
+    folder = run_folder(out, run)
     channels = plan["models"][run.model]["config"]["model.channels"]
     recorded = {"fold": run.fold, "inner_fold": run.inner_fold, "seed": run.seed, "split_hash": plan["split_hash"],
                 "data": plan["fingerprint"]}
@@ -76,8 +76,8 @@ def make_run(out: Path, plan: dict, run: results.Planned, val_dice: float, rows:
 
 def fill(out: Path, plan: dict, score, val_dice) -> None:
     """Every run of the plan: ``score(run, subject)`` is a Dice or a row, ``val_dice(run)`` its validation Dice."""
-    splits = json.loads((out / results.SPLITS).read_text())
-    for run in results.planned_runs(plan):
+    splits = json.loads((out / SPLITS).read_text())
+    for run in planned_runs(plan):
         found = [(subject, score(run, subject)) for subject in splits["folds"][run.fold]["test"]]
         rows = [value if isinstance(value, dict) else case_row(subject, value) for subject, value in found]
         make_run(out, plan, run, val_dice(run), rows)

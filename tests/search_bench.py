@@ -68,8 +68,8 @@ TRAINER = """
 """
 DRIVER = """
     import functools, sys
-    from meshnet import study
     from meshnet.errors import run_script
+    from meshnet.search import study
     study.Plan = functools.partial(study.Plan, script=sys.argv.pop(1))
     import search
     run_script(search.main)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnet import asha
-from meshnet.asha import Asha, eta_rungs, geometric_rungs
+from meshnet.search import asha
+from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 
 
 def number_only(number: int) -> dict:

@@ -7,8 +7,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from meshnet import charts, plots
-from meshnet.stats import bland_altman
+from meshnet import plots
+from meshnet.crossval import charts
+from meshnet.crossval.stats import bland_altman
 
 PUBLISHED = [("MeshNet-26", 147474, 0.876, 0.016), ("MeshNet-16", 56194, 0.873, 0.007),
              ("U-MAMBA-BOT", 7351400, 0.870, 0.012), ("MedNeXt-M", 17548963, 0.868, 0.017),

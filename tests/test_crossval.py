@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 
 import crossval
-from meshnet import ensemble, results
+from meshnet.crossval import ensemble, results
+from meshnet.crossval.plan import (
+    ensemble_folder,
+    is_scored,
+    is_trained,
+    load_plan,
+    planned_runs,
+    read_metrics,
+    run_folder,
+)
 from meshnet.data.schema import PREPARED_KEYS
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
@@ -84,12 +93,12 @@ def what(job):
 def work(kind, job):
     """What train.py leaves behind."""
     out = job.run_dir.parents[2]
-    plan, splits = results.load_plan(out), json.loads((out / "splits.json").read_text())
+    plan, splits = load_plan(out), json.loads((out / "splits.json").read_text())
     name = f"{job.run_dir.parent.name}/{job.run_dir.name}"
     if kind == "ensemble":
         fold = int(job.arguments[-1])
     else:
-        run = next(run for run in results.planned_runs(plan) if run.name == name)
+        run = next(run for run in planned_runs(plan) if run.name == name)
         fold = run.fold
     rows = [made_up.case_row(subject, 0.5) for subject in splits["folds"][fold]["test"]]
     if kind == "train":
@@ -97,7 +106,7 @@ def work(kind, job):
         (job.run_dir / "test_cases.csv").unlink()
         return
     if kind == "test":
-        assert results.is_trained(job.run_dir), "a run was scored before it was finished"
+        assert is_trained(job.run_dir), "a run was scored before it was finished"
     made_up.write_cases(job.run_dir / "test_cases.csv", rows)
 
 
@@ -116,7 +125,7 @@ def run_script(place, monkeypatch, launcher, *more, recipes=("m5", "m6"), restar
     """crossval.py on ``place``; its exit code."""
     monkeypatch.setattr("meshnet.runs.launch.make_launcher", lambda *_: launcher)
     monkeypatch.setattr(crossval.time, "sleep", lambda _: None)
-    monkeypatch.setattr("meshnet.report.write_report", lambda out, *_: out / "report.html")
+    monkeypatch.setattr("meshnet.crossval.report.write_report", lambda out, *_: out / "report.html")
     given = ["--data", str(place / "data"), "--recipes", *(str(place / f"{name}.yaml") for name in recipes),
              "--restarts", restarts] if recipes else []
     monkeypatch.setattr(sys, "argv", ["crossval.py", "--out", str(place / "out"), *given, *more])
@@ -292,14 +301,14 @@ def test_an_ensemble_averages_the_probabilities_of_the_restarts(place, monkeypat
             return index
 
     monkeypatch.setattr(ensemble, "PreparedData", Data)
-    monkeypatch.setattr(ensemble.modelfolder, "load_model", lambda folder: (int(folder.name[-1]), {"threshold": 0.5}))
-    monkeypatch.setattr(ensemble.segment, "predict", lambda network, image: np.full((2, 1, 1, 1), 0.2 + 0.6 * network))
+    monkeypatch.setattr(ensemble.build, "load_model", lambda folder: (int(folder.name[-1]), {"threshold": 0.5}))
+    monkeypatch.setattr(ensemble.predict, "predict", lambda network, image: np.full((2, 1, 1, 1), 0.2 + 0.6 * network))
     monkeypatch.setattr(ensemble, "score_probabilities",
                         lambda mean, card, data, index: (asked.append((mean, index)), made_up.case_row("s04", 0.5))[1])
     assert ensemble.score_ensemble(out, "m5", 1) == 0
     assert asked[0][1] == 4
     assert asked[0][0] == pytest.approx(0.5)
-    assert results.is_scored(results.ensemble_folder(out, "m5", 1, 2))
+    assert is_scored(ensemble_folder(out, "m5", 1, 2))
     (out / "runs/m5/fold1_restart0/DONE").unlink()
     with pytest.raises(UserError, match="not a finished run"):
         ensemble.score_ensemble(out, "m5", 1)
@@ -462,9 +471,9 @@ def test_real_runs_killed_twice_end_in_a_whole_report(nine_cases, tmp_path, root
     runs, missing, plan = results.read_runs(out)
     assert missing == []
     assert Counter(run.model for run in runs) == {"small": 6, "large": 6, "small (ensemble)": 3, "large (ensemble)": 3}
-    for run in results.planned_runs(plan):
-        folder = results.run_folder(out, run)
-        assert [row["epoch"] for row in results.read_metrics(folder)] == [1, 2, 3]
+    for run in planned_runs(plan):
+        folder = run_folder(out, run)
+        assert [row["epoch"] for row in read_metrics(folder)] == [1, 2, 3]
         log = (out / "logs" / f"{run.name}.log").read_text()
         assert log.count("mean lesion Dice") <= 1  # the test fold was read once
     page = (out / "report/report.html").read_text()
@@ -503,8 +512,8 @@ def test_a_ray_cluster_that_loses_a_node(nine_cases, tmp_path, root):
     assert process.returncode == 0, output
     runs, missing, plan = results.read_runs(out)
     assert missing == [] and Counter(run.model for run in runs) == {"small": 6, "small (ensemble)": 3}
-    for run in results.planned_runs(plan):
-        assert [row["epoch"] for row in results.read_metrics(results.run_folder(out, run))] == list(range(1, 41))
+    for run in planned_runs(plan):
+        assert [row["epoch"] for row in read_metrics(run_folder(out, run))] == list(range(1, 41))
     # What came from the cluster is what train.py makes here.
     subprocess.run(script(root, "train.py", "--recipe", recipe, "--data", nine_cases, "--fold", 1, "--seed", 1,
                           "--run_dir", tmp_path / "here"), check=True, capture_output=True,

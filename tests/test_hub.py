@@ -15,12 +15,12 @@ import torch
 from conftest import run_script_file
 
 from meshnet import hub, hubcard
+from meshnet.crossval.plan import PLAN
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks.card import read_card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
-from meshnet.results import PLAN
 from meshnet.scans.intensity import SCALINGS
 
 WRITER, READER = "hf_" + "w" * 30, "hf_" + "r" * 30

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from meshnet.asha import Asha
 from meshnet.errors import UserError
-from meshnet.ledger import Ledger, network_file_system
+from meshnet.search.asha import Asha
+from meshnet.search.ledger import Ledger, network_file_system
 
 
 def play(ledger: Ledger, study: Asha, steps: int, seed: int = 0) -> None:
@@ -140,15 +140,15 @@ def test_the_file_system_of_a_ledger(tmp_path, monkeypatch):
     mounts.write_text("a / ext4 rw 0 0\nb:/home /data nfs4 rw 0 0\nc /data/local xfs rw 0 0\n")
     kinds = {path: network_file_system(Path(path), mounts) for path in ("/x", "/data/s", "/data/local/s")}
     assert kinds == {"/x": "", "/data/s": "nfs4", "/data/local/s": ""}
-    monkeypatch.setattr("meshnet.ledger.network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr("meshnet.search.ledger.network_file_system", lambda path: "nfs4")
     with pytest.raises(UserError, match="--ledger"):
         Ledger(tmp_path / "ledger.sqlite")
 
 
 WRITER = """
     import pathlib, sys
-    from meshnet.asha import Asha
-    from meshnet.ledger import Ledger
+    from meshnet.search.asha import Asha
+    from meshnet.search.ledger import Ledger
     study = Asha((1, 2, 4), 2, 100_000)
     with Ledger(sys.argv[1]) as ledger:
         ledger.rebuild(study)

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meshnet import report, results, stats
+from meshnet.crossval import report, results, stats
+from meshnet.crossval.plan import check_splits, ensemble_folder, load_plan
+from meshnet.crossval.report import write_report
+from meshnet.crossval.results import Results
 from meshnet.errors import UserError
 from meshnet.networks.build import build
 from meshnet.networks.folder import save_model
-from meshnet.report import Results, write_report
 
 MODELS = {"meshnet26": 26, "meshnet5": 5}
 
@@ -56,7 +58,7 @@ def written(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """Charts and many resamples take seconds; tests of what stands beside them do without."""
-    monkeypatch.setattr(report, "RESAMPLES", 50)
+    monkeypatch.setattr(results, "RESAMPLES", 50)
     blank = tmp_path / "blank.png"
     Image.new("RGB", (4, 4)).save(blank)
     names = ("pareto", "distributions", "volume_dice", "bland_altman")
@@ -167,7 +169,7 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 def test_runs_of_other_splits_are_refused(out):
-    plan = results.load_plan(out)
+    plan = load_plan(out)
     change(out / "runs/meshnet5/fold1_restart0/config.yaml", plan["split_hash"], "ab" * 32)
     with pytest.raises(UserError, match=r"fold1_restart0/config.yaml: trained with splits abababababab.*cannot be"):
         write_report(out)
@@ -226,7 +228,7 @@ def test_a_leak_planted_in_the_splits_is_refused(part, message):
     else:
         splits["folds"][0]["inner"][0][part].append("s00")
     with pytest.raises(UserError, match=message):
-        results.check_splits(splits, Path("splits.json"))
+        check_splits(splits, Path("splits.json"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -271,12 +273,12 @@ def test_an_ensemble_is_a_model_of_its_own(out, quick):
     splits = json.loads((out / "splits.json").read_text())
     for fold in range(3):
         rows = [made_up.case_row(s, 0.8) for s in splits["folds"][fold]["test"]]
-        made_up.write_cases(results.ensemble_folder(out, "meshnet5", fold, 2) / "test_cases.csv", rows)
+        made_up.write_cases(ensemble_folder(out, "meshnet5", fold, 2) / "test_cases.csv", rows)
     write_report(out, pictures=0)
     line = (out / "report/table.md").read_text().splitlines()[2]
     assert line.startswith("| meshnet5 (ensemble) | 11,364 | **0.800 (0.000)**")
     assert "(ensemble): fold" not in (out / "report/report.html").read_text()  # it has no chosen restarts
-    first = results.ensemble_folder(out, "meshnet5", 0, 2)
+    first = ensemble_folder(out, "meshnet5", 0, 2)
     made_up.write_cases(first / "test_cases.csv", [made_up.case_row("s11", 0.8)])
     with pytest.raises(UserError, match="s11 was trained or validated on"):
         write_report(out)

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from meshnet.asha import Asha
-from meshnet.sampler import ModelSampler, RandomSampler, make_sampler
-from meshnet.space import parse_space
+from meshnet.search.asha import Asha
+from meshnet.search.sampler import ModelSampler, RandomSampler, make_sampler
+from meshnet.search.space import parse_space
 
 SPACE = parse_space(
     {"lr": "loguniform(1e-4, 1)", "bg_weight": "uniform(0, 1)", "warmup_pct": "choices([0.02, 0.1, 0.2])"}
@@ -128,7 +128,7 @@ def test_the_same_history_gives_the_same_suggestion():
 @pytest.mark.parametrize("slow", [0.0, 0.05])
 def test_batches_made_in_the_background_depend_on_the_history_alone(monkeypatch, slow):
     """However quick the thread is; and but for the first no batch is made by whoever asks."""
-    monkeypatch.setattr("meshnet.sampler.AHEAD", 4)
+    monkeypatch.setattr("meshnet.search.sampler.AHEAD", 4)
     score = lambda parameters, epochs: math.exp(-away(parameters))
     where = []
 
@@ -146,7 +146,7 @@ def test_batches_made_in_the_background_depend_on_the_history_alone(monkeypatch,
 
 
 def test_a_study_that_is_taken_up_has_its_first_batch_begun(monkeypatch):
-    monkeypatch.setattr("meshnet.sampler.AHEAD", 4)
+    monkeypatch.setattr("meshnet.search.sampler.AHEAD", 4)
     score = lambda parameters, epochs: math.exp(-away(parameters))
     study = play(ModelSampler(SPACE, 5), 40, score)
     sampler = ModelSampler(SPACE, 5, explore=0, batch=0.25)

@@ -8,7 +8,7 @@ from search_bench import SPACE, check_accounts, wait_for
 
 from meshnet.config import validate
 from meshnet.recipe import load_recipes
-from meshnet.study_view import Screen
+from meshnet.search.status import Screen
 
 
 # ---------------------------------------------------------------- an undisturbed search

@@ -6,9 +6,9 @@ import pytest
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from meshnet.asha import Asha
-from meshnet.search_figures import _parameters, importance
-from meshnet.space import parse_space
+from meshnet.search.asha import Asha
+from meshnet.search.figures import _parameters, importance
+from meshnet.search.space import parse_space
 
 SPACE = parse_space(
     {"lr": "loguniform(1e-4, 1)", "bg_weight": "uniform(0, 1)", "warmup_pct": "choices([0.2, 0.02, 0.1])"}

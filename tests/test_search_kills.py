@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from search_bench import LINUX, SPACE, Bench, check_accounts, runs_of, wait_for
 
-from meshnet.asha import Asha
 from meshnet.errors import UserError
-from meshnet.ledger import Ledger
 from meshnet.runs.launch import make_launcher
 from meshnet.runs.processes import members
-from meshnet.study import Plan, Study
+from meshnet.search.asha import Asha
+from meshnet.search.ledger import Ledger
+from meshnet.search.study import Plan, Study
 
 
 @LINUX

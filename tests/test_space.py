@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from meshnet.config import Config
 from meshnet.errors import UserError
 from meshnet.recipe import load_search
-from meshnet.space import SHORT_NAMES, parse_space
+from meshnet.search.space import SHORT_NAMES, parse_space
 
 ROOT = Path(__file__).resolve().parent.parent
 

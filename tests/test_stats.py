@@ -9,8 +9,8 @@ import scipy.stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from meshnet import stats
-from meshnet.stats import Run
+from meshnet.crossval import stats
+from meshnet.crossval.stats import Run
 
 
 def run(model, fold, restart, val_dice, scores, metric="dice"):

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from meshnet import tables
-from meshnet.stats import Spread
-from meshnet.tables import PAPER, Row
+from meshnet.crossval import tables
+from meshnet.crossval.stats import Spread
+from meshnet.crossval.tables import PAPER, Row
 
 PAPER_TABLE = """\
 | Model | Parameters | DICE ↑ | AVD ↓ | MCC ↑ |

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from meshnet.crossval.stats import bland_altman
 from meshnet.plots import COLOURS, GREY, colour_of, new_figure, styled
-from meshnet.stats import bland_altman
 
 LABELS = {"dice": "Lesion Dice", "dice_macro": "Macro Dice", "avd": "AVD", "mcc": "MCC", "precision": "Precision",
           "sensitivity": "Sensitivity", "hd95_mm": "HD95 (mm)", "asd_mm": "ASD (mm)", "nsd": "NSD",

@@ -7,11 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from meshnet.asha import Trial
 from meshnet.errors import UserError
 from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Handle
-from meshnet.study import Study
+from meshnet.search.asha import Trial
+from meshnet.search.study import Study
 
 STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken to be alive
 

@@ -7,9 +7,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from meshnet import results
+from meshnet.crossval.plan import (
+    Planned,
+    ensemble_folder,
+    is_scored,
+    is_trained,
+    planned_ensembles,
+    planned_runs,
+    run_folder,
+    validation_dice,
+)
 from meshnet.files import write_json
-from meshnet.results import Planned
 from meshnet.runs.jobs import Ended, Handle, Job, Launcher
 
 ATTEMPTS = 3    # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
@@ -27,7 +35,7 @@ class Queue:
     def __init__(self, plan: Mapping, out: Path, launcher: Launcher, silent_after: float):
         self.plan, self.out, self.launcher = plan, out, launcher
         self.silent_after = silent_after
-        self.runs = results.planned_runs(plan)
+        self.runs = planned_runs(plan)
         self.handles: dict[Task, Handle] = {}
         self.attempts: dict[Task, int] = {}
         self.given_up: dict[Task, str] = {}
@@ -36,22 +44,22 @@ class Queue:
             print(f"{self.said} of {len(self.runs)} run(s) are there already", flush=True)
 
     def complete(self, run: Planned) -> bool:
-        folder = results.run_folder(self.out, run)
-        return results.is_trained(folder) and results.is_scored(folder)
+        folder = run_folder(self.out, run)
+        return is_trained(folder) and is_scored(folder)
 
     def tasks(self) -> list[Task]:
         """What can be started now, in order: scoring finished runs first, then training, then ensembles."""
         test, train, averaged = [], [], []
         for run in self.runs:
-            folder = results.run_folder(self.out, run)
-            if not results.is_trained(folder):
+            folder = run_folder(self.out, run)
+            if not is_trained(folder):
                 train.append((run.name, "train"))
-            elif not results.is_scored(folder):
+            elif not is_scored(folder):
                 test.append((run.name, "test"))
-        for model, fold, restarts in results.planned_ensembles(self.plan):
+        for model, fold, restarts in planned_ensembles(self.plan):
             members = [run for run in self.runs if (run.model, run.fold) == (model, fold)]
-            folder = results.ensemble_folder(self.out, model, fold, restarts)
-            if not results.is_scored(folder) and all(self.complete(run) for run in members):
+            folder = ensemble_folder(self.out, model, fold, restarts)
+            if not is_scored(folder) and all(self.complete(run) for run in members):
                 averaged.append((f"{model}/{folder.name}", "ensemble"))
         return [task for task in test + train + averaged if task not in self.given_up]
 
@@ -113,10 +121,10 @@ class Queue:
         """Say how a task ended; note the ones that will not be tried again."""
         name, kind = task
         folder = self.out / "runs" / name
-        done = results.is_trained(folder) if kind == "train" else results.is_scored(folder)
+        done = is_trained(folder) if kind == "train" else is_scored(folder)
         if done and kind == "test":
             self.said += 1
-            print(f"[{self.said}/{len(self.runs)}] {name}: validation Dice {results.validation_dice(folder):.4f}",
+            print(f"[{self.said}/{len(self.runs)}] {name}: validation Dice {validation_dice(folder):.4f}",
                   flush=True)
         if done:
             return

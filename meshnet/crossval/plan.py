@@ -7,27 +7,23 @@ recipes/NAME.yaml               copied, so that a recipe that is edited later ch
 runs/NAME/foldF_restartR/       a run folder (see meshnet.runfolder) with test_cases.csv
 runs/NAME/foldF_ensembleN/      test_cases.csv of the averaged probabilities of N restarts
 logs/                           what the runs printed
-report/                         see meshnet.report
+report/                         see meshnet.crossval.report
 =============================== =======================================================================================
 """
 
-import csv
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshnet.config import identity, validate
-from meshnet.data.splits import fold_subjects, load_splits
+from meshnet.crossval.stats import Run
+from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
 from meshnet.files import write_json
-from meshnet.recipe import load_recipes, read_mapping
 from meshnet.runs.folder import read_metrics
-from meshnet.stats import Run
 
 PLAN, SPLITS, FORMAT = "crossval.json", "splits.json", 1
-TEXT_COLUMNS = ("case", "subject", "session")
 
 
 @dataclass(frozen=True)
@@ -176,60 +172,6 @@ def validation_dice(folder: Path) -> float:
     return math.nan if value is None else float(value)
 
 
-def read_cases(path: Path) -> tuple[dict, ...]:
-    """Rows of a test_cases.csv, scores as numbers; an empty place is NaN.
-
-    Raises:
-        UserError: where it has no ``case`` and ``subject``, or a score that is no number.
-    """
-    with open(path, newline="", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
-    if not rows or not {"case", "subject"} <= rows[0].keys():
-        raise UserError(f"{path}: found no rows with case and subject, expected scores of train.py --test; remove the "
-                        "file and run crossval.py again")
-    try:
-        return tuple({key: value if key in TEXT_COLUMNS or key.startswith("group_") else float(value or "nan")
-                      for key, value in row.items()} for row in rows)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: found a score that is no number ({error}); remove the file and run crossval.py "
-                        "again") from None
-
-
-def check_run(folder: Path, run: Planned, plan: Mapping, splits: Mapping, cases: tuple[dict, ...]) -> None:
-    """Refuse a run that is not what the plan says, or whose scores are not those of its test subjects.
-
-    Raises:
-        UserError: for another configuration, fold, seed, data set or splits, or a leak.
-    """
-    path = folder / "config.yaml"
-    recorded = read_mapping(path).get("run", {})
-    if recorded.get("split_hash") != plan["split_hash"]:
-        raise UserError(f"{path}: trained with splits {str(recorded.get('split_hash'))[:12]}, the others with "
-                        f"{plan['split_hash'][:12]}: the two cannot be compared; remove {folder} and run crossval.py "
-                        "again")
-    expected = {"data": plan["fingerprint"], "fold": run.fold, "inner_fold": run.inner_fold, "seed": run.seed}
-    changed = differences(expected, {key: recorded.get(key) for key in expected})
-    changed = changed or differences(plan["models"][run.model]["config"], identity(validate(load_recipes([path]))))
-    if changed:
-        raise UserError(f"{path}: not the run that {PLAN} plans: {changed}; remove {folder} and run crossval.py again")
-    check_subjects(folder / "test_cases.csv", run.fold, run.inner_fold, splits, cases)
-
-
-def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, cases: tuple[dict, ...]) -> None:
-    """Refuse test scores of subjects that are not the test subjects of ``fold``, or that lack some of them."""
-    parts = fold_subjects(splits, fold, inner_fold)
-    found = {row["subject"] for row in cases}
-    leaked = sorted(found & {*parts["train"], *parts["val"]})
-    if leaked:
-        raise UserError(f"{path}: subject {leaked[0]} was trained or validated on in fold {fold}, so its score is no "
-                        "test; remove the file and run crossval.py again")
-    odd = sorted(found ^ set(parts["test"]))
-    if odd:
-        what = "is not among" if odd[0] in found else "is missing among"
-        raise UserError(f"{path}: subject {odd[0]} {what} the test subjects of fold {fold}; remove the file and run "
-                        "crossval.py again")
-
-
 def missing_runs(out: Path, plan: Mapping) -> list[str]:
     """Every run and ensemble of the plan that is not finished and scored, in words."""
     runs = [f"{run.model}, fold {run.fold}, restart {run.restart}: {progress}" for run in planned_runs(plan)
@@ -237,38 +179,6 @@ def missing_runs(out: Path, plan: Mapping) -> list[str]:
     return runs + [f"{model}, fold {fold}, ensemble of {restarts}: not scored"
                    for model, fold, restarts in planned_ensembles(plan)
                    if not is_scored(ensemble_folder(out, model, fold, restarts))]
-
-
-def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
-    """Finished runs of a folder with their test scores, what is missing in words, and the plan.
-
-    Ensembles come as models of their own, ``NAME (ensemble)``, with restart 0.
-
-    Raises:
-        UserError: for a run that must not be compared with the others (see ``check_run``).
-    """
-    out, plan = Path(out), load_plan(out)
-    splits = load_splits(out / SPLITS)
-    if splits["hash"] != plan["split_hash"]:
-        raise UserError(f"{out / SPLITS}: found splits {splits['hash'][:12]}, expected {plan['split_hash'][:12]} as in "
-                        f"{PLAN}; copy the data set's splits.json here again")
-    check_splits(splits, out / SPLITS)
-    runs = []
-    for planned in planned_runs(plan):
-        folder = run_folder(out, planned)
-        if progress_of(folder):
-            continue
-        cases = read_cases(folder / "test_cases.csv")
-        check_run(folder, planned, plan, splits, cases)
-        runs.append(Run(planned.model, planned.fold, planned.restart, validation_dice(folder), cases))
-    for model, entry in plan["models"].items():
-        for fold in range(plan["folds"]):
-            folder = ensemble_folder(out, model, fold, entry["restarts"])
-            if is_scored(folder):
-                cases = read_cases(folder / "test_cases.csv")
-                check_subjects(folder / "test_cases.csv", fold, plan["inner_fold"], splits, cases)
-                runs.append(Run(f"{model} (ensemble)", fold, 0, math.nan, cases))
-    return runs, missing_runs(out, plan), plan
 
 
 def write_plan(out: Path, plan: Mapping) -> None:

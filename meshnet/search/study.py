@@ -24,13 +24,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meshnet.asha import Asha
-from meshnet.asha import Job as Decision
 from meshnet.errors import UserError
 from meshnet.files import write_text
-from meshnet.ledger import Ledger
 from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Ended, Job, Launcher
+from meshnet.search.asha import Asha
+from meshnet.search.asha import Job as Decision
+from meshnet.search.ledger import Ledger
 
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"

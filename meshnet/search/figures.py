@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from meshnet.asha import Asha
 from meshnet.files import whole_file
-from meshnet.space import Space
+from meshnet.search.asha import Asha
+from meshnet.search.space import Space
 
 ENOUGH = 10  # trials with a score, below which an importance would be noise
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
 
-from meshnet.stats import Spread
+from meshnet.crossval.stats import Spread
 
 COLUMNS = (  # name of the score, heading, whether more is better
     ("dice_macro", "DICE", True), ("avd", "AVD", False), ("mcc", "MCC", True),

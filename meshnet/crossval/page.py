@@ -5,14 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from meshnet import charts, tables
-
-if TYPE_CHECKING:
-    from meshnet.report import Results
-
-INCOMPLETE = "†"  # after the name of a model that lacks a fold
+from meshnet.crossval import charts, tables
+from meshnet.crossval.results import INCOMPLETE, Results
 
 STYLE = """
 :root { color-scheme: light; }

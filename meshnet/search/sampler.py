@@ -15,8 +15,8 @@ import random
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from meshnet.asha import Asha, Trial
-from meshnet.space import Space
+from meshnet.search.asha import Asha, Trial
+from meshnet.search.space import Space
 
 SAMPLERS = ("random", "model")
 # Longest length scale, in widths of a range. Without a limit a parameter that seems not to matter at few epochs gets

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import results
+from meshnet.crossval.plan import ensemble_folder, is_trained, load_plan, planned_runs, run_folder
+from meshnet.crossval.scoring import score_probabilities
 from meshnet.data.reader import PreparedData
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
-from meshnet.evaluation import score_probabilities
 from meshnet.inference import predict
 from meshnet.networks import build
 from meshnet.runs.folder import write_cases
@@ -20,10 +20,10 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
     Raises:
         UserError: if a restart is not finished, or the data set is not the plan's.
     """
-    plan = results.load_plan(out)
-    members = [run for run in results.planned_runs(plan) if (run.model, run.fold) == (model, fold)]
-    folders = [results.run_folder(out, run) for run in members]
-    late = [folder for folder in folders if not results.is_trained(folder)]
+    plan = load_plan(out)
+    members = [run for run in planned_runs(plan) if (run.model, run.fold) == (model, fold)]
+    folders = [run_folder(out, run) for run in members]
+    late = [folder for folder in folders if not is_trained(folder)]
     if late or not folders:
         raise UserError(f"{late[0] if late else out / 'runs' / model}: not a finished run; an ensemble needs every "
                         "restart of its fold")
@@ -38,5 +38,5 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
         image = data.image(index)
         mean = np.mean([predict.predict(network, image) for network, _ in networks], axis=0, dtype=np.float32)
         rows.append(score_probabilities(mean, networks[0][1], data, index))
-    write_cases(results.ensemble_folder(out, model, fold, len(members)) / "test_cases.csv", rows)
+    write_cases(ensemble_folder(out, model, fold, len(members)) / "test_cases.csv", rows)
     return 0

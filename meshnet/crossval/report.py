@@ -2,7 +2,7 @@
 
 =========================== ===========================================================================================
 report/table.md .csv .tex   the paper's table, in the conformed grid; table_native.* in the scans' own grid
-report/summary.csv          every score by the three means (see meshnet.stats), with intervals
+report/summary.csv          every score by the three means (see meshnet.crossval.stats), with intervals
 report/tests.csv            every model against the reference: Wilcoxon, Holm, effect, difference with interval
 report/cases.csv            the test cases of the chosen restarts
 report/figures/             PNG and PDF
@@ -17,68 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet import charts, page, plots, results, stats, tables
+from meshnet import plots
+from meshnet.crossval import charts, page, results, stats, tables
+from meshnet.crossval.plan import find_planned, run_folder
+from meshnet.crossval.results import Results
 from meshnet.errors import UserError
 from meshnet.files import write_text
-from meshnet.stats import Comparison, Run, Summary
-
-GRIDS = {"conformed": "conformed_", "native": ""}  # grid -> prefix of its scores' names
-TESTED = tuple(name for name, *_ in tables.COLUMNS) + ("dice",)
-DETAILS = ("dice", "dice_macro", "avd", "mcc", "precision", "sensitivity", "hd95_mm", "asd_mm", "nsd", "lesion_f1")
-RESAMPLES = 9999
-
-
-class Results:
-    """Everything that tables and charts show, computed once.
-
-    Attributes: ``runs``, ``models`` (in the plan's order), ``chosen`` (by (model, fold)), ``reference``,
-    ``summaries[grid][score][model]`` and ``tests[grid][score][model]``.
-    """
-
-    def __init__(self, runs: Sequence[Run], reference: str | None = None, folds: int | None = None):
-        if not runs:
-            raise UserError("no run is finished and scored yet, so there is nothing to report; run crossval.py again")
-        self.runs = list(runs)
-        self.models = list(dict.fromkeys(run.model for run in runs))
-        self.reference = reference or next((m for m in self.models if m == "meshnet26"), self.models[0])
-        if self.reference not in self.models:
-            raise UserError(f"--reference: found {reference}, expected one of {', '.join(self.models)}")
-        self.chosen = stats.choose_restarts(runs)
-        folds = folds or len({run.fold for run in runs})
-        self.incomplete = [m for m in self.models if sum(model == m for model, _ in self.chosen) < folds]
-        self.pooled = {m: stats.pooled_cases([run for (name, _), run in self.chosen.items() if name == m])
-                       for m in self.models}
-        self.summaries, self.tests = {}, {}
-        for grid, prefix in GRIDS.items():
-            present = [name for name in DETAILS if all(prefix + name in run.cases[0] for run in runs)]
-            self.summaries[grid] = {name: self._summaries(prefix + name) for name in present}
-            self.tests[grid] = {name: self._tests(prefix + name) for name in TESTED if name in present}
-
-    def _summaries(self, score: str) -> dict[str, Summary]:
-        return {m: stats.summarise([run for run in self.runs if run.model == m], score, np.random.default_rng(0),
-                                   RESAMPLES) for m in self.models}
-
-    def _tests(self, score: str) -> dict[str, Comparison]:
-        scores = {m: stats.by_subject(rows, score) for m, rows in self.pooled.items()}
-        return stats.compare(scores, self.reference, np.random.default_rng(0), RESAMPLES)
-
-    def rows(self, grid: str, parameters: Mapping[str, int | None]) -> list[tables.Row]:
-        """The paper's table: chosen restarts over folds, stars where a model differs from the reference."""
-        return [tables.Row(m, parameters.get(m), {name: self.summaries[grid][name][m].folds
-                                                  for name, *_ in tables.COLUMNS},
-                           {name: self.tests[grid][name][m].stars for name, *_ in tables.COLUMNS
-                            if m != self.reference}, page.INCOMPLETE if m in self.incomplete else "")
-                for m in self.models]
-
-    def column(self, model: str, score: str) -> list[float]:
-        """A native-grid score of every test case of a model's chosen restarts."""
-        return [row[score] for row in self.pooled[model]]
-
-    def worst(self, count: int) -> list[tuple[Run, Mapping]]:
-        """The reference's test cases with the lowest lesion Dice in the scan's own grid, with the run each is from."""
-        found = [(run, row) for (model, _), run in self.chosen.items() if model == self.reference for row in run.cases]
-        return sorted(found, key=lambda item: (item[1]["dice"], item[1]["case"]))[:count]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From a folder
@@ -117,7 +61,7 @@ def count_all(found: Results, out: Path, plan: Mapping) -> dict[str, int | None]
         counts[model] = None
         if run is not None:
             members = plan["models"][name]["restarts"] if model != name else 1
-            counts[model] = members * count_parameters(results.run_folder(out, results.find_planned(plan, run)))
+            counts[model] = members * count_parameters(run_folder(out, find_planned(plan, run)))
     return counts
 
 
@@ -204,7 +148,7 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
     wanted, drawn = found.worst(count), []
     models, data = {}, None
     for run, row in wanted:
-        place = results.find_planned(plan, run)
+        place = find_planned(plan, run)
         path = folder / f"{place.name}_{row['case']}.png".replace("/", "_")
         line = (f"{row['case']}: Dice {row['dice']:.3f}, {row['volume_ml']:.2f} mL predicted, "
                 f"{row['truth_ml']:.2f} mL true")
@@ -218,7 +162,7 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
         if place not in models:
             from meshnet.networks.build import load_model
 
-            models[place] = load_model(results.run_folder(out, place))
+            models[place] = load_model(run_folder(out, place))
         draw_case(path, data, row["case"], *models[place])
     return drawn, ""
 

@@ -4,8 +4,8 @@ WAL mode needs shared memory and so works on one host only: the database lies on
 beside it keeps a second driver out. Others read ``status.json`` in the study folder, which is replaced whole.
 
 Every change is one transaction with ``synchronous=FULL``: a driver killed at any moment leaves either all of it or
-nothing. ``events`` keeps the order of decisions, from which ``meshnet.asha.Asha`` is rebuilt exactly; ``scores`` has
-one row for a trial, inner fold, schedule and epoch, so that no score can be counted twice.
+nothing. ``events`` keeps the order of decisions, from which ``asha.Asha`` is rebuilt exactly; ``scores`` has one row for
+a trial, inner fold, schedule and epoch, so that no score can be counted twice.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from meshnet.asha import Asha, Job
 from meshnet.errors import UserError
 from meshnet.files import write_text
+from meshnet.search.asha import Asha, Job
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);

@@ -1,0 +1,1 @@
+"""Cross-validation and its report. The only room that reads test cases."""

@@ -1,0 +1,177 @@
+"""The scores of finished runs, read and checked, and everything that a report shows of them."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meshnet.config import identity, validate
+from meshnet.crossval import stats, tables
+from meshnet.crossval.plan import (
+    PLAN,
+    SPLITS,
+    Planned,
+    check_splits,
+    differences,
+    ensemble_folder,
+    is_scored,
+    load_plan,
+    missing_runs,
+    planned_runs,
+    progress_of,
+    run_folder,
+    validation_dice,
+)
+from meshnet.crossval.stats import Comparison, Run, Summary
+from meshnet.data.splits import fold_subjects, load_splits
+from meshnet.errors import UserError
+from meshnet.recipe import load_recipes, read_mapping
+
+INCOMPLETE = "†"  # after the name of a model that lacks a fold
+TEXT_COLUMNS = ("case", "subject", "session")
+
+
+def read_cases(path: Path) -> tuple[dict, ...]:
+    """Rows of a test_cases.csv, scores as numbers; an empty place is NaN.
+
+    Raises:
+        UserError: where it has no ``case`` and ``subject``, or a score that is no number.
+    """
+    with open(path, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    if not rows or not {"case", "subject"} <= rows[0].keys():
+        raise UserError(f"{path}: found no rows with case and subject, expected scores of train.py --test; remove the "
+                        "file and run crossval.py again")
+    try:
+        return tuple({key: value if key in TEXT_COLUMNS or key.startswith("group_") else float(value or "nan")
+                      for key, value in row.items()} for row in rows)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: found a score that is no number ({error}); remove the file and run crossval.py "
+                        "again") from None
+
+
+def check_run(folder: Path, run: Planned, plan: Mapping, splits: Mapping, cases: tuple[dict, ...]) -> None:
+    """Refuse a run that is not what the plan says, or whose scores are not those of its test subjects.
+
+    Raises:
+        UserError: for another configuration, fold, seed, data set or splits, or a leak.
+    """
+    path = folder / "config.yaml"
+    recorded = read_mapping(path).get("run", {})
+    if recorded.get("split_hash") != plan["split_hash"]:
+        raise UserError(f"{path}: trained with splits {str(recorded.get('split_hash'))[:12]}, the others with "
+                        f"{plan['split_hash'][:12]}: the two cannot be compared; remove {folder} and run crossval.py "
+                        "again")
+    expected = {"data": plan["fingerprint"], "fold": run.fold, "inner_fold": run.inner_fold, "seed": run.seed}
+    changed = differences(expected, {key: recorded.get(key) for key in expected})
+    changed = changed or differences(plan["models"][run.model]["config"], identity(validate(load_recipes([path]))))
+    if changed:
+        raise UserError(f"{path}: not the run that {PLAN} plans: {changed}; remove {folder} and run crossval.py again")
+    check_subjects(folder / "test_cases.csv", run.fold, run.inner_fold, splits, cases)
+
+
+def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, cases: tuple[dict, ...]) -> None:
+    """Refuse test scores of subjects that are not the test subjects of ``fold``, or that lack some of them."""
+    parts = fold_subjects(splits, fold, inner_fold)
+    found = {row["subject"] for row in cases}
+    leaked = sorted(found & {*parts["train"], *parts["val"]})
+    if leaked:
+        raise UserError(f"{path}: subject {leaked[0]} was trained or validated on in fold {fold}, so its score is no "
+                        "test; remove the file and run crossval.py again")
+    odd = sorted(found ^ set(parts["test"]))
+    if odd:
+        what = "is not among" if odd[0] in found else "is missing among"
+        raise UserError(f"{path}: subject {odd[0]} {what} the test subjects of fold {fold}; remove the file and run "
+                        "crossval.py again")
+
+
+def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
+    """Finished runs of a folder with their test scores, what is missing in words, and the plan.
+
+    Ensembles come as models of their own, ``NAME (ensemble)``, with restart 0.
+
+    Raises:
+        UserError: for a run that must not be compared with the others (see ``check_run``).
+    """
+    out, plan = Path(out), load_plan(out)
+    splits = load_splits(out / SPLITS)
+    if splits["hash"] != plan["split_hash"]:
+        raise UserError(f"{out / SPLITS}: found splits {splits['hash'][:12]}, expected {plan['split_hash'][:12]} as in "
+                        f"{PLAN}; copy the data set's splits.json here again")
+    check_splits(splits, out / SPLITS)
+    runs = []
+    for planned in planned_runs(plan):
+        folder = run_folder(out, planned)
+        if progress_of(folder):
+            continue
+        cases = read_cases(folder / "test_cases.csv")
+        check_run(folder, planned, plan, splits, cases)
+        runs.append(Run(planned.model, planned.fold, planned.restart, validation_dice(folder), cases))
+    for model, entry in plan["models"].items():
+        for fold in range(plan["folds"]):
+            folder = ensemble_folder(out, model, fold, entry["restarts"])
+            if is_scored(folder):
+                cases = read_cases(folder / "test_cases.csv")
+                check_subjects(folder / "test_cases.csv", fold, plan["inner_fold"], splits, cases)
+                runs.append(Run(f"{model} (ensemble)", fold, 0, math.nan, cases))
+    return runs, missing_runs(out, plan), plan
+
+
+GRIDS = {"conformed": "conformed_", "native": ""}  # grid -> prefix of its scores' names
+TESTED = tuple(name for name, *_ in tables.COLUMNS) + ("dice",)
+DETAILS = ("dice", "dice_macro", "avd", "mcc", "precision", "sensitivity", "hd95_mm", "asd_mm", "nsd", "lesion_f1")
+RESAMPLES = 9999
+
+
+class Results:
+    """Everything that tables and charts show, computed once.
+
+    Attributes: ``runs``, ``models`` (in the plan's order), ``chosen`` (by (model, fold)), ``reference``,
+    ``summaries[grid][score][model]`` and ``tests[grid][score][model]``.
+    """
+
+    def __init__(self, runs: Sequence[Run], reference: str | None = None, folds: int | None = None):
+        if not runs:
+            raise UserError("no run is finished and scored yet, so there is nothing to report; run crossval.py again")
+        self.runs = list(runs)
+        self.models = list(dict.fromkeys(run.model for run in runs))
+        self.reference = reference or next((m for m in self.models if m == "meshnet26"), self.models[0])
+        if self.reference not in self.models:
+            raise UserError(f"--reference: found {reference}, expected one of {', '.join(self.models)}")
+        self.chosen = stats.choose_restarts(runs)
+        folds = folds or len({run.fold for run in runs})
+        self.incomplete = [m for m in self.models if sum(model == m for model, _ in self.chosen) < folds]
+        self.pooled = {m: stats.pooled_cases([run for (name, _), run in self.chosen.items() if name == m])
+                       for m in self.models}
+        self.summaries, self.tests = {}, {}
+        for grid, prefix in GRIDS.items():
+            present = [name for name in DETAILS if all(prefix + name in run.cases[0] for run in runs)]
+            self.summaries[grid] = {name: self._summaries(prefix + name) for name in present}
+            self.tests[grid] = {name: self._tests(prefix + name) for name in TESTED if name in present}
+
+    def _summaries(self, score: str) -> dict[str, Summary]:
+        return {m: stats.summarise([run for run in self.runs if run.model == m], score, np.random.default_rng(0),
+                                   RESAMPLES) for m in self.models}
+
+    def _tests(self, score: str) -> dict[str, Comparison]:
+        scores = {m: stats.by_subject(rows, score) for m, rows in self.pooled.items()}
+        return stats.compare(scores, self.reference, np.random.default_rng(0), RESAMPLES)
+
+    def rows(self, grid: str, parameters: Mapping[str, int | None]) -> list[tables.Row]:
+        """The paper's table: chosen restarts over folds, stars where a model differs from the reference."""
+        return [tables.Row(m, parameters.get(m), {name: self.summaries[grid][name][m].folds
+                                                  for name, *_ in tables.COLUMNS},
+                           {name: self.tests[grid][name][m].stars for name, *_ in tables.COLUMNS
+                            if m != self.reference}, INCOMPLETE if m in self.incomplete else "")
+                for m in self.models]
+
+    def column(self, model: str, score: str) -> list[float]:
+        """A native-grid score of every test case of a model's chosen restarts."""
+        return [row[score] for row in self.pooled[model]]
+
+    def worst(self, count: int) -> list[tuple[Run, Mapping]]:
+        """The reference's test cases with the lowest lesion Dice in the scan's own grid, with the run each is from."""
+        found = [(run, row) for (model, _), run in self.chosen.items() if model == self.reference for row in run.cases]
+        return sorted(found, key=lambda item: (item[1]["dice"], item[1]["case"]))[:count]

@@ -1,0 +1,1 @@
+"""Hyperparameter search by asynchronous successive halving. Knows no network and no torch."""
