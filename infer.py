@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int | None:
     arguments = make_parser().parse_args()
     if arguments.list_models:
-        from meshnet.registry import list_models
+        from meshnet.sharing.published import list_models
 
         print(list_models())
         return 0
@@ -163,7 +163,7 @@ def load_models(arguments: argparse.Namespace) -> list[tuple]:
     from meshnet.inference.light import load
     from meshnet.networks.build import load_model
     from meshnet.networks.folder import default_model
-    from meshnet.registry import find
+    from meshnet.sharing.published import find
 
     weights = {"weights": "model_ema.safetensors"} if arguments.ema else {}
     names = [find(name) for name in arguments.model] or [default_model()]

@@ -55,7 +55,7 @@ def main() -> int | None:
         "split_hash": splits["hash"], "data": data.info["fingerprint"]}
 
     # ------------------------------------------------------------------ the network
-    from meshnet.registry import find
+    from meshnet.sharing.published import find
     from meshnet.training.assemble import build_network, model_card, training_box
 
     box = training_box(config, data)
@@ -163,7 +163,7 @@ def began_as(init: str | None) -> str | None:
 
 def push(folder: Path, repository: str, finished: bool) -> None:
     """Push a finished run to the Hub, and say where it is; a failure says how to do it later."""
-    from meshnet.hub import push_run
+    from meshnet.sharing.push import push_run
 
     if not finished:
         print(f"{folder}: not pushed, since training is not at its end (--stop_epoch)", file=sys.stderr)
@@ -171,7 +171,7 @@ def push(folder: Path, repository: str, finished: bool) -> None:
     try:
         print(push_run(folder, repository))
     except UserError as error:
-        raise UserError(f"{error}. The run itself is finished; to push it later: python -m meshnet.hub push {folder} "
+        raise UserError(f"{error}. The run itself is finished; to push it later: python share.py push {folder} "
                         f"{repository}") from None
 
 
@@ -179,7 +179,7 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
     """What ``--dry_run`` prints: the resolved configuration, cases, steps and parameters."""
     import torch
 
-    from meshnet.networks.meshnet import count_parameters
+    from meshnet.networks.memory import count_parameters
     from meshnet.training.assemble import describe_memory, estimate_step
     from meshnet.training.run import cases_per_step, steps_per_epoch
 

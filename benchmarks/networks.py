@@ -39,7 +39,7 @@ def measure(name: str, mode: str, size: int, checkpointing: bool) -> dict:
 
     from meshnet.inference import predict
     from meshnet.networks.build import build
-    from meshnet.networks.meshnet import count_parameters
+    from meshnet.networks.memory import count_parameters
 
     arguments = {"in_channels": 1, "classes": 2, "checkpointing": checkpointing}
     if name == "unetr":

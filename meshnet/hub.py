@@ -1,23 +1,16 @@
-"""Models and prepared data sets to and from the Hugging Face Hub.
-
-    python -m meshnet.hub push RUN user/name [--public] [--licence mit] [--report FOLDER]
-    python -m meshnet.hub pull user/name[@revision] [FOLDER]
+"""The Hugging Face Hub's client: folders up and down, its errors in words.
 
 The token comes from the usual place (``hf auth login`` or ``HF_TOKEN``). Repositories are private unless asked
 otherwise. Case names, paths and per-case scores stay at home.
 """
 
-import argparse
 import contextlib
-import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from meshnet.errors import UserError, run_script
-from meshnet.files import write_json, write_text
+from meshnet.errors import UserError
 
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
@@ -105,8 +98,6 @@ def with_retries(action: Callable):
         time.sleep(WAIT_S * attempt)
 
 
-# ---------------------------------------------------------------------------------------------------------- up
-
 def check_push(repository: str) -> None:
     """Raise a UserError if pushing to ``repository`` cannot succeed, as far as that shows without a network."""
     from huggingface_hub import get_token
@@ -115,97 +106,6 @@ def check_push(repository: str) -> None:
         raise UserError(f"{repository}: pushing goes to the main branch, expected user/name")
     if not get_token():
         raise UserError(f"{repository}: needs a token; log in with: hf auth login")
-
-
-def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit",
-             report: Path | None = None) -> str:
-    """Push a run or model folder: weights, ``config.json``, a generated model card, the recipe, a picture.
-
-    Args:
-        repository: ``user/name``; made where it does not exist.
-        private: visibility of a new repository; an existing one keeps its own.
-        report: a cross-validation's folder whose table goes into the card; the one that the run lies in by default.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        UserError: for a folder that is no model, a refused token, a missing right, or no network.
-    """
-    from meshnet.networks.build import load_model
-
-    folder = Path(run_dir)
-    check_push(repository)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not found; expected a run folder, a model folder or a prepared data set")
-    model, card = load_model(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary)
-        stage_model(folder, staged, model, card, repository, licence, report)
-        return upload(staged, repository, "model", private, MODEL_FILES)
-
-
-def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str,
-                report: Path | None) -> None:
-    """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
-    import yaml
-
-    from meshnet.hubcard import model_readme, public_training_data
-
-    card = card | {"training_data": public_training_data(card["training_data"])}
-    write_json(staged / "config.json", card)
-    weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
-    # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
-    pictures = [folder / name for name in ("picture.png", "curves.png") if (folder / name).is_file()][:1]
-    for path in [folder / "metrics.jsonl", *weights, *pictures]:
-        if path.is_file():
-            shutil.copyfile(path, staged / path.name)
-    recipes = [folder / name for name in ("config.yaml", "recipe.yaml") if (folder / name).is_file()]
-    if recipes:
-        recipe = yaml.safe_load(recipes[0].read_text(encoding="utf-8"))
-        recipe.pop("run", None)  # paths and the machine
-        write_text(staged / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
-    picture = pictures[0].name if pictures else None
-    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence,
-                          read_report(folder, report))
-    write_text(staged / "README.md", readme)
-
-
-def read_report(folder: Path, report: Path | None) -> str:
-    """The table of a cross-validation: of ``report``, or of the one that the run ``folder`` lies in; else empty."""
-    if report is not None:
-        path = report / "report" / "table.md"
-        if not path.is_file():
-            raise UserError(f"--report {report}: has no report/table.md, expected crossval.py's folder; write it with "
-                            f"crossval.py --out {report} --report")
-        return path.read_text(encoding="utf-8")
-    from meshnet.crossval.plan import PLAN
-
-    tables = [parent / "report" / "table.md" for parent in folder.resolve().parents[:4] if (parent / PLAN).is_file()]
-    return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")
-
-
-def push_dataset(folder: str | Path, repository: str, private: bool = True, licence: str = "other") -> str:
-    """Push a prepared data set with a card, in one commit. The rows hold case names and the paths of their files, which
-    go with it; the folder that was searched and the filters stay at home."""
-    from meshnet.hubcard import dataset_readme, safe_source
-
-    folder = Path(folder)
-    if not (folder / "prepared.json").is_file():
-        raise UserError(f"{folder}: has no prepared.json; expected a folder that prepare.py wrote")
-    check_push(repository)
-    info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary)
-        for path in folder.rglob("*"):
-            if path.is_file() and path.suffix in (".arrow", ".json") and not path.name.startswith("."):
-                link = staged / path.relative_to(folder)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
-        (staged / "prepared.json").unlink()
-        write_json(staged / "prepared.json", info | {"source": safe_source(info["source"])})
-        write_text(staged / "README.md", dataset_readme(info, repository, licence))
-        return upload(staged, repository, "dataset", private, DATASET_FILES)
 
 
 def upload(folder: Path, repository: str, kind: str, private: bool, patterns: list[str]) -> str:
@@ -274,33 +174,6 @@ def copy_to(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m meshnet.hub", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    push = commands.add_parser("push", help="push a run, a model folder or a prepared data set")
-    push.add_argument("folder", type=Path)
-    push.add_argument("repository", metavar="user/name")
-    push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
-    push.add_argument("--licence", help="licence tag of the card (default: mit; other for data sets)")
-    push.add_argument("--report", type=Path, metavar="FOLDER",
-                      help="a cross-validation's folder, whose table goes into the card (the run's own by default)")
-    get = commands.add_parser("pull", help="download into the cache, and to FOLDER if given")
-    get.add_argument("name", metavar="user/name[@revision]")
-    get.add_argument("folder", type=Path, nargs="?")
-    get.add_argument("--dataset", action="store_true", help="a prepared data set")
-    arguments = parser.parse_args()
-    if arguments.command == "push":
-        where = {"repository": arguments.repository, "private": not arguments.public}
-        if (arguments.folder / "prepared.json").is_file():
-            print(push_dataset(arguments.folder, **where, licence=arguments.licence or "other"))
-        else:
-            print(push_run(arguments.folder, **where, licence=arguments.licence or "mit", report=arguments.report))
-        return
-    folder = pull(arguments.name, "dataset" if arguments.dataset else "model")
-    if arguments.folder:
-        copy_to(folder, arguments.folder)
-    print(arguments.folder or folder)
-
-
-if __name__ == "__main__":
-    run_script(main)
+if __name__ == "__main__":  # what model cards of earlier versions say
+    raise SystemExit("error: python -m meshnet.hub is now share.py: python share.py push FOLDER user/name, and "
+                     "python share.py pull user/name FOLDER")

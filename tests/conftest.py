@@ -96,11 +96,10 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def published(shared_data, tmp_path_factory) -> Path:
     """brainchop's published 5-channel network, imported by the command."""
-    from meshnet import export
+    from meshnet.sharing.importing import import_model
 
     folder = tmp_path_factory.mktemp("published") / "model"
-    source = shared_data / "brainchop" / "model.json"
-    export.import_model(export.make_parser().parse_args(["import", str(source), str(folder)]))
+    import_model(shared_data / "brainchop" / "model.json", folder)
     return folder
 
 

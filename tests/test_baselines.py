@@ -16,7 +16,7 @@ from meshnet.config import OptimizerConfig
 from meshnet.errors import UserError
 from meshnet.networks import __main__, baselines, build, ukan, umamba
 from meshnet.networks.folder import save_model
-from meshnet.networks.meshnet import count_parameters
+from meshnet.networks.memory import count_parameters
 from meshnet.training.optim import group_parameters
 
 HEADS_OF_DEEP_SUPERVISION = sum(2 * c + 2 for c in (32, 64, 128))  # unused 1x1x1 layers to 2 classes

@@ -17,19 +17,12 @@ import pytest
 
 import crossval
 from meshnet.crossval import ensemble, results
-from meshnet.crossval.plan import (
-    ensemble_folder,
-    is_scored,
-    is_trained,
-    load_plan,
-    planned_runs,
-    read_metrics,
-    run_folder,
-)
+from meshnet.crossval.plan import ensemble_folder, is_scored, is_trained, load_plan, planned_runs, run_folder
 from meshnet.data.schema import PREPARED_KEYS
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.recipe import load_recipes
+from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Ended
 
 

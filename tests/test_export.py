@@ -13,21 +13,22 @@ from conftest import run_script_file
 from torch import nn
 from torch.nn import functional
 
-from meshnet import export, export_tfjs, registry
+import share
 from meshnet.errors import UserError
 from meshnet.networks import build, folder
 from meshnet.networks.card import DEFAULTS, read_card
 from meshnet.networks.folder import save_model, save_weights
 from meshnet.networks.meshnet import MeshNet
+from meshnet.sharing import published, tfjs, to_onnx
 
 CARD = {"channels": ["T1w"], "classes": ["background", "lesion"]}
 DILATIONS = [1, 3, 2]
 
 
 def run_command(*words) -> None:
-    """``python -m meshnet.export`` with these words, in this process."""
-    arguments = export.make_parser().parse_args(list(map(str, words)))
-    {"import": export.import_model, "onnx": export.export_onnx}[arguments.command](arguments)
+    """``share.py`` with these words, in this process."""
+    arguments = vars(share.make_parser().parse_args(list(map(str, words))))
+    {"import": share.take_in, "onnx": share.onnx}[arguments.pop("command")](**arguments)
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -51,7 +52,7 @@ def test_the_published_model_gives_the_published_labels(published, shared_data):
 
     network, card = build.load_model(published)
     assert (card["orientation"], card["scaling"], card["voxel_mm"], card["shape"]) == ("LIA", "minmax", 1, [256] * 3)
-    volume = export.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
+    volume = to_onnx.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
     logits = predict.predict_logits(network, volume, crop="none")
     reference = np.asarray(nib.load(shared_data / "brainchop" / "labels_reference.nii.gz").dataobj)
     for voxel, expected in (((128, 128, 128), (-1.2891, -4.8115, -3.6016)), ((100, 120, 90), (4.24, 8.7877, 3.5502))):
@@ -61,9 +62,9 @@ def test_the_published_model_gives_the_published_labels(published, shared_data):
 
 def test_exported_again_it_is_the_same_file(published, shared_data, tmp_path):
     network, card = build.load_model(published)
-    export_tfjs.write_tfjs(network, card, tmp_path)
+    tfjs.write_tfjs(network, card, tmp_path)
     source = shared_data / "brainchop"
-    assert (tmp_path / export_tfjs.BINARY).read_bytes() == (source / export_tfjs.BINARY).read_bytes()
+    assert (tmp_path / tfjs.BINARY).read_bytes() == (source / tfjs.BINARY).read_bytes()
     assert meaning(tmp_path / "model.json") == meaning(source / "model.json")
 
 
@@ -172,10 +173,10 @@ def test_published_forms_compute_the_same(tmp_path, form):
     assert torch.allclose(network(x), compute(x), rtol=1e-4, atol=1e-4)
     assert (network.head.bias is not None) and (network.blocks[0].conv.bias is None) == (not form.get("bias", True))
     assert card["orientation"] == "RAS" and card["channels"] == ["T2w"]
-    export_tfjs.write_tfjs(network, card, tmp_path / "again")
+    tfjs.write_tfjs(network, card, tmp_path / "again")
     if form.get("norm") in (None, "by name"):  # batch norm leaves folded, group norm as brainchop.org runs it
-        assert (tmp_path / "again" / export_tfjs.BINARY).read_bytes() == (tmp_path / "model.bin").read_bytes()
-    again, _ = export_tfjs.read_tfjs(tmp_path / "again" / "model.json")
+        assert (tmp_path / "again" / tfjs.BINARY).read_bytes() == (tmp_path / "model.bin").read_bytes()
+    again, _ = tfjs.read_tfjs(tmp_path / "again" / "model.json")
     assert torch.allclose(again(x), compute(x), rtol=1e-4, atol=1e-4)
 
 
@@ -189,16 +190,16 @@ def test_a_network_of_sub_volumes_gets_the_grid_of_a_head(tmp_path, voxel_mm, sh
 
 def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
     """Sub-volumes, the file's own scaling and its colormap: as ``import`` reads them."""
-    model = registry.Public("made up", "T1w", "sub", "0" * 40, "model.bin")
+    model = published.Public("made up", "T1w", "sub", "0" * 40, "model.bin")
     (tmp_path / "source" / model.commit / "sub").mkdir(parents=True)
     made_up(tmp_path / "source" / model.commit / "sub", _normalize={"type": "quantile", "min": 5, "max": 95})
-    monkeypatch.setattr(registry, "SOURCE", (tmp_path / "source").as_uri())
+    monkeypatch.setattr(published, "SOURCE", (tmp_path / "source").as_uri())
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setitem(registry.PUBLIC, "made-up", model)
+    monkeypatch.setitem(published.PUBLIC, "made-up", model)
     colours = {"labels": ["nothing", "something"]}
     (tmp_path / "source" / model.commit / "sub" / "colormap.json").write_text(json.dumps(colours))
     run_command("import", tmp_path / "source" / model.commit / "sub" / "model.json", tmp_path / "m")
-    ours, theirs = (read_card(path) for path in (tmp_path / "m", registry.fetch("made-up")))
+    ours, theirs = (read_card(path) for path in (tmp_path / "m", published.fetch("made-up")))
     assert theirs["shape"] is None and theirs["scaling"] == "brainchop_quantile"
     assert ours | {"training_data": None} == theirs | {"training_data": None} and theirs["classes"][1] == "something"
 
@@ -206,7 +207,7 @@ def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
 def test_half_precision_binary(tmp_path):
     path, compute = made_up(tmp_path, dtype="float16")
     x = torch.randn(1, 1, 8, 8, 8)
-    assert torch.allclose(export_tfjs.read_tfjs(path)[0](x), compute(x), rtol=0.02, atol=0.02)
+    assert torch.allclose(tfjs.read_tfjs(path)[0](x), compute(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -217,8 +218,8 @@ def test_any_meshnet_travels_through_tfjs(tmp_path, arguments):
     torch.manual_seed(0)
     model = randomise(MeshNet(4, **{"dilations": DILATIONS, **arguments}))
     card = {"name": "meshnet", "shape": None, "voxel_mm": 4.0, "classes": ["background", "lesion"]}
-    export_tfjs.write_tfjs(model, card, tmp_path)
-    again, info = export_tfjs.read_tfjs(tmp_path / "model.json")
+    tfjs.write_tfjs(model, card, tmp_path)
+    again, info = tfjs.read_tfjs(tmp_path / "model.json")
     x = torch.randn(1, model.arguments["in_channels"], 9, 8, 7)
     assert torch.allclose(again(x), model(x), rtol=1e-4, atol=1e-5) and info["shape"] == [64, 64, 64]
 
@@ -226,9 +227,9 @@ def test_any_meshnet_travels_through_tfjs(tmp_path, arguments):
 def test_what_brainchop_cannot_run_is_not_written(tmp_path):
     card = {"name": "meshnet", "shape": None, "voxel_mm": 1.0, "classes": ["background", "lesion"]}
     with pytest.raises(UserError, match="norm_groups: found 2, expected 4 or 0"):
-        export_tfjs.write_tfjs(MeshNet(4, norm="group", norm_groups=2), card, tmp_path / "out")
+        tfjs.write_tfjs(MeshNet(4, norm="group", norm_groups=2), card, tmp_path / "out")
     with pytest.raises(UserError, match="unet: expected meshnet"):
-        export_tfjs.write_tfjs(nn.Identity(), card | {"name": "unet"}, tmp_path / "out")
+        tfjs.write_tfjs(nn.Identity(), card | {"name": "unet"}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -236,7 +237,7 @@ def test_only_what_brainchop_knows_is_in_the_file(tmp_path):
     """Layers and activations are TensorFlow.js's own; a norm is in a convolution's name; each class has a colour."""
     model = randomise(MeshNet(4, dilations=DILATIONS, norm="group", activation="gelu", bias=False, classes=4))
     card = {"name": "meshnet", "shape": None, "voxel_mm": 1.0, "classes": ["background", "a", "b", "c"]}
-    export_tfjs.write_tfjs(model, card, tmp_path)
+    tfjs.write_tfjs(model, card, tmp_path)
     document = json.loads((tmp_path / "model.json").read_text())
     layers = [layer["config"] for layer in document["modelTopology"]["model_config"]["config"]["layers"]]
     assert {layer.get("activation", "linear") for layer in layers} == {"linear", "gelu"}
@@ -251,7 +252,7 @@ def test_only_what_brainchop_knows_is_in_the_file(tmp_path):
     ({"voxel_mm": 4.0}, "expect other masks"), ({"orientation": "RAS"}, "expect other masks"),
     ({"scaling": "quantile"}, "expect other masks"), ({"channels": ["T1w", "T2w"]}, "expect other masks")])
 def test_what_brainchop_gives_a_network_is_said(changes, words):
-    assert words in export.brainchop_fit(DEFAULTS | CARD | changes)
+    assert words in tfjs.brainchop_fit(DEFAULTS | CARD | changes)
 
 
 def test_the_scaling_is_what_the_file_asks_for(tmp_path):
@@ -531,14 +532,14 @@ def test_the_commands_from_a_shell(tmp_path, root):
     made_up(tmp_path)
 
     def call(*words):
-        return subprocess.run([sys.executable, "-m", "meshnet.export", *map(str, words)], cwd=root, check=False,
+        return subprocess.run([sys.executable, "share.py", *map(str, words)], cwd=root, check=False,
                               capture_output=True, text=True)
 
     done = call("import", tmp_path / "model.json", tmp_path / "m")
     assert done.returncode == 0 and "2 classes, LIA, minmax" in done.stdout, done.stderr
     failed = call("import", tmp_path / "nothing.json", tmp_path / "n")
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "not found" in failed.stderr
-    assert isinstance(export.make_parser(), argparse.ArgumentParser)
+    assert isinstance(share.make_parser(), argparse.ArgumentParser)
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from test_export import CARD, randomise
 from torch import nn
 from torch.nn import functional
 
-from meshnet import export
 from meshnet.errors import UserError
 from meshnet.networks import build, folder
 from meshnet.networks.meshnet import MeshNet
@@ -33,7 +32,7 @@ def train_a_little(model: nn.Module, size: int = 14, steps: int = 20) -> nn.Modu
 
 @pytest.mark.parametrize("channels", [5, pytest.param(16, marks=pytest.mark.slow)])
 def test_onnx_of_a_trained_meshnet(tmp_path, channels):
-    from meshnet.export_onnx import compare, trial_volumes, write_onnx
+    from meshnet.sharing.to_onnx import compare, trial_volumes, write_onnx
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     model = train_a_little(MeshNet(channels))
@@ -58,8 +57,8 @@ def test_half_precision_rounds_each_weight_once(tmp_path):
     onnx = pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
     from onnx.numpy_helper import to_array
 
-    from meshnet.export_onnx import write_onnx
     from meshnet.networks.fuse import fuse
+    from meshnet.sharing.to_onnx import write_onnx
 
     torch.manual_seed(0)
     model = randomise(MeshNet(4, dilations=(1, 2)))
@@ -72,7 +71,7 @@ def test_half_precision_rounds_each_weight_once(tmp_path):
 
 def test_no_number_is_no_agreement(tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
-    from meshnet.export_onnx import compare
+    from meshnet.sharing.to_onnx import compare
 
     class Broken:
         def __init__(self, *_, **__):
@@ -87,7 +86,7 @@ def test_no_number_is_no_agreement(tmp_path, monkeypatch):
 
 
 def test_the_comparison_sees_a_difference(tmp_path):
-    from meshnet.export_onnx import compare, trial_volumes, write_onnx
+    from meshnet.sharing.to_onnx import compare, trial_volumes, write_onnx
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     model = train_a_little(MeshNet(4, dilations=(1, 2)))
@@ -102,32 +101,32 @@ def test_the_comparison_sees_a_difference(tmp_path):
 
 @pytest.mark.slow
 def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
-    from meshnet import export_onnx
+    from meshnet.sharing import to_onnx
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     torch.manual_seed(0)
     model = train_a_little(build.build("segresnet", {"in_channels": 1, "classes": 2}), size=16)
     card = {"name": "segresnet", **CARD}
-    volumes = [volume[:, :27] for volume in export_onnx.trial_volumes(1)]  # 27 is padded to 32
+    volumes = [volume[:, :27] for volume in to_onnx.trial_volumes(1)]  # 27 is padded to 32
     for precision, tolerance in (("fp16", 1e-1), ("fp32", 1e-4)):
-        export_onnx.write_onnx(model, card, tmp_path / "s.onnx", precision)
-        parity = export_onnx.compare(model, tmp_path / "s.onnx", volumes)
+        to_onnx.write_onnx(model, card, tmp_path / "s.onnx", precision)
+        parity = to_onnx.compare(model, tmp_path / "s.onnx", volumes)
         assert parity["relative_difference"] <= tolerance and parity["dice"] >= 0.999, (precision, parity)
     assert json.loads(read_metadata(tmp_path / "s.onnx")["meshnet"])["size_multiple"] == 8
     with pytest.raises(UserError, match="expected meshnet or a convolutional baseline"):
-        export_onnx.write_onnx(model, {"name": "ukan", **CARD}, tmp_path / "u.onnx")
+        to_onnx.write_onnx(model, {"name": "ukan", **CARD}, tmp_path / "u.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"onnxruntime: not installed; pip install -r requirements-export\.txt"):
-        export_onnx.compare(model, tmp_path / "s.onnx", volumes)
+        to_onnx.compare(model, tmp_path / "s.onnx", volumes)
 
 
 @pytest.mark.slow
 def test_onnx_of_the_published_model_on_its_scan(published, shared_data, tmp_path):
-    from meshnet.export_onnx import compare, write_onnx
+    from meshnet.sharing.to_onnx import compare, read_scan, write_onnx
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     network, card = build.load_model(published)
-    volume = export.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
+    volume = read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
         write_onnx(network, card, tmp_path / "p.onnx", precision)
         parity = compare(network, tmp_path / "p.onnx", [volume])

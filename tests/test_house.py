@@ -1,11 +1,14 @@
 """The house: a file imports only from its own room or from rooms that stand before it, and no room has a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
 GROUND = ["errors", "files", "machine", "config", "recipe", "hub", "plots"]
+GONE = {"modelfolder"}  # says where its one name went, for model cards of earlier versions
 ROOMS = ["scans", "kernels", "runs", "data", "networks", "inference", "training", "search", "crossval", "sharing"]
 ORDER = [*GROUND, *ROOMS]  # the files of the ground one by one, then the rooms
 
@@ -65,6 +68,39 @@ def test_a_wrong_import_is_found(tmp_path, where, line, fault):
         path.write_text(text)
     (tmp_path / "meshnet" / "data" / "first.py").touch()
     assert any(fault in found for found in faults(tmp_path))
+
+
+def test_every_file_stands_in_the_ground_or_in_a_room(root):
+    names = {path.stem if path.is_file() else path.name for path in (root / "meshnet").iterdir()}
+    assert names - {"__init__", "__pycache__"} == {*ORDER} | GONE
+
+
+def test_what_answers_at_once_never_loads_torch(root):
+    """Everything but what a network itself needs, so that ``--help`` is quick and a scan is segmented without torch."""
+    needs = ("kernels.convolution", "kernels.normalise", "data.batches", "networks.norms", "networks.meshnet",
+             "networks.checkpointing", "networks.memory", "networks.baselines", "networks.umamba", "networks.ukan",
+             "networks.readme", "inference.by_torch", "crossval.scoring", "crossval.ensemble", "runs.cluster")
+    light = [name for name in modules(root) if not name.startswith((*needs, "training", "sharing", "__"))
+             and "__main__" not in name]
+    assert len(light) > 60
+    code = f"import sys\nfor name in {light}: __import__('meshnet.' + name)\nassert 'torch' not in sys.modules"
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_accelerate_appears_in_training_alone(root):
+    """Devices, precision and processes are Accelerate's, in the training loop and what assembles it."""
+    for path in [*(root / "meshnet").rglob("*.py"), *root.glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert ".cuda()" not in text and "GradScaler" not in text, path
+        if path.parent.name != "training":
+            assert "import accelerate" not in text and "from accelerate" not in text, path
+
+
+def test_search_and_crossval_start_training_as_a_process(root):
+    for name, path in modules(root).items():
+        if name.startswith(("search", "crossval")):
+            assert not [other for other in imported(path, modules(root)) if other.startswith("training")], name
 
 
 def test_rooms_say_what_they_hold_and_import_nothing(root):

@@ -14,14 +14,16 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet import hub, hubcard
+from meshnet import hub
 from meshnet.crossval.plan import PLAN
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks.card import read_card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
+from meshnet.networks.readme import dataset_readme, model_readme, public_source, public_training_data, safe_source
 from meshnet.scans.intensity import SCALINGS
+from meshnet.sharing import push
 
 WRITER, READER = "hf_" + "w" * 30, "hf_" + "r" * 30
 SOURCE = {"format": "bids", "path": "/home/someone/study", "suffix": ["T2w"], "labels": None}  # as prepare.py notes it
@@ -208,7 +210,7 @@ def run(tmp_path):
 
 
 def test_round_trip_gives_the_same_network(server, run):
-    address = hub.push_run(run, "user/stroke", private=True)
+    address = push.push_run(run, "user/stroke", private=True)
     repo = server.repos["model", "user/stroke"]
     assert repo["private"] and repo["commits"][-1][0] in address
     ours, _ = build.load_model(run)
@@ -219,7 +221,7 @@ def test_round_trip_gives_the_same_network(server, run):
 
 
 def test_what_goes_up(server, run):
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
     assert set(files) == {"README.md", "config.json", "model.safetensors", "metrics.jsonl", "recipe.yaml",
                           "curves.png"}
@@ -232,7 +234,7 @@ def test_what_goes_up(server, run):
                      "2503.05531", "![](curves.png)", "source: bids (suffix ['T2w'])", "LIA"):
         assert expected in readme, expected
     (run / "picture.png").write_bytes(b"\x89PNG chosen by the user")
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
     assert b"![](picture.png)" in files["README.md"] and files["picture.png"] == b"\x89PNG chosen by the user"
 
@@ -241,17 +243,17 @@ def test_a_second_push_leaves_nothing_stale_and_a_users_own_files(server, run):
     """In the same commit: between two commits, a reader would get one network's EMA with another's card."""
     shutil.copyfile(run / "model.safetensors", run / "model_ema.safetensors")
     (run / "picture.png").write_bytes(b"\x89PNG chosen by the user")
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     commits = server.repos["model", "user/stroke"]["commits"]
     assert {"model_ema.safetensors", "picture.png", "recipe.yaml"} <= set(commits[-1][1])
     commits[-1][1].update({"notes.md": b"mine", ".gitattributes": b"*", "other.png": b"mine"})
     for name in ("model_ema.safetensors", "picture.png", "config.yaml"):
         (run / name).unlink()
     count = len(commits)
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     assert len(commits) == count + 1
     (run / "recipe.yaml").write_text("run: {data_path: /home/someone/data}\nmodel: {name: meshnet}\n")
-    hub.push_run(run, "user/other")
+    push.push_run(run, "user/other")
     assert server.repos["model", "user/other"]["commits"][-1][1]["recipe.yaml"] == b"model:\n  name: meshnet\n"
     assert set(commits[-1][1]) == {"README.md", "config.json", "model.safetensors", "metrics.jsonl", "curves.png",
                                    "notes.md", ".gitattributes", "other.png"}
@@ -259,18 +261,18 @@ def test_a_second_push_leaves_nothing_stale_and_a_users_own_files(server, run):
 
 def test_no_card_says_where_data_lay_or_who_was_in_it():
     source = {**SOURCE, "include": ["subject=sub-secret"], "exclude": ["subject=sub-hidden"], "labels": "/a/l.json"}
-    words = hubcard.public_source(source)
-    assert words == "bids (suffix ['T2w'])" and hubcard.safe_source(source) == {"format": "bids", "suffix": ["T2w"]}
+    words = public_source(source)
+    assert words == "bids (suffix ['T2w'])" and safe_source(source) == {"format": "bids", "suffix": ["T2w"]}
     for path in ("/home/someone/x", "~/x", "./x", "C:\\x", "../x", "file:///home/x"):
         for before, after in ((" ", " "), ("(", ")"), ("'", "'"), ("=", ",")):
-            found = hubcard.public_source(f"scans of{before}{path}{after}and more")
+            found = public_source(f"scans of{before}{path}{after}and more")
             assert found == f"scans of{before}a local path{after}and more"
-    assert hubcard.public_source("of /home/Bob Smith/sub-01/x.nii") == "of a local path"
+    assert public_source("of /home/Bob Smith/sub-01/x.nii") == "of a local path"
     for harmless in ("heads alone (meshnet/synthetic.py)", "T1w / T2w of ~500 people", "a share of 3/4", "T2w/FLAIR"):
-        assert hubcard.public_source(harmless) == harmless
+        assert public_source(harmless) == harmless
     known = {"source": source, "began_as": "/home/someone/run", "cases": 3}
-    assert hubcard.public_training_data(known) == {"source": words, "began_as": "a local path", "cases": 3}
-    assert hubcard.public_source({"path": "/x"}) == "not recorded"
+    assert public_training_data(known) == {"source": words, "began_as": "a local path", "cases": 3}
+    assert public_source({"path": "/x"}) == "not recorded"
 
 
 def test_the_card_names_what_is_marked_alone(tmp_path):
@@ -278,11 +280,11 @@ def test_the_card_names_what_is_marked_alone(tmp_path):
     save_model(tmp_path, model, {"channels": ["T2w"], "classes": ["background", "lesion", "fluid"]})
     for marks, words in ((None, "Segments lesion, fluid on T2w head scans."), ("lesion", "Segments lesion on T2w")):
         card = read_card(tmp_path) | {"marks": marks}
-        assert words in hubcard.model_readme(model, card, "user/stroke", tmp_path / "none.csv", None, "mit")
+        assert words in model_readme(model, card, "user/stroke", tmp_path / "none.csv", None, "mit")
     info = {"cases": 2, "subjects": 2, "source": {"format": "synthetic"}, "channels": ["T2w"],
             "classes": card["classes"], "shape": [4, 4, 4],
             "voxel_mm": 4.0, "orientation": "LIA", "scaling": "minmax", "marks": "lesion"}
-    assert "classes background, lesion, fluid of which lesion alone is marked, 4×4×4" in hubcard.dataset_readme(
+    assert "classes background, lesion, fluid of which lesion alone is marked, 4×4×4" in dataset_readme(
         info, "user/data", "mit")
 
 
@@ -297,23 +299,23 @@ def test_the_card_has_the_table_of_the_report(server, run, tmp_path):
     def readme():
         return server.repos["model", "user/stroke"]["commits"][-1][1]["README.md"].decode()
 
-    hub.push_run(inside, "user/stroke")
+    push.push_run(inside, "user/stroke")
     assert "### Cross-validation\n\n| Model | DICE |" in readme() and "**0.612**" in readme()
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     assert "Cross-validation" not in readme()
-    hub.push_run(run, "user/stroke", report=study)
+    push.push_run(run, "user/stroke", report=study)
     assert "**0.612**" in readme()
     with pytest.raises(UserError, match=r"has no report/table\.md"):
-        hub.push_run(run, "user/stroke", report=tmp_path)
+        push.push_run(run, "user/stroke", report=tmp_path)
 
 
 def test_a_revision_is_the_network_of_that_commit(server, run):
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     first = server.repos["model", "user/stroke"]["commits"][-1][0]
     before, card = build.load_model(run)
     after = MeshNet(channels=4, dilations=(1, 2))
     save_model(run, after, card)
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     weights = [build.load_model(name)[0].head.weight for name in (f"user/stroke@{first}", "user/stroke")]
     assert torch.equal(weights[0], before.head.weight) and torch.equal(weights[1], after.head.weight)
     with pytest.raises(UserError, match="no such revision"):
@@ -323,10 +325,10 @@ def test_a_revision_is_the_network_of_that_commit(server, run):
 def test_refused_tokens_and_missing_rights(server, run, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     with pytest.raises(UserError, match="refuses the token") as refused:
-        hub.push_run(run, "user/stroke")
+        push.push_run(run, "user/stroke")
     monkeypatch.setenv("HF_TOKEN", READER)
     with pytest.raises(UserError, match="no right"):
-        hub.push_run(run, "user/stroke")
+        push.push_run(run, "user/stroke")
     printed = "".join(capfd.readouterr()) + str(refused.value)
     assert not server.repos and "x" * 30 not in printed and READER not in printed
 
@@ -336,10 +338,10 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_sent(server, run, tmp_
                                   (tmp_path / "none", "user/stroke", "none: not found; expected a run folder"),
                                   (tmp_path, "user/stroke", r"config\.json: not found")):
         with pytest.raises(UserError, match=message):
-            hub.push_run(folder, name)
+            push.push_run(folder, name)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(UserError, match="needs a token; log in with: hf auth login"):
-        hub.push_run(run, "user/stroke")
+        push.push_run(run, "user/stroke")
     assert not server.log
 
 
@@ -360,7 +362,7 @@ def test_training_pushes_when_it_is_done(server, tiny_data, tmp_path, monkeypatc
         changed.setenv("HF_TOKEN", "hf_" + "x" * 30)
         found = run_script_file("train.py", *common, "user/stroke", check=False)
     assert found.returncode == 2 and "refuses the token" in found.stderr and found.stderr.count("\n") == 1
-    assert f"meshnet.hub push {tmp_path / 'run'} user/stroke" in found.stderr and not server.repos
+    assert f"share.py push {tmp_path / 'run'} user/stroke" in found.stderr and not server.repos
     run_script_file("train.py", *common, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -368,7 +370,7 @@ def test_training_pushes_when_it_is_done(server, tiny_data, tmp_path, monkeypatc
 
 
 def test_private_repository(server, run, monkeypatch):
-    hub.push_run(run, "user/stroke", private=True)
+    push.push_run(run, "user/stroke", private=True)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(UserError, match="private"):
         hub.pull("user/stroke")
@@ -378,15 +380,15 @@ def test_private_repository(server, run, monkeypatch):
 
 def test_connection_that_breaks_while_pushing(server, run):
     server.faults = ["commit breaks"]
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     assert "model.safetensors" in server.repos["model", "user/stroke"]["commits"][-1][1]
     server.faults = ["too many"]
-    hub.push_run(run, "user/stroke3")
+    push.push_run(run, "user/stroke3")
     with pytest.raises(UserError, match='"license" must be one of mit, …; choose another --licence'):
-        hub.push_run(run, "user/stroke", licence="no-licence")
+        push.push_run(run, "user/stroke", licence="no-licence")
     server.faults = ["commit breaks"] * 50
     with pytest.raises(UserError, match="connection to the Hub failed"):
-        hub.push_run(run, "user/stroke2")
+        push.push_run(run, "user/stroke2")
 
 
 def test_the_hubs_file_store_failing_is_one_line(monkeypatch):
@@ -409,7 +411,7 @@ def test_connection_that_breaks_while_pulling(server, run, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)  # 10 MB as shipped, more than this whole model
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     server.faults = ["download breaks"]
     build.load_model("user/stroke")
     assert any(entry[0] == "RANGE" and entry[1] > 0 for entry in server.log), "it began again instead of going on"
@@ -418,7 +420,7 @@ def test_connection_that_breaks_while_pulling(server, run, monkeypatch):
 def test_without_a_network_the_cache_serves(server, run, monkeypatch):
     from huggingface_hub import constants
 
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     folder = hub.pull("user/stroke")
     server.shutdown()
     server.server_close()
@@ -427,17 +429,17 @@ def test_without_a_network_the_cache_serves(server, run, monkeypatch):
     with pytest.raises(UserError, match="not in the cache"):
         hub.pull("user/other")
     with pytest.raises(UserError, match="the connection to the Hub failed"):
-        hub.push_run(run, "user/stroke")
+        push.push_run(run, "user/stroke")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.pull("user/stroke") == folder
     with pytest.raises(UserError, match="not in the cache"):
         hub.pull("user/other")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it"):
-        hub.push_run(run, "user/stroke")
+        push.push_run(run, "user/stroke")
 
 
 def test_a_repository_that_is_no_model(server, run):
-    hub.push_run(run, "user/stroke")
+    push.push_run(run, "user/stroke")
     server.repos["model", "user/stroke"]["commits"].append(("1" * 40, {"README.md": b"hello", "model.bin": b"pickle"}))
     with pytest.raises(UserError, match=r"config\.json: not found"):
         build.load_model("user/stroke")
@@ -454,7 +456,7 @@ def test_prepared_dataset_round_trip(server, tmp_path):
             "cases": 2, "subjects": 2}
     (folder / "prepared.json").write_text(json.dumps(info))
     (folder / "splits.json").write_text(json.dumps({"folds": [{"test": ["a"]}, {"test": ["b"]}]}))
-    hub.push_dataset(folder, "user/cases")
+    push.push_dataset(folder, "user/cases")
     assert server.repos["dataset", "user/cases"]["private"]
     hub.copy_to(hub.pull("user/cases", "dataset"), tmp_path / "copy")
     assert load_from_disk(tmp_path / "copy").to_dict() == load_from_disk(folder).to_dict()
@@ -468,21 +470,21 @@ def test_prepared_dataset_round_trip(server, tmp_path):
     commits = server.repos["dataset", "user/cases"]["commits"]
     count, server.log[:] = len(commits), []
     with pytest.raises(UserError, match="choose another --licence"):
-        hub.push_dataset(folder, "user/cases", licence="no-licence")
+        push.push_dataset(folder, "user/cases", licence="no-licence")
     assert len(commits) == count and not any("preupload" in path for _, path in server.log)
     shutil.rmtree(folder)
     Dataset.from_dict({"case": ["a"], "image": [b"12"]}).save_to_disk(folder, num_shards=1)
     (folder / "data-00000-of-00001.arrow").rename(folder / "other.arrow")
     (folder / "prepared.json").write_text(json.dumps(info))
     commits[-1][1]["notes.md"] = b"mine"
-    hub.push_dataset(folder, "user/cases")
+    push.push_dataset(folder, "user/cases")
     assert {name for name in commits[-1][1] if name.endswith(".arrow")} == {"other.arrow"}
     assert "notes.md" in commits[-1][1] and len(commits) == count + 1
 
 
 def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
     """Under its name, as prepared; what is on disk goes before the Hub, and a wrong path is said to be one."""
-    hub.push_dataset(tiny_data, "user/cases")
+    push.push_dataset(tiny_data, "user/cases")
     common = ("--recipe", "recipes/meshnet5.yaml", "--data.workers", 0, "--training.max_epochs", 1, "--model.dilations",
               "1")
     run_script_file("train.py", *common, "--data", tiny_data, "--run_dir", tmp_path / "disk")
@@ -508,37 +510,37 @@ def test_names(name):
 
 
 def test_a_public_model_is_fetched_pinned_and_kept(shared_data, tmp_path, monkeypatch):
-    from meshnet import registry
+    from meshnet.sharing import published
 
-    model = registry.PUBLIC["brainchop-tissue-light"]
+    model = published.PUBLIC["brainchop-tissue-light"]
     source = tmp_path / "source" / model.commit / model.folder
     source.mkdir(parents=True)
     for name in ("model.json", model.binary):
         (source / name).write_bytes((shared_data / "brainchop" / name).read_bytes())
-    monkeypatch.setattr(registry, "SOURCE", (tmp_path / "source").as_uri())
+    monkeypatch.setattr(published, "SOURCE", (tmp_path / "source").as_uri())
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "kept"))
-    network, card = build.load_model(registry.find("brainchop-tissue-light"))
+    network, card = build.load_model(published.find("brainchop-tissue-light"))
     assert network.arguments["channels"] == 5 and card["scaling"] == "minmax" and card["orientation"] == "LIA"
     with monkeypatch.context() as changed:  # another commit or scaling under the same name is another model
         other = dataclasses.replace(model, scaling="brainchop_quantile")
-        changed.setitem(registry.PUBLIC, "brainchop-tissue-light", other)
-        assert build.load_model(registry.find("brainchop-tissue-light"))[1]["scaling"] == "brainchop_quantile"
-        changed.setitem(registry.PUBLIC, "brainchop-tissue-light", dataclasses.replace(model, commit="0" * 40))
+        changed.setitem(published.PUBLIC, "brainchop-tissue-light", other)
+        assert build.load_model(published.find("brainchop-tissue-light"))[1]["scaling"] == "brainchop_quantile"
+        changed.setitem(published.PUBLIC, "brainchop-tissue-light", dataclasses.replace(model, commit="0" * 40))
         with pytest.raises(UserError, match="could not be downloaded"):
-            build.load_model(registry.find("brainchop-tissue-light"))
+            build.load_model(published.find("brainchop-tissue-light"))
     (source / "model.json").unlink()
-    assert build.load_model(registry.find("brainchop-tissue-light"))[1] == card  # from the cache
+    assert build.load_model(published.find("brainchop-tissue-light"))[1] == card  # from the cache
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "second"))
     with pytest.raises(UserError, match="could not be downloaded"):
-        build.load_model(registry.find("brainchop-tissue-light"))
+        build.load_model(published.find("brainchop-tissue-light"))
     (source / "model.json").write_bytes(b"{}")  # what cannot be read is fetched anew
     with pytest.raises(UserError, match="not a TensorFlow"):
-        build.load_model(registry.find("brainchop-tissue-light"))
+        build.load_model(published.find("brainchop-tissue-light"))
     (source / "model.json").write_bytes((shared_data / "brainchop" / "model.json").read_bytes())
-    assert build.load_model(registry.find("brainchop-tissue-light"))[1] == card
+    assert build.load_model(published.find("brainchop-tissue-light"))[1] == card
     (source / model.binary).write_bytes(b"\0" * 22392)
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "third"))
     with pytest.raises(UserError, match="sha256 differs"):
-        build.load_model(registry.find("brainchop-tissue-light"))
-    assert {model.scaling or "minmax" for model in registry.PUBLIC.values()} <= set(SCALINGS)
-    assert "brainchop-t2-lesion" in registry.list_models()
+        build.load_model(published.find("brainchop-tissue-light"))
+    assert {model.scaling or "minmax" for model in published.PUBLIC.values()} <= set(SCALINGS)
+    assert "brainchop-t2-lesion" in published.list_models()

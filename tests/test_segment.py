@@ -457,7 +457,7 @@ def test_threads_are_put_back():
 def test_published_network_marks_a_whole_real_head_as_published(shared_data, crop):
     import nibabel as nib
 
-    from meshnet.export_tfjs import read_tfjs
+    from meshnet.sharing.tfjs import read_tfjs
 
     model = read_tfjs(shared_data / "brainchop" / "model.json")[0].eval()
     scan = np.asarray(nib.load(shared_data / "brainchop" / "t1_256.nii.gz").dataobj, dtype=np.float32)

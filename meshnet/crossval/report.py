@@ -71,7 +71,7 @@ def count_parameters(folder: Path) -> int:
 
     from meshnet.networks.build import build
     from meshnet.networks.card import read_card
-    from meshnet.networks.meshnet import count_parameters
+    from meshnet.networks.memory import count_parameters
 
     card = read_card(folder)
     with torch.device("meta"):

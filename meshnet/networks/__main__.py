@@ -4,7 +4,8 @@ import torch
 
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.networks.baselines import NETWORKS, build
-from meshnet.networks.meshnet import MeshNet, count_parameters
+from meshnet.networks.memory import count_parameters
+from meshnet.networks.meshnet import MeshNet
 
 
 def table() -> list[dict]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from meshnet.errors import UserError
 from meshnet.networks.card import CARD, WEIGHTS, read_card
-from meshnet.networks.folder import check_weights, find_weights, read_weights
+from meshnet.networks.folder import find_weights, load_into
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,15 +80,12 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dic
         UserError: one line, for every way in which the files can be wrong.
     """
     path = find_weights(name, weights)
-    folder = path.parent
-    card = read_card(folder)
-    state = read_weights(path)
+    card = read_card(path.parent)
     try:
         model = build(card["name"], card["arguments"])
     except UserError as error:
-        raise UserError(f"{folder / CARD}: {error}") from None
-    check_weights(state, model, path)
-    model.load_state_dict(state)
+        raise UserError(f"{path.parent / CARD}: {error}") from None
+    load_into(model, path)
     if card["patch"] and card["name"] != "meshnet":  # a MeshNet sees the same in patches and in the whole
         model.patch = card["patch"]
-    return model.eval(), card
+    return model, card

@@ -67,7 +67,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again, or import other formats with "
-                        "python -m meshnet.export import") from None
+                        "python share.py import") from None
 
 
 def check_weights(state: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:
@@ -81,6 +81,18 @@ def check_weights(state: dict[str, torch.Tensor], model: nn.Module, path: Path) 
         if tensor.shape != expected[name].shape:
             raise UserError(f"{path}: found {name} of shape {tuple(tensor.shape)}, expected "
                             f"{tuple(expected[name].shape)}; it does not belong to the {CARD} beside it")
+
+
+def load_into(model: nn.Module, path: Path) -> nn.Module:
+    """``model`` with the weights of a safetensors file, ready for inference.
+
+    Raises:
+        UserError: where the file is not whole or belongs to another network.
+    """
+    state = read_weights(path)
+    check_weights(state, model, path)
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def default_model() -> Path:
@@ -119,7 +131,7 @@ def find_folder(name: str | Path) -> Path:
                     "infer.py --list_models is brought here by: python share.py pull NAME FOLDER")
 
 
-def find_weights(name: str | Path, weights: str) -> Path:
+def find_weights(name: str | Path, weights: str = WEIGHTS) -> Path:
     """The weights file of a model, as ``load_model`` describes ``name`` and ``weights``."""
     is_file = Path(name).suffix == ".safetensors" and not Path(name).is_dir()
     return find_folder(name) / (Path(name).name if is_file else weights)

@@ -159,3 +159,8 @@ def working_bytes(model: nn.Module, shape: Sequence[int]) -> int:
     box = tuple((0, n) for n in shape)
     return max(calls.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
                for block in model.blocks)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers in ``model``."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -4,13 +4,18 @@ Source of the architecture: arXiv 2503.05531 (dilations 1-2-4-8-16-16-8-4-2, the
 published networks vary in norm, activation, bias and dilations, so all of these are arguments.
 """
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from meshnet.errors import UserError
+from meshnet.files import write_text
 from meshnet.kernels import convolution, normalise
-from meshnet.networks import memory
+from meshnet.networks import folder, memory
+from meshnet.networks.card import WEIGHTS, read_card
 from meshnet.networks.checkpointing import run_column
 from meshnet.networks.norms import make_norm, recomputed
 
@@ -83,6 +88,7 @@ class MeshNet(nn.Module):
             "norm": norm, "norm_affine": norm_affine, "norm_groups": norm_groups, "activation": activation,
             "bias": bias, "final_bias": final_bias, "dropout": dropout,
         }
+        self.card: dict | None = None  # of the model folder that it was loaded from
         self.checkpointing = checkpointing
         self.memory_budget: int | None = None
         widths = [in_channels] + [channels] * len(dilations)
@@ -118,19 +124,56 @@ class MeshNet(nn.Module):
         return self.head(x)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, **arguments) -> "MeshNet":
-        """A trained network from a model folder, a run folder or a Hub repository (``user/name[@revision]``)."""
-        from meshnet.networks.build import load_model
+    def from_pretrained(cls, name: str | Path, weights: str = WEIGHTS) -> "MeshNet":
+        """A trained network, on the CPU and in eval mode, from a model folder, a run folder, a built-in name or a Hub
+        repository (``user/name[@revision]``). Its attribute ``card`` says how a scan must look before it reaches it.
 
-        return load_model(name_or_path, **arguments)[0]
+        Raises:
+            UserError: one line, where there is no such model, its files are not whole, or it is no MeshNet.
+        """
+        path = folder.find_weights(name, weights)
+        card = read_card(path.parent)
+        if card["name"] != "meshnet":
+            raise UserError(f"{path.parent}: is a {card['name']}, expected a MeshNet; load it with meshnet.load_model")
+        model = folder.load_into(cls(**card["arguments"]), path)
+        model.card = card
+        return model
+
+    def save_pretrained(self, path: str | Path, card: dict | None = None) -> None:
+        """Write a model folder: ``model.safetensors`` and ``config.json``, each whole or not at all.
+
+        Args:
+            path: the folder.
+            card: what differs from ``networks.card.DEFAULTS``, such as voxel_mm, channels, classes; by default that of
+                the model that this one was loaded from, else plain names on the default grid.
+        """
+        folder.save_model(path, self, self.full_card(card))
+
+    def push_to_hub(self, repository: str, card: dict | None = None, private: bool = True, licence: str = "mit") -> str:
+        """Push the network with a generated model card to ``user/name``; returns the commit's address.
+
+        Raises:
+            UserError: for a name or a token that the Hub refuses, or no network.
+        """
+        from meshnet import hub
+        from meshnet.networks.readme import model_readme
+
+        hub.check_push(repository)
+        with tempfile.TemporaryDirectory() as temporary:
+            self.save_pretrained(temporary, card)
+            text = model_readme(self, read_card(temporary), repository, Path(temporary) / "none", None, licence)
+            write_text(Path(temporary) / "README.md", text)
+            return hub.upload(Path(temporary), repository, "model", private, hub.MODEL_FILES)
+
+    def full_card(self, card: dict | None) -> dict:
+        """``card`` over that of the model this one was loaded from; a fresh network has plain names."""
+        inputs, classes = self.arguments["in_channels"], self.arguments["classes"]
+        names = {"channels": [f"channel {i}" for i in range(1, inputs + 1)],
+                 "classes": ["background", *(f"class {i}" for i in range(1, classes))]}
+        return names | (self.card or {}) | (card or {})
 
 
 def map_bytes(x: torch.Tensor) -> int:
     """Bytes of one value of the maps that a network makes from ``x``."""
     kind = x.device.type
     return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers in ``model``."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -4,8 +4,8 @@ WAL mode needs shared memory and so works on one host only: the database lies on
 beside it keeps a second driver out. Others read ``status.json`` in the study folder, which is replaced whole.
 
 Every change is one transaction with ``synchronous=FULL``: a driver killed at any moment leaves either all of it or
-nothing. ``events`` keeps the order of decisions, from which ``asha.Asha`` is rebuilt exactly; ``scores`` has one row for
-a trial, inner fold, schedule and epoch, so that no score can be counted twice.
+nothing. ``events`` keeps the order of decisions, from which ``asha.Asha`` is rebuilt exactly; ``scores`` has one row
+for a trial, inner fold, schedule and epoch, so that no score can be counted twice.
 """
 
 import contextlib

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from meshnet.errors import UserError
-from meshnet.export_stages import Stage, assemble
-from meshnet.export_tfjs import NORMALISED
 from meshnet.networks.meshnet import ACTIVATIONS, MeshNet
+from meshnet.sharing.stages import Stage, assemble
+from meshnet.sharing.tfjs import NORMALISED
 
 BNORM = "bnorm"  # what brainchop's files call any norm
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network")

@@ -59,10 +59,10 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: with no network, or if what arrives is not what is pinned.
     """
-    from meshnet.export import imported_card
-    from meshnet.export_tfjs import read_tfjs
     from meshnet.networks.card import CARD
     from meshnet.networks.folder import save_model
+    from meshnet.sharing.importing import imported_card
+    from meshnet.sharing.tfjs import read_tfjs
 
     model = PUBLIC[name]
     folder = cache_folder() / f"{name}-{identity(model)}"
@@ -116,9 +116,9 @@ def download(url: str, path: Path, optional: bool = False) -> None:
         reason = getattr(error, "reason", error)
         if optional and (getattr(error, "code", None) == NOT_FOUND or isinstance(reason, FileNotFoundError)):
             return
-        raise UserError(f"{url}: could not be downloaded ({reason}); check the network to "
-                        f"{urllib.parse.urlparse(url).hostname}, or import a copy with python -m meshnet.export "
-                        "import") from None
+        host = urllib.parse.urlparse(url).hostname
+        raise UserError(f"{url}: could not be downloaded ({reason}); check the network to {host}, or import a copy "
+                        "with python share.py import") from None
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
 

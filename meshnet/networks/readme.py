@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from meshnet.networks.meshnet import count_parameters
+from meshnet.networks.memory import count_parameters
 
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
 AVERAGED = ", each voxel the mean of what it covers"
@@ -121,7 +121,7 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         f"The scan may have any grid: it is resampled to {shape} voxels of {card['voxel_mm']:g} mm in orientation "
         f"{card['orientation']} ({CENTRES[card['centre']]}{AVERAGED * card['averaged']}), scaled by "
         f"`{card['scaling']}`, {SHIFTED * card['shifted']}and the mask comes back on the scan's own grid.",
-        "```python\nfrom meshnet.networks.folder import load_model\n"
+        "```python\nfrom meshnet import load_model\n"
         f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
         "## Trained on", describe_training(card),
         "## Scores", head, table,
@@ -143,5 +143,5 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
         f"{info['voxel_mm']:g} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, scaling "
         f"`{info['scaling']}`. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
-        f"```\npython -m meshnet.hub pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
+        f"```\npython share.py pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

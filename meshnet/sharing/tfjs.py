@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from meshnet.errors import UserError
-from meshnet.export_stages import EPSILON, Stage, assemble, stages_of
 from meshnet.files import whole_file, write_text
 from meshnet.networks.meshnet import MeshNet
+from meshnet.sharing.stages import EPSILON, Stage, assemble, stages_of
 
 BINARY = "group1-shard1of1.bin"
 NORMALISED = "_gn"  # the end of a convolution's name
@@ -238,3 +238,15 @@ def write_tfjs(model: MeshNet, card: dict, folder: Path) -> None:
         temporary.write_bytes(content)
     write_text(folder / "colormap.json", json.dumps(colours(card["classes"])) + "\n")
     write_text(folder / "model.json", json.dumps(document) + "\n")
+
+
+def brainchop_fit(card: dict) -> str:
+    """What brainchop.org's entry for this network must say, or what it cannot give the network."""
+    wanted = f"{card['orientation']}, {card['voxel_mm']:g} mm, {card['scaling']}, {' + '.join(card['channels'])}"
+    given = card["orientation"] == "LIA" and card["voxel_mm"] == 1 and len(card["channels"]) == 1
+    # A conformed scan reaches from 0 to 255, so that min-max changes nothing.
+    quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card["scaling"])
+    if given and quantiles:
+        return f"for brainchop.org: enableTranspose true, enableQuantileNorm {quantiles}"
+    return (f"it was trained on {wanted}, and brainchop.org gives it one LIA volume of 1 mm, scaled min-max or by "
+            "quantiles: expect other masks there")

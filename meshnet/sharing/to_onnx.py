@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
+from meshnet.networks.build import load_model
 from meshnet.networks.meshnet import MeshNet
 
 OPSET = 18
@@ -147,3 +149,34 @@ def trial_volumes(channels: int) -> list[np.ndarray]:
         volume = np.stack([gaussian_filter(rng.standard_normal(size), 2) for _ in range(channels)])
         volumes.append(np.clip(volume / volume.max(), 0, 1).astype(np.float32))
     return volumes
+
+
+def read_scan(paths: Sequence[Path], card: dict) -> np.ndarray:
+    """The conformed scan (C, X, Y, Z) in float32, 0..1, as the network of ``card`` sees it."""
+    from meshnet.scans.grid import Grid, conform
+    from meshnet.scans.nifti import read_image
+
+    if len(paths) != len(card["channels"]):
+        raise UserError(f"--scan: found {len(paths)} files, expected {len(card['channels'])} "
+                        f"({', '.join(card['channels'])})")
+    images = [read_image(path) for path in paths]
+    grid = Grid.from_card(card)
+    window = tuple(card["window"]) if card["window"] else None
+    conformed = [conform(image, grid, card["scaling"], window, images[0]) for image in images]
+    volume = np.stack([np.asarray(image.dataobj, np.float32) for image in conformed])
+    return volume / 255 if card["scaling"] == "conform_uint8" else volume
+
+
+def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] = ()) -> str:
+    """Write the model ``name`` as ONNX and measure how far it agrees with PyTorch, on ``scan`` (a file a channel) or
+    on made-up volumes; returns what to tell the user."""
+    model, card = load_model(name)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder, expected a file to write, such as model.onnx")
+    volumes = [read_scan(scan, card)] if scan else []
+    write_onnx(model, card, out, precision)
+    parity = compare(model, out, volumes or trial_volumes(len(card["channels"])))
+    where = "the scan" if volumes else "two made-up volumes"
+    dice = "no class but background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
+    return (f"{out}: {precision}, {out.stat().st_size:,} bytes; against PyTorch on "
+            f"{where}: largest logit difference {parity['relative_difference']:.2e} of the largest logit, {dice}")

@@ -1,0 +1,149 @@
+"""A foreign network taken in: brainchop's TensorFlow.js layout or a ``.pth`` file becomes a model folder."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from meshnet.errors import UserError
+from meshnet.files import write_text
+
+HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
+NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
+MIRROR = str.maketrans("LPI", "RAS")
+RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
+# How the recipe of an interrupted import is known. Text on disk: older imports begin with it, so it stays as it is.
+IMPORTED = "# Written by python -m meshnet.export import.\n"
+
+
+def import_model(source: Path, out: Path, layout: Path | None = None, dilations: str | None = None,
+                 activation: str | None = None, norm: str | None = None, channels: Sequence[str] = ("T1w",),
+                 classes: Sequence[str] | None = None, scaling: str | None = None, orientation: str = "LIA",
+                 voxel_mm: float = 1.0) -> str:
+    """Read a foreign network and write it as a model folder; returns what to tell the user.
+
+    Args:
+        source: brainchop's ``model.json``, or a ``.pth`` file of plain weights.
+        layout: brainchop's architecture file for a ``.pth`` (``model.json`` beside it where None).
+        dilations, activation, norm: of a ``.pth``; ``dilations`` as text, such as ``1,2,4``.
+        channels, classes, scaling, orientation, voxel_mm: what the network was trained on, see ``imported_card``.
+
+    Raises:
+        UserError: for a file that is none of these, or an ``out`` that holds something else.
+    """
+    import yaml
+
+    from meshnet.networks.build import MESHNET_FIELDS
+    from meshnet.networks.card import CARD
+    from meshnet.networks.folder import save_model
+    from meshnet.networks.memory import count_parameters
+    from meshnet.sharing.pth import read_layout, read_torch
+    from meshnet.sharing.tfjs import read_tfjs
+
+    check_free(out)
+    check_grid(orientation, voxel_mm)
+    if not source.is_file():
+        found = "is a folder" if source.is_dir() else "not found"
+        raise UserError(f"{source}: {found}; expected brainchop's model.json or a .pth file")
+    info = {"shape": None, "normalize": None}
+    if source.suffix == ".json":
+        model, info = read_tfjs(source)
+    else:
+        beside = layout or source.with_name("model.json")
+        known = read_layout(beside) if layout or beside.is_file() else {}
+        info |= {key: known.pop(key) for key in list(info) if key in known}
+        if dilations:
+            known["dilations"] = parse_dilations(dilations)
+        known |= {key: value for key, value in (("activation", activation), ("norm", norm)) if value}
+        model = read_torch(source, known)
+    card = imported_card(source, model, info, list(channels), classes, scaling, orientation, voxel_mm)
+    fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
+    (out / CARD).unlink(missing_ok=True)  # an interrupted import must not leave another network's
+    write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
+    save_model(out, model, card)
+    return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card['classes'])} classes, "
+            f"{card['orientation']}, {card['scaling']}; to fine-tune it: train.py --init {out} --recipe "
+            f"{out / RECIPE} …")
+
+
+def imported_card(source: Path, model, info: dict, channels: list[str], classes: list[str] | None = None,
+                  scaling: str | None = None, orientation: str = "LIA", voxel_mm: float = 1.0) -> dict:
+    """The card of a foreign network.
+
+    Args:
+        source: its file; a colormap.json beside it names the classes unless ``classes`` does.
+        model: the network that was read.
+        info: ``shape`` and ``normalize`` as ``read_tfjs`` gives them.
+        channels: what each input channel is.
+        scaling: how intensities were scaled; as the file says, else min-max, where None.
+
+    Raises:
+        UserError: for names that do not fit the network, or a scaling in the file that this program lacks.
+    """
+    asked = info["normalize"] or {"type": "minmax"}
+    known = isinstance(asked, dict) and NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
+    scaling = scaling or known or None
+    if scaling is None:
+        raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
+                        "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
+    inputs, outputs = model.arguments["in_channels"], model.arguments["classes"]
+    names = classes or class_names(source.with_name("colormap.json"), outputs)
+    if len(names) != outputs or len(channels) != inputs:
+        raise UserError(f"{source}: has {inputs} input channels and {outputs} classes, found {len(channels)} names in "
+                        f"--channels and {len(names)} in --classes")
+    shape = info["shape"]
+    if shape and min(shape) * voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
+        shape = None
+    return {"channels": channels, "classes": names, "voxel_mm": voxel_mm, "shape": shape,
+            "orientation": orientation.upper(), "scaling": scaling, "training_data": {"imported_from": source.name}}
+
+
+def check_free(out: Path) -> None:
+    """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go, whole or
+    interrupted (which leaves the recipe, that begins with ``IMPORTED``, and perhaps the weights)."""
+    from meshnet.networks.card import CARD, WEIGHTS, read_card
+
+    check_folder(out)
+    found = {path.name for path in out.iterdir() if not path.name.startswith(".tmp-")} if out.is_dir() else set()
+    if CARD in found:
+        known = read_card(out)["training_data"]
+        ours = isinstance(known, dict) and "imported_from" in known
+    else:
+        recipe = out / RECIPE
+        ours = not found or (recipe.is_file() and recipe.read_bytes().startswith(IMPORTED.encode()))
+    if found - {CARD, WEIGHTS, RECIPE} or not ours:
+        raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
+
+
+def check_grid(orientation: str, voxel_mm: float) -> None:
+    """Raise a UserError for an orientation or a voxel size that no grid has."""
+    if sorted("RAS".find(c.translate(MIRROR)) for c in orientation.upper()) != [0, 1, 2]:
+        raise UserError(f"--orientation: found {orientation!r}, expected three axis codes such as LIA")
+    if not 0 < voxel_mm < math.inf:
+        raise UserError(f"--voxel_mm: found {voxel_mm}, expected millimetres above 0, such as 1")
+
+
+def check_folder(out: Path) -> None:
+    """Raise a UserError if ``out`` is there and no folder."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, expected a folder to write to; give another name")
+
+
+def parse_dilations(text: str) -> list[int]:
+    """``1,2,4`` as numbers."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--dilations: found {text!r}, expected whole numbers such as 1,2,4,8,16,8,4,2,1")
+    return [int(part) for part in parts]
+
+
+def class_names(path: Path, classes: int) -> list[str]:
+    """The names in brainchop's colormap.json where they fit, else ``class 1`` and so on after the background."""
+    if path.is_file():
+        try:
+            labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            labels = None
+        if isinstance(labels, list) and len(labels) == classes:
+            return [str(label) for label in labels]
+    return ["background", *(f"class {i}" for i in range(1, classes))]
