@@ -1,8 +1,8 @@
-"""What the speed benchmarks share: one process a measurement, in turn, with the machine's own yardstick beside it.
+"""What the speed benchmarks share: one process for each measurement, in turn, and a matrix product as the yardstick.
 
 Each measurement starts a fresh process that runs the calling script with ``--one VARIANT`` and prints one JSON line.
-Lines are kept in a file, so a benchmark that was stopped goes on where it was. Beside the clock stand the process's CPU
-seconds and what of the machine others used meanwhile, so that a disturbed measurement can be seen.
+Lines are kept in a file, so a benchmark that was stopped resumes. Each line also has the process's CPU seconds and the
+share of the machine that other processes used meanwhile, so that a disturbed measurement can be recognised.
 """
 
 import json

@@ -1,14 +1,14 @@
-"""How quickly one volume is segmented: PyTorch and other engines against the compiled kernels.
+"""How fast one volume is segmented: PyTorch and other engines against the compiled kernels.
 
-    python benchmarks/inference.py --channels 26 --size 128 --runs 5
-    python benchmarks/inference.py --channels 26 --volume T2w.nii.gz --model runs/NAME --compare
-    python benchmarks/inference.py --channels 5 --variants plain kernels onnxruntime brainchop --onnxruntime PYTHON …
+    python benchmarks/speed/inference.py --channels 26 --size 128 --runs 5
+    python benchmarks/speed/inference.py --channels 26 --volume T2w.nii.gz --model runs/NAME --compare
+    python benchmarks/speed/inference.py --channels 5 --variants plain kernels onnxruntime --onnxruntime PYTHON
 
 Each variant runs in a process of its own, in turn; results go to ``--results`` and are not measured twice. ``plain`` is
-PyTorch's convolution with folded batch norm and in-place ReLU on the whole volume, ``channels_last`` the same in that
+PyTorch's convolution with fused batch norm and in-place ReLU on the whole volume, ``channels_last`` the same in that
 layout, ``bf16`` that in bfloat16, ``torch_compile`` the network compiled by PyTorch (compiling is not counted);
-``torch`` is what is used here without a compiler, ``kernels`` what is used with one. ``onnxruntime`` and
-``brainchop`` run in the Python that the flag of that name gives. ``--compare`` compares logits with ``plain``'s.
+``torch`` is this project's way without a compiler, ``kernels`` its way with one. ``onnxruntime`` and ``brainchop`` run
+in the Python interpreter that the flag of that name gives. ``--compare`` compares logits with ``plain``'s.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.speed import measure
 
 PEERS = ["onnxruntime", "brainchop"]
 VARIANTS = ["plain", "channels_last", "bf16", "torch_compile", "torch", "torch_crop", "kernels", "kernels_max_memory",
@@ -118,7 +118,7 @@ def operations(model, shape: tuple[int, ...]) -> float:
 
 
 def write_for_peers(model, volume: np.ndarray, folder: Path) -> None:
-    """What ``peers.py`` reads, with the labels that it is to find."""
+    """The input of ``engines.py``, with the labels that it should find."""
     from meshnet.inference import predict
     from meshnet.networks.fuse import fuse
 
@@ -151,7 +151,7 @@ def main() -> None:
     passed = [part for name in ("channels", "model", "size", "volume", "threads", "max_memory")
               for part in (f"--{name}", str(getattr(options, name))) if getattr(options, name) is not None]
     with tempfile.TemporaryDirectory() as folder:
-        others = {peer: [getattr(options, peer), str(Path(__file__).with_name("peers.py")), peer, folder,
+        others = {peer: [getattr(options, peer), str(Path(__file__).with_name("engines.py")), peer, folder,
                          str(options.threads)] for peer in PEERS if peer in options.variants}
         model, volume = load(options)
         if others:

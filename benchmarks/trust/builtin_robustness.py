@@ -1,10 +1,10 @@
-"""Does the built-in model mind how a head was scanned? Synthetic patients, each seen in several ways.
+"""Does the way of scanning change what the built-in model finds? Synthetic patients, each scanned in several ways.
 
-``python benchmarks/builtin_robustness.py [--cases 60] [--model weights/meshnet16-synthetic] [--table TABLE.md]``
+``python benchmarks/trust/builtin_robustness.py [--cases 60] [--model weights/meshnet16-synthetic] [--table TABLE.md]``
 
 Each patient is made at 1 mm with skull and brain-extracted, then averaged to 2 mm, 3 mm and 5 mm slices and turned to
-another orientation. Dice is taken on the 1 mm grid. Healthy heads show what is marked where nothing is. Each patient is
-a line of ``--results`` once done, so the same command goes on where it was stopped.
+another orientation. Dice is taken on the 1 mm grid. Healthy heads show false positives. Each finished patient is a
+line of ``--results``, so the same command resumes where it was stopped.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meshnet.errors import run_script
 from meshnet.files import write_text
@@ -83,7 +83,7 @@ def version_of(folder: Path) -> str:
     from meshnet.data.schema import fingerprint
     from meshnet.data.sources.find import sha256_file
 
-    package = Path(__file__).resolve().parent.parent / "meshnet"
+    package = Path(__file__).resolve().parents[2] / "meshnet"
     files = [Path(__file__), *(path for end in ("py", "cpp", "h") for path in sorted(package.rglob(f"*.{end}")))]
     files += sorted(path for path in folder.iterdir() if path.is_file())
     return fingerprint([sha256_file(path) for path in files])

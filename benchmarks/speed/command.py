@@ -1,10 +1,10 @@
-"""What a user waits for: ``infer.py`` from the command to the written mask, part by part.
+"""How long a user waits: ``infer.py`` from the command to the written mask, part by part.
 
-    python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 runs/meshnet5 --runs 5
-    python benchmarks/command.py T2w.nii.gz --models runs/meshnet5 --scans 10 --runs 1   # one command against ten
-    python benchmarks/command.py T2w.nii.gz --models runs/meshnet26 --ceiling 1.5GB   # with a ceiling and without
+    python benchmarks/speed/command.py T2w.nii.gz --models runs/meshnet26 runs/meshnet5 --runs 5
+    python benchmarks/speed/command.py T2w.nii.gz --models runs/meshnet5 --scans 10 --runs 1   # one command against ten
+    python benchmarks/speed/command.py T2w.nii.gz --models runs/meshnet26 --ceiling 1.5GB   # with a ceiling and without
 
-``start`` is what is no part of a scan's own work: the interpreter, importing PyTorch, reading the weights, ending.
+``start`` is everything that is not work on a scan: the interpreter, imports, reading the weights, exiting.
 """
 
 import argparse
@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.speed import measure
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(scans: list[Path], folder: Path, model: str, threads: int, flags: list[str]) -> dict:

@@ -1,15 +1,15 @@
-"""Searches on a simulated clock, side by side: what does it cost to reach the best 1 %?
+"""How much training does a search need to reach the best 1 %? Methods compared on a simulated clock.
 
-No training: learning curves (asha_curves.py) over a search space, made up ones drawn anew for each seed, or a table of
-real ones. Each method (asha_methods.py) runs with 1 to 500 workers until it has trained a configuration of the best
-1 % to the end. ``work`` is workers x time until then, in epochs: idle workers are paid for.
+Nothing is trained: learning curves over a search space come from asha_curves.py, made up for each seed or from a
+table of real runs. Each method (asha_methods.py) runs with 1 to 500 workers until it has fully trained a configuration
+of the best 1 %. ``work`` is workers x time until then, in epochs, so idle workers count.
 
-    python benchmarks/asha.py run --methods ours random --seeds 30 --out results.jsonl
-    python benchmarks/asha.py run --curves real --workers 1 4 16 --minutes 4 --out results.jsonl
-    python benchmarks/asha.py table results.jsonl
+    python benchmarks/search/asha.py run --methods ours random --seeds 30 --out results.jsonl
+    python benchmarks/search/asha.py run --curves real --workers 1 4 16 --minutes 4 --out results.jsonl
+    python benchmarks/search/asha.py table results.jsonl
 
-The same command again goes on with what is missing in the file. Peers (``syne_tune``, ``optuna``, ``orion``) and the
-table need packages: benchmarks/asha_peers.txt, in environments of their own.
+The same command again computes only what is missing in the file. The other libraries (Syne Tune, Optuna, Orion) and
+the table need the packages in benchmarks/search/peers.txt, in environments of their own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from asha_curves import CURVES

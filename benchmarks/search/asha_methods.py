@@ -1,4 +1,4 @@
-"""The methods that benchmarks/asha.py compares: this project's search, simple baselines, and peers' own code.
+"""The methods that benchmarks/search/asha.py compares: this project's search, simple baselines, and other libraries.
 
 Each is made from a problem of asha_curves.py, a seed and the number of workers. ``next`` says what a free worker
 trains, or None where it has to wait; ``tell`` takes a score and says whether that run goes on.

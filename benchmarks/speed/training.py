@@ -1,10 +1,10 @@
-"""How long one training step takes and what it holds: PyTorch plain and channels-last against the compiled kernels.
+"""Time and memory of one training step: PyTorch, plain and channels-last, against the compiled kernels.
 
-    python benchmarks/training.py --channels 26 --size 128 --runs 5 --budget 1.9
+    python benchmarks/speed/training.py --channels 26 --size 128 --runs 5 --budget 1.9
 
 Each variant runs in a process of its own, in turn; results go to ``--results`` and are not measured twice. A step is
-forward, cross-entropy and backward on one case. ``kernels`` keeps everything; ``budget`` recomputes as far as
-``--budget`` GB asks; ``least`` computes no convolution more than twice and needs the least memory of such plans.
+forward, cross-entropy and backward on one case. ``kernels`` keeps everything; ``budget`` recomputes as many
+layers as ``--budget`` GB requires; ``least`` is the plan of least memory that computes no convolution more than twice.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.speed import measure
 
 VARIANTS = ["plain", "channels_last", "kernels", "budget", "least", "plain_least"]
 
@@ -55,10 +55,10 @@ def one(options: argparse.Namespace) -> dict:
         step(MeshNet(2, dilations=(1,)), 8)
         model = MeshNet(options.channels, checkpointing=options.one.endswith("least")).to(memory_format=layout)
         model.memory_budget = int(options.budget * 1e9) if options.one == "budget" else None
-        foretold = memory.estimate_training_memory(model, 1, (options.size,) * 3) / 1e9
+        estimated = memory.estimate_training_memory(model, 1, (options.size,) * 3) / 1e9
         weights = sum(block.conv.weight.numel() for block in model.blocks)
         found = measure.timed(lambda: step(model, options.size), 6.0 * weights * options.size**3)
-    return {**found, "foretold_gb": foretold}
+    return {**found, "estimated_gb": estimated}
 
 
 def main() -> None:
@@ -73,8 +73,8 @@ def main() -> None:
     print(measure.table(lines, options.variants))
     for variant in options.variants:
         mine = [line for line in lines if line["variant"] == variant]
-        shares = [f"{line['foretold_gb'] / line['above_start_gb']:.2f}" for line in mine]
-        print(f"{variant:24} memory foretold / used: {', '.join(shares)}")
+        shares = [f"{line['estimated_gb'] / line['above_start_gb']:.2f}" for line in mine]
+        print(f"{variant:24} memory estimated / used: {', '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How long does search.py need to decide what a free worker trains next, with many trials in the ledger?
+"""How long does search.py take to decide what a free worker trains next, with many trials in the ledger?
 
-``python benchmarks/asha_deciding.py [--trials 10000] [--decisions 200]``
+``python benchmarks/search/asha_deciding.py [--trials 10000] [--decisions 200]``
 
-A study of the paper's space is filled to so many trials, with scores as from real runs (many promoted, some failed).
-Timed then, for each decision: choosing the job (promotion or new parameters) and writing it to the ledger, as the
-driver does between two runs. The model sampler asks its model once in a batch of proposals, and in the background; the
-first batch of a study that goes on is begun when the driver takes it up. ``taking up`` is the time for that, imports
-and the wait for the batch included. ``--pause``: seconds between decisions, in which trials run.
+A study of the paper's space is filled with ``--trials`` trials and scores like those of real runs (many promoted, some
+failed). Then each decision is timed: choosing the job (a promotion or new parameters) and writing it to the ledger, as
+the driver does between two runs. The model sampler fits its model once for each batch of proposals, in the background;
+when a study is resumed, the first batch is started at once. ``resuming`` is the time for that, including imports and
+the wait for the batch. ``--pause``: seconds between decisions, in which trials run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meshnet.errors import run_script
 from meshnet.recipe import load_search
@@ -26,7 +26,7 @@ from meshnet.search.ledger import Ledger
 from meshnet.search.sampler import SAMPLERS, make_sampler
 from meshnet.search.space import parse_space
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STATISTICS = (statistics.median, statistics.mean, max)
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.02)
     arguments = parser.parse_args()
     space = parse_space(load_search([ROOT / "recipes" / "search_space.yaml"]))
-    print("| sampler | taking up, ms | choosing, median ms | mean | slowest | writing, median ms | mean | slowest |")
+    print("| sampler | resuming, ms | choosing, median ms | mean | slowest | writing, median ms | mean | slowest |")
     print("|---" * 8 + "|")
     for name in SAMPLERS:
         with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:

@@ -1,6 +1,6 @@
 """Every network side by side: parameters, time and memory of a forward pass and of a training step.
 
-    python benchmarks/networks.py [--size 96] [--networks NAME …] [--out runs/networks.json] [--minutes 7]
+    python benchmarks/speed/networks.py [--size 96] [--networks NAME …] [--out runs/networks.json] [--minutes 7]
 
 Each measurement runs in a process of its own, so that its peak memory is its own, and is written to ``--out`` at once:
 the same command again does only what is missing. One volume of noise, one channel, two classes. The forward pass is
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 MESHNETS = {"meshnet5": 5, "meshnet16": 16, "meshnet26": 26}
 GIB = 2**30

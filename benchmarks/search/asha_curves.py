@@ -1,4 +1,4 @@
-"""What the simulated searches of benchmarks/asha.py search: made-up learning curves, and a table of real ones."""
+"""The learning curves that benchmarks/search/asha.py searches: made-up ones, and a table of real ones."""
 
 import functools
 import importlib.util
@@ -11,7 +11,7 @@ import numpy as np
 from meshnet.recipe import load_search
 from meshnet.search.space import Dimension, Space, parse_space
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Curves:
@@ -65,11 +65,11 @@ class Curves:
 class RealCurves:
     """Real trainings: the OpenCLIP networks of ScAn-Bench's VLM table (Sermaxhaj et al., NeurIPS 2026), 7 parameters.
 
-    Taken are the configurations of 5 to 10 epochs that ran to their end or diverged; the fidelity is tenths of a run,
-    between whose measured epochs the validation loss is interpolated. A diverged run has the table's own loss of 5
+    The table's configurations of 5 to 10 epochs that finished or diverged are used. The fidelity is tenths of a run;
+    the validation loss is interpolated between measured epochs. A diverged run has the table's own loss of 5
     from there on. A proposal trains the configuration of the table nearest to it in the unit cube of those that this
-    search has not trained yet: nobody trains the same twice, and a method that looks closely at one place would
-    otherwise be given the same configuration dozens of times under other names. One instance serves one search.
+    search has not trained yet. Otherwise a method that samples one region densely would be given the same
+    configuration dozens of times. One instance serves one search.
     ``seed`` changes the pace of the runs and nothing else; the score is the negative loss.
     """
 

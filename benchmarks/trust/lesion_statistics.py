@@ -1,6 +1,6 @@
-"""Generated lesions beside real ones: volume, elongation, surface, parts and places.
+"""Do generated lesions resemble real ones? Volume, elongation, surface, parts and location.
 
-``python benchmarks/lesion_statistics.py FOLDER [--count 1000] [--out FIGURE.png] [--table TABLE.md]``
+``python benchmarks/trust/lesion_statistics.py FOLDER [--count 1000] [--out FIGURE.png] [--table TABLE.md]``
 
 FOLDER holds real lesion masks (NIfTI) in MNI space at 1 mm. Both sets are measured by the same functions.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meshnet.data.synthetic.atlas import load_atlas
 from meshnet.data.synthetic.lesions import draw_lesion

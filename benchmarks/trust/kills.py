@@ -1,12 +1,12 @@
 """Kill training again and again, and compare what comes out with a run that was never killed, bit for bit.
 
-    python benchmarks/kills.py --out /tmp/kills --kills 200
+    python benchmarks/trust/kills.py --out /tmp/kills --kills 200
 
 Each round starts a small run (dropout, EMA, accumulation, resume points inside epochs), kills it with SIGKILL until
 ``--per_run`` kills have hit it, lets it finish, and compares weights, averaged weights, validation cases and the lines
-of metrics.jsonl. The moments are random; in every other round each is in the middle of writing some file. A run is
-``train.py`` in a forked process, which spares importing torch for every kill. Rounds are remembered in
-OUT/rounds.jsonl: the same command goes on. Synthetic data.
+of metrics.jsonl. The moments are random; in every other round each kill falls in the middle of writing a file. A run is
+``train.py`` in a forked process, so that torch is imported once. Rounds are kept in OUT/rounds.jsonl: the same command
+resumes. Synthetic data.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--model.channels", "3", "--model.dilations", "1", "2", "1", "--data.workers", "0", "--optimizer.lr", "0.01",
          "--training.max_epochs", "6", "--ema.enabled", "true", "--model.dropout", "0.2",
          "--training.accumulation", "2", "--training.save_every_steps", "1", "--training.validate_every", "2"]
@@ -29,7 +29,7 @@ FLAGS = ["--model.channels", "3", "--model.dilations", "1", "2", "1", "--data.wo
 def fork(script: str, arguments: list[str], log: Path, writes: int = 0) -> int:
     """Run one of the root's scripts in a process of its own group; returns its id.
 
-    With ``writes`` it is killed in its so-manieth write, when the content is there and the file does not have it yet.
+    With ``writes`` it is killed in its n-th write: the content is written, but the file is not renamed yet.
     """
     process = os.fork()
     if process:
@@ -82,7 +82,7 @@ def kill_once(arguments: list[str], run: Path, log: Path, delay: float) -> bool:
 
 
 def kill_in_a_write(arguments: list[str], log: Path, writes: int) -> bool:
-    """Start the run, let it be killed in the middle of its so-manieth write; whether there were as many."""
+    """Start the run, let it be killed in the middle of its n-th write; whether there were that many."""
     _, status = os.waitpid(fork("train.py", arguments, log, writes), 0)
     return was_killed(status, log)
 

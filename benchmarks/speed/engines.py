@@ -1,9 +1,9 @@
 """One pass of a MeshNet by another engine, for ``inference.py``; runs in an environment that has that engine.
 
-    python peers.py onnxruntime|brainchop FOLDER THREADS
+    python benchmarks/speed/engines.py onnxruntime|brainchop FOLDER THREADS
 
-FOLDER holds ``layers.npz`` (folded weights) and ``volume.npy`` (C, X, Y, Z), as ``inference.py`` writes them. What the
-engine compiles or loads once is not counted: brainchop's network runs once before, which fills tinygrad's cache.
+FOLDER holds ``layers.npz`` (fused weights) and ``volume.npy`` (C, X, Y, Z), as ``inference.py`` writes them. One-time
+compiling and loading is not counted: brainchop's network runs once before, which fills tinygrad's cache.
 """
 
 import json
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.speed import measure
 
 
 def onnxruntime(layers: list[dict], volume: np.ndarray, threads: int):
