@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from search_bench import Bench
+from stand_in import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 

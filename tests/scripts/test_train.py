@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import GLOO, run_script_file, torchrun
+from conftest import GLOO, ROOT, run_script_file, torchrun
 from safetensors.torch import load_file
 
 from meshnet.data.reader import PreparedData
@@ -96,7 +96,7 @@ def kill_and_finish(data, folder, generator, span, kills=1):
     for _ in range(kills):
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                                   cwd=os.path.dirname(os.path.dirname(__file__)), start_new_session=True)
+                                   cwd=ROOT, start_new_session=True)
         # From the moment that training begins: the folder appears after the imports.
         while not (folder / "config.yaml").exists() and process.poll() is None:
             time.sleep(0.01)

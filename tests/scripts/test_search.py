@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from search_bench import SPACE, check_accounts, wait_for
+from stand_in import SPACE, check_accounts, wait_for
 
 from meshnet.config import validate
 from meshnet.recipe import load_recipes

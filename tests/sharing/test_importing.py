@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script_file
+from small import CARD, randomise
 from torch import nn
 from torch.nn import functional
 
@@ -21,7 +22,6 @@ from meshnet.networks.folder import save_model, save_weights
 from meshnet.networks.meshnet import MeshNet
 from meshnet.sharing import published, tfjs, to_onnx
 
-CARD = {"channels": ["T1w"], "classes": ["background", "lesion"]}
 DILATIONS = [1, 3, 2]
 
 
@@ -29,18 +29,6 @@ def run_command(*words) -> None:
     """``share.py`` with these words, in this process."""
     arguments = vars(share.make_parser().parse_args(list(map(str, words))))
     {"import": share.take_in, "onnx": share.onnx}[arguments.pop("command")](**arguments)
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Running statistics and affine weights that are not their defaults."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            module.running_mean.uniform_(-1, 1)
-            module.running_var.uniform_(0.5, 2)
-        if isinstance(module, nn.BatchNorm3d | nn.GroupNorm) and module.affine:
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-    return model.eval()
 
 
 # ---------------------------------------------------------------------------------------------------------- tfjs

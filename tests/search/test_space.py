@@ -4,18 +4,16 @@ import json
 import math
 import random
 import statistics
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshnet import ROOT
 from meshnet.config import Config
 from meshnet.errors import UserError
 from meshnet.recipe import load_search
 from meshnet.search.space import SHORT_NAMES, parse_space
-
-ROOT = Path(__file__).resolve().parent.parent
 
 PAPER_SPACE = load_search([ROOT / "recipes" / "search_space.yaml"])
 

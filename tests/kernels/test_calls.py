@@ -194,6 +194,7 @@ def test_builds_for_other_cpus_compute_the_same(compiler, flags, lanes, root, tm
         pytest.skip("these are builds for x86-64")
     program = tmp_path / "check"
     usual = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
-    subprocess.run([compiler, *usual, *flags, root / "tests" / "kernels_check.cpp", "-o", program], check=True)
+    source = root / "tests" / "kernels" / "kernels_check.cpp"
+    subprocess.run([compiler, *usual, *flags, source, "-o", program], check=True)
     found = subprocess.run([*runner, program, "25" if runner else "60"], stdout=subprocess.PIPE, text=True, check=False)
     assert found.returncode == 0 and (lanes is None or found.stdout.startswith(f"{lanes} lanes")), found.stdout

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from search_bench import LINUX, SPACE, Bench, check_accounts, runs_of, wait_for
+from stand_in import LINUX, SPACE, Bench, check_accounts, runs_of, wait_for
 
 from meshnet.errors import UserError
 from meshnet.runs.launch import make_launcher

@@ -2,7 +2,7 @@
 // a program of its own, so that builds for other CPUs can be checked: ./kernels_check CASES prints the largest relative
 // errors; exit code 1 above 2e-5.
 
-#include "../meshnet/kernels/kernels.cpp"
+#include "../../meshnet/kernels/kernels.cpp"
 
 #include <cmath>
 #include <cstdio>

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_export import CARD, randomise
+from small import CARD, randomise
 from torch import nn
 from torch.nn import functional
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_segment import VARIANTS, network, scan
+from small import VARIANTS, network, scan
 
 from meshnet.inference import light
 from meshnet.inference.predict import predict, predict_labels, predict_logits
