@@ -7,6 +7,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,79 @@ def published(shared_data, tmp_path_factory) -> Path:
 def bench(tmp_path, root) -> Bench:
     """A folder in which search.py runs with a stand-in for train.py."""
     return Bench(tmp_path, root)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def way(request):
+    """Both ways of computing in turn: the kernels, and PyTorch alone."""
+    from meshnet.kernels import calls
+
+    if request.param == "compiled" and not calls.available():
+        pytest.skip("no C++ compiler here")
+    with calls.switched_off() if request.param == "torch" else contextlib.nullcontext():
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_cases(tiny_data):
+    """``tiny_data`` as training reads it."""
+    from meshnet.data.reader import PreparedData
+
+    return PreparedData(tiny_data)
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A fresh Hub, the client pointed at it with an empty cache and a token that may write."""
+    from huggingface_hub import constants
+    from stand_in_hub import WRITER, Hub
+
+    from meshnet import hub
+
+    instance = Hub()
+    thread = threading.Thread(target=instance.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", instance.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        instance.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "WAIT_S", 0.01)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    yield instance
+    instance.shutdown()
+    instance.server_close()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run folder with what training and testing leave in it."""
+    import torch
+    from stand_in_hub import CARD
+
+    from meshnet.networks.folder import save_model
+    from meshnet.networks.meshnet import MeshNet
+
+    torch.manual_seed(0)
+    model = MeshNet(channels=4, dilations=(1, 2))
+    folder = tmp_path / "run"
+    save_model(folder, model, Card(**CARD))
+    (folder / "metrics.jsonl").write_text(
+        '{"epoch": 1, "step": 2, "learning_rate": 0.1, "train_loss": 0.5, "val_loss": 0.4, "val_dice": 0.3}\n')
+    (folder / "test_cases.csv").write_text("case,dice,avd,mcc\nsub-secret,0.5,0.2,0.6\nsub-hidden,0.7,0.4,nan\n")
+    (folder / "config.yaml").write_text("run: {data_path: /home/someone/data}\nmodel: {name: meshnet}\n")
+    (folder / "curves.png").write_bytes(b"\x89PNG a picture")
+    (folder / "a_scan_lesion.png").write_bytes(b"\x89PNG of sub-secret")
+    (folder / "state").mkdir()
+    (folder / "state" / "optimizer.bin").write_bytes(b"0")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_data, tmp_path_factory):
+    """A run of four epochs that nothing interrupts."""
+    from training_runs import RICH, train
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_data, folder, *RICH, "--training.keep_states", 50)
+    return folder

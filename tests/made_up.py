@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import made_up
+
 from meshnet.config import Config, identity, to_dict, validate
 from meshnet.crossval.plan import FORMAT, SPLITS, Planned, planned_runs, run_folder, write_plan
 from meshnet.data.splits import content_hash
@@ -81,3 +83,22 @@ def fill(out: Path, plan: dict, score, val_dice) -> None:
         found = [(subject, score(run, subject)) for subject in splits["folds"][run.fold]["test"]]
         rows = [value if isinstance(value, dict) else case_row(subject, value) for subject, value in found]
         make_run(out, plan, run, val_dice(run), rows)
+
+
+MODELS = {"meshnet26": 26, "meshnet5": 5}
+
+
+def score(run, subject):
+    """meshnet26 scores 0.6 + i/100 on subject i with restart 1 (chosen), 0.9 otherwise; meshnet5 is 0.1 below."""
+    value = 0.6 + int(subject[1:]) / 100 if run.restart == 1 else 0.9
+    return value - (0.1 if run.model == "meshnet5" else 0.0)
+
+
+def by_validation(run):
+    return 0.5 + 0.1 * run.restart
+
+
+def make_folder(folder):
+    plan = made_up.make_plan(folder, MODELS, 2)
+    made_up.fill(folder, plan, score, by_validation)
+    return folder

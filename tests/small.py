@@ -1,9 +1,14 @@
 """Small networks and volumes that several test files share."""
 
+import itertools
+
+import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from meshnet.kernels import calls
 from meshnet.networks.meshnet import MeshNet
 
 CARD = {"channels": ["T1w"], "classes": ["background", "lesion"]}
@@ -52,3 +57,49 @@ def randomise(model: nn.Module) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.uniform_(module.bias, -1, 1)
     return model.eval()
+
+
+ORIENTATIONS = ["".join(c) for axes in itertools.permutations(("LR", "AP", "IS")) for c in itertools.product(*axes)]
+
+
+def image_of(data, affine=None, dtype=None) -> nib.Nifti1Image:
+    data = np.asarray(data, dtype)
+    data = data.astype(np.int32) if data.dtype == np.int64 else data
+    image = nib.Nifti1Image(data, np.eye(4) if affine is None else affine)
+    image.set_sform(image.affine, 1)
+    image.set_qform(image.affine, 1)
+    return image
+
+
+def rotation(x, y, z) -> np.ndarray:
+    def about(axis, angle):
+        c, s = np.cos(angle), np.sin(angle)
+        matrix = np.eye(3)
+        i, j = [k for k in range(3) if k != axis]
+        matrix[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
+        return matrix
+
+    return about(0, x) @ about(1, y) @ about(2, z)
+
+
+def affine_of(voxel_mm, angles=(0, 0, 0), origin=(0, 0, 0)) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(*angles) @ np.diag(voxel_mm)
+    affine[:3, 3] = origin
+    return affine
+
+
+def array(image) -> np.ndarray:
+    return np.asarray(image.dataobj)
+
+
+CONVOLUTIONS = [  # in, out, dilation, (X, Y, Z): odd sizes, axes of one voxel, dilations past the volume, many channels
+    (1, 5, 1, (5, 6, 7)), (3, 5, 2, (9, 40, 33)), (26, 26, 16, (18, 70, 65)), (5, 5, 4, (1, 33, 1)),
+    (4, 31, 3, (1, 1, 40)), (2, 1, 7, (8, 3, 130)), (6, 13, 1, (4, 9, 16)),
+]
+needs_kernels = pytest.mark.skipif(not calls.available(), reason="no C++ compiler here: PyTorch does the work")
+
+
+def draw(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=generator) for shape in shapes]

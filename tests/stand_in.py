@@ -15,7 +15,6 @@ from meshnet.data.splits import make_splits
 from meshnet.files import write_json
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="descendants are found in /proc")
-
 # Like train.py seen from outside: one lock, a line an epoch and then a resume point, the same score after any kill.
 # Its score is a chain, so that an epoch done twice or left out would show in every later one.
 TRAINER = """
@@ -159,3 +158,13 @@ def check_accounts(bench: Bench, study: str, trials: int) -> dict[tuple, float]:
         assert epochs == list(range(1, rungs[top] + 1))
     assert bench.ask(study, "SELECT COUNT(*) FROM attempts WHERE ended IS NULL") == [(0,)]
     return scores
+
+
+FAMILY = """
+    import os, subprocess, sys, time
+    code = "import time; time.sleep(60)"
+    # a session of its own, as torchrun starts its workers: signals to the leader's group do not reach it
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    print("born", flush=True)
+    time.sleep(60)
+"""

@@ -79,15 +79,6 @@ def test_every_recipe_is_valid_and_says_something(root):
         assert path.read_text().startswith(("#", "//")), f"{path} does not say what it should reach"
 
 
-def test_what_is_left_out_is_torch_own_default():
-    import torch
-
-    defaults = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).defaults
-    found = validate(Config()).optimizer
-    assert (found.lr, tuple(found.betas), found.eps, found.weight_decay, found.amsgrad) == (
-        defaults["lr"], defaults["betas"], defaults["eps"], defaults["weight_decay"], defaults["amsgrad"])
-
-
 def flags(*arguments):
     return parse("train.py", "", lambda parser: parser.add_argument("--data"), [str(a) for a in arguments])
 
@@ -185,18 +176,6 @@ def test_the_dumped_config_is_a_recipe_of_itself(tmp_path):
     assert yaml.safe_load(path.read_text())["run"] == {"fold": 0}
     assert validate(load_recipes([path])) == config
     assert read_mapping(path)["run"]["fold"] == 0
-
-
-def test_monitor_and_mode_follow_each_other():
-    def plateau(**values):
-        config = Config()
-        for key, value in values.items():
-            setattr(config.scheduler, key, value)
-        return validate(config).scheduler
-
-    assert (plateau().monitor, plateau().mode) == ("val_dice", "max")
-    assert plateau(mode="min").monitor == "val_loss"
-    assert plateau(monitor="val_loss").mode == "min"
 
 
 def test_help_answers_without_torch(root):

@@ -1,141 +1,42 @@
-"""Reading prepared cases, their order, and who gets which: against the stored arrays and by counting."""
-
-import collections
+"""Reading prepared cases: as stored, in boxes, and scaled."""
 
 import numpy as np
 import pytest
-import torch
 
-from meshnet.config import Config
 from meshnet.data import schema
-from meshnet.data.batches import TrainingCases, batches_of_rank, cut_patch, epoch_order, load_batches
-from meshnet.data.reader import PreparedData, as_input
-from meshnet.inference.predict import predict_logits
-from meshnet.networks.meshnet import MeshNet
-from meshnet.training.assemble import training_box
+from meshnet.data.reader import as_input
 
 
-@pytest.fixture(scope="module")
-def data(tiny_data):
-    return PreparedData(tiny_data)
-
-
-def test_reads_what_is_stored_and_can_be_written_to(data):
-    table, _ = schema.load_dataset(data.path)
-    for index in (0, len(data) - 1):
+def test_reads_what_is_stored_and_can_be_written_to(tiny_cases):
+    table, _ = schema.load_dataset(tiny_cases.path)
+    for index in (0, len(tiny_cases) - 1):
         for column in ("image", "mask", "mask_native"):
             stored = schema.volume(table, index, column)
-            found = data.read(index, column)
+            found = tiny_cases.read(index, column)
             assert np.array_equal(found, stored) and found.dtype == stored.dtype
             found += 1  # a copy: the file stays as it was
-            assert np.array_equal(data.read(index, column), stored)
-    assert data.image(0).max() <= 1 and data.image(0).dtype == np.float32
+            assert np.array_equal(tiny_cases.read(index, column), stored)
+    assert tiny_cases.image(0).max() <= 1 and tiny_cases.image(0).dtype == np.float32
 
 
-def test_a_box_is_that_part(data):
+def test_a_box_is_that_part(tiny_cases):
     box = [3, 20, 1, 30, 8, 9]
-    assert np.array_equal(data.read(1, "image", box), data.read(1, "image")[:, 3:20, 1:30, 8:9])
-    assert np.array_equal(data.read(1, "mask", box), data.read(1, "mask")[3:20, 1:30, 8:9])
+    assert np.array_equal(tiny_cases.read(1, "image", box), tiny_cases.read(1, "image")[:, 3:20, 1:30, 8:9])
+    assert np.array_equal(tiny_cases.read(1, "mask", box), tiny_cases.read(1, "mask")[3:20, 1:30, 8:9])
 
 
 @pytest.mark.parametrize("multiple", [1, 8, 32])
-def test_the_training_box_holds_every_head(data, multiple):
-    box = data.box(multiple)
-    for index, row in enumerate(data.rows):
+def test_the_training_box_holds_every_head(tiny_cases, multiple):
+    box = tiny_cases.box(multiple)
+    for index, row in enumerate(tiny_cases.rows):
         assert all(low >= start and high <= end for start, end, low, high in
                    zip(box[::2], box[1::2], row["head_box"][::2], row["head_box"][1::2]))
-        assert data.read(index, "mask", box).sum() == data.read(index, "mask").sum()
+        assert tiny_cases.read(index, "mask", box).sum() == tiny_cases.read(index, "mask").sum()
     sizes = [end - start for start, end in zip(box[::2], box[1::2])]
     assert not any(size % multiple for size in sizes)
-    assert min(box[::2]) >= 0 and all(end <= size for end, size in zip(box[1::2], data.info["shape"]))
-
-
-@pytest.mark.parametrize("norm", ["batch", "none", "instance", "group"])
-def test_a_meshnet_trains_on_what_it_sees_at_inference(data, norm):
-    """Statistics that a norm takes from the volume are others in a box around the head: then there is no box."""
-    config = Config()
-    config.model.norm = norm
-    network = MeshNet(4, dilations=(1, 1), norm=norm).eval()
-    box = training_box(config, data) or [edge for size in data.info["shape"] for edge in (0, size)]
-    part = torch.from_numpy(data.image(0, box))[None]
-    whole = predict_logits(network, data.image(0), crop="none")
-    inner = tuple(slice(a + 2, b - 2) for a, b in zip(box[::2], box[1::2]))  # away from the box's own zero padding
-    ours = network(part)[0, :, 2:-2, 2:-2, 2:-2].detach().numpy()
-    assert np.allclose(ours, whole[(slice(None), *inner)], atol=1e-4)
-    config.data.crop = "none"
-    assert training_box(config, data) is None
+    assert min(box[::2]) >= 0 and all(end <= size for end, size in zip(box[1::2], tiny_cases.info["shape"]))
 
 
 def test_uint8_becomes_zero_to_one():
     assert as_input(np.array([0, 255], np.uint8)).tolist() == [0.0, 1.0]
     assert as_input(np.array([0.25], np.float32)).tolist() == [0.25]
-
-
-@pytest.mark.parametrize(("cases", "batch", "accumulation", "world"),
-                         [(9, 1, 1, 1), (9, 2, 1, 2), (7, 1, 4, 2), (3, 4, 2, 1)])
-def test_every_case_comes_once_an_epoch_but_for_the_last_step(cases, batch, accumulation, world):
-    step = batch * accumulation * world
-    order = epoch_order(list(range(100, 100 + cases)), seed=3, epoch=5, step_size=step)
-    assert len(order) % step == 0 and len(order) - cases < step
-    assert set(collections.Counter(order[:cases]).values()) == {1}
-    assert order[cases:] == [order[i % cases] for i in range(cases, len(order))]
-    shares = [batches_of_rank(order, batch, rank, world) for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1
-    # What the processes see in step s, together, is what one process would: the same cases, whoever has them.
-    together = [case for group in zip(*shares) for share in group for case in share]
-    assert together == order
-
-
-def test_order_depends_on_seed_and_epoch_alone():
-    cases = list(range(20))
-    assert epoch_order(cases, 0, 0, 1) == epoch_order(cases, 0, 0, 1)
-    assert len({tuple(epoch_order(cases, seed, epoch, 1)) for seed, epoch in ((0, 0), (0, 1), (1, 0))}) == 3
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_arrive_in_order_whatever_the_workers(data, workers):
-    cases = TrainingCases(data, None, [], 0, None)
-    batches = [[4, 1], [0], [8, 2]]
-    found = list(load_batches(cases, batches, 0, workers))
-    assert [batch["index"].tolist() for batch in found] == batches
-    assert torch.equal(found[0]["image"][1], torch.from_numpy(data.read(1, "image")))
-    assert found[0]["image"].dtype == torch.uint8 and found[0]["mask"].shape == (2, *data.info["shape"])
-
-
-def test_patches_lie_inside_and_half_hold_a_lesion_voxel_at_their_centre():
-    image = np.arange(8 * 9 * 10, dtype=np.float32).reshape(1, 8, 9, 10)
-    mask = np.zeros((8, 9, 10), np.uint8)
-    mask[4, 4, 5] = 1
-    centred = on_purpose = 0
-    for seed in range(200):
-        part, cut = cut_patch(image, mask, [3, 5, 12], np.random.default_rng(seed))
-        assert part.shape == (1, 3, 5, 12) and cut.shape == (3, 5, 12)
-        first = int(part[0, 0, 0, 0])
-        x, y, z = np.unravel_index(first, mask.shape)
-        assert np.array_equal(part[0, :, :, :10], image[0, x:x + 3, y:y + 5, z:z + 10])
-        assert (part[0, :, :, 10:] == 0).all()  # the axis that was too short is padded
-        centred += int(cut[1, 2, 5])
-        on_purpose += np.random.default_rng(seed).random() < 0.5
-    assert 70 <= on_purpose <= centred <= on_purpose + 60  # and now and then by chance
-
-
-def test_a_patch_is_the_same_for_the_same_seed_epoch_and_case(data):
-    cases = TrainingCases(data, None, [16, 16, 16], 7, None)
-    assert torch.equal(cases[2, 3]["image"], cases[2, 3]["image"])
-    assert not torch.equal(cases[2, 3]["image"], cases[2, 4]["image"])
-
-
-def test_a_loader_holds_memory_flat(data):
-    def anonymous():
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
-
-    cases = TrainingCases(data, None, [], 0, None)
-    batches = [[i % len(data)] for i in range(50)]
-    for _ in load_batches(cases, batches, 0, 0):
-        pass
-    before = anonymous()
-    for epoch in range(4):
-        for _ in load_batches(cases, batches, epoch, 0):
-            pass
-    assert anonymous() - before < 2000  # kB; 200 cases of 65 kB would be 13,000

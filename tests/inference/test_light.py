@@ -13,7 +13,7 @@ from small import VARIANTS, network, scan
 from meshnet.inference import light
 from meshnet.inference.predict import predict, predict_labels, predict_logits
 from meshnet.kernels import calls
-from meshnet.networks.card import CARD, WEIGHTS
+from meshnet.networks.card import WEIGHTS
 from meshnet.networks.folder import save_model
 from meshnet.networks.fuse import fuse_tensors
 from meshnet.networks.meshnet import MeshNet
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(not calls.available(), reason="no C++ compiler h
 def saved(folder, **arguments):
     model = network(**arguments)
     names = [str(i) for i in range(max(model.arguments["in_channels"], model.arguments["classes"]))]
-    save_model(folder, model, {"channels": names[:model.arguments["in_channels"]],
-                               "classes": names[:model.arguments["classes"]]})
+    save_model(folder, model, Card(**{"channels": names[:model.arguments["in_channels"]],
+                               "classes": names[:model.arguments["classes"]]}))
     return model
 
 

@@ -25,9 +25,9 @@ def test_weights_load_and_their_recipe_is_on_record(root, built_in):
     model, card = built_in
     assert sum(p.numel() for p in model.parameters()) < 60_000
     assert (FOLDER / "model.safetensors").stat().st_size < 300_000
-    assert (root / card["training_data"]["recipe"]).is_file()
+    assert (root / card.training_data["recipe"]).is_file()
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert card["training_data"]["recipe"] in text and "not for diagnosis" in text
+    assert card.training_data["recipe"] in text and "not for diagnosis" in text
 
 
 @pytest.mark.parametrize("code", ["RAS", "PIR"])
@@ -39,7 +39,7 @@ def test_the_orientation_of_a_file_changes_nothing(built_in, code):
     for scan in (image, image.as_reoriented(turn)):
         native = 0
         for grid in Grid.views(card):
-            conformed = conform(scan, grid, card["scaling"])
+            conformed = conform(scan, grid, card.scaling)
             volume = np.divide(conformed.dataobj, 255, dtype=np.float32)[None]
             native += to_native(predict.predict(model, volume)[1], conformed.affine, scan)
         found.append(nib.Nifti1Image(native, scan.affine))
@@ -54,10 +54,10 @@ def test_score_on_fixed_synthetic_cases(built_in):
     model, card = built_in
     scores = []
     for seed in SEEDS:
-        image, mask, _ = case.make_case(seed, card["voxel_mm"], "bright", contrasts={"T2w": 1.0}, healthy=0.0,
+        image, mask, _ = case.make_case(seed, card.voxel_mm, "bright", contrasts={"T2w": 1.0}, healthy=0.0,
                                              smallest_mm3=10_000.0, largest_mm3=150_000.0, artefacts=0.0)
-        volume = np.asarray(conform(image, Grid(voxel_mm=card["voxel_mm"])).dataobj, np.float32)
-        lesion = predict.predict(model, volume[None] / 255)[1] > card["threshold"]
-        scores.append(case_metrics(lesion, np.asarray(mask.dataobj), (card["voxel_mm"],) * 3)["dice"])
+        volume = np.asarray(conform(image, Grid(voxel_mm=card.voxel_mm)).dataobj, np.float32)
+        lesion = predict.predict(model, volume[None] / 255)[1] > card.threshold
+        scores.append(case_metrics(lesion, np.asarray(mask.dataobj), (card.voxel_mm,) * 3)["dice"])
     recorded = json.loads((FOLDER / "config.json").read_text())["metrics"]["fixed_synthetic_dice"]
     assert np.mean(scores) == pytest.approx(recorded, abs=0.02)

@@ -44,14 +44,6 @@ def differ(ours: dict, theirs: dict) -> float:
     return max(((ours[n] - g).norm() / g.norm().clamp(min=floor)).item() for n, g in theirs.items())
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def way(request):
-    if request.param == "compiled" and not calls.available():
-        pytest.skip("no C++ compiler here")
-    with calls.switched_off() if request.param == "torch" else contextlib.nullcontext():
-        yield request.param
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("arguments", VARIANTS)
 def test_recomputing_changes_no_gradient_and_no_statistic(way, arguments, training):

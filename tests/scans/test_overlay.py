@@ -1,4 +1,4 @@
-"""The pictures hold what was drawn, where it belongs, whatever way a scan is stored."""
+"""Pictures of a scan: what was drawn lies where it belongs, however the scan is stored."""
 
 import subprocess
 import sys
@@ -8,8 +8,6 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
-from meshnet import plots
-from meshnet.runs import curves
 from meshnet.scans import overlay
 
 
@@ -94,25 +92,3 @@ def test_an_overlay_does_not_load_matplotlib(tmp_path, root):
             "print(sorted({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
-    rows = [{"epoch": 1, "train_loss": 0.9, "learning_rate": 1e-5},
-            {"epoch": 2, "train_loss": 0.5, "val_loss": 0.6, "val_dice": 0.4, "learning_rate": 1e-3},
-            {"epoch": 3, "train_loss": 0.3, "val_loss": None, "val_dice": 0.3, "learning_rate": 1e-6}]
-    drawn = []
-    save = plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, *paths: (drawn.append(figure), save(figure, *paths)))
-    curves.draw_run(rows, tmp_path / "run.png", "a run")
-    assert Image.open(tmp_path / "run.png").size[0] > 500
-    loss, dice, rate = drawn[0].axes
-    assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 0.9], [2, 0.5], [3, 0.3]], [[2, 0.6]]]
-    assert dice.lines[0].get_xydata().tolist() == [[2, 0.4], [3, 0.3]]
-    assert dice.lines[-1].get_xydata().tolist() == [[2, 0.4]]
-    assert dice.get_title("right") == "best 0.400 in epoch 2"
-    assert rate.get_yscale() == "log"
-
-
-def test_a_run_without_a_single_epoch_has_empty_panels(tmp_path):
-    curves.draw_run([], tmp_path / "run.svg")
-    assert "Learning rate" in (tmp_path / "run.svg").read_text()

@@ -33,7 +33,7 @@ def bright_model(folder, channels=1, scale=40.0, level=0.6, **card):
     model.head.weight.data[1] = scale
     model.head.bias.data[1] = -scale * level
     names = [f"channel{i}" for i in range(channels)] if channels > 1 else ["T2w"]
-    save_model(folder, model, CARD | {"channels": names} | card)
+    save_model(folder, model, Card(**(CARD | {"channels": names} | card)))
     return folder
 
 
@@ -248,7 +248,7 @@ def three_classes(folder, marks):
     model.blocks[0].conv.weight.data[0, 0, 1, 1, 1] = 1
     model.head.weight.data[1:, 0, 0, 0, 0] = torch.tensor([40.0, 10.0])
     model.head.bias.data[1:] = torch.tensor([-24.0, -2.0])
-    save_model(folder, model, CARD | {"classes": ["background", "lesion", "fluid"], "marks": marks})
+    save_model(folder, model, Card(**(CARD | {"classes": ["background", "lesion", "fluid"], "marks": marks})))
     return folder
 
 

@@ -22,8 +22,7 @@ import prepare
 from meshnet.config import Config
 from meshnet.data import row, schema
 from meshnet.data.splits import fold_subjects, load_splits
-from meshnet.data.writer import run_jobs
-from meshnet.errors import UserError, run_script
+from meshnet.errors import run_script
 from meshnet.networks.card import DEFAULTS
 from meshnet.scans.grid import Grid, conform, conform_mask, to_native
 from meshnet.scans.head import head_box
@@ -103,9 +102,6 @@ def options(out, *more):
 
 def shards(out) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (Path(out) / "shards").iterdir()}
-
-
-# ---- what is written ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +255,6 @@ def test_help_answers_at_once(root):
     assert done.returncode == 0 and "--split_seed" in done.stdout and time.perf_counter() - started < 1
 
 
-# ---- bad cases ----------------------------------------------------------------------------------------------------
-
-
 def faults() -> dict:
     """What can be wrong with a case: image, mask, options for saving the image, and what the reason has to say."""
     packed = gzip.compress(nib.Nifti1Image(head(0), np.eye(4)).to_bytes())
@@ -396,9 +389,6 @@ def test_an_unknown_group_names_the_known_ones(table, tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
-# ---- disks and kills ----------------------------------------------------------------------------------------------
-
-
 def test_an_output_folder_that_cannot_be_used(table, tmp_path, run):
     file = tmp_path / "file"
     file.touch()
@@ -484,18 +474,6 @@ def alive(stat: Path) -> bool:
         return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-class Bomb:
-    """Ends the worker process that unpickles it."""
-
-    def __reduce__(self):
-        return os._exit, (9,)
-
-
-def test_a_worker_that_is_killed_is_said_to_be_one(tmp_path):
-    with pytest.raises(UserError, match=r"worker process was killed.*fewer --workers than 2"):
-        list(run_jobs({0: (Bomb(),), 1: (Bomb(),)}, 2, tmp_path))
 
 
 def test_of_several_classes_one_is_the_lesion(tmp_path, run):

@@ -36,7 +36,7 @@ def test_onnx_of_a_trained_meshnet(tmp_path, channels):
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     model = train_a_little(MeshNet(channels))
-    folder.save_model(tmp_path / "m", model, CARD)
+    folder.save_model(tmp_path / "m", model, Card(**CARD))
     model, card = build.load_model(tmp_path / "m")
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
         write_onnx(model, card, tmp_path / "m.onnx", precision)
@@ -62,7 +62,7 @@ def test_half_precision_rounds_each_weight_once(tmp_path):
 
     torch.manual_seed(0)
     model = randomise(MeshNet(4, dilations=(1, 2)))
-    write_onnx(model, {"name": "meshnet", **CARD}, tmp_path / "m.onnx", "fp16")
+    write_onnx(model, Card(**{"name": "meshnet", **CARD}), tmp_path / "m.onnx", "fp16")
     found = [to_array(tensor) for tensor in onnx.load(str(tmp_path / "m.onnx")).graph.initializer]
     for layer in fuse(model):
         assert any(np.array_equal(array, layer.weight.half().numpy()) for array in found)
@@ -90,7 +90,7 @@ def test_the_comparison_sees_a_difference(tmp_path):
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     model = train_a_little(MeshNet(4, dilations=(1, 2)))
-    folder.save_model(tmp_path / "m", model, CARD)
+    folder.save_model(tmp_path / "m", model, Card(**CARD))
     model, card = build.load_model(tmp_path / "m")
     write_onnx(model, card, tmp_path / "m.onnx")
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
         assert parity["relative_difference"] <= tolerance and parity["dice"] >= 0.999, (precision, parity)
     assert json.loads(read_metadata(tmp_path / "s.onnx")["meshnet"])["size_multiple"] == 8
     with pytest.raises(UserError, match="expected meshnet or a convolutional baseline"):
-        to_onnx.write_onnx(model, {"name": "ukan", **CARD}, tmp_path / "u.onnx")
+        to_onnx.write_onnx(model, Card(**{"name": "ukan", **CARD}), tmp_path / "u.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"onnxruntime: not installed; pip install -r requirements-export\.txt"):
         to_onnx.compare(model, tmp_path / "s.onnx", volumes)

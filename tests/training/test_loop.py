@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GLOO, ROOT, run_script_file, torchrun
+from conftest import GLOO, ROOT, torchrun
 from safetensors.torch import load_file
+from training_runs import RICH, SMALL, assert_same_run, lines, train, weights
 
 from meshnet.config import LossConfig
 from meshnet.data.batches import epoch_order
@@ -20,16 +21,6 @@ from meshnet.data.reader import PreparedData
 from meshnet.networks.meshnet import MeshNet
 from meshnet.training import assemble
 from meshnet.training.loss import SegmentationLoss
-
-SMALL = ["--model.channels", 3, "--model.dilations", 1, 2, 1, "--data.workers", 0, "--optimizer.lr", 0.01]
-
-
-def train(data, folder, *flags, **options):
-    return run_script_file("train.py", "--data", data, "--run_dir", folder, *SMALL, *flags, **options)
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def scale_losses(monkeypatch, scale, limit=math.inf):
@@ -166,3 +157,162 @@ def test_two_processes_go_on_bit_for_bit(tiny_data, tmp_path):
         assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items()), name
     rows = [[{**row, "seconds": 0} for row in lines(run)] for run in (whole, cut)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("nth", range(7))
+def test_a_run_cut_after_any_resume_point_ends_the_same(undisturbed, tiny_data, tmp_path, monkeypatch, nth):
+    """Each resume point of the run in turn, inside epochs and between them, is where it goes on from."""
+    from meshnet.training import loop
+
+    saved, save = [], loop.save
+
+    def cut(run):
+        save(run)
+        saved.append(run.progress.step)
+        if len(saved) == nth + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save", cut)
+    found = train(tiny_data, tmp_path / "run", *RICH, check=False)
+    assert found.returncode == 130 and len(saved) == nth + 1
+    monkeypatch.setattr(loop, "save", save)
+    train(tiny_data, tmp_path / "run", *RICH)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp_path):
+    """Stopped (and scored) after epochs 1, 3 and 5 of a run that validates every second one: the same run."""
+    flags = ["--training.max_epochs", 6, "--training.validate_every", 2, "--ema.enabled", "true", "--ema.decay", 0.5,
+             "--training.early_stopping", "true", "--training.early_stopping_patience", 5, "--optimizer.lr", 0.02,
+             "--scheduler.name", "ReduceLROnPlateau", "--scheduler.patience", 0, "--scheduler.factor", 0.5]
+    train(tiny_data, tmp_path / "whole", *flags)
+    best_ema = max(row.get("val_dice_ema", 0) for row in lines(tmp_path / "whole"))
+    tempting = 0
+    for stop in (1, 3, 5):
+        train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", stop)
+        row = lines(tmp_path / "cut")[-1]
+        assert row["epoch"] == stop and row["unscheduled"] and isinstance(row["val_dice"], float)
+        assert (tmp_path / "cut" / "model.safetensors").exists()
+        tempting += row["val_dice_ema"] > best_ema
+        assert [("val_dice" in row) for row in lines(tmp_path / "cut")[:-1]] == [False, True, False, True][:stop - 1]
+    train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", 5)  # the same again keeps the score
+    assert lines(tmp_path / "cut")[-1] == row
+    train(tiny_data, tmp_path / "cut", *flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    # The plateau did act, and a stop had the best score.
+    assert lines(tmp_path / "whole")[-1]["learning_rate"] < 0.02 and tempting
+
+
+@pytest.mark.parametrize("flags", [
+    ["--model.norm", "none"],
+    # These norms take a convolution's bias out again: its gradient is rounding noise, which Adam scales up (to full
+    # steps with torch's own eps). Without such biases everything is compared.
+    # A larger eps leaves tiny gradients as tiny steps, and lets a gradient of twice the size be seen.
+    ["--model.norm", "group", "--model.bias", "false", "--optimizer.eps", "1e-6"],
+    ["--model.norm", "batch", "--model.bias", "false"],
+    pytest.param(["--model.norm", "batch", "--optimizer.eps", "1e-4"], marks=pytest.mark.slow),
+], ids=" ".join)
+def test_two_processes_train_as_one_with_twice_the_batch(tiny_data, tmp_path, flags):
+    """A batch of 2, two processes (batch norm synchronised) and, without batch norm, accumulation over 2 agree."""
+    one, two, summed = (tmp_path / name for name in ("one", "two", "summed"))
+    flags = [*flags, "--training.max_epochs", 2]
+    batch_norm = "batch" in flags
+    train(tiny_data, one, *flags, "--training.batch_size", 2)
+    train(tiny_data, two, *flags, launcher=torchrun(), env=GLOO)
+    if not batch_norm:
+        train(tiny_data, summed, *flags, "--training.accumulation", 2)
+    for run in (two,) if batch_norm else (two, summed):
+        for key, value in weights(one).items():
+            if "--optimizer.eps" in flags and key.endswith(("conv.bias", "running_mean")):
+                continue
+            torch.testing.assert_close(weights(run)[key], value, rtol=1e-5, atol=2e-6)
+        for a, b in zip(lines(one), lines(run), strict=True):
+            assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+            assert a["learning_rate"] == b["learning_rate"]
+            assert a["val_dice"] == pytest.approx(b["val_dice"], abs=5e-3)
+
+
+@pytest.mark.slow
+def test_accumulation_with_batch_norm_is_something_else(tiny_data, tmp_path):
+    """As the README says: the statistics are those of each batch alone."""
+    one, summed = tmp_path / "one", tmp_path / "summed"
+    for run, flag in ((one, "--training.batch_size"), (summed, "--training.accumulation")):
+        train(tiny_data, run, "--training.max_epochs", 2, "--model.bias", "false", flag, 2)
+    assert any(not torch.allclose(value, weights(one)[key], rtol=1e-3, atol=1e-4)
+               for key, value in weights(summed).items())
+
+
+def test_a_nan_stops_the_run_where_it_happens_and_keeps_the_last_state(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    # Without norm a learning rate of 1e18 throws the weights so far that the next loss is no number.
+    flags = ["--model.norm", "none", "--training.max_epochs", 3, "--training.warmup_epochs", 1, "--optimizer.lr", 1e18,
+             "--training.save_every_steps", 1]
+    found = train(tiny_data, folder, *flags, check=False)
+    assert found.returncode == 3, found.stderr
+    assert "epoch 1, step 2" in found.stderr and "case synthetic-" in found.stderr
+    assert "--training.gradient_clipping true" in found.stderr and found.stderr.count("error:") == 1
+    assert json.loads((folder / "failed.json").read_text())["reason"] in found.stderr
+    state = torch.load(folder / "state" / "step-00000001.pt", weights_only=True)
+    assert state["ranks"][0]["progress"]["step"] == 1 and not (folder / "DONE").exists()
+
+
+def test_early_stopping_waits_as_told(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, "--optimizer.lr", "1e-12", "--training.max_epochs", 30, "--training.early_stopping",
+          "true", "--training.early_stopping_patience", 2)
+    rows = lines(folder)
+    assert rows[-1]["stopped_early"] and (folder / "DONE").exists()
+    best = max(range(len(rows)), key=lambda i: (rows[i]["val_dice"], -i))
+    assert len(rows) == best + 1 + 2
+
+
+def test_early_stopping_waits_for_a_validation(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, "--training.max_epochs", 4, "--training.validate_every", 3, "--training.early_stopping",
+          "true", "--training.early_stopping_patience", 1)
+    rows = lines(folder)
+    assert len(rows) >= 3 and "val_dice" in rows[2] and (folder / "model.safetensors").exists()
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights(undisturbed, tiny_data, tmp_path):
+    """Fine-tuning on few cases: what a step sees is what evaluation sees."""
+    train(tiny_data, tmp_path / "tuned", "--init", undisturbed, "--training.max_epochs", 1,
+          "--training.freeze_batch_norm", "true")
+    before, after = weights(undisturbed, "model.safetensors"), weights(tmp_path / "tuned")
+    buffers = [key for key in before if "running" in key or "batches" in key]
+    assert buffers and all(torch.equal(before[key], after[key]) for key in buffers)
+    assert not torch.equal(before["blocks.0.norm.weight"], after["blocks.0.norm.weight"])
+
+
+def test_seconds_of_an_epoch_are_counted_once(undisturbed):
+    """Resume points inside an epoch keep what it took so far; the epoch's line must not add that again."""
+    rows = lines(undisturbed)
+    ended = [(undisturbed / f"state/step-{row['step']:08}.pt").stat().st_mtime for row in rows]
+    for row, since, until in zip(rows[1:], ended, ended[1:]):
+        assert 0 < row["seconds"] <= until - since + 0.005  # seconds are rounded to two places
+
+
+def test_early_stopping_by_the_training_loss_leaves_a_validated_model(tiny_data, tmp_path):
+    """train_loss is there every epoch; a run that it ends must still leave a validated model."""
+    train(tiny_data, tmp_path / "run", "--optimizer.lr", 1e-12, "--scheduler.monitor", "train_loss",
+          "--training.max_epochs", 9, "--training.validate_every", 4, "--training.early_stopping", "true",
+          "--training.early_stopping_patience", 1)
+    last = lines(tmp_path / "run")[-1]
+    assert last["epoch"] in (4, 8, 9) and "val_dice" in last
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_one_validation_case_without_a_number_is_named(tiny_data, tmp_path, monkeypatch):
+    """The mean leaves undefined scores out; a loss that is NaN in one case alone must not vanish with them."""
+    from meshnet.training import loop
+
+    validate = loop.validate
+
+    def overflow(*arguments):
+        rows = validate(*arguments)
+        rows[-1]["loss"] = float("nan")
+        return rows
+
+    monkeypatch.setattr(loop, "validate", overflow)
+    found = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1, check=False)
+    assert found.returncode == 3 and "loss of case synthetic-" in found.stderr

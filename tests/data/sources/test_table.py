@@ -1,0 +1,39 @@
+"""A table of cases: its columns, and what it cannot say."""
+
+import pytest
+from trees import names, touch
+
+from meshnet.data.sources.case import Filters
+from meshnet.data.sources.find import find_cases
+from meshnet.errors import UserError
+
+
+def test_table_columns_are_channels_and_groups(tmp_path):
+    touch(tmp_path, "a.nii.gz", "b.nii.gz", "m.nii.gz")
+    (tmp_path / "cases.csv").write_text(
+        "subject,session,image_T2w,image_FLAIR,mask,site\n"
+        "s1,1,a.nii.gz,b.nii.gz,m.nii.gz,Oslo\ns1,1,b.nii.gz,a.nii.gz,m.nii.gz,Oslo\n"
+        "s2,,a.nii.gz,b.nii.gz,,Oslo\ns3,,a.nii.gz,,m.nii.gz,Oslo\ns4,,a.nii.gz,b.nii.gz,m.nii.gz,Rome\n"
+        "s5,,a.nii.gz,b.nii.gz,gone.nii.gz,Oslo\n"
+    )
+    listing = find_cases("table", str(tmp_path / "cases.csv"), [], Filters.parse(exclude=["site=Rome"]))
+    assert names(listing) == ["s1_1", "s1_1_2"] and listing.channels == ["T2w", "FLAIR"]
+    assert listing.cases[1].images == (str(tmp_path / "b.nii.gz"), str(tmp_path / "a.nii.gz"))
+    assert listing.cases[0].groups == {"site": "Oslo"}
+    assert [why for _, why in listing.left_out] == ["no mask", "--exclude site=Rome"]
+    assert sorted(why for _, why in listing.failed) == [f"{tmp_path}/gone.nii.gz: no such file", "no image_FLAIR"]
+    one = find_cases("table", str(tmp_path / "cases.csv"), ["image_FLAIR"], Filters())
+    assert one.channels == ["FLAIR"] and len(one.cases[0].images) == 1
+
+
+@pytest.mark.parametrize("text", ["", "subject,mask\n1,2\n", "image,mask\na,b\n", "image,subject,mask\n"])
+def test_a_table_without_its_columns_is_refused(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match="expected"):
+        find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+
+
+def test_scan_and_mask_of_different_subjects_fail(tmp_path):
+    touch(tmp_path, "sub-1_T2w.nii.gz", "sub-2_mask.nii.gz")
+    (tmp_path / "t.csv").write_text("subject,image,mask\n1,sub-1_T2w.nii.gz,sub-2_mask.nii.gz\n")
+    assert "different subjects (1, 2)" in find_cases("table", str(tmp_path / "t.csv"), [], Filters()).failed[0][1]

@@ -1,0 +1,37 @@
+"""Networks run by PyTorch: in slabs, as they are, and in windows."""
+
+import numpy as np
+import pytest
+from small import by_model, network, scan
+from torch import nn
+
+from meshnet.inference import by_torch, predict
+from meshnet.kernels import calls
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+@pytest.mark.parametrize("shape", [(20, 9, 11), (3, 8, 8), (9, 7, 6)])
+def test_slabs_change_nothing(shape, planes, monkeypatch):
+    model, volume = network(5, (1, 4, 2, 5)), scan(1, shape)
+    monkeypatch.setattr(by_torch, "SLAB", 4 * 5 * planes * shape[1] * shape[2])
+    with calls.switched_off():
+        logits = predict.predict_logits(model, volume, crop="none")
+    assert np.abs(logits - by_model(model, volume)).max() < 1e-5
+    want = ((0, shape[0]), (0, shape[1]), (0, shape[2]))
+    parts = by_torch.slabs(want, want, 4, 4 * 5)
+    assert [plane for (a, b), *_ in parts for plane in range(a, b)] == list(range(shape[0]))
+    assert max(b - a for (a, b), *_ in parts) <= planes
+
+
+def test_other_networks_run_as_they_are():
+    model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (9, 8, 7))
+    assert np.allclose(predict.predict_logits(model, volume), by_model(model, volume), atol=1e-6)
+    mirrored = predict.predict_logits(model, volume[:, ::-1])
+    assert np.allclose(mirrored[:, ::-1], by_model(model, volume), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_patch_networks_slide():
+    model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (20, 18, 17))
+    model.patch = 8
+    assert np.allclose(predict.predict_logits(model, volume), by_model(model, volume), atol=1e-4)

@@ -1,0 +1,29 @@
+"""The table of networks and their counts."""
+
+import sys
+
+from meshnet.networks import __main__, baselines
+
+HEADS_OF_DEEP_SUPERVISION = sum(2 * c + 2 for c in (32, 64, 128))  # unused 1x1x1 layers to 2 classes
+
+
+def test_counts_are_the_papers():
+    rows = __main__.table()
+    found = {row["name"]: row["parameters"] for row in rows}
+    assert found == {
+        "meshnet (channels 5)": 5_682, "meshnet (channels 16)": 56_194, "meshnet (channels 26)": 147_474,
+        "umamba_bot": 7_351_400 - HEADS_OF_DEEP_SUPERVISION, "umamba_enc": 7_514_280 - HEADS_OF_DEEP_SUPERVISION,
+        "mednext_s": 5_201_315 - 1, "mednext_b": 10_526_307 - 1, "mednext_m": 17_548_963 - 1,
+        "segresnet": 1_176_186, "swin_unetr": 18_346_844, "unetr": 95_763_682, "unet": 1_979_610, "vnet": 45_597_898,
+        "ukan": 44_070_082, "residual_unet": 4_806_481}
+    for row in rows:
+        assert (row["parameters"] == row["paper"]) == (row["why"] == ""), row
+
+
+def test_the_command_prints_every_network(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["baselines"])
+    monkeypatch.setattr(__main__, "table", lambda: [
+        {"name": name, "parameters": 6, "paper": 460, "why": row.why} for name, row in baselines.NETWORKS.items()])
+    __main__.main()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in baselines.NETWORKS) and "-454  the authors' code" in printed

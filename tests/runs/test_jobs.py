@@ -1,0 +1,55 @@
+"""Jobs: what their ends mean, and the command that starts them."""
+
+import sys
+import time
+
+from meshnet.runs.jobs import describe, full_command
+from meshnet.runs.launch import make_launcher
+
+
+def test_describe():
+    assert [describe(code) for code in (0, 2, 137, -15, None)] == [
+        "", "exit code 2", "killed by SIGKILL", "killed by SIGTERM", "ended unseen",
+    ]
+
+
+def test_gpus_mean_accelerate_launch_and_ports_of_their_own(job):
+    one = job("x", "")
+    assert full_command(one, 0, None) == [sys.executable, one.script, *one.arguments]
+    single = full_command(one, 1, "accelerate_configs/gpu.yaml")
+    assert single[1:3] == ["-m", "accelerate.commands.launch"]
+    assert single[single.index("--num_processes") + 1] == "1"
+    assert single[single.index("--config_file") + 1] == "accelerate_configs/gpu.yaml"
+    assert "--multi_gpu" not in single
+    assert single[-2:] == [one.script, *one.arguments]
+    many = [full_command(one, 2, None) for _ in range(2)]
+    assert all("--multi_gpu" in command for command in many)
+    port = [command[command.index("--main_process_port") + 1] for command in many]
+    assert all(int(number) > 0 for number in port)
+
+
+def test_accelerate_launch_takes_these_flags(job):
+    """The flags are accelerate's own: its parser accepts them."""
+    from accelerate.commands.launch import launch_command_parser
+
+    parsed = launch_command_parser().parse_args(full_command(job("x", ""), 2, None)[3:])
+    assert (parsed.num_processes, parsed.num_machines, parsed.multi_gpu) == (2, 1, True)
+
+
+def test_a_silent_job_is_killed_and_a_beating_one_is_not(job):
+    beating = """
+        import sys, pathlib, time
+        for _ in range(12):
+            pathlib.Path(sys.argv[1], "beating", "heartbeat").touch()
+            time.sleep(0.1)
+    """
+    launcher = make_launcher("local", workers=2)
+    launcher.submit(job("beating", beating, silent_after=0.6))
+    launcher.submit(job("silent", "import time; time.sleep(60)", silent_after=0.6))
+    ended = {}
+    while launcher.running():
+        ended |= {end.handle.job.run_dir.name: end for end in launcher.poll()}
+        time.sleep(0.02)
+    assert (ended["silent"].code, ended["silent"].reason) == (None, "silent for 0.6 s")
+    assert ended["silent"].seconds < 5
+    assert ended["beating"].code == 0

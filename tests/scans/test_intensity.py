@@ -1,0 +1,56 @@
+"""Intensities: the ranges that scalings take from a scan, and what becomes of values outside them."""
+
+import numpy as np
+import pytest
+from small import array, image_of
+
+from meshnet.errors import UserError
+from meshnet.scans.grid import Grid, conform
+from meshnet.scans.intensity import intensity_range
+
+
+def test_brainchops_quantiles_are_those_of_the_sorted_conformed_voxels():
+    """Its 5 % and 95 % of all voxels go to 0 and 1; values outside stay. A volume of one value is no division by 0."""
+    rng = np.random.default_rng(0)
+    scan = image_of(rng.gamma(2.0, 40.0, (20, 17, 23)) * (rng.random((20, 17, 23)) < 0.7))
+    grid = Grid(1.0, (24, 24, 24))
+    plain, scaled = (array(conform(scan, grid, kind)).astype(float) for kind in ("conform_uint8", "brainchop_quantile"))
+    ordered = np.sort(plain, axis=None)
+    low, high = ordered[int(0.05 * plain.size)], ordered[int(np.ceil(0.95 * plain.size)) - 1]
+    np.testing.assert_allclose(scaled, (plain - low) / (high - low), atol=1e-6)
+    assert scaled.max() > 1 and array(conform(scan, grid, "brainchop_quantile")).dtype == np.float32
+    assert np.isfinite(array(conform(image_of(np.ones((3, 3, 3))), grid, "brainchop_quantile"))).all()
+    with pytest.raises(UserError, match="window"):
+        conform(scan, grid, "brainchop_quantile", (0, 1))
+
+
+def test_uint8_scaling_crops_a_thousandth_of_the_non_zero_voxels():
+    # 10,000 different values above zero, as many zeros: the top ten of the values may be clipped.
+    data = np.concatenate([np.zeros(10_000), np.arange(1, 10_001)]).reshape(20, 20, 50).astype(np.float32)
+    low, high = intensity_range(data, "conform_uint8")
+    assert low == 0 and 9_970 <= high <= 9_990
+    scaled = array(conform(image_of(data), Grid(1, (20, 20, 50), "RAS")))
+    np.testing.assert_array_equal(scaled, np.rint(np.minimum(data * np.float32(255 / high), 255)).astype(np.uint8))
+
+
+def test_uint8_data_keep_their_values():
+    data = np.random.default_rng(1).integers(0, 99, (10, 12, 14)).astype(np.uint8)
+    assert (array(conform(image_of(data), Grid(1, (10, 12, 14), "RAS"))) == data).all()
+
+
+def test_space_outside_the_scan_is_zero_even_where_values_are_negative():
+    ct = np.random.default_rng(2).integers(-1000, 1000, (8, 8, 8)).astype(np.int16)
+    for scaling, window in (("conform_uint8", None), ("minmax", None), ("quantile", None), ("window", (-20.5, 80))):
+        out = array(conform(image_of(ct), Grid(1, (16, 16, 16), "RAS"), scaling, window))
+        inside = out[4:12, 4:12, 4:12]
+        assert inside.max() == (255 if scaling == "conform_uint8" else 1) and inside.min() == 0
+        assert out.sum(dtype=float) == inside.sum(dtype=float)
+
+
+def test_scalings_have_their_own_ranges():
+    data = np.concatenate([np.zeros(500), np.linspace(1, 1000, 500)]).reshape(10, 10, 10)
+    assert intensity_range(data, "minmax") == (0, 1000)
+    assert intensity_range(data, "quantile") == pytest.approx((5.995, 995.005))
+    window = array(conform(image_of(data), Grid(1, (10, 10, 10), "RAS"), "window", (100, 300)))
+    np.testing.assert_allclose(window, np.clip((data - 100) / 200, 0, 1), atol=1e-6)
+    assert window.dtype == np.float32

@@ -1,0 +1,26 @@
+"""From probabilities to a mask."""
+
+import numpy as np
+import pytest
+from model_folders import CARD, edit
+
+from meshnet.errors import UserError
+from meshnet.networks import build
+from meshnet.networks import folder as model_folder
+from meshnet.networks.card import read_card
+from meshnet.scans.mask import decide, what_counts
+
+
+def test_of_several_classes_one_alone_may_be_marked(tmp_path):
+    network = build.build("meshnet", {"channels": 4, "dilations": [1], "classes": 3})
+    names = ["background", "fluid", "lesion"]
+    model_folder.save_model(tmp_path, network, Card(**{**CARD, "classes": names, "marks": "lesion", "threshold": 0.4}))
+    card = read_card(tmp_path)
+    probabilities = np.array([[0.1, 0.5, 0.4], [0.3, 0.1, 0.6], [0.0, 0.7, 0.3]], np.float32).T[..., None, None]
+    marked = decide(what_counts(probabilities, card), card)
+    assert marked.ravel().tolist() == [1, 1, 0]  # by the threshold, though fluid is likelier in the first
+    every = decide(what_counts(probabilities, {**card, "marks": None}), card)
+    assert every.ravel().tolist() == [1, 2, 1]
+    edit(tmp_path / "config.json", marks="rim")
+    with pytest.raises(UserError, match="found marks = 'rim', expected one of fluid, lesion"):
+        read_card(tmp_path)

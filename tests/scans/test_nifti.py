@@ -1,0 +1,153 @@
+"""Scans and masks as files: what is read, what is refused in one line, and what is written."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small import affine_of, array, image_of
+
+from meshnet.errors import UserError
+from meshnet.scans.nifti import image_from_bytes, mask_classes, read_image, same_grid, save_like, split_channels
+
+
+def test_save_like_keeps_the_scans_header(tmp_path):
+    like = image_of(np.ones((5, 6, 7)), affine_of((1, 1, 3), (0.2, 0.1, 0)), np.int16)
+    like.set_sform(like.affine, 4)
+    like.set_qform(like.affine, 2)
+    like.header.set_xyzt_units("mm", "sec")
+    like.header["cal_max"] = 900
+    labels = np.random.default_rng(0).integers(0, 3, (5, 6, 7))
+    for values, dtype in ((labels, np.uint8), (labels / 2, np.float32)):
+        save_like(values, like, tmp_path / "out.nii.gz")
+        out = nib.load(tmp_path / "out.nii.gz")
+        assert out.get_data_dtype() == dtype and out.shape == like.shape and out.header["cal_max"] == 0
+        np.testing.assert_array_equal(out.affine, like.affine)
+        for field in ("sform_code", "qform_code", "xyzt_units"):
+            assert out.header[field] == like.header[field]
+        np.testing.assert_array_equal(np.asanyarray(out.dataobj), values.astype(dtype))
+    assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
+    with pytest.raises(ValueError, match="does not fit"):
+        save_like(labels[1:], like, tmp_path / "bad.nii.gz")
+
+
+def bad_files(folder):
+    """(name, a fault) → path; every file that read_image has to refuse."""
+    good = image_of(np.random.default_rng(0).random((8, 9, 10)) + 1, affine_of((1, 1, 2)), np.float32)
+    content = good.to_bytes()
+    packed = gzip.compress(content)
+    damaged = bytearray(packed)
+    damaged[len(packed) // 2] ^= 0xFF
+
+    def changed(**fields):
+        copy = nib.Nifti1Image.from_bytes(content)
+        for name, value in fields.items():
+            copy.header[name] = value
+        header = copy.header.binaryblock
+        return gzip.compress(header + content[len(header) :])
+
+    def filled(value):
+        data = np.array(good.dataobj)
+        data[3, 3, 3] = value
+        return gzip.compress(image_of(data, good.affine).to_bytes())
+
+    files = {
+        "truncated": (packed[: len(packed) // 2], "truncated"),
+        "damaged": (bytes(damaged), "damaged"),
+        "short": (gzip.compress(content[: len(content) // 2]), "truncated"),
+        "text": (gzip.compress(b"not a scan" * 100), "no NIfTI"),
+        "empty": (b"", "no NIfTI"),
+        "no_affine": (changed(sform_code=0, qform_code=0), "codes|sform_code"),
+        "singular": (changed(srow_y=[0, 0, 0, 0]), "singular"),
+        "nan_affine": (changed(srow_y=[np.nan, 0, 0, 0]), "singular"),
+        "nan": (filled(np.nan), "NaN"),
+        "inf": (filled(np.inf), "infinite"),
+        "zero": (gzip.compress(image_of(np.zeros((4, 4, 4)), dtype=np.float32).to_bytes()), "zero"),
+        "volumes": (gzip.compress(image_of(np.ones((4, 4, 4, 3)), dtype=np.float32).to_bytes()), "4D"),
+        "flat": (gzip.compress(image_of(np.ones((4, 4)), dtype=np.float32).to_bytes()), "2D"),
+    }
+    for name, (stored, fault) in files.items():
+        path = folder / f"{name}.nii.gz"
+        path.write_bytes(stored)
+        yield path, stored, fault
+
+
+def test_every_bad_file_is_one_line_that_names_it(tmp_path):
+    for path, content, fault in bad_files(tmp_path):
+        with pytest.raises(UserError, match=fault) as caught:
+            read_image(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value), path
+        with pytest.raises(UserError):
+            image_from_bytes(content, "row 3")
+    for path in (tmp_path / "absent.nii.gz", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            read_image(path)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    nib.save(nib.MGHImage(np.ones((4, 4, 4), np.float32), np.eye(4)), tmp_path / "scan.mgz")
+    with pytest.raises(UserError, match="no NIfTI"):
+        read_image(tmp_path / "scan.mgz")
+
+
+def test_reading_keeps_values_types_and_codes(tmp_path):
+    data = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = image_of(data, affine_of((1, 2, 3)))
+    image.set_sform(image.affine, 3)
+    nib.save(image, tmp_path / "a.nii.gz")
+    read = read_image(tmp_path / "a.nii.gz")
+    assert array(read).dtype == np.int16 and (array(read) == data).all() and read.header["sform_code"] == 3
+    image.header.set_slope_inter(0.5, -3)
+    image.header["vox_offset"] = 352
+    path = tmp_path / "b.nii"
+    path.write_bytes(image.header.binaryblock + b"\0" * 4 + data.tobytes("F"))
+    read = read_image(path)
+    np.testing.assert_allclose(array(read), data * 0.5 - 3)
+    assert (array(image_from_bytes(gzip.compress(path.read_bytes()), "x")) == array(read)).all()
+    nib.save(nib.Nifti2Image(data, image.affine), tmp_path / "c.nii.gz")
+    assert (array(image_from_bytes((tmp_path / "c.nii.gz").read_bytes(), "x")) == data).all()
+
+
+def test_declared_channels_are_split_and_single_volumes_squeezed(tmp_path):
+    data = np.random.default_rng(0).random((4, 5, 6, 2)).astype(np.float32)
+    nib.save(image_of(data), tmp_path / "two.nii.gz")
+    parts = split_channels(read_image(tmp_path / "two.nii.gz", channels=True))
+    assert len(parts) == 2
+    assert all((array(p) == data[..., i]).all() and p.shape == (4, 5, 6) for i, p in enumerate(parts))
+    nib.save(image_of(data[..., :1]), tmp_path / "one.nii.gz")
+    assert read_image(tmp_path / "one.nii.gz").shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(0.017, 1), (1e-40, 1), (3.0, 1), (float("nan"), 1), (-0.5, 0)])
+def test_a_mask_is_what_is_above_zero_whatever_its_scl_slope(tmp_path, slope, expected):
+    data = np.zeros((4, 4, 4), np.uint8)
+    data[1:3, 1:3, 1:3] = 1
+    image = image_of(data)
+    header = image.header.copy()
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, 0, 352
+    path = tmp_path / "mask.nii"
+    path.write_bytes(header.binaryblock + b"\0" * 4 + data.tobytes("F"))
+    classes = mask_classes(read_image(path, "mask"))
+    assert classes.dtype == np.uint8 and (classes == data * expected).all()
+
+
+def test_labels_merge_and_rename_values():
+    mask = image_of(np.array([0, 1, 2, 3, 4] * 2).reshape(1, 2, 5), dtype=np.int16)
+    with pytest.raises(UserError, match=r"m.nii: found the values 1, 2, 3, 4.*--labels"):
+        mask_classes(mask, name="m.nii")
+    assert mask_classes(mask, {1: 1, 2: 1, 4: 2}).ravel().tolist() == [0, 1, 1, 0, 2] * 2
+    with pytest.raises(UserError, match="fractions"):
+        mask_classes(image_of(np.full((2, 2, 2), 0.5)), {1: 1})
+    assert mask_classes(image_of(np.array([0, 255] * 4).reshape(2, 2, 2))).sum() == 4
+    assert mask_classes(image_of(np.array([0, 0.2, 0.7, 1]).reshape(1, 2, 2))).sum() == 3
+
+
+def test_same_grid_allows_rounding_and_nothing_more():
+    scan = image_of(np.ones((50, 60, 20)), affine_of((1, 1, 4), (0.1, 0, 0)))
+    nudged = scan.affine.copy()
+    nudged[0, 3] += 0.05
+    moved = scan.affine.copy()
+    moved[0, 3] += 0.5
+    assert same_grid(scan, image_of(np.ones((50, 60, 20)), nudged))
+    assert not same_grid(scan, image_of(np.ones((50, 60, 20)), moved))
+    assert not same_grid(scan, image_of(np.ones((50, 60, 21)), scan.affine))

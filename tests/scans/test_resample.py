@@ -1,0 +1,69 @@
+"""Interpolation and means over large voxels, against nibabel and against sums by hand."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small import affine_of, array, image_of
+
+from meshnet.scans.grid import Grid, conform, target_affine
+from meshnet.scans.resample import resample
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [
+        affine_of((1, 1, 1), origin=(-7, 3, 5)),
+        affine_of((-1, 1, 1), origin=(4.5, 0, 0)),
+        affine_of((0.45, 0.45, 5), origin=(10, -20, 30)),
+        affine_of((2.5, 1.1, 0.9), (np.pi / 2, 0, np.pi), origin=(1, 2, 3)),
+        affine_of((0.8, 0.9, 3), (0.2, -0.1, 0.4), origin=(1, 2, 3)),
+    ],
+    ids=["same", "mirrored", "thick", "turned", "oblique"],
+)
+@pytest.mark.parametrize("orientation", ["LIA", "RAS", "PSR"])
+def test_conform_interpolates_as_nibabel_on_the_target_grid(affine, orientation):
+    from nibabel.processing import resample_from_to
+
+    data = np.random.default_rng(0).random((21, 24, 11)).astype(np.float32) + 1
+    scan = image_of(data, affine)
+    grid = Grid(1.3, (25, 30, 28), orientation)
+    ours = conform(scan, grid, scaling="window", window=(0, 2))
+    expected = array(resample_from_to(scan, (grid.size, target_affine(scan, grid)), order=1, cval=0)) / 2
+    assert nib.aff2axcodes(ours.affine) == tuple(orientation)
+    # Points on the very edge of the scan may fall on either side of it.
+    assert (np.abs(array(ours) - expected) > 1e-4).mean() < 1e-3
+    assert (array(ours) > 0).mean() > 0.05
+
+
+@pytest.mark.parametrize(("spacing", "angles"), [
+    ((1, 1, 1), (0, 0, 0)), ((-0.6, 1.9, 5), (0, 0, 0)), ((1, 0.9, 3), (0.2, -0.1, 0.4))
+], ids=["blocks", "thick", "oblique"])
+def test_an_averaged_voxel_is_the_mean_of_samples_spread_over_it(spacing, angles, monkeypatch):
+    data = np.random.default_rng(0).random((25, 22, 19)).astype(np.float32)
+    scan = image_of(data, affine_of(spacing, angles, origin=(3, -4, 5)))
+    grid = Grid(4.0, (7, 5, 9), averaged=True)
+    affine = target_affine(scan, grid)
+    # Every sample by hand: four on an axis of 4 mm over 1 mm, two over 1.9 mm, one over 5 mm.
+    along = np.linalg.norm((np.linalg.inv(scan.affine) @ affine)[:3, :3], axis=0)
+    counts = [int(np.clip(np.rint(n), 1, 4)) for n in along]
+    if angles == (0, 0, 0):
+        assert sorted(counts) == ([4, 4, 4] if spacing[0] == 1 else [1, 2, 4])
+    expected = np.zeros(grid.size)
+    for sample in np.ndindex(*counts):
+        shift = np.eye(4)
+        shift[:3, 3] = [(s + 0.5) / n - 0.5 for s, n in zip(sample, counts)]
+        expected += resample(data, np.linalg.inv(scan.affine) @ affine @ shift, grid.size, 1) / np.prod(counts)
+    found = array(conform(scan, grid, "window", (0, 1)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - array(conform(scan, replace(grid, averaged=False), "window", (0, 1)))).max() > 0.1
+    monkeypatch.setattr("meshnet.scans.resample.SAMPLES", 5000)  # a few planes at once
+    np.testing.assert_allclose(array(conform(scan, grid, "window", (0, 1))), found, atol=1e-6)
+
+
+def test_averaging_changes_nothing_where_voxels_are_not_larger_than_the_scans():
+    scan = image_of(np.random.default_rng(0).random((9, 8, 7)), affine_of((2, 1.5, 3), (0.1, 0, 0.2)))
+    for voxel_mm in (1.0, 2.0):
+        one, other = (array(conform(scan, Grid(voxel_mm, (12, 13, 14), averaged=on))) for on in (False, True))
+        assert (one == other).all()

@@ -1,0 +1,80 @@
+"""How a run is put together: the training box, the memory foretold, precision."""
+
+import numpy as np
+import pytest
+import torch
+from training_runs import assert_same_run, lines, train, weights
+
+from meshnet.config import Config
+from meshnet.inference.predict import predict_logits
+from meshnet.networks.meshnet import MeshNet
+from meshnet.training.assemble import training_box
+
+
+@pytest.mark.parametrize("norm", ["batch", "none", "instance", "group"])
+def test_a_meshnet_trains_on_what_it_sees_at_inference(tiny_cases, norm):
+    """Statistics that a norm takes from the volume are others in a box around the head: then there is no box."""
+    config = Config()
+    config.model.norm = norm
+    network = MeshNet(4, dilations=(1, 1), norm=norm).eval()
+    box = training_box(config, tiny_cases) or [edge for size in tiny_cases.info["shape"] for edge in (0, size)]
+    part = torch.from_numpy(tiny_cases.image(0, box))[None]
+    whole = predict_logits(network, tiny_cases.image(0), crop="none")
+    inner = tuple(slice(a + 2, b - 2) for a, b in zip(box[::2], box[1::2]))  # away from the box's own zero padding
+    ours = network(part)[0, :, 2:-2, 2:-2, 2:-2].detach().numpy()
+    assert np.allclose(ours, whole[(slice(None), *inner)], atol=1e-4)
+    config.data.crop = "none"
+    assert training_box(config, tiny_cases) is None
+
+
+def test_what_a_resume_point_has_built_in_cannot_change(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    train(tiny_data, folder, "--training.max_epochs", 3, "--stop_epoch", 1)
+    found = train(tiny_data, folder, "--training.max_epochs", 3, "--optimizer.eps", 1e-3, "--allow_changed",
+                  check=False)
+    assert found.returncode == 2 and "optimizer.eps cannot change" in found.stderr and "--init" in found.stderr
+    train(tiny_data, folder, "--training.max_epochs", 3, "--loss.background_weight", 0.3, "--allow_changed")
+    assert len(lines(folder)) == 3
+
+
+def test_a_run_begins_anew_when_told_to(tiny_data, tmp_path):
+    folder, fresh = tmp_path / "run", tmp_path / "fresh"
+    train(tiny_data, folder, "--training.max_epochs", 2, "--ema.enabled", "true")
+    (folder / "notes.txt").write_text("mine")
+    for run in (folder, fresh):
+        train(tiny_data, run, "--training.max_epochs", 1, "--seed", 3, "--no-resume")
+    assert_same_run(folder, fresh)
+    assert not (folder / "model_ema.safetensors").exists() and (folder / "notes.txt").read_text() == "mine"
+
+
+def test_fp16_without_a_gpu_is_refused(tiny_data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    for options in ({"env": {"ACCELERATE_MIXED_PRECISION": "fp16"}}, {}):
+        flags = [] if options else ["--training.precision", "fp16"]
+        found = train(tiny_data, tmp_path / "run", *flags, check=False, **options)
+        assert found.returncode == 2 and "fp16 on a CPU" in found.stderr and found.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_bf16_trains_here(tiny_data, tmp_path):
+    train(tiny_data, tmp_path / "run", "--training.precision", "bf16", "--training.max_epochs", 1)
+    assert weights(tmp_path / "run")["head.weight"].dtype == torch.float32
+    assert lines(tmp_path / "run")[0]["train_loss"] > 0
+
+
+def test_a_second_process_in_the_same_run_folder_is_refused(tiny_data, tmp_path):
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = train(tiny_data, folder, check=False)
+    assert found.returncode == 2 and "another process" in found.stderr
+    assert sorted(path.name for path in folder.iterdir()) == [".lock"]
+
+
+def test_the_memory_of_a_step_is_said_before_training(tiny_data, tmp_path):
+    out = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1).stdout
+    assert out.splitlines()[0].startswith("memory: about") and "epoch 1/1" in out.splitlines()[1]
