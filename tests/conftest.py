@@ -158,6 +158,7 @@ def run_folder(tmp_path):
     import torch
     from stand_in_hub import CARD
 
+    from meshnet.networks.card import Card
     from meshnet.networks.folder import save_model
     from meshnet.networks.meshnet import MeshNet
 

@@ -5,6 +5,7 @@ import json
 import torch
 
 from meshnet.networks import folder as model_folder
+from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 
 CARD = {"channels": ["T2w"], "classes": ["background", "lesion"]}

@@ -13,7 +13,7 @@ from small import VARIANTS, network, scan
 from meshnet.inference import light
 from meshnet.inference.predict import predict, predict_labels, predict_logits
 from meshnet.kernels import calls
-from meshnet.networks.card import WEIGHTS
+from meshnet.networks.card import CONFIG, WEIGHTS, Card
 from meshnet.networks.folder import save_model
 from meshnet.networks.fuse import fuse_tensors
 from meshnet.networks.meshnet import MeshNet
@@ -79,8 +79,8 @@ def test_the_command_does_not_import_pytorch(tmp_path, root):
     import nibabel as nib
 
     saved(tmp_path / "model")
-    card = json.loads((tmp_path / "model" / CARD).read_text())
-    (tmp_path / "model" / CARD).write_text(json.dumps(card | {"shape": [24, 24, 24]}))
+    card = json.loads((tmp_path / "model" / CONFIG).read_text())
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(card | {"shape": [24, 24, 24]}))
     nib.save(nib.Nifti1Image(scan(1, (20, 18, 16))[0] * 100, np.eye(4)), tmp_path / "scan.nii.gz")
     code = "import sys, infer; status = infer.main(); assert 'torch' not in sys.modules; sys.exit(status)"
     command = [sys.executable, "-c", code, tmp_path / "scan.nii.gz", "--model", tmp_path / "model", "--device", "cpu"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from meshnet.config import OptimizerConfig
 from meshnet.errors import UserError
 from meshnet.networks import baselines, build
+from meshnet.networks.card import Card
 from meshnet.networks.folder import save_model
 from meshnet.training.optim import group_parameters
 

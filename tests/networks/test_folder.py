@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
-from meshnet.networks.card import read_card
+from meshnet.networks.card import Card, read_card
 from meshnet.networks.meshnet import MeshNet
 
 

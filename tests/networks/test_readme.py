@@ -2,7 +2,7 @@
 
 from stand_in_hub import SOURCE
 
-from meshnet.networks.card import read_card
+from meshnet.networks.card import Card, read_card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
 from meshnet.networks.readme import dataset_readme, model_readme, public_source, public_training_data, safe_source

@@ -7,7 +7,7 @@ from model_folders import CARD, edit
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
-from meshnet.networks.card import read_card
+from meshnet.networks.card import Card, read_card
 from meshnet.scans.mask import decide, what_counts
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet.networks.card import DEFAULTS
+from meshnet.networks.card import DEFAULTS, Card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
 from meshnet.scans.grid import Grid, conform, target_affine, to_native

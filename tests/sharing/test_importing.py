@@ -8,7 +8,7 @@ from small import CARD
 
 from meshnet.errors import UserError
 from meshnet.networks import build, folder
-from meshnet.networks.card import read_card
+from meshnet.networks.card import Card, read_card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
 

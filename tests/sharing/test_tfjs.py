@@ -12,7 +12,7 @@ from torch import nn
 
 from meshnet.errors import UserError
 from meshnet.networks import build
-from meshnet.networks.card import read_card
+from meshnet.networks.card import Card, read_card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.sharing import tfjs, to_onnx
 

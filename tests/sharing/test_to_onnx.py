@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from meshnet.errors import UserError
 from meshnet.networks import build, folder
+from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 
 

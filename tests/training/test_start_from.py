@@ -7,6 +7,7 @@ from model_folders import CARD, edit, write_model
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
+from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.training import start_from
 
