@@ -66,9 +66,10 @@ TRAINER = """
         os.replace(temporary, state)
 """
 DRIVER = """
-    import functools, sys
+    import functools, os, sys
     from meshnet.errors import run_script
-    from meshnet.search import study
+    from meshnet.search import drive, study
+    drive.PATIENCE = float(os.environ["PATIENCE"])
     study.Plan = functools.partial(study.Plan, script=sys.argv.pop(1))
     import search
     run_script(search.main)
@@ -102,8 +103,10 @@ class Bench:
                 "--recipe", self.folder / space, "--study", self.folder / study, "--workers", "2", "--rungs", "3",
                 "--gpus_per_worker", "0", *flags]
 
-    def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, **options) -> subprocess.Popen:
-        environment = {**os.environ, "PYTHONPATH": str(self.root), "EPOCH_SECONDS": str(epoch_seconds)}
+    def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, patience: float = 5,
+              **options) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": str(self.root), "EPOCH_SECONDS": str(epoch_seconds),
+                       "PATIENCE": str(patience)}
         return subprocess.Popen(self.command(study, *flags, **options), env=environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -122,11 +125,13 @@ class Bench:
         return json.loads(path.read_text()) if path.exists() else {}
 
 
-def wait_for(condition, seconds: float = 20):
+def wait_for(condition, seconds: float = 60, pause: float = 0.02):
+    """What ``condition`` gives as soon as that is true; ``seconds`` only keep a test from hanging."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            raise TimeoutError("waited in vain")
+        time.sleep(pause)
     return value
 
 

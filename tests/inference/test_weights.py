@@ -38,7 +38,7 @@ def test_the_orientation_of_a_file_changes_nothing(built_in, code):
     found = []
     for scan in (image, image.as_reoriented(turn)):
         native = 0
-        for grid in Grid.views(card):
+        for grid in card.grids():
             conformed = conform(scan, grid, card.scaling)
             volume = np.divide(conformed.dataobj, 255, dtype=np.float32)[None]
             native += to_native(predict.predict(model, volume)[1], conformed.affine, scan)

@@ -51,5 +51,4 @@ def test_a_silent_job_is_killed_and_a_beating_one_is_not(job):
         ended |= {end.handle.job.run_dir.name: end for end in launcher.poll()}
         time.sleep(0.02)
     assert (ended["silent"].code, ended["silent"].reason) == (None, "silent for 0.6 s")
-    assert ended["silent"].seconds < 5
     assert ended["beating"].code == 0

@@ -48,7 +48,7 @@ def test_a_guard_that_is_shot_takes_its_command_with_it(tmp_path, root):
     time.sleep(0.3)
     (shot,) = [pid for pid in processes.members("guard-d") if b"meshnet.runs.processes" in command_line(pid)]
     os.kill(shot, signal.SIGKILL)
-    wait_for(lambda: processes.members("guard-d") == [], 5)
+    wait_for(lambda: processes.members("guard-d") == [])
     assert process.wait() != 0
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small import ORIENTATIONS, affine_of, array, image_of
 
 from meshnet.errors import UserError
-from meshnet.networks.card import DEFAULTS
+from meshnet.networks.card import Card
 from meshnet.scans.grid import Grid, conform, conform_mask, target_affine, to_native
 from meshnet.scans.nifti import read_image
 
@@ -102,7 +102,7 @@ def test_a_second_channel_is_placed_by_its_affine_on_the_first_ones_grid():
         lambda: Grid(1, None, "LIX"),
         lambda: Grid(1, None, "LIA", "corner"),
         lambda: Grid(1, None, "LIA", "n/2", "yes"),
-        lambda: Grid.views(DEFAULTS | {"shifted": "yes"}),
+        lambda: Card(["T1w"], ["background", "lesion"], shifted="yes").grids(),
         lambda: conform(image_of(np.ones((2, 2, 2, 2)))),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="zscore"),
         lambda: conform(image_of(np.ones((2, 2, 2))), scaling="window"),

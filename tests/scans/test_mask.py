@@ -8,7 +8,6 @@ from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
 from meshnet.networks.card import Card, read_card
-from meshnet.scans.mask import decide, what_counts
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):
@@ -17,9 +16,10 @@ def test_of_several_classes_one_alone_may_be_marked(tmp_path):
     model_folder.save_model(tmp_path, network, Card(**{**CARD, "classes": names, "marks": "lesion", "threshold": 0.4}))
     card = read_card(tmp_path)
     probabilities = np.array([[0.1, 0.5, 0.4], [0.3, 0.1, 0.6], [0.0, 0.7, 0.3]], np.float32).T[..., None, None]
-    marked = decide(what_counts(probabilities, card), card)
+    marked = card.mask.labels(card.mask.of(probabilities))
     assert marked.ravel().tolist() == [1, 1, 0]  # by the threshold, though fluid is likelier in the first
-    every = decide(what_counts(probabilities, {**card, "marks": None}), card)
+    several = card.changed(marks=None).mask
+    every = several.labels(several.of(probabilities))
     assert every.ravel().tolist() == [1, 2, 1]
     edit(tmp_path / "config.json", marks="rim")
     with pytest.raises(UserError, match="found marks = 'rim', expected one of fluid, lesion"):

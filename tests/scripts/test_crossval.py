@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import made_up
 import numpy as np
 import pytest
+import stand_in
 
 import crossval
 from meshnet.crossval import ensemble, results
@@ -417,12 +417,9 @@ data: {{workers: 0}}
 
 def wait_for(condition, process, seconds=240):
     """Wait until ``condition`` holds while ``process`` runs."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"not reached, exit code {process.poll()}")
+    stand_in.wait_for(lambda: condition() or process.poll() is not None, seconds)
+    if not condition():
+        raise RuntimeError(f"not reached, exit code {process.poll()}")
 
 
 def script(root, *arguments):
@@ -439,6 +436,7 @@ def nine_cases(tmp_path_factory, root):
     return folder
 
 
+@pytest.mark.kills
 @pytest.mark.slow
 def test_real_runs_killed_twice_end_in_a_whole_report(nine_cases, tmp_path, root):
     recipes = []
@@ -477,6 +475,7 @@ def test_real_runs_killed_twice_end_in_a_whole_report(nine_cases, tmp_path, root
     assert "optimizer.lr was 0.02 and is now 0.5" in changed.stderr
 
 
+@pytest.mark.kills
 @pytest.mark.slow
 def test_a_ray_cluster_that_loses_a_node(nine_cases, tmp_path, root):
     """Three folds and two restarts on two nodes, one killed while both train, another joining: nothing is missing."""

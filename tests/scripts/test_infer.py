@@ -13,7 +13,10 @@ import pytest
 import torch
 from conftest import run_script_file
 
-from meshnet.networks.card import DEFAULTS, Card
+from meshnet.inference import scan
+from meshnet.inference.scan import read_case
+from meshnet.networks.build import Model
+from meshnet.networks.card import Card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
 from meshnet.scans.grid import Grid, conform, target_affine, to_native
@@ -182,7 +185,7 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
     import infer as script
 
     scans = [scan_file(tmp_path / f"{name}.nii.gz") for name in "abc"]
-    events, (read, segment) = [], (script.read_case, script.segment_case)
+    events, (read, segment) = [], (scan.read_case, script.segment_and_write)
 
     def reading(paths, models):
         events.append(f"read {paths[0].name[0]}")
@@ -193,8 +196,8 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
         events.append(f"done {plan['mask'].name[0]}")
         return segment(case, models, plan, arguments)
 
-    monkeypatch.setattr(script, "read_case", reading)
-    monkeypatch.setattr(script, "segment_case", segmenting)
+    monkeypatch.setattr(scan, "read_case", reading)
+    monkeypatch.setattr(script, "segment_and_write", segmenting)
     flags = [] if ceiling is None else ["--max_memory", ceiling]
     monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, scans), "--model", str(model), "--no-picture", *flags])
     assert not script.main()
@@ -203,11 +206,9 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
 
 
 def test_each_model_of_an_ensemble_sees_its_own_grid(tmp_path):
-    import infer as script
-
     path = scan_file(tmp_path / "a.nii.gz")
-    cards = [DEFAULTS | CARD | more for more in ({}, {"averaged": True}, {}, {"shifted": True})]
-    inputs = script.read_case([path], [(None, card) for card in cards])["inputs"]
+    cards = [Card(**(CARD | more)) for more in ({}, {"averaged": True}, {}, {"shifted": True})]
+    inputs = read_case([path], [Model(None, card) for card in cards]).inputs
     grids = [{}], [{"averaged": True}], [{}], [{}, {"offset": 0.5}]
     assert [len(views) for views in inputs] == [1, 1, 1, 2]
     for views, wanted in zip(inputs, grids):

@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 from stand_in import LINUX, SPACE, Bench, check_accounts, runs_of, wait_for
 
-from meshnet.errors import UserError
-from meshnet.runs.launch import make_launcher
-from meshnet.runs.processes import members
-from meshnet.search.asha import Asha
-from meshnet.search.ledger import Ledger
-from meshnet.search.study import Plan, Study
+pytestmark = pytest.mark.kills
 
 
 @LINUX
@@ -35,44 +30,15 @@ def test_ctrl_c_leaves_everything_resumable(bench):
 
 
 @LINUX
-def test_a_ledger_that_fails_after_a_start_leaves_no_run_behind(tmp_path, monkeypatch):
-    script = tmp_path / "sleeper.py"
-    script.write_text("import time; time.sleep(60)")
-    plan = Plan(tmp_path, lambda parameters, horizon: "", (), script=str(script))
-    launcher = make_launcher("local", workers=2, gpus_per_worker=0)
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        study = Study(plan, Asha((1,), 2, 2), ledger, launcher, lambda number: {"lr": 0.1})
-        attempt, told = ledger.attempt, []
-
-        def once(*given):
-            told.append(given)
-            if len(told) > 1:
-                raise UserError("full")
-            return attempt(*given)
-
-        monkeypatch.setattr(ledger, "attempt", once)
-        with pytest.raises(UserError, match="full"):
-            study.step()
-        tokens = [handle.token for handle in launcher.running()]
-        assert len(tokens) == 2
-        study.stop(0)
-        assert [members(token) for token in tokens] == [[], []]
-        assert launcher.running() == []
-        assert ledger.database.execute("SELECT reason FROM attempts").fetchall() == [("interrupted",)]
-
-
-@LINUX
 def test_a_second_ctrl_c_leaves_no_process_behind(bench):
     bench.write("deaf.yaml", SPACE + "  scheduler.eta_min: choices([5.0])\n")  # ignores SIGTERM
-    process = bench.start("study", "--max_trials", "5", epoch_seconds=30, space="deaf.yaml")
+    process = bench.start("study", "--max_trials", "5", epoch_seconds=600, patience=600, space="deaf.yaml")
     wait_for(lambda: len(list(bench.folder.glob("study/trials/*/fold0/heartbeat"))) == 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert len(runs_of(bench.folder)) == 2  # given time to leave, which they do not take
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert time.monotonic() - began < 3
+    process.communicate(timeout=60)  # the first one alone would wait for ten minutes
     assert process.returncode == 130
     assert runs_of(bench.folder) == []
 
@@ -130,7 +96,6 @@ def test_a_run_that_outlived_its_driver_is_taken_up_not_begun_again(bench):
     check_accounts(bench, "study", 2)
 
 
-# ---------------------------------------------------------------- with train.py itself
 REAL_SPACE = """
 model: {name: meshnet, dilations: [1, 2, 4, 2, 1]}
 loss: {name: dice_ce}

@@ -42,12 +42,14 @@ def training_seconds(folder):
     return sum(row["seconds"] for row in lines(folder)) + 1
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_killed_run_ends_with_the_same_weights(undisturbed, tiny_data, tmp_path, seed):
     kill_and_finish(tiny_data, tmp_path / "run", random.Random(seed), training_seconds(undisturbed))
     assert_same_run(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.kills
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 30))
 def test_a_run_killed_twice_ends_with_the_same_weights(undisturbed, tiny_data, tmp_path, seed):

@@ -11,10 +11,11 @@ from small import CARD, randomise
 from torch import nn
 
 from meshnet.errors import UserError
+from meshnet.inference.scan import conformed_scan
 from meshnet.networks import build
 from meshnet.networks.card import Card, read_card
 from meshnet.networks.meshnet import MeshNet
-from meshnet.sharing import tfjs, to_onnx
+from meshnet.sharing import tfjs
 
 
 def test_the_published_model_gives_the_published_labels(published, shared_data):
@@ -24,7 +25,7 @@ def test_the_published_model_gives_the_published_labels(published, shared_data):
 
     network, card = build.load_model(published)
     assert (card.orientation, card.scaling, card.voxel_mm, card.shape) == ("LIA", "minmax", 1, [256] * 3)
-    volume = to_onnx.read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
+    volume = conformed_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
     logits = predict.predict_logits(network, volume, crop="none")
     reference = np.asarray(nib.load(shared_data / "brainchop" / "labels_reference.nii.gz").dataobj)
     for voxel, expected in (((128, 128, 128), (-1.2891, -4.8115, -3.6016)), ((100, 120, 90), (4.24, 8.7877, 3.5502))):

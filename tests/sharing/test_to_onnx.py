@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from meshnet.errors import UserError
+from meshnet.inference.scan import conformed_scan
 from meshnet.networks import build, folder
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
@@ -107,7 +108,7 @@ def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     torch.manual_seed(0)
     model = train_a_little(build.build("segresnet", {"in_channels": 1, "classes": 2}), size=16)
-    card = {"name": "segresnet", **CARD}
+    card = Card(**CARD, name="segresnet")
     volumes = [volume[:, :27] for volume in to_onnx.trial_volumes(1)]  # 27 is padded to 32
     for precision, tolerance in (("fp16", 1e-1), ("fp32", 1e-4)):
         to_onnx.write_onnx(model, card, tmp_path / "s.onnx", precision)
@@ -123,11 +124,11 @@ def test_onnx_of_segresnet_at_open_sizes(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_onnx_of_the_published_model_on_its_scan(published, shared_data, tmp_path):
-    from meshnet.sharing.to_onnx import compare, read_scan, write_onnx
+    from meshnet.sharing.to_onnx import compare, write_onnx
 
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
     network, card = build.load_model(published)
-    volume = read_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
+    volume = conformed_scan([shared_data / "brainchop" / "t1_256.nii.gz"], card)
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 1e-1)):
         write_onnx(network, card, tmp_path / "p.onnx", precision)
         parity = compare(network, tmp_path / "p.onnx", [volume])
