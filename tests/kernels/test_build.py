@@ -40,7 +40,7 @@ def test_another_header_is_another_library(monkeypatch, tmp_path):
 @needs_kernels
 @pytest.mark.slow
 def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path, root):
-    command = [sys.executable, "-c", "from meshnet import kernels; print(kernels.available())"]
+    command = [sys.executable, "-c", "from meshnet.kernels import calls; print(calls.available())"]
     environment = {"MESHNET_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/local/bin", "PYTHONPATH": str(root)}
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in running] == ["True"] * 4

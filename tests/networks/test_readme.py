@@ -28,7 +28,7 @@ def test_the_card_names_what_is_marked_alone(tmp_path):
     model = MeshNet(4, dilations=(1,), classes=3)
     save_model(tmp_path, model, Card(**{"channels": ["T2w"], "classes": ["background", "lesion", "fluid"]}))
     for marks, words in ((None, "Segments lesion, fluid on T2w head scans."), ("lesion", "Segments lesion on T2w")):
-        card = read_card(tmp_path) | {"marks": marks}
+        card = read_card(tmp_path).changed(marks=marks)
         assert words in model_readme(model, card, "user/stroke", tmp_path / "none.csv", None, "mit")
     info = {"cases": 2, "subjects": 2, "source": {"format": "synthetic"}, "channels": ["T2w"],
             "classes": card.classes, "shape": [4, 4, 4],

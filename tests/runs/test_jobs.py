@@ -1,8 +1,10 @@
 """Jobs: what their ends mean, and the command that starts them."""
 
+import os
 import sys
-import time
+from types import SimpleNamespace
 
+from meshnet.runs import jobs
 from meshnet.runs.jobs import describe, full_command
 from meshnet.runs.launch import make_launcher
 
@@ -36,19 +38,22 @@ def test_accelerate_launch_takes_these_flags(job):
     assert (parsed.num_processes, parsed.num_machines, parsed.multi_gpu) == (2, 1, True)
 
 
-def test_a_silent_job_is_killed_and_a_beating_one_is_not(job):
-    beating = """
-        import sys, pathlib, time
-        for _ in range(12):
-            pathlib.Path(sys.argv[1], "beating", "heartbeat").touch()
-            time.sleep(0.1)
-    """
+def test_a_silent_job_is_killed_and_a_beating_one_is_not(job, monkeypatch):
+    """By the driver's own clock, whatever the stamp of the heartbeat says."""
+    clock = [0.0]
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     launcher = make_launcher("local", workers=2)
-    launcher.submit(job("beating", beating, silent_after=0.6))
-    launcher.submit(job("silent", "import time; time.sleep(60)", silent_after=0.6))
-    ended = {}
-    while launcher.running():
-        ended |= {end.handle.job.run_dir.name: end for end in launcher.poll()}
-        time.sleep(0.02)
-    assert (ended["silent"].code, ended["silent"].reason) == (None, "silent for 0.6 s")
-    assert ended["beating"].code == 0
+    beating, silent = (launcher.submit(job(name, "import time; time.sleep(600)", silent_after=60))
+                       for name in ("beating", "silent"))
+    clock[0] = 60
+    assert launcher.poll() == []
+    (beating.job.run_dir / "heartbeat").touch()
+    clock[0] = 61
+    (end,) = launcher.poll()
+    assert end.handle is silent and (end.code, end.reason, end.seconds) == (None, "silent for 60 s", 61)
+    for beat in range(5):
+        clock[0] += 60
+        os.utime(beating.job.run_dir / "heartbeat", (beat, beat))
+        assert launcher.poll() == []
+    clock[0] += 61
+    assert [end.handle for end in launcher.poll()] == [beating] and launcher.free() == 2

@@ -62,5 +62,5 @@ def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
     (tmp_path / "source" / model.commit / "sub" / "colormap.json").write_text(json.dumps(colours))
     run_command("import", tmp_path / "source" / model.commit / "sub" / "model.json", tmp_path / "m")
     ours, theirs = (read_card(path) for path in (tmp_path / "m", published.fetch("made-up")))
-    assert theirs["shape"] is None and theirs["scaling"] == "brainchop_quantile"
-    assert ours | {"training_data": None} == theirs | {"training_data": None} and theirs["classes"][1] == "something"
+    assert theirs.shape is None and theirs.scaling == "brainchop_quantile"
+    assert ours | {"training_data": None} == theirs | {"training_data": None} and theirs.classes[1] == "something"

@@ -94,7 +94,7 @@ def test_half_precision_binary(tmp_path):
 def test_any_meshnet_travels_through_tfjs(tmp_path, arguments):
     torch.manual_seed(0)
     model = randomise(MeshNet(4, **{"dilations": DILATIONS, **arguments}))
-    card = {"name": "meshnet", "shape": None, "voxel_mm": 4.0, "classes": ["background", "lesion"]}
+    card = Card(["T2w"], ["background", "lesion"], voxel_mm=4.0)
     tfjs.write_tfjs(model, card, tmp_path)
     again, info = tfjs.read_tfjs(tmp_path / "model.json")
     x = torch.randn(1, model.arguments["in_channels"], 9, 8, 7)
@@ -102,18 +102,18 @@ def test_any_meshnet_travels_through_tfjs(tmp_path, arguments):
 
 
 def test_what_brainchop_cannot_run_is_not_written(tmp_path):
-    card = {"name": "meshnet", "shape": None, "voxel_mm": 1.0, "classes": ["background", "lesion"]}
+    card = Card(["T2w"], ["background", "lesion"])
     with pytest.raises(UserError, match="norm_groups: found 2, expected 4 or 0"):
         tfjs.write_tfjs(MeshNet(4, norm="group", norm_groups=2), card, tmp_path / "out")
     with pytest.raises(UserError, match="unet: expected meshnet"):
-        tfjs.write_tfjs(nn.Identity(), Card(**(card | {"name": "unet"})), tmp_path / "out")
+        tfjs.write_tfjs(nn.Identity(), card.changed(name="unet"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_only_what_brainchop_knows_is_in_the_file(tmp_path):
     """Layers and activations are TensorFlow.js's own; a norm is in a convolution's name; each class has a colour."""
     model = randomise(MeshNet(4, dilations=DILATIONS, norm="group", activation="gelu", bias=False, classes=4))
-    card = {"name": "meshnet", "shape": None, "voxel_mm": 1.0, "classes": ["background", "a", "b", "c"]}
+    card = Card(["T2w"], ["background", "a", "b", "c"])
     tfjs.write_tfjs(model, card, tmp_path)
     document = json.loads((tmp_path / "model.json").read_text())
     layers = [layer["config"] for layer in document["modelTopology"]["model_config"]["config"]["layers"]]
