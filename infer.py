@@ -4,13 +4,10 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 """
 
 import argparse
-import contextlib
-import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,7 +61,9 @@ def main() -> int | None:
     cases = plan(find_scans(arguments.scans), arguments.output)
     share = cases[int(os.environ.get("RANK", "0"))::int(os.environ.get("WORLD_SIZE", "1"))]  # torchrun's
 
-    models = load_models(arguments)
+    from meshnet.inference.scan import read_case
+
+    models = get_models(arguments)
     failures = 0
     # Reading and conforming the next scan overlaps with computing this one.
     with ThreadPoolExecutor(1) as reader:
@@ -82,7 +81,7 @@ def main() -> int | None:
             ahead += [reader.submit(read_case, other["scans"], models)
                       for other in todo[position + beside:position + beside + 1]]
             try:
-                result = segment_case(ahead.pop(0).result(), models, case, arguments)
+                result = segment_and_write(ahead.pop(0).result(), models, case, arguments)
             except UserError as error:
                 if len(cases) == 1:
                     raise
@@ -158,93 +157,15 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
 
 # ---------------------------------------------------------------------- network and scans
 
-def load_models(arguments: argparse.Namespace) -> list[tuple]:
-    """(network, card) of every ``--model``, on the device; without PyTorch where the kernels can run all of them."""
-    from meshnet.inference.light import load
-    from meshnet.networks.build import load_model
-    from meshnet.networks.folder import default_model
+def get_models(arguments: argparse.Namespace) -> list:
+    """Every ``--model``, or the built-in one, on the device."""
+    from meshnet.inference.scan import load_models
+    from meshnet.networks.card import WEIGHTS
     from meshnet.sharing.published import find
 
-    weights = {"weights": "model_ema.safetensors"} if arguments.ema else {}
-    names = [find(name) for name in arguments.model] or [default_model()]
-    models = [load(name, device=arguments.device, **weights) for name in names]
-    light = None not in models
-    if not light:
-        import torch
-
-        if arguments.threads:
-            torch.set_num_threads(arguments.threads)
-        models = [load_model(name, **weights) for name in names]
-    first = models[0][1]
-    for name, (network, card) in zip(names, models):
-        another_order = (card["channels"] != first["channels"]
-                         and sorted(card["channels"]) == sorted(first["channels"]))
-        if card["marks"] != first["marks"]:
-            raise UserError(f"--model {name}: marks {card['marks'] or 'all of its classes'}, expected "
-                            f"{first['marks'] or 'all'} as {names[0]}; config.json says it as marks")
-        if card["classes"] != first["classes"] or another_order or \
-                len(card["channels"]) != len(first["channels"]):
-            raise UserError(f"--model {name}: has classes {card['classes']} and channels {card['channels']}, expected "
-                            f"{first['classes']} and {first['channels']} as {names[0]}")
-        if not light:
-            network.to(pick_device(arguments.device))
-    return models
-
-
-def pick_device(name: str | None):
-    """The torch device of that name, or the fastest there is."""
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: a GPU for each process
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; leave it out for the fastest there is") from None
-    return device
-
-
-@contextlib.contextmanager
-def timed(parts: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of a ``with`` block to ``parts[name]``."""
-    started = time.perf_counter()
-    yield
-    parts[name] = round(parts.get(name, 0.0) + time.perf_counter() - started, 3)
-
-
-def read_case(scans: list[Path], models: list[tuple]) -> dict:
-    """Read a case and conform it for every model: ``like`` (the first scan), ``inputs`` (for each model its views of
-    the scan, [(volume, affine), …]), and the seconds that took, ``parts``."""
-    import numpy as np
-
-    from meshnet.scans.grid import Grid, conform, stack_channels
-    from meshnet.scans.nifti import read_image, split_channels
-
-    wanted, parts = models[0][1]["channels"], {}
-    with timed(parts, "read"):
-        if len(scans) == 1 and len(wanted) > 1:
-            images = split_channels(read_image(scans[0], channels=True))
-        else:
-            images = [read_image(path) for path in scans]
-    if len(images) != len(wanted):
-        example = ",".join(f"{name}.nii.gz" for name in wanted)
-        raise UserError(f"{scans[0]}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
-                        f"give the files of a case joined by commas, as {example}")
-
-    @functools.cache
-    def view(*how) -> tuple:
-        with timed(parts, "conform"):
-            conformed = [conform(image, *how, images[0]) for image in images]
-            volume = stack_channels([np.asarray(image.dataobj) for image in conformed])
-            volume = np.divide(volume, 255, dtype=np.float32) if volume.dtype == np.uint8 else volume
-        return volume, conformed[0].affine
-
-    inputs = [[view(grid, card["scaling"], tuple(card["window"]) if card["window"] else None)
-               for grid in Grid.views(card)] for _, card in models]
-    return {"like": images[0], "inputs": inputs, "parts": parts}
+    names = [find(name) for name in arguments.model] or [None]
+    return load_models(names, "model_ema.safetensors" if arguments.ema else WEIGHTS, arguments.device,
+                       arguments.threads)
 
 
 def import_ahead(picture: bool) -> None:
@@ -257,54 +178,34 @@ def import_ahead(picture: bool) -> None:
         import meshnet.runs.curves  # noqa: F401
 
 
-def segment_case(case: dict, models: list[tuple], plan: dict, arguments: argparse.Namespace) -> dict:
+def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace) -> dict:
     """Segment one case, write what was asked for, and return what there is to report."""
+    import nibabel as nib
     import numpy as np
 
-    from meshnet.inference import predict
-    from meshnet.scans.grid import to_native
-    from meshnet.scans.mask import clean, decide, lesion_volumes_mm3, what_counts
-    from meshnet.scans.nifti import save_like
+    from meshnet.files import whole_file
+    from meshnet.inference.scan import segment_case, timed
 
-    total, parts = None, case["parts"]
-    looks = [(network, *view, len(views)) for (network, _), views in zip(models, case["inputs"]) for view in views]
-    for network, volume, affine, views in looks:
-        with timed(parts, "compute"):
-            probabilities = predict.predict(network, volume, crop=arguments.crop, max_memory=arguments.max_memory,
-                                            threads=arguments.threads)
-        probabilities = what_counts(probabilities, models[0][1])
-        with timed(parts, "back"):
-            native = to_native(probabilities, affine, case["like"])
-            native = native if views == 1 else native / np.float32(views)
-            total = native if total is None else total + native
-    probabilities = total if len(models) == 1 else total / len(models)
-    card, like = models[0][1], case["like"]
-    with timed(parts, "clean"):
-        labels = decide(probabilities, card, arguments.threshold)
-    spacing_mm = np.linalg.norm(like.affine[:3, :3], axis=0)
-    smallest = card["min_lesion_mm3"] if arguments.min_lesion_mm3 is None else arguments.min_lesion_mm3
-    with timed(parts, "clean"):
-        labels = clean(labels, spacing_mm, smallest)
-    mask = plan["mask"]
-    written = {"mask": str(mask)}
-    if arguments.probability:
-        path = mask.with_name(stem(mask) + "_probability.nii.gz")
-        lesion = probabilities[0] if len(probabilities) == 1 else probabilities[1:].sum(0, dtype=np.float32)
-        save_like(lesion, like, path)
-        written["probability"] = str(path)
+    found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
+                         min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
+                         max_memory=arguments.max_memory, threads=arguments.threads)
+    mask, like, parts = planned["mask"], case.images[0], case.parts
+    written = {"mask": mask}
+    if found.probabilities is not None:
+        written["probability"] = mask.with_name(stem(mask) + "_probability.nii.gz")
+        with whole_file(written["probability"]) as temporary:
+            nib.save(found.probabilities, temporary)
     if arguments.picture:
         from meshnet.scans.overlay import draw_overlay
 
-        path = mask.with_name(stem(mask) + ".png")
+        written["picture"] = mask.with_name(stem(mask) + ".png")
         with timed(parts, "picture"):
-            draw_overlay(np.asanyarray(like.dataobj), labels, path, affine=like.affine)
-        written["picture"] = str(path)
-    with timed(parts, "write"):
-        save_like(labels, like, mask)  # last: a mask that is there is a finished case
-    with timed(parts, "clean"):
-        sizes = lesion_volumes_mm3(labels, spacing_mm)
-    return {"scan": [str(path) for path in plan["scans"]], **written, "volume_ml": round(float(sum(sizes)) / 1000, 3),
-            "lesions": len(sizes), "largest_ml": round(float(max(sizes, default=0)) / 1000, 3), "parts": parts}
+            draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), written["picture"],
+                         affine=like.affine)
+    with timed(parts, "write"), whole_file(mask) as temporary:
+        nib.save(found.mask, temporary)  # last: a mask that is there is a finished case
+    return {"scan": [str(path) for path in planned["scans"]], **{key: str(path) for key, path in written.items()},
+            "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml, "parts": parts}
 
 
 def report(result: dict, as_json: bool) -> None:

@@ -1,6 +1,13 @@
 """MeshNet: tiny 3D networks that segment stroke lesions on whole-brain MRI. Research software, not for diagnosis.
 
-Names are loaded on first use, so that importing a module without torch does not load torch.
+    from meshnet import segment_scan
+    result = segment_scan("scan.nii.gz")
+    result.mask, result.volume_ml, result.lesions
+
+The names in ``__all__`` are all that is promised. They are loaded on first use, so that a scan is segmented without
+loading PyTorch. Below them stand the rooms, each importing only from those before it: the ground (errors, files,
+machine, config, recipe, hub, plots), scans, kernels, runs, data, networks, inference, training, search, crossval,
+sharing. See docs/house.md.
 """
 
 import importlib
@@ -8,10 +15,20 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout: the scripts, recipes and built-in weights
-_HOMES = {"MeshNet": "meshnet.networks.meshnet"}
+_HOMES = {
+    "MeshNet": "networks.meshnet", "load_model": "networks.build", "Card": "networks.card",
+    "segment_scan": "inference.scan", "predict": "inference.predict", "conform": "scans.grid",
+    "to_native": "scans.grid", "read_image": "scans.nifti", "save_like": "scans.nifti",
+    "case_metrics": "scans.metrics", "UserError": "errors",
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(f"meshnet.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'meshnet' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "ROOT", "__version__"]

@@ -43,16 +43,16 @@ def averaged(image: nib.Nifti1Image, factors: tuple[float, float, float]) -> nib
 def segment(model, card: dict, image: nib.Nifti1Image, like: nib.Nifti1Image) -> np.ndarray:
     """The model's mask of ``image`` on the grid of ``like``."""
     from meshnet.inference.predict import predict
-    from meshnet.scans.grid import Grid, conform, to_native
+    from meshnet.scans.grid import conform, to_native
     from meshnet.scans.mask import clean
 
-    views = Grid.views(card)
+    views = card.grids()
     probability = 0
     for grid in views:
-        conformed = conform(image, grid, card["scaling"], card["window"])
+        conformed = conform(image, grid, card.scaling, card.window)
         volume = np.asarray(conformed.dataobj, np.float32)[None] / 255
         probability += to_native(predict(model, volume, threads=1)[1], conformed.affine, like) / len(views)
-    return clean(probability >= card["threshold"], np.ones(3), card["min_lesion_mm3"])
+    return clean(probability >= card.threshold, np.ones(3), card.min_lesion_mm3)
 
 
 def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], float]:

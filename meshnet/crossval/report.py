@@ -23,6 +23,7 @@ from meshnet.crossval.plan import find_planned, run_folder
 from meshnet.crossval.results import Results
 from meshnet.errors import UserError
 from meshnet.files import write_text
+from meshnet.networks.card import Card, read_card
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From a folder
@@ -70,12 +71,11 @@ def count_parameters(folder: Path) -> int:
     import torch
 
     from meshnet.networks.build import build
-    from meshnet.networks.card import read_card
     from meshnet.networks.memory import count_parameters
 
     card = read_card(folder)
     with torch.device("meta"):
-        return count_parameters(build(card["name"], card["arguments"]))
+        return count_parameters(build(card.name, card.arguments))
 
 
 def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | None]) -> None:
@@ -167,14 +167,13 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
     return drawn, ""
 
 
-def draw_case(path: Path, data, case: str, network, card: Mapping) -> None:
+def draw_case(path: Path, data, case: str, network, card: Card) -> None:
     """One case of the prepared data set on three planes, prediction and truth, in the conformed grid."""
     from meshnet.inference import predict
     from meshnet.scans import overlay
-    from meshnet.scans.mask import decide, what_counts, what_is_true
 
     index = next(i for i, row in enumerate(data.rows) if row["case"] == case)
     image = data.image(index)
-    labels = decide(what_counts(predict.predict(network, image), card), card)
+    labels = card.mask.labels(card.mask.of(predict.predict(network, image)))
     affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
-    overlay.draw_overlay(image[0], labels, path, what_is_true(data.read(index, "mask"), card), affine, case)
+    overlay.draw_overlay(image[0], labels, path, card.mask.truth(data.read(index, "mask")), affine, case)

@@ -10,11 +10,11 @@ from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.inference import predict
 from meshnet.networks import build
+from meshnet.networks.card import Card
 from meshnet.recipe import read_mapping
 from meshnet.runs.folder import write_cases
 from meshnet.scans import metrics
 from meshnet.scans.grid import to_native
-from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
 
 
 def test_run(folder: Path, data_path: str | None = None) -> int:
@@ -58,25 +58,26 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
     return 0
 
 
-def score_case(network, card: dict, data: PreparedData, index: int) -> dict:
+def score_case(network, card: Card, data: PreparedData, index: int) -> dict:
     """One case's scores in both grids, segmented as infer.py does with the card's threshold, on the one grid that the
     case was prepared on and with no lesion dropped for its size."""
     return score_probabilities(predict.predict(network, data.image(index)), card, data, index)
 
 
-def score_probabilities(probabilities: np.ndarray, card: dict, data: PreparedData, index: int) -> dict:
+def score_probabilities(probabilities: np.ndarray, card: Card, data: PreparedData, index: int) -> dict:
     """As ``score_case``, from probabilities (K, X, Y, Z) in the conformed grid."""
     row = data.rows[index]
     native_affine = np.array(row["native_affine"]).reshape(4, 4)
     like = nib.Nifti1Image(np.zeros(row["native_shape"], np.uint8), native_affine)
-    probabilities, classes = what_counts(probabilities, card), scored_classes(card)
-    truth = what_is_true(data.read(index, "mask_native"), card)
-    native = decide(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like), card)
-    conformed = decide(probabilities, card)
+    marks = card.mask
+    probabilities, classes = marks.of(probabilities), marks.count
+    truth = marks.truth(data.read(index, "mask_native"))
+    native = marks.labels(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like))
+    conformed = marks.labels(probabilities)
     spacing_mm = nib.affines.voxel_sizes(native_affine)
     scores = metrics.case_metrics(native, truth, spacing_mm, classes=classes)
     voxel = [data.info["voxel_mm"]] * 3
-    truth = what_is_true(data.read(index, "mask"), card)
+    truth = marks.truth(data.read(index, "mask"))
     in_conformed = metrics.case_metrics(conformed, truth, voxel, classes=classes)
     groups = {key: value for key, value in row.items() if key.startswith("group_")}
     return {"case": row["case"], "subject": row["subject"], "session": row["session"], **groups, **scores,

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from meshnet.data.augment import Augment, case_seed
-from meshnet.data.reader import PreparedData, as_input
+from meshnet.data.reader import PreparedData
+from meshnet.scans.intensity import as_input
 
 BATCH_KEYS = ("image", "mask")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.data import schema
+from meshnet.scans.intensity import as_input
+from meshnet.scans.mask import Marks
 
 
 class PreparedData:
@@ -27,6 +29,11 @@ class PreparedData:
         self.path = Path(path)
         self.table, self.info = schema.load_dataset(path)
         self.rows = self.table.remove_columns(list(schema.VOLUMES)).to_list()
+
+    @property
+    def mask(self) -> Marks:
+        """Which of the classes is scored, and from what probability a network in training marks it."""
+        return Marks(tuple(self.info["classes"]), self.info.get("marks"))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,11 +70,6 @@ class PreparedData:
             low = max(0, min(low - (length - (high - low)) // 2, size - length))
             grown += [low, low + length]
         return grown
-
-
-def as_input(volume: np.ndarray) -> np.ndarray:
-    """What a network sees: float32, and uint8 intensities divided to 0..1."""
-    return volume.astype(np.float32) / 255 if volume.dtype == np.uint8 else volume.astype(np.float32, copy=False)
 
 
 def release(view: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.kernels import calls
+from meshnet.networks.build import Model
 from meshnet.networks.card import WEIGHTS, read_card
 from meshnet.networks.folder import find_weights
 from meshnet.networks.fuse import Layer, fuse_tensors
@@ -30,24 +31,24 @@ class FusedMeshNet:
     in_channels: int
 
 
-def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) -> tuple[FusedMeshNet, dict] | None:
-    """As ``modelfolder.load_model``, without PyTorch; None where PyTorch is needed.
+def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) -> Model | None:
+    """As ``networks.build.load_model``, without PyTorch; None where PyTorch is needed.
 
     Raises:
         UserError: where the model's folder or its card cannot be had.
     """
     if device is None and sys.platform == "linux" and not any(map(os.path.exists, GPUS)):
-        device = "cpu"  # as infer.pick_device
+        device = "cpu"  # as scan.pick_device
     if device != "cpu":
         return None
     path = find_weights(name, weights)
     card = read_card(path.parent)
-    arguments = card["arguments"]
-    if card["name"] != "meshnet" or arguments.get("norm", "batch") not in ("batch", "none") or not calls.available():
+    arguments = card.arguments
+    if card.name != "meshnet" or arguments.get("norm", "batch") not in ("batch", "none") or not calls.available():
         return None
     tensors = read_plain(path)
     layers = None if tensors is None else fuse_tensors(tensors, arguments)
-    return None if layers is None else (FusedMeshNet(layers, arguments.get("in_channels", 1)), card)
+    return None if layers is None else Model(FusedMeshNet(layers, arguments.get("in_channels", 1)), card)
 
 
 def read_plain(path: Path) -> dict[str, np.ndarray] | None:

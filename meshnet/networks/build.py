@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meshnet.errors import UserError
-from meshnet.networks.card import CARD, WEIGHTS, read_card
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.folder import find_weights, load_into
 
 if TYPE_CHECKING:
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups", "activation", "bias", "final_bias",
                   "dropout")
+
+
+class Model(NamedTuple):
+    """A trained network and its card. ``network`` is a module, or what ``inference.light`` makes of a MeshNet."""
+
+    network: Any
+    card: Card
 
 
 def build(name: str, arguments: dict) -> nn.Module:
@@ -64,7 +71,7 @@ def arguments_from_config(model_config, in_channels: int, classes: int, shape: t
     return common | model_config.options
 
 
-def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dict]:
+def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     """A trained network, ready for inference.
 
     Args:
@@ -74,7 +81,7 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dic
             ``model_ema.safetensors``. A ``.safetensors`` path given as ``name`` decides by itself.
 
     Returns:
-        The module on the CPU, in float32 and in eval mode, and the card (``config.json`` with defaults filled in).
+        The network on the CPU, in float32 and in eval mode, and its card: ``network, card = load_model(name)``.
 
     Raises:
         UserError: one line, for every way in which the files can be wrong.
@@ -82,10 +89,10 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> tuple[nn.Module, dic
     path = find_weights(name, weights)
     card = read_card(path.parent)
     try:
-        model = build(card["name"], card["arguments"])
+        model = build(card.name, card.arguments)
     except UserError as error:
-        raise UserError(f"{path.parent / CARD}: {error}") from None
+        raise UserError(f"{path.parent / CONFIG}: {error}") from None
     load_into(model, path)
-    if card["patch"] and card["name"] != "meshnet":  # a MeshNet sees the same in patches and in the whole
-        model.patch = card["patch"]
-    return model, card
+    if card.patch and card.name != "meshnet":  # a MeshNet sees the same in patches and in the whole
+        model.patch = card.patch
+    return Model(model, card)

@@ -1,53 +1,114 @@
 """A model's ``config.json``: its architecture, and how a scan must look before it reaches the network."""
 
-
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
+from meshnet import __version__
 from meshnet.errors import UserError
+from meshnet.scans.grid import Grid
+from meshnet.scans.mask import Marks
 
 FORMAT = 1
-CARD, WEIGHTS = "config.json", "model.safetensors"
-DEFAULTS = {
-    "voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "averaged": False,
-    "scaling": "conform_uint8", "window": None,
-    "shifted": False,  # whether a second grid, half a voxel further, is looked at as well and the mean is taken
-    "crop": None, "patch": None, "threshold": 0.5, "min_lesion_mm3": 0, "training_data": None, "metrics": {},
-    "version": None,
-    "marks": None,  # the only class that is marked, by the threshold, where others are there to tell it from them
-}
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def read_card(folder: str | Path) -> dict:
-    """``config.json`` of a model folder, with ``DEFAULTS`` filled in.
+@dataclass(frozen=True)
+class Card:
+    """All that is needed to use a model's weights.
+
+    ``channels`` and ``classes`` are names, background first; ``arguments`` are the network's constructor's.
+    """
+
+    channels: list[str]
+    classes: list[str]
+    name: str = "meshnet"  # of the architecture
+    arguments: dict[str, Any] = field(default_factory=dict)
+    voxel_mm: float = 1.0
+    shape: list[int] | None = None  # voxels of the grid; None: round(256 / voxel_mm) on each axis
+    orientation: str = "LIA"
+    centre: str = "n/2"  # see ``scans.grid.Grid``
+    averaged: bool = False
+    scaling: str = "conform_uint8"
+    window: list[float] | None = None
+    shifted: bool = False  # a second grid, half a voxel further, is looked at as well and the mean is taken
+    crop: list[int] | None = None  # the box that training read of every case
+    patch: list[int] | None = None
+    threshold: float = 0.5  # probability from which a voxel is lesion
+    min_lesion_mm3: float = 0.0  # smaller lesions are dropped
+    training_data: Any = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    version: str | None = __version__
+    marks: str | None = None  # the one class that is marked where the others are there to be told apart from it
+    others: dict[str, Any] = field(default_factory=dict)  # keys of the file that this program does not know
+
+    def __post_init__(self):
+        assert self.channels and self.classes, "a card names its channels and classes"
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Card:
+        """A card from what its file holds; keys that are left out have their defaults."""
+        known = {one.name for one in fields(cls)} - {"others"}
+        given = {"version": None} | {key: value for key, value in values.items() if key in known}
+        return cls(**given, others={key: value for key, value in values.items() if key not in (*known, "format")})
+
+    def to_dict(self) -> dict:
+        """What the file holds."""
+        values = asdict(self)
+        others = values.pop("others")
+        return {"format": FORMAT, **values, **others}
+
+    def changed(self, **values) -> Card:
+        """The same card with other ``values``."""
+        return replace(self, **values)
+
+    @property
+    def mask(self) -> Marks:
+        """Which of the classes ends up in a mask, and from what probability."""
+        return Marks(tuple(self.classes), self.marks, self.threshold)
+
+    def grids(self) -> list[Grid]:
+        """The grids on which the model sees a scan: its own and, where it is ``shifted``, one moved by half a voxel on
+        each axis: the voxels of one lie between those of the other."""
+        if not isinstance(self.shifted, bool):
+            raise UserError(f"shifted: found {self.shifted!r}, expected true or false")
+        grid = Grid(self.voxel_mm, tuple(self.shape) if self.shape else None, self.orientation, self.centre,
+                    averaged=self.averaged)
+        return [grid, replace(grid, offset=0.5)] if self.shifted else [grid]
+
+
+def read_card(folder: str | Path) -> Card:
+    """``config.json`` of a model folder.
 
     Raises:
         UserError: where it is missing, not JSON, of another format, or lacks what a network needs.
     """
-    path = Path(folder) / CARD
+    path = Path(folder) / CONFIG
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not found; a model folder holds {CARD} beside its weights. Give a run folder, a "
+        raise UserError(f"{path}: not found; a model folder holds {CONFIG} beside its weights. Give a run folder, a "
                         "model folder or a Hub name") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy the model folder again") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; this file is not from this program or "
                         "from a newer version of it")
     for key, kind in (("name", str), ("arguments", dict), ("channels", list), ("classes", list)):
-        if not isinstance(card.get(key), kind) or not card[key]:
-            raise UserError(f"{path}: found {key} = {card.get(key)!r}, expected a {kind.__name__} that is not empty")
+        if not isinstance(values.get(key), kind) or not values[key]:
+            raise UserError(f"{path}: found {key} = {values.get(key)!r}, expected a {kind.__name__} that is not empty")
     for key, listed in (("in_channels", "channels"), ("classes", "classes")):
-        number = card["arguments"].get(key, len(card[listed]))
-        if number != len(card[listed]):
-            raise UserError(f"{path}: found {len(card[listed])} {listed}, expected {number} as arguments.{key} says")
+        number = values["arguments"].get(key, len(values[listed]))
+        if number != len(values[listed]):
+            raise UserError(f"{path}: found {len(values[listed])} {listed}, expected {number} as arguments.{key} says")
     for key in ("averaged", "shifted"):
-        if not isinstance(card.get(key, False), bool):
-            raise UserError(f"{path}: found {key} = {card[key]!r}, expected true or false")
-    if card.get("marks") is not None and card["marks"] not in card["classes"][1:]:
-        raise UserError(f"{path}: found marks = {card['marks']!r}, expected one of {', '.join(card['classes'][1:])}")
-    return DEFAULTS | card
+        if not isinstance(values.get(key, False), bool):
+            raise UserError(f"{path}: found {key} = {values[key]!r}, expected true or false")
+    if values.get("marks") is not None and values["marks"] not in values["classes"][1:]:
+        known = ", ".join(values["classes"][1:])
+        raise UserError(f"{path}: found marks = {values['marks']!r}, expected one of {known}")
+    return Card.from_dict(values)

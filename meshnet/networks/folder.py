@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshnet import ROOT, __version__
+from meshnet import ROOT
 from meshnet.errors import UserError
 from meshnet.files import whole_file, write_json
 from meshnet.hub import pull_missing
-from meshnet.networks.card import CARD, DEFAULTS, FORMAT, WEIGHTS
+from meshnet.networks.card import CONFIG, WEIGHTS, Card
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +26,16 @@ DEFAULT_NAME = "meshnet16-synthetic"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def save_model(folder: str | Path, model: nn.Module, card: dict, weights: str = WEIGHTS) -> None:
+def save_model(folder: str | Path, model: nn.Module, card: Card, weights: str = WEIGHTS) -> None:
     """Write ``folder/weights`` and ``folder/config.json``, each whole or not at all, the card last.
 
     Args:
         model: a network from ``build`` or a ``MeshNet``; its tensors are written as they are, from any device.
-        card: ``channels`` and ``classes`` (names, background first) and whatever of ``DEFAULTS`` differs;
-            ``format``, ``name``, ``arguments`` and ``version`` are filled in.
+        card: how a scan must look before it reaches the network; ``name`` and ``arguments`` are filled in.
     """
-    assert card.get("classes") and card.get("channels"), "a card names its channels and classes"
-    full = {"format": FORMAT, "name": getattr(model, "name", "meshnet"), "arguments": model.arguments}
-    full |= DEFAULTS | {"version": __version__} | card
+    card = card.changed(name=getattr(model, "name", "meshnet"), arguments=model.arguments)
     save_weights(Path(folder) / weights, model.state_dict())
-    write_json(Path(folder) / CARD, full)
+    write_json(Path(folder) / CONFIG, card.to_dict())
 
 
 def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:
@@ -76,11 +73,12 @@ def check_weights(state: dict[str, torch.Tensor], model: nn.Module, path: Path) 
     for kind, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
         if names:
             some = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
-            raise UserError(f"{path}: {kind} {len(names)} tensors ({some}); it does not belong to the {CARD} beside it")
+            raise UserError(f"{path}: {kind} {len(names)} tensors ({some}); it does not belong to the {CONFIG} beside "
+                            "it")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UserError(f"{path}: found {name} of shape {tuple(tensor.shape)}, expected "
-                            f"{tuple(expected[name].shape)}; it does not belong to the {CARD} beside it")
+                            f"{tuple(expected[name].shape)}; it does not belong to the {CONFIG} beside it")
 
 
 def load_into(model: nn.Module, path: Path) -> nn.Module:
@@ -102,7 +100,7 @@ def default_model() -> Path:
         UserError: where this copy of the program has none.
     """
     folder = BUILT_IN / DEFAULT_NAME
-    if not (folder / CARD).is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no built-in model here; name one with --model (a run folder or a Hub name)")
     return folder
 
@@ -121,14 +119,14 @@ def find_folder(name: str | Path) -> Path:
     if path.suffix == ".safetensors":
         return path.parent
     text = str(name)
-    if path.name == text and (BUILT_IN / text / CARD).is_file():
+    if path.name == text and (BUILT_IN / text / CONFIG).is_file():
         return BUILT_IN / text
     if HUB_NAME.fullmatch(text) and not path.is_file():
         return pull_missing(text)
-    built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CARD}"))
+    built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CONFIG}"))
     raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its "
-                    f"{CARD}, a Hub name user/name[@revision], or one of {', '.join(built_in)}; a published network of "
-                    "infer.py --list_models is brought here by: python share.py pull NAME FOLDER")
+                    f"{CONFIG}, a Hub name user/name[@revision], or one of {', '.join(built_in)}; fetch a published "
+                    "network of infer.py --list_models with: python share.py pull NAME FOLDER")
 
 
 def find_weights(name: str | Path, weights: str = WEIGHTS) -> Path:

@@ -15,7 +15,7 @@ from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.kernels import convolution, normalise
 from meshnet.networks import folder, memory
-from meshnet.networks.card import WEIGHTS, read_card
+from meshnet.networks.card import WEIGHTS, Card, read_card
 from meshnet.networks.checkpointing import run_column
 from meshnet.networks.norms import make_norm, recomputed
 
@@ -88,7 +88,7 @@ class MeshNet(nn.Module):
             "norm": norm, "norm_affine": norm_affine, "norm_groups": norm_groups, "activation": activation,
             "bias": bias, "final_bias": final_bias, "dropout": dropout,
         }
-        self.card: dict | None = None  # of the model folder that it was loaded from
+        self.card: Card | None = None  # of the model folder that it was loaded from
         self.checkpointing = checkpointing
         self.memory_budget: int | None = None
         widths = [in_channels] + [channels] * len(dilations)
@@ -133,23 +133,23 @@ class MeshNet(nn.Module):
         """
         path = folder.find_weights(name, weights)
         card = read_card(path.parent)
-        if card["name"] != "meshnet":
-            raise UserError(f"{path.parent}: is a {card['name']}, expected a MeshNet; load it with meshnet.load_model")
-        model = folder.load_into(cls(**card["arguments"]), path)
+        if card.name != "meshnet":
+            raise UserError(f"{path.parent}: is a {card.name}, expected a MeshNet; load it with meshnet.load_model")
+        model = folder.load_into(cls(**card.arguments), path)
         model.card = card
         return model
 
-    def save_pretrained(self, path: str | Path, card: dict | None = None) -> None:
+    def save_pretrained(self, path: str | Path, card: Card | None = None) -> None:
         """Write a model folder: ``model.safetensors`` and ``config.json``, each whole or not at all.
 
         Args:
             path: the folder.
-            card: what differs from ``networks.card.DEFAULTS``, such as voxel_mm, channels, classes; by default that of
-                the model that this one was loaded from, else plain names on the default grid.
+            card: how a scan must look before it reaches the network; by default that of the model that this one was
+                loaded from, else plain names of channels and classes on the default grid.
         """
-        folder.save_model(path, self, self.full_card(card))
+        folder.save_model(path, self, card or self.card or self.plain_card())
 
-    def push_to_hub(self, repository: str, card: dict | None = None, private: bool = True, licence: str = "mit") -> str:
+    def push_to_hub(self, repository: str, card: Card | None = None, private: bool = True, licence: str = "mit") -> str:
         """Push the network with a generated model card to ``user/name``; returns the commit's address.
 
         Raises:
@@ -165,12 +165,11 @@ class MeshNet(nn.Module):
             write_text(Path(temporary) / "README.md", text)
             return hub.upload(Path(temporary), repository, "model", private, hub.MODEL_FILES)
 
-    def full_card(self, card: dict | None) -> dict:
-        """``card`` over that of the model this one was loaded from; a fresh network has plain names."""
+    def plain_card(self) -> Card:
+        """A card with plain names and the default grid."""
         inputs, classes = self.arguments["in_channels"], self.arguments["classes"]
-        names = {"channels": [f"channel {i}" for i in range(1, inputs + 1)],
-                 "classes": ["background", *(f"class {i}" for i in range(1, classes))]}
-        return names | (self.card or {}) | (card or {})
+        return Card([f"channel {i}" for i in range(1, inputs + 1)],
+                    ["background", *(f"class {i}" for i in range(1, classes))])
 
 
 def map_bytes(x: torch.Tensor) -> int:

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+from meshnet.networks.card import Card
 from meshnet.networks.memory import count_parameters
 
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
@@ -80,9 +81,9 @@ def public_training_data(known):
     return clean | ({"source": public_source(known["source"])} if "source" in known else {})
 
 
-def describe_training(card: dict) -> str:
+def describe_training(card: Card) -> str:
     """What the network was trained on, a line a fact, without a path."""
-    known = card["training_data"]
+    known = card.training_data
     if not known:
         return "Not recorded."
     if not isinstance(known, dict):
@@ -90,7 +91,7 @@ def describe_training(card: dict) -> str:
     return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in known.items() if value is not None)
 
 
-def model_readme(model, card: dict, repository: str, tests: Path, picture: str | None, licence: str,
+def model_readme(model, card: Card, repository: str, tests: Path, picture: str | None, licence: str,
                  report: str = "") -> str:
     """The model card.
 
@@ -101,28 +102,28 @@ def model_readme(model, card: dict, repository: str, tests: Path, picture: str |
         picture: name of a picture beside the card.
         report: Markdown of a cross-validation's table, or nothing.
     """
-    targets = card["marks"] or ", ".join(card["classes"][1:])
+    targets = card.marks or ", ".join(card.classes[1:])
     scores = summarise_cases(tests)
     head = "Scores on the test cases, mean (standard deviation over cases), on each scan's own grid:"
     if not scores:
         scores = [(key, f"{value:.3f}" if isinstance(value, float) else str(value))
-                  for key, value in (card["metrics"] or {}).items()]
+                  for key, value in (card.metrics or {}).items()]
         head = "No test scores are recorded. Validation:" if scores else "No scores are recorded."
     table = "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in scores)]) if scores else ""
-    shape = "×".join(map(str, card["shape"])) if card["shape"] else f"{round(256 / card['voxel_mm'])}³"
+    shape = "×".join(map(str, card.shape)) if card.shape else f"{round(256 / card.voxel_mm)}³"
     return "\n\n".join(part for part in [
         front_matter(license=licence, library_name="meshnet", pipeline_tag="image-segmentation",
                      tags=["medical", "mri", "segmentation", "stroke", "meshnet"]) +
         f"# {repository}",
-        f"Segments {targets} on {' + '.join(card['channels'])} head scans. A {card['name']} of "
+        f"Segments {targets} on {' + '.join(card.channels)} head scans. A {card.name} of "
         f"{count_parameters(model):,} parameters.",
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
-        f"The scan may have any grid: it is resampled to {shape} voxels of {card['voxel_mm']:g} mm in orientation "
-        f"{card['orientation']} ({CENTRES[card['centre']]}{AVERAGED * card['averaged']}), scaled by "
-        f"`{card['scaling']}`, {SHIFTED * card['shifted']}and the mask comes back on the scan's own grid.",
+        f"The scan may have any grid: it is resampled to {shape} voxels of {card.voxel_mm:g} mm in orientation "
+        f"{card.orientation} ({CENTRES[card.centre]}{AVERAGED * card.averaged}), scaled by "
+        f"`{card.scaling}`, {SHIFTED * card.shifted}and the mask comes back on the scan's own grid.",
         "```python\nfrom meshnet import load_model\n"
-        f'model, card = load_model("{repository}")  # logits (B, {len(card["classes"])}, X, Y, Z)\n```',
+        f'model, card = load_model("{repository}")  # logits (B, {len(card.classes)}, X, Y, Z)\n```',
         "## Trained on", describe_training(card),
         "## Scores", head, table,
         f"### Cross-validation\n\n{report.strip()}" if report else "",

@@ -3,7 +3,7 @@
 Voxel arrays are (X, Y, Z) in the order of the NIfTI file; affines are 4x4, voxel index to RAS+ millimetres.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
@@ -27,21 +27,6 @@ class Grid:
                          # (its axes exchanged or mirrored) moves nothing
     averaged: bool = False  # a voxel is the mean of what it covers, not the scan's value at its middle (mri_convert's)
     offset: float = 0.0  # voxels that the grid is moved by along each of its axes
-
-    @classmethod
-    def from_card(cls, card: dict) -> "Grid":
-        """The grid that a model's config.json asks for."""
-        return cls(card["voxel_mm"], tuple(card["shape"]) if card["shape"] else None, card["orientation"],
-                   card["centre"], averaged=card["averaged"])
-
-    @classmethod
-    def views(cls, card: dict) -> "list[Grid]":
-        """The grids on which a model sees a scan: its own and, where its config.json says ``shifted``, one moved by
-        half a voxel on each axis: the voxels of one lie between those of the other."""
-        grid = cls.from_card(card)
-        if not isinstance(card["shifted"], bool):
-            raise UserError(f"shifted: found {card['shifted']!r}, expected true or false")
-        return [grid, replace(grid, offset=0.5)] if card["shifted"] else [grid]
 
     def __post_init__(self):
         if not np.isfinite(self.voxel_mm) or self.voxel_mm <= 0:

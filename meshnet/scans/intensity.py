@@ -31,6 +31,13 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
     return low, high if high > low else low + 1.0
 
 
+def as_input(volume: np.ndarray) -> np.ndarray:
+    """What a network sees of a conformed volume (any shape): float32, and uint8 grey values divided to 0..1."""
+    if volume.dtype == np.uint8:
+        return np.divide(volume, 255, dtype=np.float32)
+    return volume.astype(np.float32, copy=False)
+
+
 def _spread(volume: np.ndarray) -> np.ndarray:
     """A uint8 volume as float32 with the values at 5 % and 95 % of its sorted voxels at 0 and 1."""
     up_to = np.cumsum(np.bincount(volume.ravel(), minlength=256))

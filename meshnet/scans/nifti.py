@@ -56,6 +56,13 @@ def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bo
         raise UserError(f"{name}: damaged or truncated NIfTI ({reason}), expected it whole; copy it anew") from error
 
 
+def check_image(image: nib.Nifti1Image, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
+    """``read_image`` for an image that is in memory already; ``name`` stands for it in errors."""
+    if not isinstance(image, nib.Nifti1Image):
+        image = nib.Nifti1Image.from_image(image)
+    return _checked(image, name, kind, channels)
+
+
 def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> nib.Nifti1Image:
     _check_affine(image, path)
     shape = tuple(image.shape)
@@ -148,11 +155,11 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
     return classes
 
 
-def save_like(array: np.ndarray, like: nib.Nifti1Image, path: str | Path) -> None:
-    """Write (X, Y, Z) to ``path`` with ``like``'s shape, affine, sform and qform codes and units, whole or not at all.
+def image_like(array: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
+    """(X, Y, Z) as an image with ``like``'s shape, affine, sform and qform codes and units.
 
-    Floating point is stored as float32, everything else as uint8, without scaling. Raises ValueError for another
-    shape, or labels above 255.
+    Floating point is kept as float32, everything else as uint8, without scaling. Raises ValueError for another shape,
+    or labels above 255.
     """
     array = np.asarray(array)
     if array.shape != tuple(like.shape[:3]):
@@ -166,5 +173,10 @@ def save_like(array: np.ndarray, like: nib.Nifti1Image, path: str | Path) -> Non
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide a mask of 0 and 1
     kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
+    return kind(array.astype(dtype, copy=False), None, header)
+
+
+def save_like(array: np.ndarray, like: nib.Nifti1Image, path: str | Path) -> None:
+    """Write ``image_like(array, like)`` to ``path``, whole or not at all."""
     with whole_file(path) as temporary:
-        nib.save(kind(array.astype(dtype, copy=False), None, header), temporary)
+        nib.save(image_like(array, like), temporary)

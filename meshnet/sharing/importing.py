@@ -7,6 +7,7 @@ from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import write_text
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 
 HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
 NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
@@ -34,7 +35,6 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     import yaml
 
     from meshnet.networks.build import MESHNET_FIELDS
-    from meshnet.networks.card import CARD
     from meshnet.networks.folder import save_model
     from meshnet.networks.memory import count_parameters
     from meshnet.sharing.pth import read_layout, read_torch
@@ -58,16 +58,16 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
         model = read_torch(source, known)
     card = imported_card(source, model, info, list(channels), classes, scaling, orientation, voxel_mm)
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
-    (out / CARD).unlink(missing_ok=True)  # an interrupted import must not leave another network's
+    (out / CONFIG).unlink(missing_ok=True)  # an interrupted import must not leave another network's
     write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(out, model, card)
-    return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card['classes'])} classes, "
-            f"{card['orientation']}, {card['scaling']}; to fine-tune it: train.py --init {out} --recipe "
+    return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
+            f"{card.orientation}, {card.scaling}; to fine-tune it: train.py --init {out} --recipe "
             f"{out / RECIPE} …")
 
 
 def imported_card(source: Path, model, info: dict, channels: list[str], classes: list[str] | None = None,
-                  scaling: str | None = None, orientation: str = "LIA", voxel_mm: float = 1.0) -> dict:
+                  scaling: str | None = None, orientation: str = "LIA", voxel_mm: float = 1.0) -> Card:
     """The card of a foreign network.
 
     Args:
@@ -94,24 +94,22 @@ def imported_card(source: Path, model, info: dict, channels: list[str], classes:
     shape = info["shape"]
     if shape and min(shape) * voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
         shape = None
-    return {"channels": channels, "classes": names, "voxel_mm": voxel_mm, "shape": shape,
-            "orientation": orientation.upper(), "scaling": scaling, "training_data": {"imported_from": source.name}}
+    return Card(channels, names, voxel_mm=voxel_mm, shape=shape, orientation=orientation.upper(), scaling=scaling,
+                training_data={"imported_from": source.name})
 
 
 def check_free(out: Path) -> None:
     """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go, whole or
     interrupted (which leaves the recipe, that begins with ``IMPORTED``, and perhaps the weights)."""
-    from meshnet.networks.card import CARD, WEIGHTS, read_card
-
     check_folder(out)
     found = {path.name for path in out.iterdir() if not path.name.startswith(".tmp-")} if out.is_dir() else set()
-    if CARD in found:
-        known = read_card(out)["training_data"]
+    if CONFIG in found:
+        known = read_card(out).training_data
         ours = isinstance(known, dict) and "imported_from" in known
     else:
         recipe = out / RECIPE
         ours = not found or (recipe.is_file() and recipe.read_bytes().startswith(IMPORTED.encode()))
-    if found - {CARD, WEIGHTS, RECIPE} or not ours:
+    if found - {CONFIG, WEIGHTS, RECIPE} or not ours:
         raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
 
 

@@ -59,14 +59,14 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: with no network, or if what arrives is not what is pinned.
     """
-    from meshnet.networks.card import CARD
+    from meshnet.networks.card import CONFIG
     from meshnet.networks.folder import save_model
     from meshnet.sharing.importing import imported_card
     from meshnet.sharing.tfjs import read_tfjs
 
     model = PUBLIC[name]
     folder = cache_folder() / f"{name}-{identity(model)}"
-    if (folder / CARD).is_file():
+    if (folder / CONFIG).is_file():
         return folder
     raw = folder / "published"
     for file in (model.binary, "model.json"):
@@ -84,9 +84,8 @@ def fetch(name: str) -> Path:
             (raw / file).unlink(missing_ok=True)
         raise
     origin = {"published_by": "neuroneural/brainchop", "commit": model.commit, "licence": model.licence}
-    card = imported_card(raw / "model.json", network, info, [model.channel], scaling=model.scaling) | {
-        "training_data": origin}
-    save_model(folder, network, card)
+    card = imported_card(raw / "model.json", network, info, [model.channel], scaling=model.scaling)
+    save_model(folder, network, card.changed(training_data=origin))
     return folder
 
 
@@ -125,13 +124,13 @@ def download(url: str, path: Path, optional: bool = False) -> None:
 
 def list_models() -> str:
     """The models that can be had by name, a line each, as text: built-in ones first."""
-    from meshnet.networks.card import CARD, read_card
+    from meshnet.networks.card import CONFIG, read_card
     from meshnet.networks.folder import BUILT_IN
 
     rows = [("name", "segments", "input", "licence", "source")]
-    for path in sorted(BUILT_IN.glob(f"*/{CARD}")):
+    for path in sorted(BUILT_IN.glob(f"*/{CONFIG}")):
         card = read_card(path.parent)
-        rows.append((path.parent.name, ", ".join(card["classes"][1:]), "+".join(card["channels"]), "MIT", "built in"))
+        rows.append((path.parent.name, ", ".join(card.classes[1:]), "+".join(card.channels), "MIT", "built in"))
     for name, model in PUBLIC.items():
         rows.append((name, model.segments, model.channel, model.licence,
                      f"neuroneural/brainchop, {model.folder} ({model.checked})"))

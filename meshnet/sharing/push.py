@@ -8,6 +8,7 @@ from pathlib import Path
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.hub import DATASET_FILES, MODEL_FILES, check_push, upload
+from meshnet.networks.card import CONFIG, Card
 
 
 def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit",
@@ -38,15 +39,15 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
         return upload(staged, repository, "model", private, MODEL_FILES)
 
 
-def stage_model(folder: Path, staged: Path, model, card: dict, repository: str, licence: str,
+def stage_model(folder: Path, staged: Path, model, card: Card, repository: str, licence: str,
                 report: Path | None) -> None:
     """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
     import yaml
 
     from meshnet.networks.readme import model_readme, public_training_data
 
-    card = card | {"training_data": public_training_data(card["training_data"])}
-    write_json(staged / "config.json", card)
+    card = card.changed(training_data=public_training_data(card.training_data))
+    write_json(staged / CONFIG, card.to_dict())
     weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
     # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
     pictures = [folder / name for name in ("picture.png", "curves.png") if (folder / name).is_file()][:1]

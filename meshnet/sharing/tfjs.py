@@ -20,6 +20,7 @@ import torch
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file, write_text
+from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.sharing.stages import EPSILON, Stage, assemble, stages_of
 
@@ -184,20 +185,20 @@ def colours(classes: list[str]) -> dict:
     return {**{name: [row[i] for row in table] for i, name in enumerate("RGB")}, "labels": classes}
 
 
-def write_tfjs(model: MeshNet, card: dict, folder: Path) -> None:
+def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
     """Write ``folder/model.json``, its binary and ``colormap.json`` (the classes' names), each whole, the JSON last.
 
     Raises:
         UserError: for a network that is no MeshNet, or a norm over several channels at once.
     """
     if not isinstance(model, MeshNet):
-        raise UserError(f"{card['name']}: expected meshnet, brainchop runs no other network; export onnx takes the "
+        raise UserError(f"{card.name}: expected meshnet, brainchop runs no other network; export onnx takes the "
                         "convolutional ones")
     stages = stages_of(model)
     if any(stage.norm and stage.groups != len(stage.weight) for stage in stages):
         raise UserError(f"model.norm_groups: found {model.arguments['norm_groups']}, expected "
                         f"{model.arguments['channels']} or 0; brainchop normalises each channel by itself")
-    shape = card["shape"] or [round(256 / card["voxel_mm"])] * 3
+    shape = card.shape or [round(256 / card.voxel_mm)] * 3
     common = {"trainable": False, "dtype": "float32"}
     layers = [{"class_name": "InputLayer", "name": "input", "inbound_nodes": [],
                "config": {"batch_input_shape": [None, *shape, model.arguments["in_channels"]], "dtype": "float32",
@@ -236,16 +237,16 @@ def write_tfjs(model: MeshNet, card: dict, folder: Path) -> None:
     content = b"".join(tensor.detach().cpu().numpy().astype("<f4").tobytes() for _, tensor in weights)
     with whole_file(folder / BINARY) as temporary:
         temporary.write_bytes(content)
-    write_text(folder / "colormap.json", json.dumps(colours(card["classes"])) + "\n")
+    write_text(folder / "colormap.json", json.dumps(colours(card.classes)) + "\n")
     write_text(folder / "model.json", json.dumps(document) + "\n")
 
 
-def brainchop_fit(card: dict) -> str:
+def brainchop_fit(card: Card) -> str:
     """What brainchop.org's entry for this network must say, or what it cannot give the network."""
-    wanted = f"{card['orientation']}, {card['voxel_mm']:g} mm, {card['scaling']}, {' + '.join(card['channels'])}"
-    given = card["orientation"] == "LIA" and card["voxel_mm"] == 1 and len(card["channels"]) == 1
+    wanted = f"{card.orientation}, {card.voxel_mm:g} mm, {card.scaling}, {' + '.join(card.channels)}"
+    given = card.orientation == "LIA" and card.voxel_mm == 1 and len(card.channels) == 1
     # A conformed scan reaches from 0 to 255, so that min-max changes nothing.
-    quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card["scaling"])
+    quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card.scaling)
     if given and quantiles:
         return f"for brainchop.org: enableTranspose true, enableQuantileNorm {quantiles}"
     return (f"it was trained on {wanted}, and brainchop.org gives it one LIA volume of 1 mm, scaled min-max or by "

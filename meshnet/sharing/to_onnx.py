@@ -13,7 +13,9 @@ from torch import nn
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
+from meshnet.inference.scan import conformed_scan
 from meshnet.networks.build import load_model
+from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 
 OPSET = 18
@@ -69,7 +71,7 @@ def core(model: nn.Module) -> tuple[nn.Module, int]:
     return (model.network, model.multiple) if hasattr(model, "multiple") else (model, 1)
 
 
-def write_onnx(model: nn.Module, card: dict, path: Path, precision: str = "fp32") -> None:
+def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32") -> None:
     """Write ``model`` as ONNX: input ``volume`` (B, C, X, Y, Z) and output ``logits``, all sizes but C and K open.
 
     The card travels in the file's metadata under ``meshnet``.
@@ -77,13 +79,13 @@ def write_onnx(model: nn.Module, card: dict, path: Path, precision: str = "fp32"
     Raises:
         UserError: where the ONNX packages are missing, or the network cannot be exported with open sizes.
     """
-    if "image_size" in model.arguments or card["name"] not in ("meshnet", "segresnet", "unet", "residual_unet", "vnet",
+    if "image_size" in model.arguments or card.name not in ("meshnet", "segresnet", "unet", "residual_unet", "vnet",
                                                                "mednext_s", "mednext_b", "mednext_m"):
-        raise UserError(f"{card['name']}: cannot be exported with open sizes; expected meshnet or a convolutional "
+        raise UserError(f"{card.name}: cannot be exported with open sizes; expected meshnet or a convolutional "
                         "baseline")
     onnx = import_package("onnx")
     network, multiple = core(model)
-    sample = torch.zeros(1, len(card["channels"]), *[max(16, 2 * multiple)] * 3)
+    sample = torch.zeros(1, len(card.channels), *[max(16, 2 * multiple)] * 3)
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
     with whole_file(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's notes on constants, which the parity below answers
@@ -93,7 +95,8 @@ def write_onnx(model: nn.Module, card: dict, path: Path, precision: str = "fp32"
                           dynamic_axes={"volume": axes, "logits": axes})
         graph = onnx.load(str(temporary))
         entry = graph.metadata_props.add()
-        entry.key, entry.value = "meshnet", json.dumps({**card, "size_multiple": multiple, "precision": precision})
+        described = {**card.to_dict(), "size_multiple": multiple, "precision": precision}
+        entry.key, entry.value = "meshnet", json.dumps(described)
         onnx.checker.check_model(graph)
         onnx.save(graph, str(temporary))
 
@@ -151,31 +154,15 @@ def trial_volumes(channels: int) -> list[np.ndarray]:
     return volumes
 
 
-def read_scan(paths: Sequence[Path], card: dict) -> np.ndarray:
-    """The conformed scan (C, X, Y, Z) in float32, 0..1, as the network of ``card`` sees it."""
-    from meshnet.scans.grid import Grid, conform
-    from meshnet.scans.nifti import read_image
-
-    if len(paths) != len(card["channels"]):
-        raise UserError(f"--scan: found {len(paths)} files, expected {len(card['channels'])} "
-                        f"({', '.join(card['channels'])})")
-    images = [read_image(path) for path in paths]
-    grid = Grid.from_card(card)
-    window = tuple(card["window"]) if card["window"] else None
-    conformed = [conform(image, grid, card["scaling"], window, images[0]) for image in images]
-    volume = np.stack([np.asarray(image.dataobj, np.float32) for image in conformed])
-    return volume / 255 if card["scaling"] == "conform_uint8" else volume
-
-
 def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] = ()) -> str:
     """Write the model ``name`` as ONNX and measure how far it agrees with PyTorch, on ``scan`` (a file a channel) or
     on made-up volumes; returns what to tell the user."""
     model, card = load_model(name)
     if out.is_dir():
         raise UserError(f"{out}: is a folder, expected a file to write, such as model.onnx")
-    volumes = [read_scan(scan, card)] if scan else []
+    volumes = [conformed_scan(scan, card)] if scan else []
     write_onnx(model, card, out, precision)
-    parity = compare(model, out, volumes or trial_volumes(len(card["channels"])))
+    parity = compare(model, out, volumes or trial_volumes(len(card.channels)))
     where = "the scan" if volumes else "two made-up volumes"
     dice = "no class but background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
     return (f"{out}: {precision}, {out.stat().st_size:,} bytes; against PyTorch on "

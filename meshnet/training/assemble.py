@@ -16,6 +16,7 @@ from meshnet.data.reader import PreparedData
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.networks import build
+from meshnet.networks.card import Card
 from meshnet.recipe import dump, load_recipes, read_mapping
 from meshnet.runs.folder import check_same, git_commit, read_metrics, versions
 from meshnet.training.loss import SegmentationLoss
@@ -71,13 +72,12 @@ def describe_memory(taken: int | None) -> str:
     return f"about {taken / 1e9:.2f} GB for a training step, beside the process itself"
 
 
-def model_card(config: Config, data: PreparedData, box: list[int] | None, training_data: dict) -> dict:
+def model_card(config: Config, data: PreparedData, box: list[int] | None, training_data: dict) -> Card:
     """What config.json says beside the architecture: how a scan must look before it reaches the network."""
     info = data.info
-    return {"channels": info["channels"], "classes": info["classes"], "voxel_mm": info["voxel_mm"],
-            "shape": info["shape"], "orientation": info["orientation"], "averaged": info.get("averaged", False),
-            "scaling": info["scaling"], "window": info["window"], "marks": info.get("marks"), "crop": box,
-            "patch": config.model.patch or None, "training_data": training_data}
+    same = {key: info[key] for key in ("channels", "classes", "voxel_mm", "shape", "orientation", "scaling", "window")}
+    return Card(**same, averaged=info.get("averaged", False), marks=info.get("marks"), crop=box,
+                patch=config.model.patch or None, training_data=training_data)
 
 
 def make_accelerator(config: Config, folder: Path):
@@ -165,7 +165,7 @@ def clear(folder: Path) -> None:
 
 
 def assemble(accelerator, config: Config, folder: Path, seed: int, data: PreparedData, train: list[int],
-             val: list[int], box: list[int] | None, card: dict, network: torch.nn.Module):
+             val: list[int], box: list[int] | None, card: Card, network: torch.nn.Module):
     """An ``engine.Run`` with everything built and prepared by Accelerate."""
     from meshnet.networks.norms import synchronise
     from meshnet.training.run import Run, steps_per_epoch
@@ -186,7 +186,7 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     transform = None
     if augment.is_on(config.augment):
         transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"])
-    tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card["training_data"])
+    tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card.training_data)
     return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,
                criterion, ema, transform, tracker)
 

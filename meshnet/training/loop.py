@@ -197,7 +197,7 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
         if scheduled:
             progress.best_dice, progress.best_epoch = summary["val_dice"], epoch
         if main:
-            save_model(run.folder, run.network, run.card | {"metrics": {"epoch": epoch, **summary}})
+            save_model(run.folder, run.network, run.card.changed(metrics={"epoch": epoch, **summary}))
             write_cases(run.folder / "cases.csv", [{"epoch": epoch, **row} for row in rows])
     if run.ema is not None:
         averaged = summarise(validate(run, run.ema.module, heart))

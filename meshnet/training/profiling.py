@@ -86,7 +86,7 @@ def profile_training(config: Config, cases: PreparedData, train: list[int], box:
     with tempfile.TemporaryDirectory() as folder:
         accelerator = assemble.make_accelerator(config, Path(folder))
         foretold = assemble.estimate_step(config, cases, network, box, accelerator.mixed_precision, accelerator.device)
-        card = {"training_data": {}}
+        card = assemble.model_card(config, cases, box, {})
         run = assemble.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, card, network)
         return profile_step(run, foretold)
 

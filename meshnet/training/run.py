@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from meshnet.config import Config
 from meshnet.data.reader import PreparedData
+from meshnet.networks.card import Card
 from meshnet.training.optim import Schedule
 
 
@@ -46,7 +47,7 @@ class Run:
     train: list[int]
     val: list[int]
     box: list[int] | None
-    card: dict
+    card: Card
     network: torch.nn.Module
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer

@@ -6,6 +6,7 @@ import torch
 
 from meshnet.errors import UserError
 from meshnet.networks import build
+from meshnet.networks.card import Card
 
 FREE = {"dropout", "image_size"}  # of a network's arguments, what may differ from those of the weights it starts from
 
@@ -18,22 +19,23 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     """
     trained, card = build.load_model(init)
     for key in ("orientation", "scaling", "window"):
-        if card[key] != info[key]:
-            raise UserError(f"--init {init}: trained with {key} {card[key]}, expected {info[key]} as the data set was "
-                            f"prepared; run prepare.py --{key} {card[key]}")
-    if card["averaged"] != info.get("averaged", False):
-        kinds = ("averaged", "others") if card["averaged"] else ("sampled", "averaged ones")
+        found = getattr(card, key)
+        if found != info[key]:
+            raise UserError(f"--init {init}: trained with {key} {found}, expected {info[key]} as the data set was "
+                            f"prepared; run prepare.py --{key} {found}")
+    if card.averaged != info.get("averaged", False):
+        kinds = ("averaged", "others") if card.averaged else ("sampled", "averaged ones")
         print(f"note: --init {init}: trained on {kinds[0]} voxels, the data set has {kinds[1]}; prepare.py "
-              f"{'--averaged' if card['averaged'] else 'without --averaged'} makes them alike", file=sys.stderr)
+              f"{'--averaged' if card.averaged else 'without --averaged'} makes them alike", file=sys.stderr)
     shared = shared_classes(card, info)
     if not shared[1:]:
-        raise UserError(f"--init {init}: has the classes {', '.join(card['classes'])}, expected one of them in the "
+        raise UserError(f"--init {init}: has the classes {', '.join(card.classes)}, expected one of them in the "
                         f"data set ({', '.join(info['classes'])}); prepare.py --classes names those")
-    if len(card["channels"]) != len(info["channels"]):
-        raise UserError(f"--init {init}: has {len(card['channels'])} channels ({', '.join(card['channels'])}), "
+    if len(card.channels) != len(info["channels"]):
+        raise UserError(f"--init {init}: has {len(card.channels)} channels ({', '.join(card.channels)}), "
                         f"expected {len(info['channels'])} as the data set ({', '.join(info['channels'])})")
-    if len(card["channels"]) > 1 and card["channels"] != info["channels"]:
-        raise UserError(f"--init {init}: has channels {', '.join(card['channels'])}, expected "
+    if len(card.channels) > 1 and card.channels != info["channels"]:
+        raise UserError(f"--init {init}: has channels {', '.join(card.channels)}, expected "
                         f"{', '.join(info['channels'])} in that order, as the data set")
     theirs, ours = ({"name": m.name, **m.arguments} for m in (trained, network))
     for key in sorted((theirs.keys() | ours.keys()) - FREE - {"classes"}, key=lambda key: (key != "name", key)):
@@ -41,21 +43,21 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
             raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
                             f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
     weights, fresh = trained.state_dict(), network.state_dict()
-    if shared != [(number, number) for number in range(max(len(card["classes"]), len(info["classes"])))]:
+    if shared != [(number, number) for number in range(max(len(card.classes), len(info["classes"])))]:
         weights = take_classes(weights, network, shared)
     if {key: tensor.shape for key, tensor in weights.items()} != {key: tensor.shape for key, tensor in fresh.items()}:
-        raise UserError(f"--init {init}: has weights for {card['arguments']}, expected {network.arguments}")
+        raise UserError(f"--init {init}: has weights for {card.arguments}, expected {network.arguments}")
     network.load_state_dict(weights)
 
 
-def shared_classes(card: dict, info: dict) -> list[tuple[int, int]]:
+def shared_classes(card: Card, info: dict) -> list[tuple[int, int]]:
     """Where each class that a model and a data set have in common stands in both, background first.
 
     Classes are the same by their names. A data set's only class, whatever its name, is also the only one that a model
     has or marks.
     """
-    known, wanted = card["classes"], info["classes"][1:]
-    only = known[1] if len(known) == 2 else card["marks"]
+    known, wanted = card.classes, info["classes"][1:]
+    only = known[1] if len(known) == 2 else card.marks
     if len(wanted) == 1 and only and (len(known) == 2 or wanted[0] not in known[1:]):
         return [(0, 0), (known.index(only), 1)]
     return [(0, 0), *((known.index(name), number) for number, name in enumerate(wanted, 1) if name in known[1:])]

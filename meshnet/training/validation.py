@@ -7,10 +7,8 @@ import numpy as np
 import torch
 
 from meshnet.inference import predict
-from meshnet.networks.card import DEFAULTS
 from meshnet.runs.folder import Heartbeat
 from meshnet.scans import metrics
-from meshnet.scans.mask import decide, scored_classes, what_counts, what_is_true
 from meshnet.training.run import Run
 
 
@@ -22,7 +20,7 @@ def score_share(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[tu
     """
     accelerator = run.accelerator
     network.eval()
-    rows, info = [], run.data.info
+    rows, info, marks = [], run.data.info, run.data.mask
     for position in range(accelerator.process_index, len(run.val), accelerator.num_processes):
         index = run.val[position]
         with accelerator.autocast():
@@ -31,9 +29,9 @@ def score_share(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[tu
         truth = torch.from_numpy(run.data.read(index, "mask"))
         loss = run.criterion(logits[None].to(accelerator.device), truth[None].to(accelerator.device)).item()
         found = logits.argmax(0).to(torch.uint8)
-        if info.get("marks"):
-            found = what_counts(logits.float().softmax(0), info)[0] >= DEFAULTS["threshold"]
-        scores = metrics.overlap_metrics(found, what_is_true(truth, info), [info["voxel_mm"]] * 3, scored_classes(info))
+        if marks.marks:
+            found = marks.of(logits.float().softmax(0))[0] >= marks.threshold
+        scores = metrics.overlap_metrics(found, marks.truth(truth), [info["voxel_mm"]] * 3, marks.count)
         row = run.data.rows[index]
         rows.append((position, {"case": row["case"], "subject": row["subject"], "loss": loss, **scores}))
         heart.beat()
@@ -51,10 +49,10 @@ def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
     for name, index in chosen.items():
         image = run.data.image(index)
         probabilities = predict.predict(run.network, image, device=run.accelerator.device)
-        guess = decide(what_counts(probabilities, run.data.info), run.data.info, DEFAULTS["threshold"])
+        guess = run.data.mask.labels(run.data.mask.of(probabilities))
         paths[name] = run.folder / "pictures" / f"{name}.png"
         affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
-        draw_overlay(image[0], guess, paths[name], what_is_true(run.data.read(index, "mask"), run.data.info), affine,
+        draw_overlay(image[0], guess, paths[name], run.data.mask.truth(run.data.read(index, "mask")), affine,
                      run.data.rows[index]["case"])
     return paths
 

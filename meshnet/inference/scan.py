@@ -1,0 +1,258 @@
+"""From a scan and a model to a mask on the scan's own grid: what infer.py and ``meshnet.segment_scan`` run.
+
+``segment_scan`` is the whole way in one call. Its two halves stand beside it, so that a program with many scans can
+read the next one while the network works on this one: ``read_case`` and ``segment_case``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.errors import UserError
+from meshnet.inference import light
+from meshnet.inference.predict import predict
+from meshnet.networks.build import Model, load_model
+from meshnet.networks.card import WEIGHTS, Card
+from meshnet.networks.folder import default_model
+from meshnet.scans.grid import conform, stack_channels, to_native
+from meshnet.scans.intensity import as_input
+from meshnet.scans.mask import clean, lesion_volumes_mm3
+from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
+
+if TYPE_CHECKING:
+    import torch
+
+View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z), float32 in 0..1, and its affine
+Scan = str | Path | nib.Nifti1Image
+
+
+@dataclass
+class Case:
+    """A scan that was read and conformed.
+
+    ``images`` are its channels on their own grids, ``inputs`` what each model sees of it, ``parts`` the seconds that
+    reading, conforming and later steps took.
+    """
+
+    images: list[nib.Nifti1Image]
+    inputs: list[list[View]]
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a scan came to. All images lie on the scan's own grid.
+
+    ``mask`` holds labels, uint8: 0 and 1 where one class is marked, else the model's classes. ``probabilities`` is the
+    lesion's, float32, where it was asked for. Lesions are 26-connected. ``remarks`` are sentences about what a reader
+    of the mask should know.
+    """
+
+    mask: nib.Nifti1Image
+    volume_ml: float
+    lesions: int
+    largest_ml: float
+    probabilities: nib.Nifti1Image | None = None
+    remarks: tuple[str, ...] = ()
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequence | None = None, *,
+                 probabilities: bool = False, threshold: float | None = None, min_lesion_mm3: float | None = None,
+                 crop: str = "head", max_memory: int | None = None, device: str | None = None,
+                 threads: int | None = None) -> Segmentation:
+    """Segment one scan: the same mask, to the voxel, as ``python infer.py``. A MeshNet on a CPU needs no PyTorch.
+
+    Args:
+        scan: a NIfTI file or image (X, Y, Z) on any grid; of several channels a sequence of them in the model's order,
+            or one image (X, Y, Z, C).
+        model: the built-in one by default; a run or model folder, a weights file, a built-in or Hub name, or what
+            ``load_model`` returned; of several the probabilities are averaged.
+        probabilities: return the lesion's probability as well.
+        threshold: probability from which a voxel is lesion, 0 to 1; the model's own by default.
+        min_lesion_mm3: connected lesions smaller than this are dropped; the model's own by default.
+        crop: ``head`` computes the head alone, ``none`` the whole volume.
+        max_memory: ceiling in bytes for the process while a MeshNet computes.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the fastest there is by default.
+        threads: CPU threads; all by default.
+
+    Raises:
+        UserError: one line, for a scan, a model or a setting that cannot be used.
+    """
+    scans = [scan] if isinstance(scan, (str, Path, nib.spatialimages.SpatialImage)) else list(scan)
+    names = [model] if model is None or isinstance(model, (str, Path, Model)) else list(model)
+    models = load_models(names, device=device, threads=threads)
+    return segment_case(read_case(scans, models), models, probabilities=probabilities, threshold=threshold,
+                        min_lesion_mm3=min_lesion_mm3, crop=crop, max_memory=max_memory, threads=threads)
+
+
+# ---------------------------------------------------------------------- models
+
+def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGHTS, device: str | None = None,
+                threads: int | None = None) -> list[Model]:
+    """Trained networks on the device, in eval mode, without PyTorch where the kernels can run all of them.
+
+    Args:
+        names: as ``segment_scan``'s ``model``; None is the built-in one.
+        weights: which file of the folders; ``model_ema.safetensors`` are averaged weights.
+
+    Raises:
+        UserError: where one cannot be had, or they do not segment the same classes on the same channels.
+    """
+    names = [default_model() if name is None else name for name in names]
+    models = [name if isinstance(name, Model) else light.load(name, weights, device) for name in names]
+    if None in models or any(hasattr(network, "parameters") for network, _ in models):
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        models = [name if isinstance(name, Model) else load_model(name, weights) for name in names]
+        for model in models:
+            if hasattr(model.network, "to"):
+                model.network.to(pick_device(device)).eval()
+    for name, model in zip(names, models):
+        check_alike(name, model.card, names[0], models[0].card)
+    return models
+
+
+def check_alike(name: str | Path | Model, card: Card, first_name: str | Path | Model, first: Card) -> None:
+    """Refuse a model whose probabilities cannot be averaged with those of the first one."""
+    another_order = card.channels != first.channels and sorted(card.channels) == sorted(first.channels)
+    if card.marks != first.marks:
+        raise UserError(f"--model {name}: marks {card.marks or 'all of its classes'}, expected {first.marks or 'all'} "
+                        f"as {first_name}; config.json says it as marks")
+    if card.classes != first.classes or another_order or len(card.channels) != len(first.channels):
+        raise UserError(f"--model {name}: has classes {card.classes} and channels {card.channels}, expected "
+                        f"{first.classes} and {first.channels} as {first_name}")
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The torch device of that name, or the fastest there is.
+
+    Raises:
+        UserError: where there is none of that name here.
+    """
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: a GPU for each process
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: not available here; leave it out for the fastest there is") from None
+    return device
+
+
+# ---------------------------------------------------------------------- the scan, as the models see it
+
+def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
+    """Read a scan's channels and conform them for every model.
+
+    Raises:
+        UserError: for a bad file, or another number of channels than the models have.
+    """
+    wanted, parts = models[0].card.channels, {}
+    with timed(parts, "read"):
+        images = read_channels(scans, wanted)
+    look = functools.cache(lambda *how: conformed_view(images, *how, parts))
+    inputs = [[look(grid, card.scaling, tuple(card.window) if card.window else None) for grid in card.grids()]
+              for _, card in models]
+    return Case(images, inputs, parts)
+
+
+def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
+    """The images of a case, one for each of the channels ``wanted``."""
+    load = lambda scan, channels=False: (read_image(scan, channels=channels) if isinstance(scan, (str, Path))
+                                         else check_image(scan, "scan", channels=channels))
+    if len(scans) == 1 and len(wanted) > 1:
+        images = split_channels(load(scans[0], True))
+    else:
+        images = [load(scan) for scan in scans]
+    if len(images) != len(wanted):
+        example = ",".join(f"{name}.nii.gz" for name in wanted)
+        what = scans[0] if isinstance(scans[0], (str, Path)) else "scan"
+        raise UserError(f"{what}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
+                        f"give the files of a case joined by commas, as {example}")
+    return images
+
+
+def conformed_view(images: Sequence[nib.Nifti1Image], grid, scaling: str, window, parts: dict[str, float]) -> View:
+    """The images on one grid as a network sees them: (C, X, Y, Z), float32 in 0..1, and the affine."""
+    with timed(parts, "conform"):
+        conformed = [conform(image, grid, scaling, window, images[0]) for image in images]
+        volume = as_input(stack_channels([np.asarray(image.dataobj) for image in conformed]))
+    return volume, conformed[0].affine
+
+
+def conformed_scan(scans: Sequence[Scan], card: Card) -> np.ndarray:
+    """A scan (C, X, Y, Z), float32 in 0..1, as the network of ``card`` sees it on its own grid."""
+    images = read_channels(scans, card.channels)
+    return conformed_view(images, card.grids()[0], card.scaling, tuple(card.window) if card.window else None, {})[0]
+
+
+# ---------------------------------------------------------------------- the mask
+
+def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = False, threshold: float | None = None,
+                 min_lesion_mm3: float | None = None, crop: str = "head", max_memory: int | None = None,
+                 threads: int | None = None) -> Segmentation:
+    """Segment a case that was read; arguments as ``segment_scan``."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"threshold: found {threshold:g}, expected 0 to 1")
+    card, like, parts = models[0].card, case.images[0], case.parts
+    found = average(case, models, crop, max_memory, threads)
+    smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
+    spacing_mm = np.linalg.norm(like.affine[:3, :3], axis=0)
+    with timed(parts, "clean"):
+        every = card.mask.labels(found, threshold)
+        labels = clean(every, spacing_mm, smallest)
+        sizes = lesion_volumes_mm3(labels, spacing_mm)
+    lesion = None
+    if probabilities:
+        lesion = image_like(found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32), like)
+    return Segmentation(image_like(labels, like), round(float(sum(sizes)) / 1000, 3), len(sizes),
+                        round(float(max(sizes, default=0)) / 1000, 3), lesion,
+                        remarks_on(every, labels, spacing_mm, smallest), parts)
+
+
+def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:
+    """What decides about the mask, on the scan's own grid: the mean over the models and their views (K, X, Y, Z)."""
+    total, marks = None, models[0].card.mask
+    looks = [(network, *view, len(views)) for (network, _), views in zip(models, case.inputs) for view in views]
+    for network, volume, affine, views in looks:
+        with timed(case.parts, "compute"):
+            found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)
+        found = marks.of(found)
+        with timed(case.parts, "back"):
+            native = to_native(found, affine, case.images[0])
+            native = native if views == 1 else native / np.float32(views)
+            total = native if total is None else total + native
+    return total if len(models) == 1 else total / len(models)
+
+
+def remarks_on(every: np.ndarray, kept: np.ndarray, spacing_mm: np.ndarray, smallest_mm3: float) -> tuple[str, ...]:
+    """What a reader of the mask ``kept`` should know: what was found beside it (``every``) and dropped for its size."""
+    dropped = (np.count_nonzero(every) - np.count_nonzero(kept)) * float(np.prod(spacing_mm)) / 1000
+    if not dropped:
+        return ()
+    return (f"{dropped:.2f} mL in lesions smaller than {smallest_mm3 / 1000:g} mL was found and dropped",)
+
+
+@contextlib.contextmanager
+def timed(parts: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of a ``with`` block to ``parts[name]``."""
+    started = time.perf_counter()
+    yield
+    parts[name] = round(parts.get(name, 0.0) + time.perf_counter() - started, 3)
