@@ -54,3 +54,11 @@ def test_scalings_have_their_own_ranges():
     window = array(conform(image_of(data), Grid(1, (10, 10, 10), "RAS"), "window", (100, 300)))
     np.testing.assert_allclose(window, np.clip((data - 100) / 200, 0, 1), atol=1e-6)
     assert window.dtype == np.float32
+
+
+@pytest.mark.parametrize(("shape", "low", "high"), [((5, 5, 4), 5, 94), ((5, 11, 2), 5, 104)])
+def test_brainchops_quantiles_are_single_voxels_of_the_sorted_ones(shape, low, high):
+    """Of 100 different values the sixth and the 95th; 5 % of 110 is rounded down, 95 % of it up."""
+    values = np.random.default_rng(0).permutation(np.prod(shape)).astype(np.uint8).reshape(shape)
+    scaled = array(conform(image_of(values), Grid(1, shape, "RAS"), "brainchop_quantile"))
+    np.testing.assert_allclose(scaled, (values.astype(float) - low) / (high - low), atol=1e-6)

@@ -1,8 +1,11 @@
 """A study: which run is next, and what becomes of those that end."""
 
+import argparse
+
 import pytest
 from stand_in import LINUX
 
+import search
 from meshnet.errors import UserError
 from meshnet.runs.launch import make_launcher
 from meshnet.runs.processes import members
@@ -36,3 +39,12 @@ def test_a_ledger_that_fails_after_a_start_leaves_no_run_behind(tmp_path, monkey
         assert [members(token) for token in tokens] == [[], []]
         assert launcher.running() == []
         assert ledger.database.execute("SELECT reason FROM attempts").fetchall() == [("interrupted",)]
+
+
+def test_a_plan_wants_what_search_py_wants_where_nothing_is_said(tmp_path):
+    parser = argparse.ArgumentParser()
+    search.add_flags(parser)
+    said, plan = parser.parse_args([]), Plan(tmp_path, lambda parameters, horizon: "", ())
+    assert plan.inner_folds == tuple(said.inner_folds) and plan.own_schedule == (said.horizon == "rung")
+    assert (plan.metric, plan.max_retries, plan.silent_after) == (said.metric, said.max_retries, said.silent_after)
+    assert (plan.metric, plan.max_retries, plan.silent_after, plan.script) == ("val_dice", 3, 600, "train.py")

@@ -79,6 +79,11 @@ def test_norms_and_biases_can_go_without_decay():
     decayed = {id(p) for group in groups if group["weight_decay"] == 0.3 for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
     assert names == {"blocks.0.conv.weight", "blocks.1.conv.weight", "head.weight"}
+    assert [group["weight_decay"] for group in groups] == [0.3, 0]
+    own = [{"match": r"blocks\.1", "lr": 0.1, "weight_decay": 0.2}]
+    groups = group_parameters(model, optimizer_config(weight_decay=0.3, decay_norm_and_bias=False, param_groups=own))
+    assert sorted(group["weight_decay"] for group in groups) == [0, 0, 0.2, 0.3]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 # ------------------------------------------------------------------ schedules
