@@ -228,7 +228,7 @@ def test_flags_in_the_text(paper):
             parse("train.py", "", lambda parser: None, [word for word in shlex.split(span) if word != "…"])
         elif field := re.fullmatch(r"--([a-z]+)\.(\w+)", span):
             assert hasattr(getattr(Config(), field[1]), field[2]), span
-        elif span.startswith("--"):
+        elif span.startswith("--") or re.match(r"\w+\.py --", span):
             flags = {word for word in span.split() if word.startswith("--") and "." not in word}
             assert flags <= known_flags() | FOREIGN | benchmark_flags(), span
 
