@@ -6,6 +6,7 @@ built-in weights and benchmarks/. Each is parsed as its script would parse it, u
 
 import argparse
 import ast
+import functools
 import importlib
 import importlib.util
 import os
@@ -199,25 +200,22 @@ def call_parser(main, name: str, words: list[str], monkeypatch) -> None:
             main()
 
 
+@functools.cache
 def known_flags() -> set[str]:
     """Every flag of the root's scripts, without those of the configuration."""
-    if not KNOWN:
-        for script in ("prepare.py", "infer.py", "crossval.py", "share.py", "train.py", "search.py"):
-            module = runpy.run_path(str(ROOT / script), run_name="papers")
-            if "add_flags" in module:
-                parsers = [argparse.ArgumentParser()]
-                module["add_flags"](parsers[0])
-            else:
-                parsers = [(module.get("make_parser") or module["parser"])()]
-            for parser in parsers:
-                KNOWN.update(parser._option_string_actions)
-                for action in parser._actions:
-                    parsers += getattr(action, "_name_parser_map", {}).values()
-        KNOWN.update(("--recipe", "--override", "--help"))
-    return KNOWN
-
-
-KNOWN: set[str] = set()
+    known = {"--recipe", "--override", "--help"}
+    for script in ("prepare.py", "infer.py", "crossval.py", "share.py", "train.py", "search.py"):
+        module = runpy.run_path(str(ROOT / script), run_name="papers")
+        if "add_flags" in module:
+            parsers = [argparse.ArgumentParser()]
+            module["add_flags"](parsers[0])
+        else:
+            parsers = [(module.get("make_parser") or module["parser"])()]
+        for parser in parsers:
+            known.update(parser._option_string_actions)
+            for action in parser._actions:
+                parsers += getattr(action, "_name_parser_map", {}).values()
+    return known
 
 
 @pytest.mark.parametrize("paper", sorted(papers()))
