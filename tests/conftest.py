@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from stand_in import Bench
 
+from meshnet.networks.card import Card
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import MeshNet
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -158,9 +162,6 @@ def run_folder(tmp_path):
     import torch
     from stand_in_hub import CARD
 
-    from meshnet.networks.card import Card
-    from meshnet.networks.folder import save_model
-    from meshnet.networks.meshnet import MeshNet
 
     torch.manual_seed(0)
     model = MeshNet(channels=4, dilations=(1, 2))
@@ -185,3 +186,11 @@ def undisturbed(tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train(tiny_data, folder, *RICH, "--training.keep_states", 50)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model that marks what is bright."""
+    from bright import bright_model
+
+    return bright_model(tmp_path_factory.mktemp("model"))

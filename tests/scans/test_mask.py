@@ -8,6 +8,7 @@ from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
 from meshnet.networks.card import Card, read_card
+from meshnet.scans.mask import clean, lesion_volumes_mm3
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):
@@ -24,3 +25,13 @@ def test_of_several_classes_one_alone_may_be_marked(tmp_path):
     edit(tmp_path / "config.json", marks="rim")
     with pytest.raises(UserError, match="found marks = 'rim', expected one of fluid, lesion"):
         read_card(tmp_path)
+
+
+def test_small_lesions_are_dropped_by_volume_and_26_connected():
+    mask = np.zeros((6, 6, 6), np.uint8)
+    mask[0, 0, 0] = mask[1, 1, 1] = 1  # one lesion, joined at a corner: 2 voxels
+    mask[4, 4, 4] = 1
+    spacing = np.array([2.0, 1.0, 1.5])
+    assert sorted(lesion_volumes_mm3(mask, spacing)) == [3.0, 6.0]
+    assert clean(mask, spacing, 6.0).sum() == 2 and clean(mask, spacing, 6.1).sum() == 0
+    assert np.array_equal(clean(mask, spacing, 0), mask)

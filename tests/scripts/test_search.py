@@ -6,12 +6,10 @@ import re
 import pytest
 from stand_in import SPACE, check_accounts, wait_for
 
-from meshnet.config import validate
+from meshnet.config import resolve
 from meshnet.recipe import load_recipes
-from meshnet.search.status import Screen
 
 
-# ---------------------------------------------------------------- an undisturbed search
 def test_a_search_from_beginning_to_end(bench):
     output = bench.run("study", "--max_trials", "8")
     status = bench.status("study")
@@ -33,7 +31,7 @@ def test_a_search_from_beginning_to_end(bench):
     # its recipe is complete and says where it comes from
     text = (bench.folder / "study" / "best.yaml").read_text()
     assert text.startswith(f"# trial {best} of ")
-    config = validate(load_recipes([bench.folder / "study" / "best.yaml"]))
+    config = resolve(load_recipes([bench.folder / "study" / "best.yaml"]))
     assert config.optimizer.lr == status["best"]["parameters"]["lr"]
     assert config.training.max_epochs == 4
     lines = (bench.folder / "study" / "trials.csv").read_text().splitlines()
@@ -66,19 +64,6 @@ def test_status_needs_no_lock_and_a_second_driver_is_refused(bench):
     assert first.returncode == 0
 
 
-def test_a_table_is_drawn_over_itself_on_a_narrow_terminal(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "40")
-    screen = Screen()
-    screen.live = True
-    screen.draw(["short", "x" * 100])
-    first = capsys.readouterr().out
-    assert max(map(len, first.splitlines())) < 40  # nothing wraps, so two lines up is the table's first
-    screen.draw(["again"])
-    assert capsys.readouterr().out == "\x1b[2A\x1b[Jagain\n"
-    screen.end(["x" * 100])
-    assert capsys.readouterr().out == "\x1b[1A\x1b[J" + "x" * 100 + "\n"
-
-
 def test_several_inner_folds_are_averaged_and_each_has_its_run(bench):
     bench.run("study", "--max_trials", "3", "--inner_folds", "0", "2", "--metric", "val_loss")
     ((score,),) = bench.ask("study", "SELECT score FROM events WHERE kind = 'end' AND trial = 0 AND rung = 0")
@@ -101,7 +86,6 @@ def test_horizon_rung_trains_each_rung_anew_with_its_own_schedule(bench):
     assert bench.status("study")["epochs"] == 4 * 1 + 2 * 2 + 4
 
 
-# ---------------------------------------------------------------- what goes wrong
 def test_a_trial_that_diverges_or_runs_out_of_memory_is_scored_worst_and_the_study_goes_on(bench):
     bench.write("bad.yaml", SPACE + "  scheduler.eta_min: choices([0.0, 1.0, 2.0])\n")
     bench.run("study", "--max_trials", "12", space="bad.yaml")

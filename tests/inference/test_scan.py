@@ -1,0 +1,147 @@
+"""From a scan to its mask: channels, grids and classes of one model or of several."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bright import CARD, bright_model, infer, scan_file
+
+from meshnet.inference import scan
+from meshnet.inference.scan import read_case
+from meshnet.networks.build import Model
+from meshnet.networks.card import Card
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import MeshNet
+from meshnet.scans.grid import Grid, conform, target_affine, to_native
+from meshnet.scans.nifti import read_image
+
+
+def test_several_channels_from_files_or_one_4d_file(tmp_path):
+    two = bright_model(tmp_path / "two", channels=2)
+    first, second = scan_file(tmp_path / "f.nii.gz"), scan_file(tmp_path / "t.nii.gz", (slice(0, 1),) * 3)
+    infer(f"{first},{second}", "-o", tmp_path / "x.nii.gz", "--model", two, "--no-picture")
+    both = [nib.load(path) for path in (first, second)]
+    stacked = np.stack([np.asarray(image.dataobj) for image in both], -1)
+    nib.save(nib.Nifti1Image(stacked, both[0].affine, both[0].header), tmp_path / "4d.nii.gz")
+    infer(tmp_path / "4d.nii.gz", "-o", tmp_path / "y.nii.gz", "--model", two, "--no-picture")
+    x, y = (np.asarray(nib.load(tmp_path / name).dataobj) for name in ("x.nii.gz", "y.nii.gz"))
+    assert x.any() and np.array_equal(x, y)
+    found = infer(first, "-o", tmp_path / "z.nii.gz", "--model", two, check=False)
+    assert found.returncode == 2 and "expected" in found.stderr and "channel0" in found.stderr
+    assert not (tmp_path / "z.nii.gz").exists()
+
+
+@pytest.mark.parametrize("ceiling", [None, "10GB"])
+def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, ceiling):
+    import infer as script
+
+    scans = [scan_file(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    events, (read, segment) = [], (scan.read_case, script.segment_and_write)
+
+    def reading(paths, models):
+        events.append(f"read {paths[0].name[0]}")
+        return read(paths, models)
+
+    def segmenting(case, models, plan, arguments):
+        time.sleep(0.3)  # time enough to read what would be read ahead
+        events.append(f"done {plan['mask'].name[0]}")
+        return segment(case, models, plan, arguments)
+
+    monkeypatch.setattr(scan, "read_case", reading)
+    monkeypatch.setattr(script, "segment_and_write", segmenting)
+    flags = [] if ceiling is None else ["--max_memory", ceiling]
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, scans), "--model", str(model), "--no-picture", *flags])
+    assert not script.main()
+    order = ["read a", "read b", "done a", "read c", "done b", "done c"]
+    assert events == (order if ceiling is None else [f"{what} {name}" for name in "abc" for what in ("read", "done")])
+
+
+def test_each_model_of_an_ensemble_sees_its_own_grid(tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    cards = [Card(**(CARD | more)) for more in ({}, {"averaged": True}, {}, {"shifted": True})]
+    inputs = read_case([path], [Model(None, card) for card in cards]).inputs
+    grids = [{}], [{"averaged": True}], [{}], [{}, {"offset": 0.5}]
+    assert [len(views) for views in inputs] == [1, 1, 1, 2]
+    for views, wanted in zip(inputs, grids):
+        for (volume, affine), more in zip(views, wanted):
+            expected = conform(read_image(path), Grid(8.0, (32, 32, 32), **more))
+            assert (volume[0] == np.asarray(expected.dataobj) / np.float32(255)).all()
+            assert (affine == expected.affine).all()
+    assert inputs[0][0][0] is inputs[2][0][0] is inputs[3][0][0], "what is the same is conformed once"
+    assert all((inputs[0][0][0] != other).any() for other in (inputs[1][0][0], inputs[3][1][0]))
+
+
+def test_a_shifted_model_gives_the_mean_of_two_grids_half_a_voxel_apart(tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    folders = [bright_model(tmp_path / name, scale=4.0, **more)
+               for name, more in (("one", {}), ("both", {"shifted": True}))]
+    maps = []
+    for folder in folders:
+        infer(path, "-o", folder / "m.nii.gz", "--model", folder, "--probability", "--no-picture")
+        maps.append(np.asarray(nib.load(folder / "m_probability.nii.gz").dataobj))
+    image = read_image(path)
+    grid = Grid(8.0, (32, 32, 32))
+    moved = conform(image, replace(grid, offset=0.5))
+    middle = target_affine(image, grid)
+    half = np.eye(4)
+    half[:3, 3] = 0.5
+    np.testing.assert_allclose(np.linalg.inv(middle) @ moved.affine, half, atol=1e-6)
+    level = np.asarray(moved.dataobj).astype(np.float32) / 255
+    other = to_native(1 / (1 + np.exp(-4.0 * (np.maximum(level, 0) - 0.6))), moved.affine, image)
+    np.testing.assert_allclose(maps[1], (maps[0] + other) / 2, atol=1e-5)
+    assert np.abs(maps[1] - maps[0]).max() > 0.05
+
+
+def three_classes(folder, marks):
+    """Dim is fluid, bright is lesion: logits 0, 40 (x - 0.6) and 10 (x - 0.2), which meet at x = 0.73."""
+    model = MeshNet(channels=1, in_channels=1, dilations=[1], norm="none", classes=3)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.blocks[0].conv.weight.data[0, 0, 1, 1, 1] = 1
+    model.head.weight.data[1:, 0, 0, 0, 0] = torch.tensor([40.0, 10.0])
+    model.head.bias.data[1:] = torch.tensor([-24.0, -2.0])
+    save_model(folder, model, Card(**(CARD | {"classes": ["background", "lesion", "fluid"], "marks": marks})))
+    return folder
+
+
+def test_a_class_that_is_there_to_be_told_apart_is_not_marked(tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    marked, both = three_classes(tmp_path / "marked", "lesion"), three_classes(tmp_path / "both", None)
+    masks = []
+    for model in (marked, both):
+        infer(path, "-o", tmp_path / "m.nii.gz", "--model", model, "--overwrite", "--no-picture")
+        masks.append(np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj))
+    bright = np.asarray(nib.load(path).dataobj) == 1000
+    assert masks[0].max() == 1 and masks[1].max() == 2 and (masks[1] == 2).sum() > 4 * bright.sum()
+    overlap = (masks[0] == 1) & bright
+    assert 2 * overlap.sum() / ((masks[0] == 1).sum() + bright.sum()) > 0.7
+    found = infer(path, "-o", tmp_path / "n.nii.gz", "--model", marked, both, check=False)
+    assert found.returncode == 2 and "marks all of its classes, expected lesion as" in found.stderr
+
+
+def test_an_ensemble_wants_its_channels_in_one_order(tmp_path):
+    scan_file(tmp_path / "a.nii.gz")
+    models = [bright_model(tmp_path / name, channels=2) for name in ("one", "two")]
+    card = json.loads((models[1] / "config.json").read_text())
+    (models[1] / "config.json").write_text(json.dumps(card | {"channels": card["channels"][::-1]}))
+    scans = f"{tmp_path / 'a.nii.gz'},{tmp_path / 'a.nii.gz'}"
+    found = infer(scans, "--model", *models, "-o", tmp_path / "m.nii.gz", check=False)
+    assert found.returncode == 2 and "channel1" in found.stderr and not (tmp_path / "m.nii.gz").exists()
+
+
+def test_the_orientation_of_the_file_does_not_matter(model, tmp_path):
+    scan = nib.load(scan_file(tmp_path / "a.nii.gz"))
+    turned = nib.as_closest_canonical(scan).slicer[:, ::-1, :]
+    nib.save(turned, tmp_path / "b.nii.gz")
+    for name in ("a", "b"):
+        infer(tmp_path / f"{name}.nii.gz", "--model", model, "--no-picture")
+    a, b = (nib.load(tmp_path / f"{name}_lesion.nii.gz") for name in "ab")
+    back = np.asarray(nib.as_closest_canonical(a).slicer[:, ::-1, :].dataobj)
+    other = np.asarray(b.dataobj)
+    # Not to the voxel: mri_convert's grid is centred on voxel n / 2, which a flip moves by one voxel.
+    assert 2 * (back & other).sum() / (back.sum() + other.sum()) > 0.85
