@@ -334,3 +334,12 @@ def test_benchmarks_use_names_that_exist(path):
             module = importlib.import_module(node.module)
             for name in (alias.name for alias in node.names):
                 assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), name
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*/*.py")), ids=lambda path: path.name)
+def test_benchmarks_find_the_checkout_before_they_import_it(path):
+    """Started by hand they know their own folder alone: the checkout's root comes first into ``sys.path``."""
+    text = path.read_text(encoding="utf-8")
+    if "__main__" in text:
+        ours = re.search(r"^from (meshnet|benchmarks)\b", text, re.MULTILINE)
+        assert ours is None or "sys.path.insert(0, str(Path(__file__).resolve().parents[2]))" in text[:ours.start()]

@@ -6,6 +6,7 @@ FOLDER holds ``layers.npz`` (fused weights) and ``volume.npy`` (C, X, Y, Z), as 
 compiling and loading is not counted: brainchop's network runs once before, which fills tinygrad's cache.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -70,7 +71,12 @@ def brainchop(layers: list[dict], volume: np.ndarray, threads: int):
 
 
 def main() -> None:
-    engine, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("engine", choices=("onnxruntime", "brainchop"))
+    parser.add_argument("folder", type=Path, help="with layers.npz, volume.npy and labels.npy")
+    parser.add_argument("threads", type=int)
+    options = parser.parse_args()
+    engine, folder, threads = options.engine, options.folder, options.threads
     stored = np.load(folder / "layers.npz")
     layers = [{"weight": stored[f"weight{i}"], "bias": stored[f"bias{i}"], "dilation": int(stored["dilations"][i]),
                "activation": str(stored["activations"][i])} for i in range(len(stored["dilations"]))]
