@@ -1,0 +1,64 @@
+"""Files are whole or not there, hashes are the same for the same values, and a lock has one holder."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from meshnet import files
+from meshnet.errors import UserError
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "new" / "scan.nii.gz"
+    with files.whole_file(path) as temporary:
+        assert temporary.parent == path.parent and temporary.name.endswith(".nii.gz") and not path.exists()
+        temporary.write_text("first")
+    with pytest.raises(KeyboardInterrupt), files.whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first" and os.listdir(path.parent) == ["scan.nii.gz"]
+
+
+def test_a_file_may_be_read_by_whom_the_user_allows(tmp_path):
+    with files.whole_file(tmp_path / "a") as temporary:
+        temporary.touch(0o600)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~files.UMASK
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("fsync"), fsync(number)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    files.write_text(tmp_path / "a", "text")
+    assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+def test_texts_tables_and_json(tmp_path):
+    files.write_json(tmp_path / "a.json", {"ä": [1]}, default=str)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "\\u00e4": [\n    1\n  ]\n}\n'
+    files.write_text(tmp_path / "a.txt", "ä\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\n"
+    files.write_csv(tmp_path / "a.csv", [["case", "dice"], ["a,b", None]])
+    assert (tmp_path / "a.csv").read_bytes() == b'case,dice\n"a,b",\n'
+
+
+def test_the_same_values_have_the_same_hash():
+    assert files.hash_of({"b": 1, "a": ["ä"]}) == files.hash_of({"a": ["ä"], "b": 1})
+    # of {"a":1,"b":[true,null]}, by sha256sum
+    assert files.hash_of({"b": [True, None], "a": 1}) == (
+        "1cc69c7fa23616ca2ec3ee70d24390a6225c8832db8a4c814c7e0e7f942f8668")
+
+
+def test_a_lock_has_one_holder_until_it_is_let_go(tmp_path):
+    path = tmp_path / ".lock"
+    code = f"from meshnet.files import lock\nwith lock({str(path)!r}, 'taken'): print('held')"
+    with files.lock(path, "taken by me"):
+        with pytest.raises(UserError, match="taken by me"), files.lock(path, "taken by me"):
+            raise AssertionError("held twice")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and "UserError: taken" in done.stderr
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "held\n"
