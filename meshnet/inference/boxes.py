@@ -18,22 +18,22 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Gaps = tuple[tuple[int, int, int, int], ...]  # for each axis two ranges, (a, b, c, d); either may be empty
 
 
-def whole(shape: tuple[int, ...]) -> Box:
+def whole_box(shape: tuple[int, ...]) -> Box:
     """The box of a whole (X, Y, Z) volume."""
     return tuple((0, n) for n in shape)
 
 
-def grow(box: Box, by: int, shape: tuple[int, ...]) -> Box:
+def grow_within(box: Box, by: int, shape: tuple[int, ...]) -> Box:
     """``box`` grown by ``by`` voxels to every side, as far as the volume goes."""
     return tuple((max(0, a - by), min(n, b + by)) for (a, b), n in zip(box, shape))
 
 
-def grown(box: Box, by: int) -> Box:
+def grow_beyond(box: Box, by: int) -> Box:
     """``box`` grown by ``by`` voxels to every side, past the volume's ends too."""
     return tuple((a - by, b + by) for a, b in box)
 
 
-def meet(one: Box, two: Box) -> Box:
+def intersection(one: Box, two: Box) -> Box:
     """What two boxes share."""
     return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, two))
 
@@ -47,7 +47,7 @@ def layer_boxes(layers: list[Layer], out: Box, shape: tuple[int, ...]) -> list[B
     """What each layer must compute for ``out``: entry 0 is the input, entry l the output of ``layers[l - 1]``."""
     boxes = [out]
     for layer in reversed(layers):
-        boxes.insert(0, grow(boxes[0], layer.reach, shape))
+        boxes.insert(0, grow_within(boxes[0], layer.reach, shape))
     return boxes
 
 
@@ -75,7 +75,7 @@ def axis_gaps(a: int, b: int, first: int, last: int, end: int, seen: int) -> tup
     return *((low, low_end) if low < low_end else (a, a)), *((high, high_end) if high < high_end else (b, b))
 
 
-def computed(box: Box, gaps: Gaps) -> tuple[int, ...]:
+def computed_size(box: Box, gaps: Gaps) -> tuple[int, ...]:
     """The size of ``box`` along each axis without its gaps."""
     return tuple(b - a - (q - p) - (s - r) for (a, b), (p, q, r, s) in zip(box, gaps))
 

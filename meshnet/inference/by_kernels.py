@@ -12,7 +12,7 @@ from meshnet.kernels import calls
 from meshnet.networks.fuse import Layer
 
 
-def start(task: Pass) -> Callable[[Box], None]:
+def make_compute(task: Pass) -> Callable[[Box], None]:
     """A function that computes a box of ``task.result``, tile by tile, by the compiled kernels."""
     needs = partial(compiled_bytes, content=task.content, threads=task.threads)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from meshnet.errors import UserError
-from meshnet.inference.boxes import Box, Pass, grown, layer_boxes, voxels
+from meshnet.inference.boxes import Box, Pass, grow_beyond, layer_boxes, voxels
 from meshnet.inference.tiles import plan_tiles
 from meshnet.networks.fuse import Layer
 
@@ -24,14 +24,14 @@ def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
     return functional.gelu(x) if kind == "gelu" else x
 
 
-def start(task: Pass) -> Callable[[Box], None]:
+def make_compute(task: Pass) -> Callable[[Box], None]:
     """A function that computes a box of ``task.result``, tile by tile, by PyTorch."""
     source = torch.from_numpy(task.volume).to(task.device)
 
     def compute(box: Box) -> None:
         for tile in tiles_of(task, box):
             where = tuple(slice(a, b) for a, b in tile)
-            task.result[(..., *where)] = finish(run_box(task.layers, source, tile), task.output)
+            task.result[(..., *where)] = as_output(run_box(task.layers, source, tile), task.output)
 
     return compute
 
@@ -52,7 +52,7 @@ def tiles_of(task: Pass, box: Box) -> list[Box]:
     return [box]
 
 
-def finish(logits: torch.Tensor, output: str) -> np.ndarray:
+def as_output(logits: torch.Tensor, output: str) -> np.ndarray:
     """Logits (K, …) as the kind of ``output`` asked for."""
     if output == "labels":
         return most_likely(logits).cpu().numpy()
@@ -109,7 +109,7 @@ def convolve_part(layer: Layer, x: torch.Tensor, have: Box, part: Box) -> torch.
     weight = layer.weight[:, :, 0 if before else 1:3 if after else 2].contiguous(memory_format=torch.channels_last_3d)
     x = x[:, :, (a - reach if before else a) - have[0][0]:(b + reach if after else b) - have[0][0]]
     # Rows and columns are padded on both sides by as much as the side that lacks more; what is too much is cut off.
-    lack = [max(c - d, f - e, 0) for (c, e), (d, f) in zip(have[1:], grown(part, reach)[1:])]
+    lack = [max(c - d, f - e, 0) for (c, e), (d, f) in zip(have[1:], grow_beyond(part, reach)[1:])]
     if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
         if x.shape[1] == 1:  # a second channel of zeros, since one alone is no layout with channels last
             x = functional.pad(x[0, 0, ..., None], (0, 1)).permute(3, 0, 1, 2)[None]

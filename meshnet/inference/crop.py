@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.inference.boxes import Box, Pass, meet, voxels, whole
+from meshnet.inference.boxes import Box, Pass, intersection, voxels, whole_box
 from meshnet.inference.tiles import work_of
 from meshnet.networks.fuse import Layer
 from meshnet.scans.head import head_box
@@ -28,10 +28,10 @@ def content_or_head_box(volume: np.ndarray, content: Box | None = None) -> Box:
     the channels. A volume without contrast is its own box.
     """
     box = content or content_box(volume)
-    if voxels(box) <= NOISY * voxels(whole(volume.shape[1:])):
+    if voxels(box) <= NOISY * voxels(whole_box(volume.shape[1:])):
         return box
     boxes = [head_box(channel) for channel in volume]
-    return meet(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
+    return intersection(box, tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*boxes)))
 
 
 def content_box(volume: np.ndarray) -> Box:
@@ -39,7 +39,7 @@ def content_box(volume: np.ndarray) -> Box:
     volume where nothing does."""
     differs = (volume != border_values(volume)[:, None, None, None]).any(axis=0)
     if not differs.any():
-        return whole(volume.shape[1:])
+        return whole_box(volume.shape[1:])
     plane = differs.any(axis=2)
     profiles = plane.any(axis=1), plane.any(axis=0), differs.any(axis=(0, 1))
     return tuple((int(a), int(b) + 1) for a, b in (np.flatnonzero(p)[[0, -1]] for p in profiles))
@@ -85,15 +85,15 @@ def check_crop(volume: np.ndarray, crop) -> str | Box:
         return crop
     shape = volume.shape[1:]
     box = tuple((int(a), int(b)) for a, b in crop)
-    if len(box) != 3 or voxels(meet(box, whole(shape))) == 0:
+    if len(box) != 3 or voxels(intersection(box, whole_box(shape))) == 0:
         raise UserError(f"crop: found the box {box}, expected one within the volume {shape}; mend it")
-    return meet(box, whole(shape))
+    return intersection(box, whole_box(shape))
 
 
-def find_head(volume: np.ndarray, crop, content: Box | None = None) -> Box:
+def box_to_compute(volume: np.ndarray, crop, content: Box | None = None) -> Box:
     """The box to compute, for ``crop`` = ``head``, ``none`` or a box; ``content`` is what ``content_box`` finds."""
     if isinstance(crop, str):
-        return content_or_head_box(volume, content) if crop == "head" else whole(volume.shape[1:])
+        return content_or_head_box(volume, content) if crop == "head" else whole_box(volume.shape[1:])
     return crop
 
 
@@ -137,7 +137,7 @@ def grow_box(box: Box, sides: list[Side], again: set[Side], shape: tuple[int, ..
     return box, added
 
 
-def follow(task: Pass, box: Box, compute: Callable[[Box], None], grows: bool) -> None:
+def compute_cropped(task: Pass, box: Box, compute: Callable[[Box], None], grows: bool) -> None:
     """Compute ``box``, fill the rest with the answer to air, and where it ``grows`` go on into whatever the network
     marks at one of its sides."""
     fill = fill_value(task.layers, border_values(task.volume), task.output)
@@ -156,7 +156,7 @@ def cheapest(layers: list[Layer], box: Box, added: list[Box], shape: tuple[int, 
     """The box to have and the parts to compute for it, where ``added`` is all that is missing in ``box``: those, or all
     of it at once, since each part has a halo of its own, or the whole volume where that is less than twice the work."""
     work, at_once, everything = (sum(work_of(layers, part, shape, content) for part in parts)
-                                 for parts in (added, [box], [whole(shape)]))
+                                 for parts in (added, [box], [whole_box(shape)]))
     if everything < 2 * min(work, at_once):
-        return whole(shape), [whole(shape)]
+        return whole_box(shape), [whole_box(shape)]
     return box, added if work < at_once else [box]

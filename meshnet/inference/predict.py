@@ -29,8 +29,8 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.inference import by_kernels
-from meshnet.inference.boxes import Box, Pass, whole
-from meshnet.inference.crop import check_crop, content_box, find_head, follow
+from meshnet.inference.boxes import Box, Pass, whole_box
+from meshnet.inference.crop import box_to_compute, check_crop, compute_cropped, content_box
 from meshnet.inference.light import FusedMeshNet
 from meshnet.kernels import calls
 from meshnet.machine import resident_bytes
@@ -99,9 +99,9 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
                 if max_memory is not None:
                     raise UserError(f"max_memory: found a ceiling for {type(model).__name__}, expected one for a "
                                     f"MeshNet alone, whose volumes can be cut; leave it out")
-                from meshnet.inference.by_torch import finish
+                from meshnet.inference.by_torch import as_output
 
-                return finish(run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device), output)
+                return as_output(run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device), output)
             return run_meshnet(model, volume, crop, max_memory, device, output)
     finally:
         torch.set_num_threads(before)
@@ -154,35 +154,35 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
     crop = check_crop(volume, crop)
     axes = memory_axes(volume) if compiled else (0, 1, 2)
     if axes != (0, 1, 2):  # turning weights costs nothing, turning a volume does
-        layers = [replace(layer, weight=turn(layer.weight, axes)) for layer in layers]
-        volume, crop = turn(volume, axes), crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
+        layers = [replace(layer, weight=permute_axes(layer.weight, axes)) for layer in layers]
+        volume, crop = permute_axes(volume, axes), crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
     volume = np.ascontiguousarray(volume)
     shape, labels = volume.shape[1:], output == "labels"
     content = content_box(volume) if local and crop != "none" else None
-    box = find_head(volume, crop, content) if local else whole(shape)
+    box = box_to_compute(volume, crop, content) if local else whole_box(shape)
     result = np.empty(shape if labels else (layers[-1].weight.shape[0], *shape), np.uint8 if labels else np.float32)
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes  # not yet in memory
     task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device)
     if compiled:
-        compute = by_kernels.start(task)
+        compute = by_kernels.make_compute(task)
     else:
         from meshnet.inference import by_torch
 
-        compute = by_torch.start(task)
-    if box == whole(shape):
+        compute = by_torch.make_compute(task)
+    if box == whole_box(shape):
         compute(box)
     else:
-        follow(task, box, compute, grows=crop == "head")
-    return turn(result, np.argsort(axes))  # lies in memory as the volume
+        compute_cropped(task, box, compute, grows=crop == "head")
+    return permute_axes(result, np.argsort(axes))  # lies in memory as the volume
 
 
 def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:
     """The axes of ``volume`` (C, X, Y, Z) as they lie in memory, if each channel lies there in one piece."""
     axes = tuple(sorted(range(3), key=lambda axis: -volume.strides[1 + axis]))
-    return axes if turn(volume, axes).flags.c_contiguous else (0, 1, 2)
+    return axes if permute_axes(volume, axes).flags.c_contiguous else (0, 1, 2)
 
 
-def turn(array, axes):
+def permute_axes(array, axes):
     """``array`` (…, X, Y, Z), a tensor or numpy's, with its last three axes in the order ``axes``; a view."""
     first = array.ndim - 3
     order = (*range(first), *(first + int(axis) for axis in axes))

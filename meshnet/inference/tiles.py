@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.inference.boxes import Box, air_gaps, computed, layer_boxes
+from meshnet.inference.boxes import Box, air_gaps, computed_size, layer_boxes
 from meshnet.networks.fuse import Layer
 
 
@@ -41,7 +41,7 @@ def best_cut(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int
              counts: Iterable[int]) -> tuple[tuple[int, ...] | None, int]:
     """Into how many of ``counts`` parts to cut each axis of ``head``, None where no tiles fit ``budget``, and the least
     bytes that tiles were found to need."""
-    kinds = [{count: kinds_of_parts(layers, head, axis, count, shape, needs, content)
+    kinds = [{count: distinct_parts(layers, head, axis, count, shape, needs, content)
               for count in counts if count <= max(1, (b - a) // 8)} for axis, (a, b) in enumerate(head)]
     best, smallest = None, math.inf
     for cuts in itertools.product(*kinds):
@@ -65,10 +65,10 @@ def best_cut(layers: list[Layer], head: Box, shape: tuple[int, ...], budget: int
 
 def work_of(layers: list[Layer], box: Box, shape: tuple[int, ...], content: Box | None) -> int:
     """The voxels that all layers together compute for ``box``."""
-    return sum(map(math.prod, sizes_computed(layers, layer_boxes(layers, box, shape), shape, content)[1:]))
+    return sum(map(math.prod, computed_sizes(layers, layer_boxes(layers, box, shape), shape, content)[1:]))
 
 
-def kinds_of_parts(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...], needs,
+def distinct_parts(layers: list[Layer], head: Box, axis: int, count: int, shape: tuple[int, ...], needs,
                    content: Box | None = None) -> list[tuple[int, int]]:
     """The parts of ``head``'s side along ``axis``, cut into ``count``, that are not alike, first the one for which the
     layers need most memory: parts differ by a voxel, in their gaps, and in their halo, which ends with the volume."""
@@ -83,9 +83,9 @@ def kinds_of_parts(layers: list[Layer], head: Box, axis: int, count: int, shape:
     return [side]
 
 
-def sizes_computed(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None) -> list[tuple]:
+def computed_sizes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None) -> list[tuple]:
     """What of each of ``boxes`` is computed along each axis."""
-    return [computed(box, gaps) for box, gaps in zip(boxes, air_gaps(layers, boxes, shape, content))]
+    return [computed_size(box, gaps) for box, gaps in zip(boxes, air_gaps(layers, boxes, shape, content))]
 
 
 def parts(a: int, b: int, count: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno",
          "-ffp-contract=fast")
 
 
-def build(folder: Path | None = None) -> Path | None:
+def build_library(folder: Path | None = None) -> Path | None:
     """Compile the source unless that has been done; the library's path, or None where it cannot be built.
 
     Several processes may call this at once: each compiles under a name of its own and renames.
@@ -28,7 +28,7 @@ def build(folder: Path | None = None) -> Path | None:
     if compiler is None:
         return None
     folder = folder or cache_folder()
-    target = folder / f"kernels-{fingerprint(compiler)}.so"
+    target = folder / f"kernels-{library_hash(compiler)}.so"
     if target.exists():
         return target
     temporary = folder / f".{target.name}.{os.getpid()}"
@@ -46,7 +46,7 @@ def build(folder: Path | None = None) -> Path | None:
     return target
 
 
-def fingerprint(compiler: str) -> str:
+def library_hash(compiler: str) -> str:
     """A hash over what the library depends on: source, flags, compiler and the CPU's features."""
     features = platform.processor() + platform.machine()
     with contextlib.suppress(OSError):

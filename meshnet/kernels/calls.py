@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meshnet.kernels.build import build
+from meshnet.kernels.build import build_library
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def library() -> ctypes.CDLL | None:
     """The checked library, or None."""
     if os.environ.get("MESHNET_KERNELS", "1") == "0":
         return None
-    path = build()
+    path = build_library()
     if path is None:
         return None
     try:
@@ -236,13 +236,13 @@ def norm_sums(y: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, shif
     """Per channel (C,), float64: the sum of the gradient before ``norm``'s activation, and of it times (y − mean)."""
     import torch
 
-    of_shift, of_scale = torch.empty((2, y.shape[1]), dtype=torch.float64)
+    grad_shift, grad_scale = torch.empty((2, y.shape[1]), dtype=torch.float64)
     assert extent(gradient) == extent(y)
     if library().meshnet_norm_sums(y.data_ptr(), gradient.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-                                   mean.data_ptr(), ACTIVATIONS[activation], of_shift.data_ptr(), of_scale.data_ptr(),
-                                   thread_count()):
+                                   mean.data_ptr(), ACTIVATIONS[activation], grad_shift.data_ptr(),
+                                   grad_scale.data_ptr(), thread_count()):
         raise MemoryError("meshnet kernels: no memory for sums")
-    return of_shift, of_scale
+    return grad_shift, grad_scale
 
 
 def norm_backward(y: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor, scale: torch.Tensor,

@@ -39,14 +39,14 @@ def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradi
     """
     if not usable(gradient, weight):
         return torch_gradients(x, weight, dilation, gradient, needs)
-    of_x = of_weight = None
+    grad_x = grad_weight = None
     if needs[0]:
         flipped = weight.detach().flip(2, 3, 4).transpose(0, 1).contiguous()
-        of_x = convolve(gradient, flipped, None, dilation, "gradient of the input")
+        grad_x = convolve(gradient, flipped, None, dilation, "gradient of the input")
     if needs[1]:
         with record_function("gradient of the weights"):
-            of_weight = sum(calls.weight_gradient(one, g, dilation) for one, g in zip(x.detach(), gradient))
-    return of_x, of_weight, gradient.sum(dim=(0, 2, 3, 4)) if needs[2] else None
+            grad_weight = sum(calls.weight_gradient(one, g, dilation) for one, g in zip(x.detach(), gradient))
+    return grad_x, grad_weight, gradient.sum(dim=(0, 2, 3, 4)) if needs[2] else None
 
 
 def torch_gradients(x: torch.Tensor, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,

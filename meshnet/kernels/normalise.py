@@ -35,10 +35,10 @@ def by_channel(block: nn.Module) -> bool:
     norm = getattr(block, "norm", None)
     if norm is None:
         return True
-    return (isinstance(norm, nn.BatchNorm3d) or of_each_case(norm)) and type(norm).forward.__qualname__ in OWN_FORWARD
+    return (isinstance(norm, nn.BatchNorm3d) or per_case(norm)) and type(norm).forward.__qualname__ in OWN_FORWARD
 
 
-def of_each_case(norm: nn.Module | None) -> bool:
+def per_case(norm: nn.Module | None) -> bool:
     """Whether ``norm`` takes each channel of each case by itself: instance norm, and group norm with a group a channel.
     It is then the batch norm of one case whose channels are those of all cases, ``maps``."""
     if isinstance(norm, nn.InstanceNorm3d):
@@ -47,8 +47,8 @@ def of_each_case(norm: nn.Module | None) -> bool:
 
 
 def maps(norm: nn.Module | None, y: torch.Tensor) -> torch.Tensor:
-    """``y`` (B, C, X, Y, Z) as (1, B · C, X, Y, Z) where ``norm`` is ``of_each_case``."""
-    return y.reshape(1, -1, *y.shape[2:]) if of_each_case(norm) else y
+    """``y`` (B, C, X, Y, Z) as (1, B · C, X, Y, Z) where ``norm`` is ``per_case``."""
+    return y.reshape(1, -1, *y.shape[2:]) if per_case(norm) else y
 
 
 def weight_and_bias(norm: nn.Module, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -56,10 +56,10 @@ def weight_and_bias(norm: nn.Module, channels: int) -> tuple[torch.Tensor | None
     return tuple(None if p is None else p.detach().repeat(channels // len(p)) for p in (norm.weight, norm.bias))
 
 
-def of_weight_and_bias(norm: nn.Module, of_weight: torch.Tensor, of_bias: torch.Tensor,
+def norm_gradients(norm: nn.Module, grad_weight: torch.Tensor, grad_bias: torch.Tensor,
                        ) -> dict[nn.Parameter, torch.Tensor]:
     """The gradients of weight and bias of ``norm`` from those of ``weight_and_bias``."""
-    pairs = ((norm.weight, of_weight), (norm.bias, of_bias))
+    pairs = ((norm.weight, grad_weight), (norm.bias, grad_bias))
     return {p: found.view(-1, len(p)).sum(0).to(p.dtype) for p, found in pairs}
 
 
@@ -102,7 +102,7 @@ def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_pl
 
 def uses_batch(norm: nn.Module) -> bool:
     """Whether ``norm`` takes its statistics from the batch before it."""
-    return of_each_case(norm) or norm.training or norm.running_mean is None
+    return per_case(norm) or norm.training or norm.running_mean is None
 
 
 def refuse_single_values(norm: nn.Module, y: torch.Tensor) -> None:
@@ -115,7 +115,7 @@ def refuse_single_values(norm: nn.Module, y: torch.Tensor) -> None:
 def count_batch(norm: nn.Module) -> float:
     """Count a training batch, as ``nn.BatchNorm3d`` does; how far the running statistics move towards it (0 where the
     block is only being recomputed, or there are none)."""
-    if of_each_case(norm) or getattr(norm, "recomputing", False):
+    if per_case(norm) or getattr(norm, "recomputing", False):
         return 0.0
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -127,7 +127,7 @@ def count_batch(norm: nn.Module) -> float:
 def torch_norm(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``norm`` of ``maps`` by PyTorch, with mean and 1 / deviation."""
     momentum, batch = count_batch(norm), uses_batch(norm)
-    running = (None, None) if of_each_case(norm) else (norm.running_mean, norm.running_var)
+    running = (None, None) if per_case(norm) else (norm.running_mean, norm.running_var)
     z, mean, inverse = torch.native_batch_norm(
         y, *weight_and_bias(norm, y.shape[1]), *running, batch, momentum, norm.eps)
     return z, *((mean, inverse) if batch else running_statistics(norm))
@@ -144,7 +144,7 @@ def kernel_statistics(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, t
     if not uses_batch(norm):
         return running_statistics(norm)
     mean, variance = calls.channel_statistics(y)
-    if not of_each_case(norm) and norm.training and norm.running_mean is not None:
+    if not per_case(norm) and norm.training and norm.running_mean is not None:
         count = y.numel() // y.shape[1]
         norm.running_mean.lerp_(mean.float(), momentum)
         norm.running_var.lerp_((variance * (count / (count - 1))).float(), momentum)
@@ -181,16 +181,16 @@ def normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gra
         parameters = list(block.norm.parameters())
         with torch.enable_grad():
             leaf = y.detach().requires_grad_()
-            of_y, *others = torch.autograd.grad(block.act(block.norm(leaf)), [leaf, *parameters], gradient)
-        return of_y, dict(zip(parameters, others))
+            grad_y, *others = torch.autograd.grad(block.act(block.norm(leaf)), [leaf, *parameters], gradient)
+        return grad_y, dict(zip(parameters, others))
     shape, norm = y.shape, getattr(block, "norm", None)
     y, gradient = maps(norm, y), maps(norm, gradient)
     if usable(y) and y.is_contiguous():
         with record_function("gradient of norm and activation"):
-            of_y, found = kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
+            grad_y, found = kernel_normalise_backward(block, y, statistics, gradient.contiguous(), in_place)
     else:
-        of_y, found = torch_normalise_backward(block, y, statistics, gradient if in_place else gradient.clone())
-    return of_y.view(shape), found
+        grad_y, found = torch_normalise_backward(block, y, statistics, gradient if in_place else gradient.clone())
+    return grad_y.view(shape), found
 
 
 def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
@@ -201,13 +201,13 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
     (mean, constant, slope), found = torch.zeros((3, channels)), {}
     if norm is not None:
         mean, inverse = statistics
-        of_shift, of_scale = calls.norm_sums(y, gradient, scale, shift, mean, activation)
+        grad_shift, grad_scale = calls.norm_sums(y, gradient, scale, shift, mean, activation)
         if norm.weight is not None:
-            found = of_weight_and_bias(norm, of_scale * inverse, of_shift)
+            found = norm_gradients(norm, grad_scale * inverse, grad_shift)
         if uses_batch(norm):
             count = y.numel() // channels
-            constant = (of_shift / count).float()
-            slope = (of_scale * inverse.double() ** 2 / count).float()
+            constant = (grad_shift / count).float()
+            slope = (grad_scale * inverse.double() ** 2 / count).float()
     result = gradient if in_place else torch.empty_like(gradient)
     calls.norm_backward(y, gradient, result, scale, shift, mean, constant, slope, activation)
     return result, found
@@ -216,23 +216,23 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
 def torch_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
                              ) -> tuple[torch.Tensor, dict]:
     """``normalise_backward`` by PyTorch, in place, some channels at a time."""
-    norm, take_back = getattr(block, "norm", None), ACTIVATION_GRADIENTS[activation_of(block)]
+    norm, activation_backward = getattr(block, "norm", None), ACTIVATION_GRADIENTS[activation_of(block)]
     weight = None if norm is None else weight_and_bias(norm, y.shape[1])[0]
-    of_weight, of_bias = [], []
+    grad_weight, grad_bias = [], []
     for part in channel_parts(y.shape[1]):
-        g = take_back(gradient[:, part], before_activation(block, y, statistics, part))
+        g = activation_backward(gradient[:, part], before_activation(block, y, statistics, part))
         if norm is not None:
             running = (None, None) if uses_batch(norm) else (norm.running_mean[part], norm.running_var[part])
             has_weight = weight is not None
             g, w, b = torch.ops.aten.native_batch_norm_backward(
                 g, y[:, part], weight[part] if has_weight else None, *running, *(s[part] for s in statistics),
                 uses_batch(norm), norm.eps, [True, has_weight, has_weight])
-            of_weight.append(w)
-            of_bias.append(b)
+            grad_weight.append(w)
+            grad_bias.append(b)
         gradient[:, part] = g
     if weight is None:
         return gradient, {}
-    return gradient, of_weight_and_bias(norm, torch.cat(of_weight), torch.cat(of_bias))
+    return gradient, norm_gradients(norm, torch.cat(grad_weight), torch.cat(grad_bias))
 
 
 def channel_parts(channels: int) -> list[slice]:
@@ -255,5 +255,5 @@ class NormActivation(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         y, *statistics = ctx.saved_tensors
-        of_y, found = normalise_backward(ctx.block, y, tuple(statistics), gradient)
-        return None, of_y, *(found[p] for p in ctx.parameters)
+        grad_y, found = normalise_backward(ctx.block, y, tuple(statistics), gradient)
+        return None, grad_y, *(found[p] for p in ctx.parameters)

@@ -3,7 +3,7 @@
 import torch
 
 from meshnet.errors import OneLineParser, UserError, run_script
-from meshnet.networks.baselines import NETWORKS, build
+from meshnet.networks.baselines import NETWORKS, build_baseline
 from meshnet.networks.memory import count_parameters
 from meshnet.networks.meshnet import MeshNet
 
@@ -17,7 +17,7 @@ def table() -> list[dict]:
     for name, row in NETWORKS.items():
         # On the meta device nothing is allocated; SwinUNETR reads numbers while it is built and cannot be built there.
         with torch.device("cpu" if name == "swin_unetr" else "meta"):
-            parameters = count_parameters(build(name))
+            parameters = count_parameters(build_baseline(name))
         rows.append({"name": name, "parameters": parameters, "paper": row.paper_parameters, "why": row.why})
     return rows
 

@@ -211,7 +211,8 @@ def add_checkpointing(network: nn.Module, stages: Sequence[str]) -> None:
     visit(network)
 
 
-def build(name: str, in_channels: int = 1, classes: int = 2, checkpointing: bool = False, **options) -> Baseline:
+def build_baseline(name: str, in_channels: int = 1, classes: int = 2, checkpointing: bool = False,
+                   **options) -> Baseline:
     """The network ``name`` of the table with fresh weights.
 
     Args:

@@ -44,7 +44,7 @@ def build(name: str, arguments: dict) -> nn.Module:
         else:
             from meshnet.networks import baselines
 
-            model = baselines.build(name, **arguments)
+            model = baselines.build_baseline(name, **arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"model {name}: {error}") from error
     model.name = name

@@ -9,7 +9,7 @@ from meshnet.kernels import convolution, normalise
 
 # ---------------------------------------------------------------- the step itself
 
-class Column(torch.autograd.Function):
+class CheckpointedMeshNet(torch.autograd.Function):
     """Blocks and head of a MeshNet as one function, which keeps the convolutions' outputs that its plan names."""
 
     @staticmethod
@@ -22,7 +22,7 @@ class Column(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             z = x.to(dtype)
             for i, block in enumerate(blocks):
-                y = convolve(block, z)
+                y = convolve_block(block, z)
                 del z
                 z, found = normalise.normalise(block, y, None, in_place=i not in plan)
                 statistics.append(found)
@@ -47,18 +47,19 @@ class Column(torch.autograd.Function):
         held = dict(zip(ctx.plan, ctx.kept))
         ctx.kept = None
         with torch.autocast(x.device.type, enabled=False):
-            of_x, of_parameters = walk_back(ctx, x, held, gradient.to(ctx.dtype))
+            grad_x, grad_parameters = walk_back(ctx, x, held, gradient.to(ctx.dtype))
         names = [p for module in (*ctx.blocks, ctx.head) for p in module.parameters()]
-        return (None, None, None, of_x, *(of_parameters.get(p) for p in names))
+        return (None, None, None, grad_x, *(grad_parameters.get(p) for p in names))
 
 
-def run_column(blocks: Sequence[nn.Module], head: nn.Module, plan: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
+def run_checkpointed(blocks: Sequence[nn.Module], head: nn.Module, plan: tuple[int, ...],
+                     x: torch.Tensor) -> torch.Tensor:
     """``head(blocks(x))``, keeping for the backward pass what ``plan`` says."""
     parameters = [p for module in (*blocks, head) for p in module.parameters()]
-    return Column.apply(list(blocks), head, tuple(plan), x, *parameters)
+    return CheckpointedMeshNet.apply(list(blocks), head, tuple(plan), x, *parameters)
 
 
-def convolve(block: nn.Module, x: torch.Tensor, purpose: str = "convolution") -> torch.Tensor:
+def convolve_block(block: nn.Module, x: torch.Tensor, purpose: str = "convolution") -> torch.Tensor:
     """The convolution of ``block``, in the type of ``x``."""
     conv = block.conv
     bias = None if conv.bias is None else conv.bias.detach().to(x.dtype)
@@ -77,16 +78,16 @@ def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: tor
         wanted, needs_bias = i > 0 or x.requires_grad, conv.bias is not None
         z = activated(ctx, x, held, i - 1)
         if convolution.usable(gradient, weight):  # the input's gradient needs no input: let go of it first
-            _, of_weight, of_bias = convolution.gradients(z, weight, dilation, gradient, (False, True, needs_bias))
+            _, grad_weight, grad_bias = convolution.gradients(z, weight, dilation, gradient, (False, True, needs_bias))
             del z
             gradient, *_ = convolution.gradients(None, weight, dilation, gradient, (wanted, False, False))
         else:
-            gradient, of_weight, of_bias = convolution.gradients(z, weight, dilation, gradient,
+            gradient, grad_weight, grad_bias = convolution.gradients(z, weight, dilation, gradient,
                                                                 (wanted, True, needs_bias))
             del z
-        result[conv.weight] = of_weight.to(conv.weight.dtype)
+        result[conv.weight] = grad_weight.to(conv.weight.dtype)
         if needs_bias:
-            result[conv.bias] = of_bias.to(conv.bias.dtype)
+            result[conv.bias] = grad_bias.to(conv.bias.dtype)
     return gradient, result
 
 
@@ -95,7 +96,7 @@ def activated(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], block: int) -
     if block < 0:
         return x.to(ctx.dtype)
     if block not in held:
-        held[block] = convolve(ctx.blocks[block], activated(ctx, x, held, block - 1), "convolution, again")
+        held[block] = convolve_block(ctx.blocks[block], activated(ctx, x, held, block - 1), "convolution, again")
     return normalise.normalise(ctx.blocks[block], held[block], ctx.statistics[block])[0]
 
 
@@ -104,9 +105,9 @@ def head_backward(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient:
     head, space = ctx.head, gradient.shape[2:]
     gradient = gradient.flatten(2)
     z = activated(ctx, x, held, len(ctx.blocks) - 1).flatten(2)
-    of_weight = sum(g @ one.t() for g, one in zip(gradient, z))
+    grad_weight = sum(g @ one.t() for g, one in zip(gradient, z))
     del z
-    result = {head.weight: of_weight.to(head.weight.dtype)[:, :, None, None, None]}
+    result = {head.weight: grad_weight.to(head.weight.dtype)[:, :, None, None, None]}
     if head.bias is not None:
         result[head.bias] = gradient.sum(dim=(0, 2), dtype=torch.float32).to(head.bias.dtype)
     weight = head.weight.detach()[:, :, 0, 0, 0].t().to(gradient.dtype)

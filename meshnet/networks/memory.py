@@ -41,7 +41,7 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
         budget = int(budget * PLANNED)
         if compiled:
             budget -= working_bytes(model, shape[2:])
-    sizes, kept = sizes_of(model, tuple(shape), bytes_per_value), maps_kept(model, compiled)
+    sizes, kept = map_sizes(model, tuple(shape), bytes_per_value), maps_kept(model, compiled)
     if model.recomputes_exactly:
         return choose_plan(sizes, budget, compiled, kept)
     return None if budget is not None and plain_peak(sizes, kept) <= budget else ()
@@ -59,7 +59,7 @@ def goes_by_kernels(model: nn.Module, bytes_per_value: int, device: torch.device
     return device.type == "cpu" and bytes_per_value == 4 and calls.available()
 
 
-def sizes_of(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) -> tuple[int, ...]:
+def map_sizes(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) -> tuple[int, ...]:
     """Bytes of the input and of each block's map, then of the logits (float32, as the loss sees them)."""
     batch, channels, *space = shape
     voxels = batch * int(torch.Size(space).numel())
@@ -106,19 +106,19 @@ def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
         peak = max(peak, live + size + max(before, size))
         live += size if block in plan else 0
     held = {block: maps[block] for block in plan}
-    peak = max(peak, recall_peak(maps, held, len(maps) - 1, 0))
+    peak = max(peak, recompute_peak(maps, held, len(maps) - 1, 0))
     for block in reversed(range(len(maps))):
         gradient = maps[block]
         peak = max(peak, sum(held.values()) + gradient + (0 if compiled else 4 * gradient // normalise.PARTS))
         del held[block]
         if block:
-            peak = max(peak, recall_peak(maps, held, block - 1, gradient))
+            peak = max(peak, recompute_peak(maps, held, block - 1, gradient))
             beside = maps[block - 1] if compiled else 2 * maps[block - 1]
             peak = max(peak, sum(held.values()) + gradient + beside)
     return peak + LOSS_COPIES * sizes[-1]
 
 
-def recall_peak(maps: Sequence[int], held: dict[int, int], block: int, beside: int) -> int:
+def recompute_peak(maps: Sequence[int], held: dict[int, int], block: int, beside: int) -> int:
     """Bytes at the height of ``activated``; ``held`` then has what that puts there."""
     peak = 0
     for b in range(max((b for b in held if b <= block), default=-1) + 1, block + 1):
@@ -142,7 +142,7 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
     """
     size = torch.empty((), dtype=dtype).element_size()
     whole = (batch, model.arguments["in_channels"], *shape)
-    sizes = sizes_of(model, whole, size)
+    sizes = map_sizes(model, whole, size)
     plan = model.checkpoint_plan(whole, size, device)
     compiled = goes_by_kernels(model, size, device)
     if plan is None:

@@ -16,7 +16,7 @@ from meshnet.files import write_text
 from meshnet.kernels import convolution, normalise
 from meshnet.networks import folder, memory
 from meshnet.networks.card import WEIGHTS, Card, read_card
-from meshnet.networks.checkpointing import run_column
+from meshnet.networks.checkpointing import run_checkpointed
 from meshnet.networks.norms import make_norm, recomputed
 
 PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
@@ -118,7 +118,7 @@ class MeshNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
         if plan is not None and self.recomputes_exactly:
-            return run_column(self.blocks, self.head, plan, x)
+            return run_checkpointed(self.blocks, self.head, plan, x)
         for block in self.blocks:  # else torch's own checkpointing, a block at a time
             x = block(x) if plan is None else recomputed(block, block, x)
         return self.head(x)

@@ -43,7 +43,8 @@ def test_air_that_is_copied_is_what_the_network_gives(dilations, sides, channels
     model = network(channels, dilations)
     for conv in (m for m in model.modules() if isinstance(m, nn.Conv3d)):
         conv.weight.data *= 2.5  # so that what is furthest away counts
-    volume = predict.turn(np.ascontiguousarray(predict.turn(scan(1, shape, content, air), axes)), np.argsort(axes))
+    volume = predict.permute_axes(scan(1, shape, content, air), axes)
+    volume = predict.permute_axes(np.ascontiguousarray(volume), np.argsort(axes))
     inside = (slice(None), *(slice(a, b) for a, b in wanted))
     expected = by_model(model, volume)
     error = np.abs(predict.predict_logits(model, volume, crop=wanted) - expected)[inside].max()

@@ -21,20 +21,20 @@ def test_no_compiler_or_a_broken_one_means_pytorch(monkeypatch, tmp_path):
     broken.write_text("this is no C++")
     with monkeypatch.context() as patch:
         patch.setattr(build, "SOURCE", broken)
-        assert build.build(tmp_path / "cache") is None
+        assert build.build_library(tmp_path / "cache") is None
         assert not list((tmp_path / "cache").glob("*")), "nothing half-built may stay"
     monkeypatch.setattr(build, "COMPILERS", ())
-    assert build.build(tmp_path / "cache") is None
+    assert build.build_library(tmp_path / "cache") is None
 
 
 def test_another_header_is_another_library(monkeypatch, tmp_path):
     shutil.copy(build.SOURCE, tmp_path)
     headers = shutil.copytree(build.SOURCE.parent / "cpu", tmp_path / "cpu")
-    before = build.fingerprint(sys.executable)
+    before = build.library_hash(sys.executable)
     monkeypatch.setattr(build, "SOURCE", tmp_path / build.SOURCE.name)
-    assert build.fingerprint(sys.executable) == before
+    assert build.library_hash(sys.executable) == before
     (headers / "inner.h").write_text("// changed")
-    assert build.fingerprint(sys.executable) != before
+    assert build.library_hash(sys.executable) != before
 
 
 @needs_kernels

@@ -25,7 +25,7 @@ SMALL = {"segresnet": {}, "unet": {}, "umamba_bot": {"features": (4, 4, 8, 8, 8)
 @pytest.mark.parametrize("name", ["segresnet", "unet", "unetr", pytest.param("umamba_enc", marks=pytest.mark.slow)])
 def test_any_size_and_padding_changes_nothing_where_none_is_needed(name):
     torch.manual_seed(0)
-    model = baselines.build(name, in_channels=2, classes=3, **SMALL[name]).eval()
+    model = baselines.build_baseline(name, in_channels=2, classes=3, **SMALL[name]).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 2, 17, 9, 32)).shape == (1, 3, 17, 9, 32)
         x = torch.randn(1, 2, *[2 * model.multiple if name != "unetr" else 32] * 3)
@@ -34,7 +34,7 @@ def test_any_size_and_padding_changes_nothing_where_none_is_needed(name):
 
 def test_the_pad_is_zeros_at_the_far_end():
     torch.manual_seed(0)
-    model = baselines.build("segresnet", init_filters=8).eval()
+    model = baselines.build_baseline("segresnet", init_filters=8).eval()
     x = torch.randn(1, 1, 16, 16, 24)
     x[:, :, :, 13:] = 0
     with torch.no_grad():
@@ -51,7 +51,7 @@ def check_checkpointing(name, options, shape):
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = baselines.build(name, checkpointing=checkpointing, **options)
+        model = baselines.build_baseline(name, checkpointing=checkpointing, **options)
         torch.manual_seed(0)
         loss = model(x).square().mean()
         loss.backward()
@@ -75,7 +75,7 @@ def test_checkpointing_keeps_less():
             total += tensor.numel() * tensor.element_size()
             return tensor
 
-        model = baselines.build("segresnet", checkpointing=checkpointing)
+        model = baselines.build_baseline("segresnet", checkpointing=checkpointing)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.zeros(1, 1, 16, 16, 16))
         return total
@@ -84,7 +84,7 @@ def test_checkpointing_keeps_less():
 
 
 def test_what_cannot_be_is_one_line():
-    model = baselines.build("unetr", **SMALL["unetr"])
+    model = baselines.build_baseline("unetr", **SMALL["unetr"])
     with pytest.raises(ValueError, match=r"at most \(32, 32, 32\)"):
         model(torch.zeros(1, 1, 48, 16, 16))
     with pytest.raises(UserError, match="model vnet: found 3 input channels, expected 1, 2, 4, 8 or 16"):
@@ -96,7 +96,7 @@ def test_what_cannot_be_is_one_line():
 def test_learning_rates_by_name_in_any_network():
     for name, pattern in (("segresnet", r"network\.convInit"), ("unetr", r"network\.vit\."), ("ukan", r"\.kan_up\.")):
         with torch.device("meta"):
-            model = baselines.build(name, **SMALL.get(name, {}))
+            model = baselines.build_baseline(name, **SMALL.get(name, {}))
         config = OptimizerConfig(lr=1e-3, param_groups=[{"match": pattern, "lr": 1e-5}])
         slow = sum(p.numel() for group in group_parameters(model, config) if group["lr"] == 1e-5
                    for p in group["params"])

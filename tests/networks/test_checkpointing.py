@@ -56,7 +56,7 @@ def test_recomputing_changes_no_gradient_and_no_statistic(way, arguments, traini
     least = copy.deepcopy(model)
     least.checkpointing = True
     some = copy.deepcopy(model)
-    some.memory_budget = memory.plan_peak(memory.sizes_of(model, x.shape, 4), (0, 1, 3), way == "compiled")
+    some.memory_budget = memory.plan_peak(memory.map_sizes(model, x.shape, 4), (0, 1, 3), way == "compiled")
     for other in (kept, least, some):
         other_loss, other_gradients, other_buffers = step(other, x, target)
         assert abs(loss - other_loss) < 1e-6
@@ -129,7 +129,7 @@ def test_dropout_is_recomputed_block_by_block():
     model, shape = MeshNet(6, dilations=(1, 2, 4), dropout=0.1, checkpointing=True), (1, 1, 24, 24, 24)
     beside = memory.working_bytes(model, shape[2:]) if calls.available() else 0
     found = memory.estimate_training_memory(model, 1, shape[2:]) - beside
-    sizes = memory.sizes_of(model, shape, 4)
+    sizes = memory.map_sizes(model, shape, 4)
     assert found == memory.blocks_peak(sizes, calls.available())
     model.checkpointing = False
     for device, kept in ((torch.device("cuda"), 3), (None, 2 if calls.available() else 3)):  # a third in PyTorch

@@ -25,7 +25,7 @@ def test_plans_by_hand():
 def test_more_room_means_fewer_second_convolutions():
     model = MeshNet(26)
     shape = (1, 1, 96, 96, 96)
-    sizes = memory.sizes_of(model, shape, 4)
+    sizes = memory.map_sizes(model, shape, 4)
     work = []
     for budget in range(500, 2300, 50):
         plan = memory.plan_checkpoints(model, shape, 4, budget * 10**6)
@@ -41,7 +41,7 @@ def test_more_room_means_fewer_second_convolutions():
 
 def test_plans_know_where_the_step_runs():
     model, shape = MeshNet(6, dilations=(1, 2, 4)), (1, 1, 24, 24, 24)
-    sizes, gpu = memory.sizes_of(model, shape, 4), torch.device("cuda")
+    sizes, gpu = memory.map_sizes(model, shape, 4), torch.device("cuda")
     assert memory.goes_by_kernels(model, 4) == calls.available()
     assert not memory.goes_by_kernels(model, 2) and not memory.goes_by_kernels(model, 4, gpu)
     model.checkpointing = True
