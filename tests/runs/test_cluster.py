@@ -1,11 +1,14 @@
 """Ray: the cores of a task, and clusters that do not answer."""
 
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from meshnet.errors import UserError
-from meshnet.runs.cluster import check_reachable, largest_share
+from meshnet.runs import cluster, jobs
+from meshnet.runs.cluster import RayLauncher, check_reachable, largest_share
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,75 @@ def test_an_address_without_a_ray_cluster_is_refused_at_once(monkeypatch):
         check_reachable(f"127.0.0.1:{port}")
     with pytest.raises(UserError, match="expected HOST:PORT"):
         check_reachable("head-node")
+
+
+class Lost(Exception):
+    """Ray's own complaint about a node that is gone."""
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """A stand-in for Ray's module: a cluster of two living nodes, one dead, and tasks that end when told."""
+    nodes = [{"Resources": {"CPU": 8, "GPU": 1}, "Alive": True}, {"Resources": {"CPU": 4, "GPU": 2}, "Alive": True},
+             {"Resources": {"CPU": 64}, "Alive": False}]
+    fake = SimpleNamespace(asked=[], ends={}, cancelled=[], offers={"CPU": 12}, is_initialized=lambda: True,
+                           cluster_resources=lambda: fake.offers, nodes=lambda: nodes,
+                           exceptions=SimpleNamespace(RayError=Lost))
+
+    def remote(**wanted):
+        fake.asked.append(wanted)
+        return lambda function: SimpleNamespace(remote=lambda *given: len(fake.asked))
+
+    def get(task):
+        if isinstance(fake.ends[task], Exception):
+            raise fake.ends[task]
+        return fake.ends[task]
+
+    fake.remote, fake.get = remote, get
+    fake.wait = lambda tasks, timeout: ([task for task in tasks if task in fake.ends], [])
+    fake.cancel = lambda task, force: fake.cancelled.append(task)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    return fake
+
+
+def test_ray_tasks_share_the_cores_of_the_living_nodes_or_take_one_beside_their_gpus(ray):
+    launcher = RayLauncher(None, None, None, None)
+    assert (launcher.slots, launcher.gpus, launcher.cpus) == (3, 0, 4)  # a task for each four cores
+    assert RayLauncher(6, None, None, None).cpus == 2
+    ray.offers = {"CPU": 2}
+    assert RayLauncher(None, 0, None, None).slots == 1
+    ray.offers = {"CPU": 12, "GPU": 3}
+    launcher = RayLauncher(None, None, None, None)
+    assert (launcher.slots, launcher.gpus, launcher.cpus) == (3, 1, 1)
+    assert RayLauncher(None, 2, None, None).slots == 1
+    with pytest.raises(UserError, match="--gpus_per_worker: found 4, expected what the Ray cluster has: 3 GPUs"):
+        RayLauncher(None, 4, None, None)
+
+
+def test_how_ray_tasks_end(ray, job):
+    launcher = RayLauncher(4, 0, None, None)
+    handles = [launcher.submit(job(name, "")) for name in ("good", "shot", "lost", "running")]
+    assert ray.asked == [{"num_gpus": 0, "num_cpus": 2, "max_retries": 0}] * 4 and launcher.poll() == []
+    ray.ends |= {1: (0, "one"), 2: (247, "two"), 3: Lost()}
+    ended = launcher.poll()
+    assert [(end.code, end.reason) for end in ended] == [
+        (0, ""), (-9, "killed by SIGKILL"), (None, "ended unseen")]
+    assert [end.handle.host for end in ended] == ["one", "two", "ray"]
+    assert launcher.free() == 3 and launcher.adopt(handles[0].job, {}) is None
+    launcher.kill(handles[3])
+    assert ray.cancelled == [4] and launcher.running() == []
+
+
+def test_a_ray_task_that_waits_for_a_node_is_not_silent(ray, job, monkeypatch):
+    clock = [0.0]
+    for module in (cluster, jobs):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    launcher = RayLauncher(1, 0, None, None)
+    handle = launcher.submit(job("waiting", "", silent_after=60))
+    clock[0] = 1000
+    assert launcher.poll() == []
+    (handle.job.run_dir / cluster.STARTED).touch()
+    clock[0] = 1060
+    assert launcher.poll() == []
+    clock[0] = 1061
+    assert [end.reason for end in launcher.poll()] == ["silent for 60 s"]

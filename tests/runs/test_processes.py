@@ -64,3 +64,12 @@ def test_the_guard_passes_the_exit_code_on_and_waits_for_the_one_before(tmp_path
     assert first.wait() == 7
     assert second.wait() == 0
     assert (tmp_path / "log").read_text() == "first\nsecond\n"
+
+
+@LINUX
+def test_what_a_command_leaves_behind_ends_with_it(tmp_path, root):
+    code = ("import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+            "start_new_session=True); sys.exit(5)")
+    process = guarded(tmp_path, root, "guard-e", sys.executable, "-c", code)
+    assert process.wait() == 5
+    assert processes.members("guard-e") == []

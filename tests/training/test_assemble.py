@@ -1,4 +1,4 @@
-"""How a run is put together: the training box, the memory foretold, precision."""
+"""How a run is put together: the training box, the estimated memory, precision."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from training_runs import assert_same_run, lines, train, weights
 
 from meshnet.config import Config
 from meshnet.inference.predict import predict_logits
+from meshnet.networks.memory import estimate_training_memory
 from meshnet.networks.meshnet import MeshNet
-from meshnet.training.assemble import training_box
+from meshnet.training.assemble import estimate_step, training_box
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "instance", "group"])
@@ -78,3 +79,21 @@ def test_a_second_process_in_the_same_run_folder_is_refused(tiny_data, tmp_path)
 def test_the_memory_of_a_step_is_said_before_training(tiny_data, tmp_path):
     out = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1).stdout
     assert out.splitlines()[0].startswith("memory: about") and "epoch 1/1" in out.splitlines()[1]
+
+
+def test_the_memory_foretold_is_that_of_the_box_the_patch_or_the_whole_volume(tiny_cases):
+    config, network = Config(), MeshNet(4, dilations=(1, 2))
+    config.training.batch_size = 3
+
+    def foretold(box, precision=None):
+        return estimate_step(config, tiny_cases, network, box, precision)
+
+    expected = lambda shape, dtype=torch.float32: estimate_training_memory(network, 3, shape, dtype, None)
+    assert foretold([0, 16, 4, 28, 8, 16]) == expected([16, 24, 8])
+    assert foretold(None) == expected(tiny_cases.info["shape"]) > foretold([0, 16, 4, 28, 8, 16])
+    assert foretold(None, "bf16") == expected(tiny_cases.info["shape"], torch.bfloat16)
+    assert foretold(None, "fp16") == expected(tiny_cases.info["shape"], torch.float16) < foretold(None)
+    config.model.patch = [8, 16, 8]
+    assert foretold([0, 16, 4, 28, 8, 16]) == expected([8, 16, 8])
+    config.model.name = "unet"
+    assert foretold(None) is None
