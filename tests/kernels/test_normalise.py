@@ -51,3 +51,16 @@ def test_a_nan_stays_a_nan():
     out = convolution.convolve(x, torch.ones(2, 1, 3, 3, 3), None, 1)
     block = Block(1, 2, 1, "none", True, 0, "relu", True, 0.0)
     assert torch.isnan(out).all() and torch.isnan(normalise.normalise(block, out, None)[0]).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("momentum", [None, 0.3])
+def test_running_statistics_move_as_those_of_pytorch(momentum):
+    """Without a momentum they are the mean of all batches so far."""
+    block, theirs = Block(3, 3, 1, "batch", True, 0, "relu", True, 0.0), nn.BatchNorm3d(3, momentum=momentum)
+    block.norm.momentum = momentum
+    for y in draw(*[(2, 3, 4, 5, 6)] * 3):
+        normalise.normalise(block, y, None)
+        theirs(y)
+        for name, buffer in theirs.named_buffers():
+            torch.testing.assert_close(getattr(block.norm, name), buffer, rtol=1e-5, atol=1e-6)

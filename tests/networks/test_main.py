@@ -18,6 +18,9 @@ def test_counts_are_the_papers():
         "ukan": 44_070_082, "residual_unet": 4_806_481}
     for row in rows:
         assert (row["parameters"] == row["paper"]) == (row["why"] == ""), row
+    unlike = {row["name"]: row["paper"] - row["parameters"] for row in rows if row["why"]}
+    assert unlike == {"umamba_bot": 454, "umamba_enc": 454, "mednext_s": 1, "mednext_b": 1, "mednext_m": 1,
+                      "residual_unet": 1_979_610 - 4_806_481}
 
 
 def test_the_command_prints_every_network(capsys, monkeypatch):

@@ -76,3 +76,10 @@ def test_a_mamba_layer_sees_only_the_past():
     assert torch.allclose(before[:, :25], after[:, :25], atol=1e-6)
     assert not torch.allclose(before[:, 25:], after[:, 25:], atol=1e-3)
     assert count_parameters(layer) == 6 * 8**2 + 110 * 8 + 4 * 8  # arXiv 2312.00752, d_state 16, d_conv 4, rank 1
+
+
+def test_step_sizes_begin_between_a_thousandth_and_a_tenth_on_a_logarithmic_scale():
+    torch.manual_seed(0)
+    steps = torch.nn.functional.softplus(umamba.Mamba(2000).dt_proj.bias.detach())
+    assert 0.001 <= steps.min() < 0.00102 and 0.098 < steps.max() <= 0.1001
+    assert steps.log().mean().exp().item() == pytest.approx(0.01, rel=0.1)

@@ -137,3 +137,22 @@ def test_class_names_come_from_the_colormap(tmp_path):
     (tmp_path / "colormap.json").write_text('{"labels": ["background", "stroke"], "R": [0, 255]}')
     run_command("import", path, tmp_path / "m")
     assert read_card(tmp_path / "m").classes == ["background", "stroke"]
+
+
+@pytest.mark.parametrize("kind, passed", [
+    ("Dropout", True), ("SpatialDropout3D", True), ("Activation", True), ("MaxPooling3D", False), ("Dense", False)])
+def test_layers_that_do_nothing_are_passed_over_and_others_refused(tmp_path, kind, passed):
+    path, compute = made_up(tmp_path)
+    document = json.loads(path.read_text())
+    layers = document["modelTopology"]["model_config"]["config"]["layers"]
+    before, after = layers[1]["name"], layers[2]
+    layers.insert(2, {"class_name": kind, "config": {"name": "more", "activation": "linear"}, "name": "more",
+                      "inbound_nodes": [[[before, 0, 0, {}]]]})
+    after["inbound_nodes"] = [[["more", 0, 0, {}]]]
+    path.write_text(json.dumps(document))
+    if passed:
+        x = torch.randn(1, 1, 8, 8, 8)
+        assert torch.allclose(tfjs.read_tfjs(path)[0](x), compute(x), rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(UserError, match=f"found a layer of kind {kind}, expected Conv3D"):
+            tfjs.read_tfjs(path)

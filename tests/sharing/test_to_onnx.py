@@ -16,6 +16,7 @@ from meshnet.inference.scan import conformed_scan
 from meshnet.networks import build, folder
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
+from meshnet.sharing import to_onnx
 
 
 def train_a_little(model: nn.Module, size: int = 14, steps: int = 20) -> nn.Module:
@@ -133,3 +134,25 @@ def test_onnx_of_the_published_model_on_its_scan(published, shared_data, tmp_pat
         write_onnx(network, card, tmp_path / "p.onnx", precision)
         parity = compare(network, tmp_path / "p.onnx", [volume])
         assert parity["relative_difference"] <= tolerance and parity["dice"] >= 0.999, (precision, parity)
+
+
+def test_only_a_batch_norm_is_folded():
+    torch.manual_seed(0)
+    for network in (MeshNet(4, dilations=(1, 2), norm="group").eval(), MeshNet(4, dilations=(1,), norm="none").eval(),
+                    nn.Conv3d(1, 2, 1)):
+        assert to_onnx.folded(network) is network
+    network = randomise(MeshNet(4, dilations=(1, 2), bias=False, final_bias=False, dropout=0.5))
+    plain, x = to_onnx.folded(network).eval(), torch.randn(1, 1, 7, 6, 5)
+    assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm3d | nn.Dropout3d)]
+    torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_half_precision_is_that_of_the_weights_alone():
+    torch.manual_seed(0)
+    network, x = randomise(MeshNet(4, dilations=(1, 2))), torch.randn(1, 1, 7, 6, 5)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    whole, half = (to_onnx.served(network, precision) for precision in ("fp32", "fp16"))
+    torch.testing.assert_close(whole(x), network(x), rtol=1e-4, atol=1e-5)
+    assert 0 < (half(x) - network(x)).abs().max() < 0.02 * network(x).abs().max()
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
