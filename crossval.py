@@ -1,69 +1,78 @@
-"""Folds × restarts of several recipes → the results table of a paper. The same command again goes on.
+"""Cross-validate several recipes and write the results table of a paper. The same command again continues.
 
     python crossval.py --data data/arc --recipes recipes/meshnet26.yaml recipes/segresnet.yaml --restarts 10 1 \
         --workers 4 --out runs/table1
     python crossval.py --out runs/table1 --report
 
-Every run is train.py on one outer fold with one seed, then train.py --test on the finished run, once. Restarts are
-chosen by validation; nothing here reads a test score but the report. Flags of a configuration (``--optimizer.lr``,
-``--override``) go to every run. Exit code 0: all runs are there; 1: some failed, the report says which; 2: wrong flags.
+Each run is train.py on one outer fold with one seed, followed by a single train.py --test. Restarts are selected by
+validation Dice; only the report reads test scores. Configuration flags (``--optimizer.lr``, ``--override``) apply to
+every run. Exit code 0: all runs are finished; 1: some failed, the report lists them; 2: wrong flags.
 """
 
 import argparse
 import contextlib
-import fcntl
 import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from meshnet.crossval.plan import FORMAT, PLAN, SPLITS, check_splits, extend_plan, load_plan, missing_runs, write_plan
+from meshnet.crossval.plan import FORMAT, PLAN, check_splits, extend_plan, load_plan, missing_runs, write_plan
+from meshnet.data.schema import SPLITS
 from meshnet.errors import OneLineParser, UserError, run_script
+from meshnet.files import lock
+from meshnet.runs.folder import LOCK
+from meshnet.runs.launch import LAUNCHERS
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     p = OneLineParser(prog="crossval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                       allow_abbrev=False)
-    p.add_argument("--out", required=True, metavar="FOLDER", help="plan, runs and report; the same one again goes on")
+    p.add_argument("--out", required=True, metavar="FOLDER",
+                   help="folder for plan, runs and report; an existing one is continued")
     p.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
-    p.add_argument("--recipes", nargs="+", default=[], metavar="FILE", help="one model each, called by the file's name")
-    p.add_argument("--restarts", nargs="+", type=int, default=[], metavar="N", help="for all recipes, or one number "
-                   "for each (default: as the paper, 10 for a MeshNet and 1 for any other)")
-    p.add_argument("--inner_fold", type=int, default=0, help="which part of the training subjects validates")
-    p.add_argument("--seed", type=int, default=0, help="of restart 0; the others count up from it")
-    p.add_argument("--ensemble", action="store_true", help="score the averaged probabilities of each fold's restarts")
+    p.add_argument("--recipes", nargs="+", default=[], metavar="FILE", help="one model each, named after its file")
+    p.add_argument("--restarts", nargs="+", type=int, default=[], metavar="N", help="restarts of all recipes, or "
+                   "one number for each (default: as in the paper, 10 for a MeshNet and 1 for other networks)")
+    p.add_argument("--inner_fold", type=int, default=0,
+                   help="which part of the training subjects is used for validation")
+    p.add_argument("--seed", type=int, default=0, help="seed of restart 0; later restarts add 1 each")
+    p.add_argument("--ensemble", action="store_true", help="also score the average of each fold's restarts")
 
     g = p.add_argument_group("report")
-    g.add_argument("--report", action="store_true", help="only write the report of what is there")
-    g.add_argument("--reference", metavar="NAME", help="test the others against it (default: meshnet26, else the "
-                   "first recipe)")
-    g.add_argument("--pictures", type=int, default=10, help="worst cases to draw (default 10)")
+    g.add_argument("--report", action="store_true", help="only write the report, from the runs finished so far")
+    g.add_argument("--reference", metavar="NAME", help="model that the others are tested against (default: meshnet26, "
+                   "else the first recipe)")
+    g.add_argument("--pictures", type=int, default=10, help="number of worst cases to draw (default 10)")
 
     g = p.add_argument_group("where runs are placed")
-    g.add_argument("--launcher", default="local", help="local or ray (default local)")
-    g.add_argument("--workers", type=int, help="runs at a time (default: by GPUs, else by CPU cores)")
-    g.add_argument("--gpus_per_worker", type=int, help="default: 1 where there are GPUs")
-    g.add_argument("--accelerate_config", metavar="FILE", help="for accelerate launch, on GPUs")
-    g.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster; default: this machine's")
-    g.add_argument("--silent_after", type=float, default=3600, help="seconds without a sign of life before a run is "
-                   "started again (default 3600; 0: never)")
-    p.add_argument("--score_ensemble", nargs=2, metavar=("NAME", "FOLD"), help="score one ensemble; --ensemble starts "
-                   "this where runs are placed")
+    g.add_argument("--launcher", choices=LAUNCHERS, default="local", help="default: local")
+    g.add_argument("--workers", type=int, help="number of runs at a time (default: one for each GPU, else for every "
+                   "four CPU cores)")
+    g.add_argument("--gpus_per_worker", type=int, help="GPUs of each run (default: 1 if there are GPUs, else 0)")
+    g.add_argument("--accelerate_config", metavar="FILE", help="configuration of accelerate launch, used with GPUs")
+    g.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster (default: the one of this machine)")
+    g.add_argument("--silent_after", type=float, default=3600, help="restart a run after this many seconds without "
+                   "a heartbeat (default 3600; 0: never)")
+    p.add_argument("--score_ensemble", nargs=2, metavar=("NAME", "FOLD"), help="score one ensemble; started by "
+                   "--ensemble")
     return p
 
 
 def main() -> int:
-    arguments, rest = parser().parse_known_args()
+    arguments, rest = make_parser().parse_known_args()
     out = Path(arguments.out).resolve()
     if arguments.score_ensemble:
         from meshnet.crossval.ensemble import score_ensemble
 
-        return score_ensemble(out, arguments.score_ensemble[0], int(arguments.score_ensemble[1]))
+        model, fold = arguments.score_ensemble
+        if not fold.isdecimal():
+            raise UserError(f"--score_ensemble: found fold {fold!r}, expected a number such as 0")
+        return score_ensemble(out, model, int(fold))
     failed = False
     if not arguments.report:
         with hold(out):
-            plan = settle_plan(arguments, rest, out)
+            plan = make_plan(arguments, rest, out)
             failed = not run_all(arguments, plan, out)
     elif rest:
         raise UserError(f"{rest[0]}: not used by --report; leave it out")
@@ -73,7 +82,7 @@ def main() -> int:
     print(write_report(out, arguments.reference, arguments.pictures))
     missing = missing_runs(out, load_plan(out))
     if missing:
-        print(f"{len(missing)} run(s) are missing, all named in the report; the first: {missing[0]}")
+        print(f"missing runs: {len(missing)} (the report lists them); the first: {missing[0]}")
     return int(failed)
 
 
@@ -83,18 +92,14 @@ def main() -> int:
 def hold(out: Path) -> Iterator[None]:
     """Keep a second crossval.py out of the same folder."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another crossval.py works in it; wait for it or use another --out") from None
+    with lock(out / LOCK, f"{out}: another crossval.py is using it; wait for it or use another --out"):
         yield
 
 
-def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict:
-    """The plan of this call, joined with the one in the folder; nothing is started before it is sound.
+def make_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict:
+    """The plan of this call, merged with the one in the folder and checked before anything is started.
 
-    Without ``--data`` and ``--recipes`` the plan in the folder is taken as it is.
+    Without ``--data`` and ``--recipes`` the plan in the folder is used unchanged.
     """
     path = out / PLAN
     old = load_plan(out) if path.is_file() else None
@@ -114,14 +119,14 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
     from meshnet.runs.folder import versions
 
     data = Path(data_folder(arguments.data))
-    prepared, splits = load_prepared(data), load_splits(data / "splits.json")
-    check_splits(splits, data / "splits.json")
-    fold_subjects(splits, 0, arguments.inner_fold)  # refuses an inner fold that the splits do not have
+    prepared, splits = load_prepared(data), load_splits(data / SPLITS)
+    check_splits(splits, data / SPLITS)
+    fold_subjects(splits, 0, arguments.inner_fold)  # refuses an inner fold that does not exist
     new = {"format": FORMAT, "data": str(data.resolve()), "fingerprint": prepared["fingerprint"],
            "split_hash": splits["hash"], "folds": splits["outer"], "inner_fold": arguments.inner_fold,
            "seed": arguments.seed, "versions": versions(),
-           "ensemble": arguments.ensemble or bool(old and old.get("ensemble")),  # once asked for, always missed
-           "models": settle_models(arguments, rest, out)}
+           "ensemble": arguments.ensemble or bool(old and old.get("ensemble")),  # stays, once requested
+           "models": plan_models(arguments, rest, out)}
     plan = extend_plan(old, new, path)
     for name, source in zip(new["models"], arguments.recipes):
         copy = Path(plan["models"][name]["recipe"])
@@ -129,13 +134,13 @@ def settle_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
         if not copy.is_file():
             shutil.copyfile(source, copy)
     if not (out / SPLITS).is_file():
-        shutil.copyfile(data / "splits.json", out / SPLITS)
+        shutil.copyfile(data / SPLITS, out / SPLITS)
     write_plan(out, plan)
     return plan
 
 
-def settle_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict[str, dict]:
-    """Every recipe with its restarts, its flags and the whole configuration that they amount to."""
+def plan_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict[str, dict]:
+    """Every recipe with its restarts, its flags and the resulting full configuration."""
     from meshnet.config import identity
     from meshnet.recipe import parse
 
@@ -160,10 +165,9 @@ def settle_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> 
 # ---------------------------------------------------------------------- the runs
 
 def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
-    """Train and score what is missing, then the ensembles. Returns whether everything is there.
+    """Train and score what is missing, then the ensembles. Returns whether everything is finished.
 
-    Ctrl-C and SIGTERM end the runs, which go on with the next call; runs that outlive a killed crossval.py are found
-    again.
+    Ctrl-C and SIGTERM end the runs, which the next call continues; runs that outlive a killed crossval.py are adopted.
     """
     from meshnet.crossval.queue import Queue
     from meshnet.runs.launch import make_launcher

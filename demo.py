@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.errors import run_script
+from meshnet.runs.folder import TEST_CASES
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = ROOT / "demo"
@@ -23,7 +24,7 @@ def main() -> int:
     call("prepare.py", "--format", "synthetic", "--cases", CASES, "--voxel_mm", VOXEL_MM, "--outer", 5, "--inner", 8,
          "--out", data)
     call("train.py", "--recipe", ROOT / "recipes/demo.yaml", "--data", data, "--run_dir", run)
-    if not (run / "test_cases.csv").is_file():
+    if not (run / TEST_CASES).is_file():
         call("train.py", "--test", "--run_dir", run)
     dice, threshold, cases = held_out_scores(data, run)
 
@@ -56,7 +57,7 @@ def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
     from meshnet.data.reader import PreparedData
     from meshnet.scans.metrics import overlap_metrics
 
-    with open(run / "test_cases.csv", encoding="utf-8") as handle:
+    with open(run / TEST_CASES, encoding="utf-8") as handle:
         rows = {row["case"]: float(row["conformed_dice"]) for row in csv.DictReader(handle)}
     prepared = PreparedData(data)
     indices = [i for i, row in enumerate(prepared.rows) if row["case"] in rows]

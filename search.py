@@ -1,9 +1,9 @@
-"""Search hyperparameters by asynchronous successive halving. The same command again goes on where it stopped.
+"""Search hyperparameters by asynchronous successive halving. The same command again continues where it stopped.
 
     python search.py --data data/arc --recipe recipes/meshnet16.yaml --study runs/search
     python search.py --study runs/search --status
 
-See README.md for what rungs, horizons and brackets cost.
+docs/search.md explains rungs, horizons and brackets.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import re
 import time
 from pathlib import Path
 
-from meshnet.config import Config, to_dict, validate
+from meshnet.config import Config, resolve, to_dict
+from meshnet.data.schema import SPLITS
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import dump, load_search, parse
 from meshnet.runs.launch import LAUNCHERS
@@ -27,32 +28,44 @@ PAPER_SPACE = Path(__file__).resolve().parent / "recipes" / "search_space.yaml"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--study", metavar="FOLDER", help="study folder; the same one again goes on")
-    parser.add_argument("--status", action="store_true", help="show how a study stands, also while it runs")
+    parser.add_argument("--study", metavar="FOLDER", help="study folder; an existing study is continued")
+    parser.add_argument("--status", action="store_true", help="print the state of a study, also while it runs")
     parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
-    parser.add_argument("--fold", type=int, default=0, help="outer fold, whose test cases are never read")
-    parser.add_argument("--inner_folds", type=int, nargs="+", default=[0], help="the score is the mean over these")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler, and of every training run")
-    parser.add_argument("--max_trials", type=int, default=100, help="trials in all; a larger number extends a study")
-    parser.add_argument("--min_epochs", type=int, help="first rung; default: the space's fidelity, else 15")
-    parser.add_argument("--max_epochs", type=int, help="last rung; default: the space's fidelity, else 50")
+    parser.add_argument("--fold", type=int, default=0, help="outer fold; its test cases are never read")
+    parser.add_argument("--inner_folds", type=int, nargs="+", default=[0],
+                        help="inner folds; the score is the mean over them")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampler and of every training run")
+    parser.add_argument("--max_trials", type=int, default=100,
+                        help="total number of trials; a larger number extends a study")
+    parser.add_argument("--min_epochs", type=int,
+                        help="epochs of the first rung (default: the space's fidelity, else 15)")
+    parser.add_argument("--max_epochs", type=int,
+                        help="epochs of the last rung (default: the space's fidelity, else 50)")
     parser.add_argument("--rungs", type=int, help="number of rungs, spaced geometrically (default 4)")
-    parser.add_argument("--rung_ratio", type=float, help="instead of --rungs: each rung has this many times the epochs")
+    parser.add_argument("--rung_ratio", type=float,
+                        help="instead of --rungs: ratio of epochs between one rung and the next")
     parser.add_argument("--eta", type=float, default=2, help="the best 1/eta of a rung are promoted")
-    parser.add_argument("--brackets", type=int, help="starting rungs (default 1; 2 with --sampler model)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="random", help="model: learns from all rungs")
-    parser.add_argument("--metric", default="val_dice", help="what metrics.jsonl calls it")
-    parser.add_argument("--direction", choices=("max", "min"), help="default: min for a loss or AVD, else max")
+    parser.add_argument("--brackets", type=int,
+                        help="number of rungs at which trials start (default 1; 2 with --sampler model)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="random",
+                        help="model: a Gaussian process fitted to the scores of all rungs")
+    parser.add_argument("--metric", default="val_dice", help="score to optimise, by its name in metrics.jsonl")
+    parser.add_argument("--direction", choices=("max", "min"),
+                        help="whether lower or higher is better (default: min for a loss or AVD, else max)")
     parser.add_argument("--horizon", choices=("max", "rung"), default="max",
-                        help="max: one schedule, a promoted trial goes on; rung: each rung trains anew with its own")
+                        help="max: one schedule for all rungs, promoted trials continue; rung: each rung starts anew")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs are placed")
-    parser.add_argument("--workers", type=int, help="runs at a time; default: all GPUs, else one for each four cores")
-    parser.add_argument("--gpus_per_worker", type=int, help="default: 1 where there are GPUs, else 0")
-    parser.add_argument("--accelerate_config", metavar="FILE", help="passed to accelerate launch on GPUs")
-    parser.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster; default: this machine's")
-    parser.add_argument("--ledger", metavar="FILE", help="on this machine's own disk; default: in the study folder")
-    parser.add_argument("--max_retries", type=int, default=3, help="of a run that is killed or falls silent")
-    parser.add_argument("--silent_after", type=float, default=600, help="seconds without a heartbeat; 0: never")
+    parser.add_argument("--workers", type=int,
+                        help="number of runs at a time (default: one for each GPU, else for every four CPU cores)")
+    parser.add_argument("--gpus_per_worker", type=int, help="GPUs of each run (default: 1 if there are GPUs, else 0)")
+    parser.add_argument("--accelerate_config", metavar="FILE",
+                        help="configuration of accelerate launch, used with GPUs")
+    parser.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster (default: the one of this machine)")
+    parser.add_argument("--ledger", metavar="FILE", help="database, on a local disk (default: in the study folder)")
+    parser.add_argument("--max_retries", type=int, default=3,
+                        help="how often a run that is killed or falls silent is retried")
+    parser.add_argument("--silent_after", type=float, default=600,
+                        help="kill a run after this many seconds without a heartbeat (0: never)")
 
 
 def main() -> int | None:
@@ -69,7 +82,7 @@ def main() -> int | None:
     space = parse_space(block, "search")
     rungs = choose_rungs(arguments, space)
     check_space(config, space)
-    check_data(arguments)
+    data = find_data(arguments)
     better = arguments.direction or ("min" if re.search("loss|avd", arguments.metric) else "max")
     brackets = arguments.brackets or (2 if arguments.sampler == "model" and len(rungs) > 1 else 1)
     try:
@@ -77,11 +90,11 @@ def main() -> int | None:
     except ValueError as error:
         raise UserError(f"--eta, --max_trials, --brackets: {error}") from None
 
-    # ------------------------------------------------------------------ who remembers, who runs
+    # ------------------------------------------------------------------ the ledger and the launcher
     from meshnet.runs.launch import make_launcher
     from meshnet.search.ledger import Ledger
     from meshnet.search.sampler import make_sampler
-    from meshnet.search.study import Plan, Study
+    from meshnet.search.study import Study, StudyPlan
 
     refuse_other_host(folder)
     if folder.exists() and not folder.is_dir():
@@ -89,15 +102,13 @@ def main() -> int | None:
     folder.mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(arguments.sampler, space, arguments.seed)
     recipe = lambda parameters, horizon: dump(to_dict(with_fields(config, space.fields(parameters), horizon)))
-    plan = Plan(
-        folder, recipe, ("--data", os.path.abspath(arguments.data), "--fold", str(arguments.fold),
-                         "--seed", str(arguments.seed)),
+    plan = StudyPlan(
+        folder, recipe, ("--data", data, "--fold", str(arguments.fold), "--seed", str(arguments.seed)),
         tuple(arguments.inner_folds), arguments.metric, arguments.horizon == "rung", arguments.max_retries,
         arguments.silent_after)
     settings = {"space": block, "rungs": rungs, "eta": str(asha.eta), "brackets": brackets, "metric": arguments.metric,
                 "direction": better, "horizon": arguments.horizon, "recipe": to_dict(config), "fold": arguments.fold,
-                "inner_folds": arguments.inner_folds, "seed": arguments.seed,
-                "data": os.path.abspath(arguments.data)}
+                "inner_folds": arguments.inner_folds, "seed": arguments.seed, "data": data}
     with Ledger(arguments.ledger or folder / "ledger.sqlite", folder / "driver.lock") as ledger:
         ledger.settings(settings)
         launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
@@ -109,14 +120,14 @@ def main() -> int | None:
         began = time.time()
         state = drive(study, screen, began, sampler.prepare)
 
-        # -------------------------------------------------------------- what came out
+        # -------------------------------------------------------------- results
         report(study, screen, state, began, recipe, space)
     return 130 if state == "interrupted" else 0
 
 
 # ---------------------------------------------------------------------- before it starts
 def check_flags(arguments: argparse.Namespace) -> None:
-    """Refuse numbers out of range and files that are not there; what others check is left to them."""
+    """Refuse numbers out of range and missing files. Other flags are checked where they are used."""
     for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
                         ("silent_after", 0), ("seed", 0)):
         value = getattr(arguments, name)
@@ -127,7 +138,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 
 def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]:
-    """The epochs of each rung, from the flags or else the space's fidelity (the paper's where it names none)."""
+    """The epochs of each rung, from the flags, else the space's fidelity, else the paper's."""
     low, high = space.fidelity or (15, 50)
     low, high = arguments.min_epochs or low, arguments.max_epochs or high
     if arguments.rungs and arguments.rung_ratio:
@@ -141,17 +152,17 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
 
 
 def with_fields(config: Config, fields: dict, horizon: int) -> Config:
-    """``config`` with searched values in it, validated."""
+    """``config`` with the searched values, validated."""
     changed = copy.deepcopy(config)
     changed.training.max_epochs = horizon
     for field, value in fields.items():
         section, name = field.split(".")
         setattr(getattr(changed, section), name, value)
-    return validate(changed)
+    return resolve(changed)
 
 
 def check_space(config: Config, space: Space) -> None:
-    """Refuse a space with values that the rest of the recipe does not allow, before anything starts."""
+    """Refuse a space with values that the rest of the recipe does not allow, before any trial starts."""
     for dimension in space.dimensions:
         for value in dimension.ends():
             try:
@@ -160,19 +171,21 @@ def check_space(config: Config, space: Space) -> None:
                 raise UserError(f"search: {dimension.name} = {value}: {error}") from None
 
 
-def check_data(arguments: argparse.Namespace) -> None:
-    """Refuse a missing data set or fold now rather than in every trial."""
+def find_data(arguments: argparse.Namespace) -> str:
+    """The absolute path of the data set. A missing one, or a missing fold, is refused here rather than in every trial.
+    """
     from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
 
     if not arguments.data:
         raise UserError("--data: missing, expected a folder that prepare.py wrote")
-    arguments.data = data_folder(arguments.data)
-    splits = load_splits(Path(arguments.data) / "splits.json")
+    folder = data_folder(arguments.data)
+    splits = load_splits(Path(folder) / SPLITS)
     for inner_fold in arguments.inner_folds:
         fold_subjects(splits, arguments.fold, inner_fold)
     if len(set(arguments.inner_folds)) < len(arguments.inner_folds):
         raise UserError(f"--inner_folds: found {arguments.inner_folds}, expected each one once")
+    return os.path.abspath(folder)
 
 
 if __name__ == "__main__":

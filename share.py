@@ -1,4 +1,4 @@
-"""Hand a model or a data set on, or take one in: the Hugging Face Hub, ONNX, brainchop's layout, .pth.
+"""Exchange models and data sets: the Hugging Face Hub, ONNX, brainchop's layout, .pth files.
 
     python share.py push RUN user/name [--public] [--licence mit] [--report FOLDER]
     python share.py pull user/name[@revision] [FOLDER] [--dataset]
@@ -6,70 +6,73 @@
     python share.py tfjs MODEL OUT_FOLDER
     python share.py import model.json|model.pth OUT_FOLDER
 
-MODEL is a model or run folder, a built-in, published or Hub name. python share.py COMMAND --help lists the flags.
+MODEL is a model folder, a run folder, or the name of a built-in, published or Hub model. python share.py COMMAND --help
+lists the flags.
 """
 
 import argparse
 from pathlib import Path
 
+from meshnet.config import ACTIVATIONS, SCALINGS
 from meshnet.errors import OneLineParser, run_script
-from meshnet.scans.intensity import SCALINGS
-
-ACTIVATIONS = ("relu", "elu", "gelu")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser("share.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     push = commands.add_parser("push", help="push a run, a model folder or a prepared data set to the Hub")
-    push.add_argument("folder", type=Path)
-    push.add_argument("repository", metavar="user/name")
+    push.add_argument("folder", type=Path, help="run folder, model folder or prepared data set")
+    push.add_argument("repository", metavar="user/name", help="repository on the Hub; created if it does not exist")
     push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
-    push.add_argument("--licence", help="licence tag of the card (default: mit; other for data sets)")
+    push.add_argument("--licence", help="licence named in the card (default: mit; for data sets: other)")
     push.add_argument("--report", type=Path, metavar="FOLDER",
-                      help="a cross-validation's folder, whose table goes into the card (the run's own by default)")
-    pull = commands.add_parser("pull", help="download from the Hub into the cache, and to FOLDER if given")
-    pull.add_argument("name", metavar="user/name[@revision]", help="or a published network of infer.py --list_models")
-    pull.add_argument("folder", type=Path, nargs="?")
-    pull.add_argument("--dataset", action="store_true", help="a prepared data set")
-    onnx = commands.add_parser("onnx", help="write ONNX and print how far it agrees with PyTorch")
-    onnx.add_argument("model", help="model or run folder, built-in, published or Hub name")
-    onnx.add_argument("out", type=Path, help="OUT.onnx")
-    onnx.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="what the network computes in")
+                      help="folder of a cross-validation, whose table goes into the card (default: the run's own)")
+    pull = commands.add_parser("pull", help="download from the Hub into the cache, and copy to FOLDER if given")
+    pull.add_argument("name", metavar="user/name[@revision]", help="or a published model of infer.py --list_models")
+    pull.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="new or empty folder")
+    pull.add_argument("--dataset", action="store_true", help="pull a prepared data set")
+    onnx = commands.add_parser("onnx", help="write an ONNX file and measure how well it agrees with PyTorch")
+    onnx.add_argument("model", help="model folder, run folder, or name of a model")
+    onnx.add_argument("out", type=Path, help="file to write, such as model.onnx")
+    onnx.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the convolutions")
     onnx.add_argument("--scan", nargs="+", type=Path, default=[], metavar="NIFTI",
-                      help="compare on this scan (one file a channel), conformed as the model wants it")
+                      help="compare on this scan (one file for each channel) instead of made-up volumes")
     tfjs = commands.add_parser("tfjs", help="write the layout that brainchop.org runs")
-    tfjs.add_argument("model", help="model or run folder, built-in, published or Hub name")
-    tfjs.add_argument("out", type=Path, help="folder for model.json and its binary")
+    tfjs.add_argument("model", help="model folder, run folder, or name of a model")
+    tfjs.add_argument("out", type=Path, help="folder to write model.json and its binary to")
     add_import(commands)
     return parser
 
 
 def add_import(commands) -> None:
     """The flags of ``share.py import``."""
-    take = commands.add_parser("import", help="make a model folder of a published MeshNet")
+    take = commands.add_parser("import", help="turn a foreign MeshNet into a model folder")
     take.add_argument("source", type=Path, help="brainchop's model.json, or a .pth file")
     take.add_argument("out", type=Path, help="model folder to write")
     take.add_argument("--layout", type=Path, help=".pth: brainchop's architecture file (default: model.json beside it)")
-    take.add_argument("--dilations", help=".pth: 1,2,4,… one a block")
-    take.add_argument("--activation", choices=ACTIVATIONS, help=".pth: activation of the blocks")
-    take.add_argument("--norm", choices=("none", "group", "instance"), help=".pth: a norm that has no weights")
-    take.add_argument("--channels", nargs="+", default=["T1w"], metavar="NAME", help="what each input channel is")
-    take.add_argument("--classes", nargs="+", metavar="NAME", help="names, background first (default: colormap.json)")
-    take.add_argument("--orientation", default="LIA", help="axis codes of the grid that it was trained on")
-    take.add_argument("--scaling", choices=SCALINGS, help="intensity scaling that it was trained with (minmax)")
-    take.add_argument("--voxel_mm", type=float, default=1.0, help="voxel size that it was trained on")
+    take.add_argument("--dilations", help=".pth: dilation of each block, such as 1,2,4,8,16,8,4,2,1")
+    take.add_argument("--activation", choices=ACTIVATIONS, help=".pth: activation of the blocks (default: relu)")
+    take.add_argument("--norm", choices=("none", "group", "instance"),
+                      help=".pth: norm of the blocks, if it has no weights")
+    take.add_argument("--channels", nargs="+", default=["T1w"], metavar="NAME",
+                      help="name of each input channel (default: T1w)")
+    take.add_argument("--classes", nargs="+", metavar="NAME",
+                      help="class names, background first (default: from colormap.json)")
+    take.add_argument("--orientation", default="LIA", help="axis codes of the training grid (default: LIA)")
+    take.add_argument("--scaling", choices=SCALINGS,
+                      help="intensity scaling in training (default: as in the file, else minmax)")
+    take.add_argument("--voxel_mm", type=float, default=1.0, help="voxel size of the training grid (default: 1)")
 
 
 def main() -> None:
     arguments = vars(make_parser().parse_args())
     command = arguments.pop("command")
-    actions = {"push": push, "pull": pull, "onnx": onnx, "tfjs": tfjs, "import": take_in}
+    actions = {"push": push, "pull": pull, "onnx": onnx, "tfjs": tfjs, "import": import_network}
     print(actions[command](**arguments))
 
 
 def push(folder: Path, repository: str, public: bool, licence: str | None, report: Path | None) -> str:
-    """The address of the commit."""
+    """Push a folder; returns the address of the commit."""
     from meshnet.data.schema import PREPARED
     from meshnet.sharing.push import push_dataset, push_run
 
@@ -79,7 +82,7 @@ def push(folder: Path, repository: str, public: bool, licence: str | None, repor
 
 
 def pull(name: str, folder: Path | None, dataset: bool) -> Path:
-    """The folder that holds what was pulled."""
+    """Pull a model or a data set; returns its folder."""
     from meshnet import hub
     from meshnet.sharing.published import find
 
@@ -91,7 +94,7 @@ def pull(name: str, folder: Path | None, dataset: bool) -> Path:
 
 
 def onnx(model: str, out: Path, precision: str, scan: list[Path]) -> str:
-    """How far ONNX agrees with PyTorch, in words."""
+    """Write ONNX; returns how well it agrees with PyTorch, in words."""
     from meshnet.sharing.published import find
     from meshnet.sharing.to_onnx import export
 
@@ -99,7 +102,7 @@ def onnx(model: str, out: Path, precision: str, scan: list[Path]) -> str:
 
 
 def tfjs(model: str, out: Path) -> str:
-    """What was written, and what brainchop.org must be told."""
+    """Write brainchop's layout; returns what was written and the settings for brainchop.org, in words."""
     from meshnet.networks.build import load_model
     from meshnet.sharing.importing import check_folder
     from meshnet.sharing.published import find
@@ -111,8 +114,8 @@ def tfjs(model: str, out: Path) -> str:
     return f"{out}: model.json, its binary and colormap.json; {brainchop_fit(card)}"
 
 
-def take_in(**arguments) -> str:
-    """What was imported, in words."""
+def import_network(**arguments) -> str:
+    """Import a foreign network; returns what was imported, in words."""
     from meshnet.sharing.importing import import_model
 
     return import_model(**arguments)

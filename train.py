@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from meshnet.config import Config, identity, to_dict
+from meshnet.data.schema import SPLITS
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import dump, parse
 
@@ -34,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> int | None:
     arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
-    check_flags(arguments, config)
+    stop_epoch = check_flags(arguments, config)
     if arguments.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler says when it starts
     if arguments.test:
@@ -47,6 +48,10 @@ def main() -> int | None:
         from meshnet.hub import check_push
 
         check_push(arguments.push_to_hub)
+
+    if arguments.dry_run and not arguments.data:
+        print(describe_without_data(arguments, config))
+        return 0
 
     # ------------------------------------------------------------------ the cases
     data, splits, train, val = read_cases(arguments, config)
@@ -61,7 +66,7 @@ def main() -> int | None:
     box = training_box(config, data)
     network = build_network(config, data, box, arguments.seed, arguments.init and find(arguments.init))
     if arguments.dry_run:
-        print(describe(arguments, config, data, train, val, network, box))
+        print(describe_run(arguments, config, data, train, val, network, box))
         return 0
     if arguments.profile:
         from meshnet.training.profiling import profile_training
@@ -77,55 +82,54 @@ def main() -> int | None:
     accelerator = make_accelerator(config, folder)
     same["cases_per_step"] = cases_per_step(config, accelerator.num_processes)
     same["precision"] = accelerator.mixed_precision
-    where = {"data": os.path.abspath(arguments.data), "recipe": arguments.recipe, "stop_epoch": arguments.stop_epoch}
+    where = {"data": os.path.abspath(data.path), "recipe": arguments.recipe, "stop_epoch": stop_epoch}
     with open_run_folder(accelerator, folder, config, same, where, arguments.resume, arguments.allow_changed) as begun:
         card = model_card(config, data, box, {"cases": len(train), "fold": arguments.fold, "seed": arguments.seed,
                                               "source": data.info["source"], "split_hash": splits["hash"],
                                               "began_as": began_as(arguments.init)})
         run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
-        if not fit(run, begun, arguments.stop_epoch):
+        if not fit(run, begun, stop_epoch):
             return DIVERGED
     if arguments.push_to_hub and accelerator.is_main_process:
         push(folder, arguments.push_to_hub, run.progress.finished)
     return 0
 
 
-def check_flags(arguments: argparse.Namespace, config: Config) -> None:
-    """Refuse flags that cannot be meant, before anything is loaded; fill in ``--stop_epoch``."""
+def check_flags(arguments: argparse.Namespace, config: Config) -> int:
+    """Refuse flags that cannot be meant, before anything is loaded. Returns the epoch after which this call stops."""
     if not arguments.run_dir and (arguments.test or not (arguments.dry_run or arguments.profile)):
         raise UserError("--run_dir: missing, expected the folder of a run, such as runs/meshnet26"
                         + (" (--test scores a finished one)" if arguments.test else ""))
+    stop_epoch = config.training.max_epochs if arguments.stop_epoch is None else arguments.stop_epoch
     if arguments.test:
-        return
-    if not arguments.data:
+        return stop_epoch
+    if not arguments.data and not arguments.dry_run:
         raise UserError("--data: missing, expected a folder that prepare.py wrote")
     if arguments.seed < 0:
         raise UserError(f"--seed: found {arguments.seed}, expected 0 or more")
     if arguments.run_dir and Path(arguments.run_dir).exists() and not Path(arguments.run_dir).is_dir():
         raise UserError(f"--run_dir {arguments.run_dir}: is a file, expected a folder for the run")
-    if arguments.stop_epoch is None:
-        arguments.stop_epoch = config.training.max_epochs
-    if not 1 <= arguments.stop_epoch <= config.training.max_epochs:
-        raise UserError(f"--stop_epoch: found {arguments.stop_epoch}, expected 1 to training.max_epochs "
+    if not 1 <= stop_epoch <= config.training.max_epochs:
+        raise UserError(f"--stop_epoch: found {stop_epoch}, expected 1 to training.max_epochs "
                         f"({config.training.max_epochs})")
+    return stop_epoch
 
 
 def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
     """The prepared data, its splits, and the training and validation cases of the fold (indices).
 
     Raises:
-        UserError: if there is no such data or fold, it has no cases, or was scaled otherwise than the recipe says.
+        UserError: if there is no such data or fold, it has no cases, or its scaling is not the one of the recipe.
     """
     from meshnet.data.reader import PreparedData
     from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
 
-    arguments.data = data_folder(arguments.data)
-    data = PreparedData(arguments.data)
+    data = PreparedData(data_folder(arguments.data))
     if config.data.scaling not in (None, data.info["scaling"]):
         raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "
                         f"{config.data.scaling} as data.scaling says; run prepare.py --scaling {config.data.scaling}")
-    splits = load_splits(Path(arguments.data) / "splits.json")
+    splits = load_splits(data.path / SPLITS)
     subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
     train, val = (data.indices(subjects[part]) for part in ("train", "val"))
     if not train or not val:
@@ -135,9 +139,10 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
 
 
 def fit(run, begun: bool, stop_epoch: int) -> bool:
-    """Train from where the run stands; False if its loss became no number, which is recorded and said."""
+    """Train from the last resume point, or from the start; False if the loss became NaN or infinite, which is recorded
+    and printed."""
     from meshnet.training import loop
-    from meshnet.training.assemble import describe_memory, estimate_step, finish, mark_failed
+    from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
     from meshnet.training.run import Diverged
 
     say = print_line if run.accelerator.is_main_process else (lambda line: None)
@@ -145,14 +150,14 @@ def fit(run, begun: bool, stop_epoch: int) -> bool:
                           run.accelerator.device)
     say(f"memory: {describe_memory(taken)}")
     if begun and loop.resume(run):
-        say(f"{run.folder}: going on after epoch {run.progress.epoch}, step {run.progress.step}")
+        say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
     try:
         loop.fit(run, stop_epoch, say)
     except Diverged as error:
         mark_failed(run.folder, str(error))
         print(f"error: {run.folder}: {error}; the state before it is kept", file=sys.stderr)
         return False
-    finish(run, say)
+    finish_run(run, say)
     return True
 
 
@@ -175,7 +180,20 @@ def push(folder: Path, repository: str, finished: bool) -> None:
                         f"{repository}") from None
 
 
-def describe(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:
+def describe_without_data(arguments: argparse.Namespace, config: Config) -> str:
+    """What ``--dry_run`` prints where no data set is given: the resolved configuration and the parameters."""
+    from meshnet.networks.build import arguments_from_config, build
+    from meshnet.networks.memory import count_parameters
+
+    network = build(config.model.name, arguments_from_config(config.model, 1, 2, (256, 256, 256)))
+    return dump(to_dict(config)) + "\n".join([
+        "---",
+        f"recipe      {' '.join(arguments.recipe) or 'none'}",
+        f"parameters  {count_parameters(network):,} for 1 channel, 2 classes and 256 x 256 x 256 voxels",
+        "not known   cases, steps and memory: they depend on the data set; give --data"])
+
+
+def describe_run(arguments: argparse.Namespace, config: Config, data, train: list, val: list, network, box) -> str:
     """What ``--dry_run`` prints: the resolved configuration, cases, steps and parameters."""
     import torch
 
@@ -193,7 +211,7 @@ def describe(arguments: argparse.Namespace, config: Config, data, train: list, v
     return dump(to_dict(config)) + "\n".join([
         "---",
         f"recipe      {' '.join(arguments.recipe) or 'none'}",
-        f"data        {arguments.data}: {len(data)} cases, channels {', '.join(data.info['channels'])}, "
+        f"data        {data.path}: {len(data)} cases, channels {', '.join(data.info['channels'])}, "
         f"classes {', '.join(data.info['classes'])}, {data.info['voxel_mm']:g} mm, {data.info['orientation']}",
         f"fold        {arguments.fold}, inner fold {arguments.inner_fold}: {len(train)} training cases, "
         f"{len(val)} validation cases",

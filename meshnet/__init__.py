@@ -11,7 +11,10 @@ sharing. See docs/house.md.
 """
 
 import importlib
+import sys
 from pathlib import Path
+
+from meshnet.errors import check_packages
 
 __version__ = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout: the scripts, recipes and built-in weights
@@ -22,6 +25,9 @@ _HOMES = {
     "case_metrics": "scans.metrics", "UserError": "errors",
 }
 __all__ = list(_HOMES)
+
+if Path(sys.argv[0]).resolve().parent == ROOT:  # one of the scripts: here, since it imports the rooms next
+    check_packages()
 
 
 def __getattr__(name: str):

@@ -1,9 +1,10 @@
 """The configuration of a run: one tree of dataclasses. The comment behind a field is its help text.
 
-Torch-free, so that ``--help`` answers at once. ``validate`` is the one place where values are judged.
-``meshnet.recipe`` reads files and flags into this tree.
+Torch-free, so that ``--help`` answers at once. Recipes and flags leave values as they were written; ``resolve`` makes a
+checked configuration of them. ``meshnet.recipe`` reads files and flags into this tree.
 """
 
+import copy
 import dataclasses
 import math
 import re
@@ -15,8 +16,11 @@ from meshnet.errors import UserError
 
 MODELS = ("meshnet", "segresnet", "mednext_s", "mednext_b", "mednext_m", "swin_unetr", "unetr", "vnet",
           "residual_unet", "unet", "umamba_bot", "umamba_enc", "ukan")
+ACTIVATIONS = ("relu", "elu", "gelu")  # of a MeshNet; kernels.calls numbers them in this order
+NORMS = ("batch", "instance", "group", "none")
 OPTIMIZERS = ("AdamW",)
 SCHEDULERS = ("OneCycleLR", "ReduceLROnPlateau", "cosine", "constant")
+SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")  # see ``scans.intensity``
 LOSSES = ("ce", "dice", "dice_ce")
 MONITORS = ("train_loss", *(f"val_{name}{ema}" for ema in ("", "_ema") for name in ("loss", "dice", "dice_macro", "avd", "mcc")))
 
@@ -35,7 +39,7 @@ class DataConfig:
     """How prepared cases reach the network."""
 
     crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always so for a MeshNet with instance or group norm)
-    scaling: str | None = knob(None, choices=("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window"))  # refuse data prepared otherwise; null: take it as prepared
+    scaling: str | None = knob(None, choices=SCALINGS)  # refuse data prepared otherwise; null: take it as prepared
     workers: int = knob(2, low=0)  # processes that read and augment cases
 
 
@@ -46,10 +50,10 @@ class ModelConfig:
     name: str = knob("meshnet", choices=MODELS)  # the network
     channels: int = knob(26, low=1)  # MeshNet's X: feature maps of every block
     dilations: list[int] = knob([1, 2, 4, 8, 16, 16, 8, 4, 2], low=1)  # MeshNet's blocks, one dilation each
-    norm: str = knob("batch", choices=("batch", "instance", "group", "none"))  # MeshNet's norm
+    norm: str = knob("batch", choices=NORMS)  # MeshNet's norm
     norm_affine: bool = knob(True)  # whether the norm has weights
     norm_groups: int = knob(0, low=0)  # groups of the group norm; 0: as many as channels
-    activation: str = knob("relu", choices=("relu", "elu", "gelu"))  # MeshNet's activation
+    activation: str = knob("relu", choices=ACTIVATIONS)  # MeshNet's activation
     bias: bool = knob(True)  # whether MeshNet's 3x3x3 convolutions have a bias
     final_bias: bool = knob(True)  # whether MeshNet's last layer has a bias
     dropout: float = knob(0.0, low=0, below=1)  # probability of dropping a channel after a block
@@ -244,21 +248,55 @@ def check_limits(value, metadata: dict, where: str) -> None:
             raise UserError(f"{where}: found {item!r}, expected {describe_limits(metadata)}")
 
 
-def validate(config: Config) -> Config:
-    """Check every value and what must agree between them; fill what follows from other fields. Returns ``config``.
+def resolve(config: Config) -> Config:
+    """The configuration that a run uses: a copy in which every value has its field's type, all is checked, and what
+    was left open follows from the rest. ``config`` stays as it was written, so that a later recipe may still set it.
 
     Raises:
         UserError: naming the field, the value found and what is allowed.
     """
-    for section in dataclasses.fields(config):
-        part = getattr(config, section.name)
+    resolved = with_types(config)
+    validate(resolved)
+    derive_values(resolved)
+    return resolved
+
+
+def with_types(config: Config) -> Config:
+    """A copy in which every value has its field's type and lies within its limits."""
+    typed = copy.deepcopy(config)
+    for section in dataclasses.fields(typed):
+        part = getattr(typed, section.name)
         hints = typing.get_type_hints(type(part))
         for item in dataclasses.fields(part):
             where = f"{section.name}.{item.name}"
             value = coerce(getattr(part, item.name), hints[item.name], where)
             check_limits(value, item.metadata, where)
             setattr(part, item.name, value)
-    fill(config)
+    for index, group in enumerate(typed.optimizer.param_groups):
+        where = f"optimizer.param_groups[{index}]"
+        unknown = set(group) - {"match", "lr", "weight_decay"}
+        if unknown or "match" not in group:
+            raise UserError(f"{where}: found keys {sorted(group)}, expected match and any of lr, weight_decay")
+        group["match"] = coerce(group["match"], str, f"{where}.match")
+        for key in set(group) - {"match"}:
+            group[key] = coerce(group[key], float, f"{where}.{key}")
+            check_limits(group[key], {"above": 0} if key == "lr" else {"low": 0}, f"{where}.{key}")
+    return typed
+
+
+def validate(config: Config) -> None:
+    """Check what must agree between values of the right types; changes nothing.
+
+    Raises:
+        UserError: naming the field, the value found and what is expected.
+    """
+    scheduler, optimizer = config.scheduler, config.optimizer
+    if scheduler.max_lr is not None and optimizer.lr is not None and scheduler.max_lr != optimizer.lr:
+        raise UserError(f"scheduler.max_lr: found {scheduler.max_lr:g} beside optimizer.lr {optimizer.lr:g}, expected "
+                        "the same; set optimizer.lr alone")
+    if scheduler.monitor and scheduler.monitor.endswith("_ema") and not config.ema.enabled:
+        raise UserError(f"scheduler.monitor: found {scheduler.monitor}, expected averaged weights to be on for it; set "
+                        "ema.enabled true")
     if config.training.warmup_epochs >= config.training.max_epochs:
         raise UserError(f"training.warmup_epochs: found {config.training.warmup_epochs}, expected fewer than "
                         f"training.max_epochs ({config.training.max_epochs})")
@@ -276,34 +314,21 @@ def validate(config: Config) -> Config:
                         f"({config.model.channels})")
     if config.loss.background_weight == 0 and config.loss.lesion_weight == 0:
         raise UserError("loss.background_weight: found 0 beside loss.lesion_weight 0, expected one above 0")
-    return config
 
 
-def fill(config: Config) -> None:
-    """Values that follow from others: the learning rate, and what a plateau is measured on."""
+def derive_values(config: Config) -> None:
+    """Set what was left open and follows from other values: the learning rate, the monitored metric and its direction.
+
+    ``scheduler.max_lr`` is another way to write ``optimizer.lr`` and becomes None.
+    """
     scheduler, optimizer = config.scheduler, config.optimizer
-    if scheduler.max_lr is not None and optimizer.lr is not None and scheduler.max_lr != optimizer.lr:
-        raise UserError(f"scheduler.max_lr: found {scheduler.max_lr:g} beside optimizer.lr {optimizer.lr:g}, expected "
-                        "the same; set optimizer.lr alone")
     if optimizer.lr is None:
         optimizer.lr = scheduler.max_lr if scheduler.max_lr is not None else 0.001
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
     if scheduler.monitor is None:
         scheduler.monitor = "val_loss" if scheduler.mode == "min" else "val_dice"
-    if scheduler.monitor.endswith("_ema") and not config.ema.enabled:
-        raise UserError(f"scheduler.monitor: found {scheduler.monitor}, expected averaged weights to be on for it; set "
-                        "ema.enabled true")
     better = "min" if scheduler.monitor.removesuffix("_ema").endswith(("loss", "avd")) else "max"
     scheduler.mode = scheduler.mode or better
-    for index, group in enumerate(optimizer.param_groups):
-        where = f"optimizer.param_groups[{index}]"
-        unknown = set(group) - {"match", "lr", "weight_decay"}
-        if unknown or "match" not in group:
-            raise UserError(f"{where}: found keys {sorted(group)}, expected match and any of lr, weight_decay")
-        group["match"] = coerce(group["match"], str, f"{where}.match")
-        for key in set(group) - {"match"}:
-            group[key] = coerce(group[key], float, f"{where}.{key}")
-            check_limits(group[key], {"above": 0} if key == "lr" else {"low": 0}, f"{where}.{key}")
 
 
 def to_dict(config: Config) -> dict:

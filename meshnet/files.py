@@ -1,10 +1,16 @@
-"""Files are written whole or not at all: a temporary name beside the target, fsync, rename."""
+"""Files are written whole or not at all: a temporary name beside the target, fsync, rename. Locks and hashes too."""
 
 import contextlib
+import csv
+import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
+
+from meshnet.errors import UserError
 
 UMASK = os.umask(0o022)
 os.umask(UMASK)
@@ -50,3 +56,48 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object, default: Callable | None = None) -> None:
     """Write ``value`` as indented JSON to ``path``, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, default=default) + "\n")
+
+
+def csv_text(rows: Iterable[Sequence]) -> str:
+    """``rows``, the titles among them, as CSV with Unix line ends; None is an empty field."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
+    """Write ``rows``, the titles among them, as CSV to ``path``, whole or not at all."""
+    write_text(path, csv_text(rows))
+
+
+def hash_of(value: object) -> str:
+    """SHA-256 (64 hex digits) of a value's canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def try_lock(file: IO | int) -> bool:
+    """Lock an open file until it is closed, by its last holder if several processes inherit it.
+
+    Returns False at once where another process holds the lock.
+    """
+    import fcntl  # not on Windows, where scans are segmented all the same
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, taken: str) -> Iterator[None]:
+    """Hold the lock file ``path``, which is made where it is missing.
+
+    Raises:
+        UserError: ``taken``, where another process holds it.
+    """
+    with open(path, "a") as file:
+        if not try_lock(file):
+            raise UserError(taken)
+        yield

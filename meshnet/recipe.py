@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from meshnet.config import Config, validate
+from meshnet.config import Config, resolve
 from meshnet.errors import OneLineParser, UserError
 
 SEARCH_SECTION = "search"
@@ -80,7 +80,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def apply_mapping(config: Config, mapping: dict, where: str) -> None:
-    """Put the sections of ``mapping`` into ``config`` and judge each value, so that an error names the file."""
+    """Put the sections of ``mapping`` into ``config`` and check them, so that an error names the file."""
     for section, values in mapping.items():
         if section in (SEARCH_SECTION, RUN_SECTION):
             continue
@@ -89,21 +89,19 @@ def apply_mapping(config: Config, mapping: dict, where: str) -> None:
             raise UserError(f"{where}: section '{section}': found {values!r}, expected keys and values below it")
         for name, value in values.items():
             set_field(config, str(section), str(name), value, where)
-    judge(config, where)
+    check_values(config, where)
 
 
-def judge(config: Config, where: str) -> None:
-    """Validate a copy, so that what ``validate`` fills in does not hide what a later file may still set."""
-    import copy
-
+def check_values(config: Config, where: str) -> None:
+    """Check the values read so far, so that an error names the file or flag (``where``) that brought it."""
     try:
-        validate(copy.deepcopy(config))
+        resolve(config)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
 def load_recipes(paths: list[str | Path]) -> Config:
-    """The defaults with the recipe files stacked on them, not yet filled in (see ``validate``)."""
+    """The defaults with the recipe files stacked on them, not yet resolved (see ``config.resolve``)."""
     config = Config()
     for path in paths:
         apply_mapping(config, read_mapping(path), str(path))
@@ -127,7 +125,7 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
         arguments: the command line; ``sys.argv[1:]`` by default.
 
     Returns:
-        The script's own values (with ``recipe``, a list of paths) and the validated config.
+        The script's own values (with ``recipe``, a list of paths) and the resolved config.
 
     Raises:
         UserError: for anything wrong in a file or a flag, in one line.
@@ -156,10 +154,10 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
     parser.add_arguments(Config, dest="config", default=config)
     found = parser.parse_args(rest)
     found.recipe = files.recipe
-    judged = found.config
+    written = found.config
     del found.config
     try:
-        return found, validate(judged)
+        return found, resolve(written)
     except UserError as error:
         raise UserError(f"--{error}" if re.match(r"[a-z]+\.\w+", str(error)) else str(error)) from None
 
@@ -177,7 +175,7 @@ def apply_override(config: Config, text: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"--override {text}: the value cannot be read; quote it for the shell") from None
     set_field(config, section, name, parsed, f"--override {text}")
-    judge(config, f"--override {text}")
+    check_values(config, f"--override {text}")
 
 
 def dump(mapping: dict) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import made_up
 
-from meshnet.config import Config, identity, to_dict, validate
-from meshnet.crossval.plan import FORMAT, SPLITS, Planned, planned_runs, run_folder, write_plan
+from meshnet.config import Config, identity, resolve, to_dict
+from meshnet.crossval.plan import FORMAT, Planned, planned_runs, run_folder, write_plan
+from meshnet.data.schema import SPLITS
 from meshnet.data.splits import content_hash
 from meshnet.files import write_json, write_text
 from meshnet.recipe import dump
@@ -38,7 +39,7 @@ def config_of(channels: int) -> Config:
     """A MeshNet's configuration."""
     config = Config()
     config.model.channels = channels
-    return validate(config)
+    return resolve(config)
 
 
 def case_row(subject: str, dice: float, **scores: float) -> dict:

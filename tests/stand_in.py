@@ -70,7 +70,7 @@ DRIVER = """
     from meshnet.errors import run_script
     from meshnet.search import drive, study
     drive.PATIENCE = float(os.environ["PATIENCE"])
-    study.Plan = functools.partial(study.Plan, script=sys.argv.pop(1))
+    study.StudyPlan = functools.partial(study.StudyPlan, script=sys.argv.pop(1))
     import search
     run_script(search.main)
 """

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from meshnet.config import Config, identity, to_dict, validate
+from meshnet.config import Config, identity, resolve, to_dict
 from meshnet.errors import UserError
 from meshnet.recipe import dump, load_recipes, load_search, parse, read_mapping, strip_json_comments
 
@@ -34,7 +34,7 @@ GUIDE = {
 
 @pytest.mark.parametrize("name", GUIDE)
 def test_guide_block_loads_as_written(name, root):
-    flat = identity(validate(load_recipes([root / f"recipes/{name}.json"]))) | {"scheduler.verbose": True}
+    flat = identity(resolve(load_recipes([root / f"recipes/{name}.json"]))) | {"scheduler.verbose": True}
     assert {key: flat[key] for key in GUIDE[name]} == GUIDE[name]
 
 
@@ -61,12 +61,12 @@ PAPER_BASELINE = {"optimizer.name": "AdamW", "optimizer.lr": 1e-3, "optimizer.we
                                   "unet", "residual_unet", "swin_unetr", "mednext_s", "mednext_b", "mednext_m",
                                   "umamba_bot", "umamba_enc", "ukan"])
 def test_the_papers_table_of_settings_is_in_every_recipe(name, root):
-    flat = identity(validate(load_recipes([root / f"recipes/{name}.yaml"])))
+    flat = identity(resolve(load_recipes([root / f"recipes/{name}.yaml"])))
     assert {key: flat[key] for key in PAPER_BASELINE} == PAPER_BASELINE
 
 
 def test_the_likely_optimum_of_meshnet26_is_its_second_recipe(root):
-    flat = identity(validate(load_recipes([root / "recipes/meshnet26_tuned.yaml"])))
+    flat = identity(resolve(load_recipes([root / "recipes/meshnet26_tuned.yaml"])))
     assert flat["model.channels"] == 26 and 0.01 <= flat["optimizer.lr"] <= 0.02
     assert 0.01 <= flat["optimizer.weight_decay"] <= 0.02 and flat["loss.background_weight"] == 0.5
     assert flat["scheduler.pct_start"] in (0.02, 0.1)
@@ -74,7 +74,7 @@ def test_the_likely_optimum_of_meshnet26_is_its_second_recipe(root):
 
 def test_every_recipe_is_valid_and_says_something(root):
     for path in sorted((root / "recipes").glob("*")):
-        config = validate(load_recipes([path]))
+        config = resolve(load_recipes([path]))
         assert config.optimizer.lr > 0
         assert path.read_text().startswith(("#", "//")), f"{path} does not say what it should reach"
 
@@ -169,12 +169,12 @@ def test_a_search_section_is_handed_through(tmp_path):
 
 
 def test_the_dumped_config_is_a_recipe_of_itself(tmp_path):
-    config = validate(Config())
+    config = resolve(Config())
     config.optimizer.param_groups = [{"match": "head", "lr": 0.1}]
     path = tmp_path / "config.yaml"
     path.write_text(dump({"run": {"fold": 0}, **to_dict(config)}))
     assert yaml.safe_load(path.read_text())["run"] == {"fold": 0}
-    assert validate(load_recipes([path])) == config
+    assert resolve(load_recipes([path])) == config
     assert read_mapping(path)["run"]["fold"] == 0
 
 

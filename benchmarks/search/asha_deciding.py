@@ -33,7 +33,7 @@ STATISTICS = (statistics.median, statistics.mean, max)
 def fill(study: Asha, sampler, ledger: Ledger, trials: int, score: random.Random) -> None:
     """Run ``study`` on the random sampler until it has ``trials`` trials, every 50th of them failed."""
     while len(study.trials) < trials:
-        job = study.next_job(lambda number: sampler.suggest(number, study))
+        job = study.next_decision(lambda number: sampler.suggest(number, study))
         ledger.started(job, study)
         value = None if score.random() < 0.02 else score.random()
         study.report(job.trial, float("nan") if value is None else value)
@@ -63,7 +63,7 @@ def main() -> None:
             choosing, writing = [], []
             for _ in range(arguments.decisions):
                 start = time.perf_counter()
-                job = study.next_job(lambda number: sampler.suggest(number, study))  # noqa: B023
+                job = study.next_decision(lambda number: sampler.suggest(number, study))  # noqa: B023
                 chosen = time.perf_counter()
                 ledger.started(job, study)
                 writing.append(time.perf_counter() - chosen)

@@ -34,7 +34,7 @@ class Ours:
         self.sampler = sampler(problem.space, seed)
 
     def next(self) -> Work | None:
-        job = self.study.next_job(lambda number: self.sampler.suggest(number, self.study))
+        job = self.study.next_decision(lambda number: self.sampler.suggest(number, self.study))
         units = self.problem.space.encode(self.study.trials[job.trial].parameters)
         return Work(job.trial, units, job.start_epochs, job.epochs)
 

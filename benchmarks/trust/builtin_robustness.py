@@ -80,13 +80,13 @@ def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], floa
 
 def version_of(folder: Path) -> str:
     """A hash of the model's files and of the code that makes, segments and scores a patient."""
-    from meshnet.data.schema import fingerprint
     from meshnet.data.sources.find import sha256_file
+    from meshnet.files import hash_of
 
     package = Path(__file__).resolve().parents[2] / "meshnet"
     files = [Path(__file__), *(path for end in ("py", "cpp", "h") for path in sorted(package.rglob(f"*.{end}")))]
     files += sorted(path for path in folder.iterdir() if path.is_file())
-    return fingerprint([sha256_file(path) for path in files])
+    return hash_of([sha256_file(path) for path in files])
 
 
 def score_all(seeds: range, folder: str, workers: int, results: Path) -> list[list]:

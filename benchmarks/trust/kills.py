@@ -20,6 +20,10 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from meshnet.runs.folder import CASES, CONFIG_YAML, METRICS
+
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--model.channels", "3", "--model.dilations", "1", "2", "1", "--data.workers", "0", "--optimizer.lr", "0.01",
          "--training.max_epochs", "6", "--ema.enabled", "true", "--model.dropout", "0.2",
@@ -67,7 +71,7 @@ def kill_once(arguments: list[str], run: Path, log: Path, delay: float) -> bool:
     """Start the run, kill it ``delay`` seconds after its first sign of life; whether it was still running."""
     before = time.time()
     process = fork("train.py", arguments, log)
-    config = run / "config.yaml"
+    config = run / CONFIG_YAML
     ended, status = 0, 0
     while not ended and not (config.exists() and config.stat().st_mtime >= before):
         time.sleep(0.002)
@@ -97,9 +101,9 @@ def was_killed(status: int, log: Path) -> bool:
 
 def outcome(run: Path) -> dict:
     """Everything that must be equal: file contents of the weights, and the lines without their times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     return {"lines": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
-            "cases": (run / "cases.csv").read_text(),
+            "cases": (run / CASES).read_text(),
             "weights": {path.name: path.read_bytes() for path in sorted(run.glob("*.safetensors"))}}
 
 
@@ -110,7 +114,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     import meshnet.data.synthetic.case  # noqa: F401 (forked processes need them)
     from meshnet.runs.folder import git_commit
 
@@ -122,7 +125,7 @@ def main() -> int:
     shutil.rmtree(whole, ignore_errors=True)
     finish("train.py", [*flags, str(whole)], log)
     expected = outcome(whole)
-    span = sum(line["seconds"] for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())) + 0.3
+    span = sum(line["seconds"] for line in map(json.loads, (whole / METRICS).read_text().splitlines())) + 0.3
     remembered = out / "rounds.jsonl"
     # Rounds of other code say nothing of this one.
     made_by = {"commit": git_commit(), "flags": [str(flag) for flag in FLAGS]}

@@ -1,12 +1,12 @@
-"""The folder of a cross-validation: its plan, where each run lies, how far it is, and what may be compared.
+"""The folder of a cross-validation: its plan, where each run lies, how far it is, and which runs may be compared.
 
 =============================== =======================================================================================
-crossval.json                   the plan: data set, splits, recipes with their whole configuration, restarts
+crossval.json                   the plan: data set, splits, recipes with their full configuration, restarts
 splits.json                     copied from the data set, so that a report can be checked without it
-recipes/NAME.yaml               copied, so that a recipe that is edited later changes nothing here
-runs/NAME/foldF_restartR/       a run folder (see meshnet.runfolder) with test_cases.csv
+recipes/NAME.yaml               copied, so that editing a recipe later changes nothing here
+runs/NAME/foldF_restartR/       a run folder (see meshnet.runs.folder) with test_cases.csv
 runs/NAME/foldF_ensembleN/      test_cases.csv of the averaged probabilities of N restarts
-logs/                           what the runs printed
+logs/                           output of the runs
 report/                         see meshnet.crossval.report
 =============================== =======================================================================================
 """
@@ -17,18 +17,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshnet.crossval.stats import Run
-from meshnet.data.splits import fold_subjects
+from meshnet.crossval.stats import ScoredRun
+from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.files import write_json
-from meshnet.runs.folder import read_metrics
+from meshnet.runs.folder import DONE, FAILED, TEST_CASES, differences, read_metrics
 
-PLAN, SPLITS, FORMAT = "crossval.json", "splits.json", 1
+PLAN, FORMAT = "crossval.json", 1
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of the plan. Restarts of a fold differ by their seed alone."""
+    """One run of the plan. Restarts of a fold differ only in their seed."""
 
     model: str
     fold: int
@@ -50,7 +50,7 @@ def planned_runs(plan: Mapping) -> list[Planned]:
             for fold in range(plan["folds"])]
 
 
-def find_planned(plan: Mapping, run: Run) -> Planned:
+def find_planned(plan: Mapping, run: ScoredRun) -> Planned:
     """The plan's entry of a finished run."""
     return Planned(run.model, run.fold, run.restart, plan["inner_fold"], plan["seed"] + run.restart)
 
@@ -62,16 +62,16 @@ def load_plan(out: str | Path) -> dict:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{out}: found no {PLAN}, expected the --out of an earlier crossval.py; give --data and "
-                        "--recipes to begin one") from None
+                        "--recipes to start one") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); begin again in another --out") from None
+        raise UserError(f"{path}: cannot be read ({error}); start again in another --out") from None
     if not isinstance(plan, dict) or plan.get("format") != FORMAT:
-        raise UserError(f"{path}: found another format, expected {FORMAT}; begin again in another --out")
+        raise UserError(f"{path}: found another format, expected {FORMAT}; start again in another --out")
     return plan
 
 
 def extend_plan(old: Mapping | None, new: Mapping, path: Path) -> dict:
-    """The plan to go on with: recipes may be added and restarts raised, nothing else may change.
+    """The plan to continue with: recipes may be added and restarts raised, nothing else may change.
 
     Raises:
         UserError: naming what changed.
@@ -81,28 +81,21 @@ def extend_plan(old: Mapping | None, new: Mapping, path: Path) -> dict:
     for key, what in (("split_hash", "splits"), ("fingerprint", "data set"), ("inner_fold", "--inner_fold"),
                       ("seed", "--seed"), ("folds", "number of folds")):
         if old[key] != new[key]:
-            raise UserError(f"{path}: begun with {what} {str(old[key])[:12]}, found {str(new[key])[:12]}; what was run "
-                            "so far cannot be compared with it, use another --out")
+            raise UserError(f"{path}: started with {what} {str(old[key])[:12]}, found {str(new[key])[:12]}; earlier "
+                            "runs cannot be compared with that, use another --out")
     models = dict(old["models"])
     for name, entry in new["models"].items():
         before = models.get(name, entry)
-        changed = differences(before["config"], entry["config"])
+        changed = "; ".join(differences(before["config"], entry["config"]).values())
         if changed:
-            raise UserError(f"{path}: {name} was begun otherwise: {changed}; use another --out, or another name "
-                            "for the recipe")
+            raise UserError(f"{path}: {name} was started with other settings: {changed}; use another --out, or "
+                            "another name for the recipe")
         models[name] = {**entry, "restarts": max(entry["restarts"], before["restarts"])}
     return {**old, **{key: new[key] for key in new if key != "models"}, "models": models}
 
 
-def differences(old: Mapping, new: Mapping) -> str:
-    """``optimizer.lr was 0.001 and is now 0.01; …``, or nothing."""
-    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
-    return "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-                     for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key))
-
-
 def check_splits(splits: Mapping, path: Path) -> None:
-    """Refuse splits in which a subject is tested that was trained on, or is tested twice.
+    """Refuse splits that test a subject they also train on, or test a subject twice.
 
     Raises:
         UserError: naming the subject and the fold.
@@ -115,10 +108,10 @@ def check_splits(splits: Mapping, path: Path) -> None:
             parts = {name: set(members) for name, members in fold_subjects(splits, fold, inner).items()}
             for one, two in (("test", "train"), ("test", "val"), ("train", "val")):
                 shared = sorted(parts[one] & parts[two])
-                # With one inner fold the training subjects validate, on purpose.
+                # A single inner fold validates on the training subjects, on purpose.
                 if shared and (one == "test" or splits["inner"] > 1):
                     raise UserError(f"{path}: subject {shared[0]} is in both {one} and {two} of fold {fold}, inner "
-                                    f"fold {inner}: its score would be no test; run prepare.py again")
+                                    f"fold {inner}: its score would not be a test; run prepare.py again")
         for subject in splits["folds"][fold]["test"]:
             if subject in tested:
                 raise UserError(f"{path}: subject {subject} is a test subject of folds {tested[subject]} and {fold}; "
@@ -126,16 +119,29 @@ def check_splits(splits: Mapping, path: Path) -> None:
             tested[subject] = fold
 
 
+def load_matching_splits(path: Path, expected: str, source: str | Path, remedy: str) -> dict:
+    """The splits in the file ``path``.
+
+    Raises:
+        UserError: if their hash is not the one ``expected`` by ``source``; ends with the ``remedy``.
+    """
+    splits = load_splits(path)
+    if splits["hash"] != expected:
+        raise UserError(f"{path}: found splits {splits['hash'][:12]}, expected {expected[:12]} as in {source}; "
+                        f"{remedy}")
+    return splits
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 
 def run_folder(out: str | Path, run: Planned) -> Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return Path(out) / "runs" / run.name
 
 
 def ensemble_folder(out: str | Path, model: str, fold: int, restarts: int) -> Path:
-    """Where the scores of a fold's ``restarts`` averaged restarts lie; with more restarts it is another ensemble."""
+    """The folder with the scores of ``restarts`` averaged restarts of a fold; another number is another ensemble."""
     return Path(out) / "runs" / model / f"fold{fold}_ensemble{restarts}"
 
 
@@ -147,28 +153,28 @@ def planned_ensembles(plan: Mapping) -> list[tuple[str, int, int]]:
 
 def is_trained(folder: Path) -> bool:
     """Whether a run is finished."""
-    return (folder / "DONE").is_file()
+    return (folder / DONE).is_file()
 
 
 def is_scored(folder: Path) -> bool:
-    """Whether a run, or an ensemble, has its test scores, which are never made twice."""
-    return (folder / "test_cases.csv").is_file()
+    """Whether a run or an ensemble has its test scores, which are computed only once."""
+    return (folder / TEST_CASES).is_file()
 
 
 def progress_of(folder: Path) -> str:
-    """How far a run is, in words; empty for one that is finished and scored."""
+    """The progress of a run in words; "" if it is finished and scored."""
     if is_trained(folder):
         return "" if is_scored(folder) else "trained, not scored"
-    failed = folder / "failed.json"
+    failed = folder / FAILED
     if failed.is_file():
         return f"failed: {json.loads(failed.read_text(encoding='utf-8'))['reason']}"
     epochs = len(read_metrics(folder))
-    return f"in training, {epochs} epoch(s) done" if epochs else "not started"
+    return f"in training, {epochs} epoch{'s' * (epochs != 1)} done" if epochs else "not started"
 
 
 def validation_dice(folder: Path) -> float:
-    """The best validation Dice of a finished run, by which its checkpoint was chosen; NaN where it had none."""
-    value = json.loads((folder / "DONE").read_text(encoding="utf-8"))["val_dice"]
+    """The best validation Dice of a finished run, which chose its checkpoint; NaN if it has none."""
+    value = json.loads((folder / DONE).read_text(encoding="utf-8"))["val_dice"]
     return math.nan if value is None else float(value)
 
 

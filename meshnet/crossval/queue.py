@@ -1,6 +1,5 @@
-"""What is left to do of a cross-validation, and the processes that do it."""
+"""The remaining work of a cross-validation, and the processes that do it."""
 
-import fcntl
 import json
 import os
 import sys
@@ -17,38 +16,38 @@ from meshnet.crossval.plan import (
     run_folder,
     validation_dice,
 )
-from meshnet.files import write_json
-from meshnet.runs.jobs import Ended, Handle, Job, Launcher
+from meshnet.files import try_lock, write_json
+from meshnet.runs.folder import LOCK
+from meshnet.runs.jobs import Ended, Handle, Job, Launcher, is_retried
 
-ATTEMPTS = 3    # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
-FATAL = (2, 3)  # exit codes of train.py for those
+RETRIES = 2  # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
 RUNNING = "running.json"
-Task = tuple[str, str]  # name of a run, and "train", "test" or "ensemble"
+QueueItem = tuple[str, str]  # name of a run, and "train", "test" or "ensemble"
 
 
 class Queue:
-    """What is to be done, read off the disk anew at every step, so that it does not matter who did it and when.
+    """The work left to do. It is read from disk at every step, so it does not matter which call did what.
 
-    Each task is one process of the launcher. ``given_up`` holds the tasks that failed for good, with the reason.
+    Each item is one process of the launcher. ``given_up`` holds the items that failed for good, with the reason.
     """
 
     def __init__(self, plan: Mapping, out: Path, launcher: Launcher, silent_after: float):
         self.plan, self.out, self.launcher = plan, out, launcher
         self.silent_after = silent_after
         self.runs = planned_runs(plan)
-        self.handles: dict[Task, Handle] = {}
-        self.attempts: dict[Task, int] = {}
-        self.given_up: dict[Task, str] = {}
+        self.handles: dict[QueueItem, Handle] = {}
+        self.attempts: dict[QueueItem, int] = {}
+        self.given_up: dict[QueueItem, str] = {}
         self.said = len([run for run in self.runs if self.complete(run)])
         if self.said:
-            print(f"{self.said} of {len(self.runs)} run(s) are there already", flush=True)
+            print(f"finished earlier: {self.said} of {len(self.runs)} runs", flush=True)
 
     def complete(self, run: Planned) -> bool:
         folder = run_folder(self.out, run)
         return is_trained(folder) and is_scored(folder)
 
-    def tasks(self) -> list[Task]:
-        """What can be started now, in order: scoring finished runs first, then training, then ensembles."""
+    def items(self) -> list[QueueItem]:
+        """The items that can be started now, in order: scoring finished runs, then training, then ensembles."""
         test, train, averaged = [], [], []
         for run in self.runs:
             folder = run_folder(self.out, run)
@@ -61,11 +60,11 @@ class Queue:
             folder = ensemble_folder(self.out, model, fold, restarts)
             if not is_scored(folder) and all(self.complete(run) for run in members):
                 averaged.append((f"{model}/{folder.name}", "ensemble"))
-        return [task for task in test + train + averaged if task not in self.given_up]
+        return [item for item in test + train + averaged if item not in self.given_up]
 
-    def job(self, task: Task) -> Job:
-        """The process that does a task."""
-        name, kind = task
+    def job(self, item: QueueItem) -> Job:
+        """The process that does the work of an item."""
+        name, kind = item
         folder, log = self.out / "runs" / name, self.out / "logs" / f"{name}.log"
         if kind == "ensemble":
             model, fold = name.split("/")
@@ -81,45 +80,45 @@ class Queue:
         return Job("train.py", flags, folder, log, self.silent_after)
 
     def adopt(self) -> None:
-        """Take up processes that an earlier call started and that still run."""
+        """Adopt processes that an earlier call started and that are still running."""
         path = self.out / RUNNING
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         for name, kind, identity in found:
             handle = self.launcher.adopt(self.job((name, kind)), identity)
             if handle is not None:
                 self.handles[name, kind] = handle
-                print(f"{name}: still running, taken up again", flush=True)
+                print(f"{name}: still running; adopted", flush=True)
 
     def remember(self) -> None:
-        """Write down which processes run, so that a later call finds them."""
+        """Record which processes are running, so that a later call can adopt them."""
         running = self.launcher.running()
-        write_json(self.out / RUNNING, [[*task, handle.identity()] for task, handle in self.handles.items()
+        write_json(self.out / RUNNING, [[*item, handle.identity()] for item, handle in self.handles.items()
                                         if handle in running])
 
     def step(self) -> bool:
-        """Collect what ended, start what fits; False when nothing runs and nothing is left."""
+        """Handle processes that ended, start new ones; False when nothing is running and nothing is left."""
         for ended in self.launcher.poll():
-            task = next(task for task, handle in self.handles.items() if handle is ended.handle)
-            del self.handles[task]
-            self.collect(task, ended)
+            item = next(item for item, handle in self.handles.items() if handle is ended.handle)
+            del self.handles[item]
+            self.collect(item, ended)
             self.remember()
-        # A run may be trained, or scored, before its process is seen to end: one process a folder at a time.
+        # A run may be trained or scored before its process is seen to end: one process at a time in each folder.
         busy = {name for name, _ in self.handles}
-        todo = [task for task in self.tasks() if task[0] not in busy]
+        todo = [item for item in self.items() if item[0] not in busy]
         waiting = 0
-        for task in todo:
+        for item in todo:
             if not self.launcher.free():
                 break
-            if task[1] == "train" and is_held(self.out / "runs" / task[0]):
-                waiting += 1  # a process of a killed call that was not written down yet: it will finish by itself
+            if item[1] == "train" and is_held(self.out / "runs" / item[0]):
+                waiting += 1  # a killed call started it but could not record it: it will finish by itself
                 continue
-            self.handles[task] = self.launcher.submit(self.job(task))
+            self.handles[item] = self.launcher.submit(self.job(item))
             self.remember()
         return bool(self.handles or waiting or len(todo) > waiting)
 
-    def collect(self, task: Task, ended: Ended) -> None:
-        """Say how a task ended; note the ones that will not be tried again."""
-        name, kind = task
+    def collect(self, item: QueueItem, ended: Ended) -> None:
+        """Report how an item ended, and note it if it will not be tried again."""
+        name, kind = item
         folder = self.out / "runs" / name
         done = is_trained(folder) if kind == "train" else is_scored(folder)
         if done and kind == "test":
@@ -128,32 +127,29 @@ class Queue:
                   flush=True)
         if done:
             return
-        self.attempts[task] = self.attempts.get(task, 0) + 1
+        self.attempts[item] = self.attempts.get(item, 0) + 1
         log = self.out / "logs" / f"{name}.log"
         reason = ended.reason or "ended without a result"
-        if ended.code in FATAL or self.attempts[task] >= ATTEMPTS:
-            self.given_up[task] = reason
-            print(f"{name}: {kind} failed, {reason}: {last_line(log)}; see {log}", file=sys.stderr, flush=True)
+        if is_retried(ended.code, self.attempts[item], RETRIES):
+            print(f"{name}: {kind} ended, {reason}; trying again", flush=True)
         else:
-            print(f"{name}: {kind} ended, {reason}; goes on", flush=True)
+            self.given_up[item] = reason
+            print(f"{name}: {kind} failed, {reason}: {last_line(log)}; see {log}", file=sys.stderr, flush=True)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process trains in a run folder (it holds the folder's lock)."""
+    """Whether a process is training in a run folder, that is, holds its lock."""
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR)
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that is not empty."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

@@ -1,18 +1,16 @@
-"""The report of a cross-validation: tables, charts, the worst cases, one page with all of it.
+"""The report of a cross-validation: tables, charts, the worst cases, and one page with all of it.
 
 =========================== ===========================================================================================
-report/table.md .csv .tex   the paper's table, in the conformed grid; table_native.* in the scans' own grid
-report/summary.csv          every score by the three means (see meshnet.crossval.stats), with intervals
+report/table.md .csv .tex   the main table, on the conformed grid; table_native.* on the scans' own grids
+report/summary.csv          every score, with its means over folds, runs and subjects (see meshnet.crossval.stats)
 report/tests.csv            every model against the reference: Wilcoxon, Holm, effect, difference with interval
-report/cases.csv            the test cases of the chosen restarts
+report/cases.csv            the test cases of the selected restarts
 report/figures/             PNG and PDF
-report/report.html          all of it, in one file that needs no network
+report/report.html          everything in one file
 =========================== ===========================================================================================
 """
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,9 @@ from meshnet import plots
 from meshnet.crossval import charts, page, results, stats, tables
 from meshnet.crossval.plan import find_planned, run_folder
 from meshnet.crossval.results import Results
+from meshnet.data.schema import PREPARED
 from meshnet.errors import UserError
-from meshnet.files import write_text
+from meshnet.files import write_csv, write_text
 from meshnet.networks.card import Card, read_card
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ def write_report(out: str | Path, reference: str | None = None, pictures: int = 
         raise UserError(f"{out}: no run is finished and scored yet ({missing[0]}); run crossval.py again")
     found = Results(runs, reference, plan["folds"])
     folder = Path(out) / "report"
-    parameters = count_all(found, Path(out), plan)
+    parameters = parameters_by_model(found, Path(out), plan)
     write_tables(folder, found, parameters)
     drawn = draw_charts(folder / "figures", found, parameters)
     worst, why_not = draw_worst(folder / "pictures", found, Path(out), plan, pictures)
@@ -53,8 +52,8 @@ def write_report(out: str | Path, reference: str | None = None, pictures: int = 
     return path
 
 
-def count_all(found: Results, out: Path, plan: Mapping) -> dict[str, int | None]:
-    """Trainable parameters of every model, by its card; an ensemble has those of all its members."""
+def parameters_by_model(found: Results, out: Path, plan: Mapping) -> dict[str, int | None]:
+    """Trainable parameters of every model, from its card; an ensemble has those of all its members."""
     counts = {}
     for model in found.models:
         name = model.removesuffix(" (ensemble)")
@@ -62,11 +61,11 @@ def count_all(found: Results, out: Path, plan: Mapping) -> dict[str, int | None]
         counts[model] = None
         if run is not None:
             members = plan["models"][name]["restarts"] if model != name else 1
-            counts[model] = members * count_parameters(run_folder(out, find_planned(plan, run)))
+            counts[model] = members * parameters_of(run_folder(out, find_planned(plan, run)))
     return counts
 
 
-def count_parameters(folder: Path) -> int:
+def parameters_of(folder: Path) -> int:
     """Trainable parameters of the network in a run folder, without its weights."""
     import torch
 
@@ -79,7 +78,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | None]) -> None:
-    """The paper's table in both grids, and the long tables of every number."""
+    """The main table on both grids, and the long tables with every number."""
     for grid, name in (("conformed", "table"), ("native", "table_native")):
         rows = found.rows(grid, parameters)
         caption = f"{page.caption(found, grid)} {page.BESIDE}"
@@ -105,13 +104,6 @@ def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | No
         for run in found.chosen.values() for row in run.cases])
 
 
-def write_csv(path: Path, lines: Sequence[Sequence]) -> None:
-    """Rows as CSV, whole or not at all."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text(path, text.getvalue())
-
-
 def draw_charts(folder: Path, found: Results, parameters: Mapping[str, int | None]) -> dict[str, Path]:
     """The charts as PNG (returned by name) and PDF."""
     def point(row: tables.Row) -> tuple:
@@ -135,16 +127,15 @@ def draw_charts(folder: Path, found: Results, parameters: Mapping[str, int | Non
 
 def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
                count: int) -> tuple[list[tuple[Path, str]], str]:
-    """Pictures of the reference's worst cases with a line each, segmented again; or why there are none.
-
-    Pictures that are there already are kept: their names say which run they are from.
+    """Pictures of the worst cases of the reference with a caption each, or why there are none. The cases are segmented
+    again. Existing pictures are kept: their names say which run they are from.
     """
     if not count:
-        return [], "none were asked for"
+        return [], "none were requested"
     if found.reference not in plan["models"]:
         return [], "the reference is an ensemble, whose masks are not kept"
-    if not (Path(plan["data"]) / "prepared.json").is_file():
-        return [], f"the prepared data set is not at {plan['data']} any more"
+    if not (Path(plan["data"]) / PREPARED).is_file():
+        return [], f"the prepared data set is no longer at {plan['data']}"
     wanted, drawn = found.worst(count), []
     models, data = {}, None
     for run, row in wanted:
@@ -168,7 +159,7 @@ def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
 
 
 def draw_case(path: Path, data, case: str, network, card: Card) -> None:
-    """One case of the prepared data set on three planes, prediction and truth, in the conformed grid."""
+    """Draw a case of the prepared data set on three planes of the conformed grid, with prediction and truth."""
     from meshnet.inference import predict
     from meshnet.scans import overlay
 

@@ -1,4 +1,4 @@
-"""The scores of finished runs, read and checked, and everything that a report shows of them."""
+"""The scores of finished runs, read and checked, and everything that a report shows about them."""
 
 import csv
 import math
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet.config import identity, validate
+from meshnet.config import identity, resolve
 from meshnet.crossval import stats, tables
 from meshnet.crossval.plan import (
     PLAN,
-    SPLITS,
     Planned,
     check_splits,
-    differences,
     ensemble_folder,
     is_scored,
+    load_matching_splits,
     load_plan,
     missing_runs,
     planned_runs,
@@ -24,20 +23,22 @@ from meshnet.crossval.plan import (
     run_folder,
     validation_dice,
 )
-from meshnet.crossval.stats import Comparison, Run, Summary
-from meshnet.data.splits import fold_subjects, load_splits
+from meshnet.crossval.stats import Comparison, ScoredRun, Summary
+from meshnet.data.schema import SPLITS
+from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
 from meshnet.recipe import load_recipes, read_mapping
+from meshnet.runs.folder import CONFIG_YAML, TEST_CASES, differences
 
-INCOMPLETE = "†"  # after the name of a model that lacks a fold
+INCOMPLETE = "†"  # after the name of a model with unfinished folds
 TEXT_COLUMNS = ("case", "subject", "session")
 
 
-def read_cases(path: Path) -> tuple[dict, ...]:
-    """Rows of a test_cases.csv, scores as numbers; an empty place is NaN.
+def read_test_cases(path: Path) -> tuple[dict, ...]:
+    """The rows of a test_cases.csv with scores as numbers; an empty field is NaN.
 
     Raises:
-        UserError: where it has no ``case`` and ``subject``, or a score that is no number.
+        UserError: if ``case`` or ``subject`` is missing, or a score is not a number.
     """
     with open(path, newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
@@ -48,17 +49,17 @@ def read_cases(path: Path) -> tuple[dict, ...]:
         return tuple({key: value if key in TEXT_COLUMNS or key.startswith("group_") else float(value or "nan")
                       for key, value in row.items()} for row in rows)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: found a score that is no number ({error}); remove the file and run crossval.py "
+        raise UserError(f"{path}: found a score that is not a number ({error}); remove the file and run crossval.py "
                         "again") from None
 
 
 def check_run(folder: Path, run: Planned, plan: Mapping, splits: Mapping, cases: tuple[dict, ...]) -> None:
-    """Refuse a run that is not what the plan says, or whose scores are not those of its test subjects.
+    """Refuse a run that differs from the plan, or whose scores are not those of its test subjects.
 
     Raises:
-        UserError: for another configuration, fold, seed, data set or splits, or a leak.
+        UserError: for another configuration, fold, seed, data set or splits, or for a leak.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG_YAML
     recorded = read_mapping(path).get("run", {})
     if recorded.get("split_hash") != plan["split_hash"]:
         raise UserError(f"{path}: trained with splits {str(recorded.get('split_hash'))[:12]}, the others with "
@@ -66,20 +67,21 @@ def check_run(folder: Path, run: Planned, plan: Mapping, splits: Mapping, cases:
                         "again")
     expected = {"data": plan["fingerprint"], "fold": run.fold, "inner_fold": run.inner_fold, "seed": run.seed}
     changed = differences(expected, {key: recorded.get(key) for key in expected})
-    changed = changed or differences(plan["models"][run.model]["config"], identity(validate(load_recipes([path]))))
+    changed = changed or differences(plan["models"][run.model]["config"], identity(resolve(load_recipes([path]))))
     if changed:
-        raise UserError(f"{path}: not the run that {PLAN} plans: {changed}; remove {folder} and run crossval.py again")
-    check_subjects(folder / "test_cases.csv", run.fold, run.inner_fold, splits, cases)
+        raise UserError(f"{path}: not the run that {PLAN} plans: {'; '.join(changed.values())}; remove {folder} and "
+                        "run crossval.py again")
+    check_subjects(folder / TEST_CASES, run.fold, run.inner_fold, splits, cases)
 
 
 def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, cases: tuple[dict, ...]) -> None:
-    """Refuse test scores of subjects that are not the test subjects of ``fold``, or that lack some of them."""
+    """Refuse test scores that are not those of exactly the test subjects of ``fold``."""
     parts = fold_subjects(splits, fold, inner_fold)
     found = {row["subject"] for row in cases}
     leaked = sorted(found & {*parts["train"], *parts["val"]})
     if leaked:
-        raise UserError(f"{path}: subject {leaked[0]} was trained or validated on in fold {fold}, so its score is no "
-                        "test; remove the file and run crossval.py again")
+        raise UserError(f"{path}: subject {leaked[0]} was trained or validated on in fold {fold}, so its score is not "
+                        "a test; remove the file and run crossval.py again")
     odd = sorted(found ^ set(parts["test"]))
     if odd:
         what = "is not among" if odd[0] in found else "is missing among"
@@ -87,35 +89,32 @@ def check_subjects(path: Path, fold: int, inner_fold: int, splits: Mapping, case
                         "crossval.py again")
 
 
-def read_runs(out: str | Path) -> tuple[list[Run], list[str], dict]:
-    """Finished runs of a folder with their test scores, what is missing in words, and the plan.
+def read_runs(out: str | Path) -> tuple[list[ScoredRun], list[str], dict]:
+    """The finished runs of a folder with their test scores, the missing ones in words, and the plan.
 
-    Ensembles come as models of their own, ``NAME (ensemble)``, with restart 0.
+    Ensembles are models of their own, ``NAME (ensemble)``, with restart 0.
 
     Raises:
         UserError: for a run that must not be compared with the others (see ``check_run``).
     """
     out, plan = Path(out), load_plan(out)
-    splits = load_splits(out / SPLITS)
-    if splits["hash"] != plan["split_hash"]:
-        raise UserError(f"{out / SPLITS}: found splits {splits['hash'][:12]}, expected {plan['split_hash'][:12]} as in "
-                        f"{PLAN}; copy the data set's splits.json here again")
+    splits = load_matching_splits(out / SPLITS, plan["split_hash"], PLAN, f"copy the data set's {SPLITS} here again")
     check_splits(splits, out / SPLITS)
     runs = []
     for planned in planned_runs(plan):
         folder = run_folder(out, planned)
         if progress_of(folder):
             continue
-        cases = read_cases(folder / "test_cases.csv")
+        cases = read_test_cases(folder / TEST_CASES)
         check_run(folder, planned, plan, splits, cases)
-        runs.append(Run(planned.model, planned.fold, planned.restart, validation_dice(folder), cases))
+        runs.append(ScoredRun(planned.model, planned.fold, planned.restart, validation_dice(folder), cases))
     for model, entry in plan["models"].items():
         for fold in range(plan["folds"]):
             folder = ensemble_folder(out, model, fold, entry["restarts"])
             if is_scored(folder):
-                cases = read_cases(folder / "test_cases.csv")
-                check_subjects(folder / "test_cases.csv", fold, plan["inner_fold"], splits, cases)
-                runs.append(Run(f"{model} (ensemble)", fold, 0, math.nan, cases))
+                cases = read_test_cases(folder / TEST_CASES)
+                check_subjects(folder / TEST_CASES, fold, plan["inner_fold"], splits, cases)
+                runs.append(ScoredRun(f"{model} (ensemble)", fold, 0, math.nan, cases))
     return runs, missing_runs(out, plan), plan
 
 
@@ -132,7 +131,7 @@ class Results:
     ``summaries[grid][score][model]`` and ``tests[grid][score][model]``.
     """
 
-    def __init__(self, runs: Sequence[Run], reference: str | None = None, folds: int | None = None):
+    def __init__(self, runs: Sequence[ScoredRun], reference: str | None = None, folds: int | None = None):
         if not runs:
             raise UserError("no run is finished and scored yet, so there is nothing to report; run crossval.py again")
         self.runs = list(runs)
@@ -171,7 +170,7 @@ class Results:
         """A native-grid score of every test case of a model's chosen restarts."""
         return [row[score] for row in self.pooled[model]]
 
-    def worst(self, count: int) -> list[tuple[Run, Mapping]]:
+    def worst(self, count: int) -> list[tuple[ScoredRun, Mapping]]:
         """The reference's test cases with the lowest lesion Dice in the scan's own grid, with the run each is from."""
         found = [(run, row) for (model, _), run in self.chosen.items() if model == self.reference for row in run.cases]
         return sorted(found, key=lambda item: (item[1]["dice"], item[1]["case"]))[:count]

@@ -1,18 +1,20 @@
-"""Scores of a finished run on its test fold: the only place where test cases are read."""
+"""Scores of a finished run on its test fold. Test cases are read only here and in ``ensemble``."""
 
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from meshnet.crossval.plan import load_matching_splits
 from meshnet.data.reader import PreparedData
-from meshnet.data.splits import fold_subjects, load_splits
+from meshnet.data.schema import SPLITS
+from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
 from meshnet.inference import predict
 from meshnet.networks import build
 from meshnet.networks.card import Card
 from meshnet.recipe import read_mapping
-from meshnet.runs.folder import write_cases
+from meshnet.runs.folder import CONFIG_YAML, DONE, TEST_CASES, write_cases
 from meshnet.scans import metrics
 from meshnet.scans.grid import to_native
 
@@ -24,19 +26,17 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
 
     Args:
         folder: a run folder with ``DONE``.
-        data_path: the prepared data set where it has moved; otherwise where the run found it.
+        data_path: the prepared data set, if it has moved since the run was trained.
 
     Raises:
-        UserError: if the run is not finished, or the data set or its splits are not the ones that it was trained on.
+        UserError: if the run is not finished, or was trained on another data set or other splits.
     """
-    if not (folder / "DONE").is_file():
-        raise UserError(f"{folder}: not a finished run (no DONE in it), expected one; train it to its end first")
-    run = read_mapping(folder / "config.yaml")["run"]
+    if not (folder / DONE).is_file():
+        raise UserError(f"{folder}: found no {DONE}, expected a finished run; train it to its end first")
+    run = read_mapping(folder / CONFIG_YAML)["run"]
     data = PreparedData(data_path or run["data_path"])
-    splits = load_splits(data.path / "splits.json")
-    if splits["hash"] != run["split_hash"]:
-        raise UserError(f"{data.path / 'splits.json'}: found splits {splits['hash'][:12]}, expected "
-                        f"{run['split_hash'][:12]} as in {folder}; test cases could have been trained on")
+    splits = load_matching_splits(data.path / SPLITS, run["split_hash"], folder,
+                                  "with other splits it may have been trained on test cases; give its own --data")
     if data.info["fingerprint"] != run["data"]:
         raise UserError(f"{data.path}: not the data set that {folder} was trained on (cases, grid or scaling "
                         "differ); give that one with --data")
@@ -46,15 +46,15 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
         raise UserError(f"{data.path / 'splits.json'}: subject {sorted(leaked)[0]} is in the test and the training "
                         "part of a fold; run prepare.py again")
     if not subjects["test"]:
-        raise UserError(f"{data.path}: has no test cases, expected some; prepare.py --outer 3 makes test folds")
+        raise UserError(f"{data.path}: has no test cases, expected some; prepare with --outer 2 or more")
     network, card = build.load_model(folder)
     rows = []
     for index in data.indices(subjects["test"]):
         rows.append(score_case(network, card, data, index))
         print(f"{rows[-1]['case']}  Dice {rows[-1]['dice']:.4f}", flush=True)
-    write_cases(folder / "test_cases.csv", rows)
+    write_cases(folder / TEST_CASES, rows)
     print(f"{folder / 'test_cases.csv'}: mean lesion Dice {np.mean([row['dice'] for row in rows]):.4f} "
-          f"over {len(rows)} test cases")
+          f"over {len(rows)} test case{'s' * (len(rows) != 1)}")
     return 0
 
 

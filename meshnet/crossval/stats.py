@@ -24,7 +24,7 @@ STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 @dataclass(frozen=True)
-class Run:
+class ScoredRun:
     """One trained network: ``val_dice`` chose its checkpoint, ``cases`` are rows of its test scores.
 
     A row has ``case``, ``subject`` and scores by name (``dice`` …).
@@ -95,17 +95,17 @@ def by_subject(cases: Iterable[Mapping], metric: str) -> dict[str, float]:
     return {subject: spread(values).mean for subject, values in scores.items()}
 
 
-def run_score(run: Run, metric: str) -> float:
+def run_score(run: ScoredRun, metric: str) -> float:
     """The mean of a run's score over its test subjects."""
     return spread(by_subject(run.cases, metric).values()).mean
 
 
-def choose_restarts(runs: Iterable[Run]) -> dict[tuple[str, int], Run]:
+def choose_restarts(runs: Iterable[ScoredRun]) -> dict[tuple[str, int], ScoredRun]:
     """For each (model, fold) the run with the best validation Dice; of equal ones the lowest restart.
 
     A run whose validation Dice is NaN loses against every other. Test scores are not looked at.
     """
-    chosen: dict[tuple[str, int], Run] = {}
+    chosen: dict[tuple[str, int], ScoredRun] = {}
     for run in sorted(runs, key=lambda r: (r.model, r.fold, r.restart)):
         best = chosen.get((run.model, run.fold))
         if best is None or run.val_dice > best.val_dice or math.isnan(best.val_dice) > math.isnan(run.val_dice):
@@ -113,7 +113,7 @@ def choose_restarts(runs: Iterable[Run]) -> dict[tuple[str, int], Run]:
     return chosen
 
 
-def pooled_cases(runs: Iterable[Run]) -> list[Mapping]:
+def pooled_cases(runs: Iterable[ScoredRun]) -> list[Mapping]:
     """Test rows of one model's chosen runs, fold after fold.
 
     Raises:
@@ -127,7 +127,7 @@ def pooled_cases(runs: Iterable[Run]) -> list[Mapping]:
     return rows
 
 
-def summarise(runs: Sequence[Run], metric: str, generator: np.random.Generator, resamples: int = 9999) -> Summary:
+def summarise(runs: Sequence[ScoredRun], metric: str, generator: np.random.Generator, resamples: int = 9999) -> Summary:
     """One model's runs by the three means, with the 95 % interval of the mean over subjects."""
     assert len({run.model for run in runs}) == 1, "one model at a time"
     chosen = [run for _, run in sorted(choose_restarts(runs).items())]

@@ -1,7 +1,5 @@
 """The table of a paper, model by model: parameters, DICE, AVD, MCC and stars, as Markdown, CSV, LaTeX and HTML."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 from meshnet.crossval.stats import Spread
+from meshnet.files import csv_text
 
 COLUMNS = (  # name of the score, heading, whether more is better
     ("dice_macro", "DICE", True), ("avd", "AVD", False), ("mcc", "MCC", True),
@@ -165,9 +164,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
     for name, *_ in COLUMNS:
         titles += [name, f"{name}_sd", f"{name}_n", f"{name}_stars"]
     titles += [f"paper_{name}{end}" for name, *_ in COLUMNS for end in ("", "_sd")]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(titles)
+    lines = [titles]
     for row in ordered(rows):
         theirs = published(row.model)
         line = [row.model + row.remark, row.parameters]
@@ -176,5 +173,5 @@ def comma_separated(rows: Sequence[Row]) -> str:
             line += [score.mean, score.sd, score.n, row.stars.get(name, "")]
         for name, *_ in COLUMNS:
             line += [theirs.scores[name].mean, theirs.scores[name].sd] if theirs else ["", ""]
-        writer.writerow(line)
-    return text.getvalue()
+        lines.append(line)
+    return csv_text(lines)

@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.data import schema
-from meshnet.data.schema import FORMAT_VERSION, SHARDS, fingerprint, union_box
+from meshnet.data.schema import FORMAT_VERSION, SHARDS, union_box
 from meshnet.data.sources.case import Case
 from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
-from meshnet.files import whole_file
+from meshnet.files import hash_of, whole_file
 from meshnet.scans import grid, head, intensity, nifti, resample
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.head import head_box
@@ -46,14 +46,14 @@ def code_version(synthetic: bool) -> str:
         from meshnet.data.synthetic import anatomy, atlas, case, lesions, scanner
 
         modules += [anatomy, atlas, case, lesions, scanner]
-    return fingerprint([sha256_file(module.__file__) for module in modules])
+    return hash_of([sha256_file(module.__file__) for module in modules])
 
 
 def shard_name(case: Case, settings: Settings, version: str) -> str:
     """The file name of a case's shard: the same only while sources, settings and code are the same."""
     case = replace(case, groups={g: case.groups.get(g) for g in settings.groups})
     identity = [FORMAT_VERSION, version, asdict(settings), asdict(case), signature(case)]
-    return f"{SHARDS}/{fingerprint(identity)[:32]}.arrow"
+    return f"{SHARDS}/{hash_of(identity)[:32]}.arrow"
 
 
 def make_row(case: Case, settings: Settings) -> dict:

@@ -1,6 +1,5 @@
 """A prepared dataset's names and fields: its rows, its ``prepared.json``, and volumes as views on the mapped file."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -106,9 +105,3 @@ def union_box(boxes: Iterable[Sequence[int]]) -> list[int]:
     """The smallest box [x0, x1, y0, y1, z0, z1] around all the boxes of that form."""
     boxes = np.array(list(boxes))
     return [int(n) for n in np.where(np.arange(6) % 2 == 0, boxes.min(0), boxes.max(0))]
-
-
-def fingerprint(value: object) -> str:
-    """SHA-256 (64 hex digits) of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()

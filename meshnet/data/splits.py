@@ -1,6 +1,5 @@
 """Nested cross-validation: outer and inner folds by subject, stratified by lesion volume and acquisition."""
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.errors import UserError
+from meshnet.files import hash_of
 
 QUANTILES = 5
 
@@ -151,9 +151,7 @@ def _shown(quintiles: list[int]) -> str:
 
 def content_hash(splits: dict) -> str:
     """SHA-256 (64 hex digits) over everything in ``splits`` but the hash itself."""
-    content = {k: v for k, v in splits.items() if k != "hash"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of({key: value for key, value in splits.items() if key != "hash"})
 
 
 def load_splits(path: str | Path) -> dict:

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.data.row import Settings, code_version, prepare_case, shard_name
-from meshnet.data.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, fingerprint, union_box
+from meshnet.data.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, union_box
 from meshnet.data.sources.case import Case
 from meshnet.data.splits import make_splits
 from meshnet.errors import UserError
-from meshnet.files import write_json
+from meshnet.files import hash_of, write_json
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -113,7 +113,7 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def finish(
+def write_dataset(
     out: Path, shards: list[str], settings: Settings, source: dict, channels: list[str], classes: list[str], folds: dict
 ) -> dict:
     """Write what makes one dataset of the shards: splits, prepared.json and what ``load_from_disk`` reads.
@@ -130,7 +130,7 @@ def finish(
     volumes_ml = np.array([r["lesion_ml"] for r in rows])
     box = union_box(r["head_box"] for r in rows)
     sources = [[r["case"], r["subject"], r["image_sha256"], r["mask_sha256"]] for r in rows]
-    identity = fingerprint([FORMAT_VERSION, asdict(settings), sources])
+    identity = hash_of([FORMAT_VERSION, asdict(settings), sources])
     size = list(settings.grid.size)
     prepared = {
         "format_version": FORMAT_VERSION,

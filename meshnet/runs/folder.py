@@ -13,24 +13,24 @@ failed.json         why a run stopped for good; DONE when it is finished
 =================== ==================================================================================
 """
 
-import csv
 import functools
 import importlib.metadata
-import io
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from meshnet import ROOT
 from meshnet.errors import UserError
-from meshnet.files import write_text
+from meshnet.files import write_csv, write_text
 
+CONFIG_YAML, METRICS, CASES, TEST_CASES = "config.yaml", "metrics.jsonl", "cases.csv", "test_cases.csv"
+LAST, AVERAGED, CURVES, TRACKING = "last.safetensors", "model_ema.safetensors", "curves.png", "tracking.json"
+STATES, HEARTBEAT, LOCK, DONE, FAILED = "state", "heartbeat", ".lock", "DONE", "failed.json"
 PACKAGES = ("torch", "accelerate", "datasets", "monai", "nibabel", "numpy", "safetensors")
-
-
 UNSCHEDULED = "unscheduled"  # in a line of metrics.jsonl: scored since the run stopped here, not by validate_every
 STOP_KEYS = (UNSCHEDULED, "collapsed")
 
@@ -74,21 +74,26 @@ def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
     Raises:
         UserError: if they differ and ``allow`` is False, or not enough.
     """
-    built_in = [key for key in dict.fromkeys([*old, *new])
-                if old.get(key) != new.get(key) and (key in BUILT_IN or key.startswith(BUILT_IN[:4]))]
+    changed = differences(old, new)
+    built_in = [key for key in changed if key in BUILT_IN or key.startswith(BUILT_IN[:4])]
     if built_in and allow:
         raise UserError(f"{path}: {', '.join(built_in)} cannot change in a run that has begun, even with "
-                        "--allow_changed; begin another one from its weights with --init")
-    changed = [f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-               for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+                        "--allow_changed; start a new run from its weights with --init")
     if changed and not allow:
-        raise UserError(f"{path}: this run was started otherwise: {'; '.join(changed)}; use another --run_dir, or "
-                        "--allow_changed to go on all the same")
+        raise UserError(f"{path}: this run was started with other settings: {'; '.join(changed.values())}; use another "
+                        "--run_dir, or --allow_changed to continue anyway")
+
+
+def differences(old: Mapping, new: Mapping) -> dict[str, str]:
+    """Every key whose value changed, in words: ``optimizer.lr was 0.001 and is now 0.01``. Values as JSON has them."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    return {key: f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+            for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)}
 
 
 def append_metrics(folder: Path, row: dict) -> None:
     """One line more in metrics.jsonl. A line cut off by a kill is dropped when the run resumes."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
+    with open(folder / METRICS, "a", encoding="utf-8") as handle:
         handle.write(json.dumps(row) + "\n")
         handle.flush()
         os.fsync(handle.fileno())
@@ -96,7 +101,7 @@ def append_metrics(folder: Path, row: dict) -> None:
 
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl, one a finished epoch; a last line that is cut off is left out."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -115,24 +120,20 @@ def keep_metrics(folder: Path, epochs: int, going_on: bool) -> None:
     if going_on:
         rows = [{key: value for key, value in row.items() if not key.startswith("val_") and key not in STOP_KEYS}
                 if row.get(UNSCHEDULED) else row for row in rows]
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_cases(path: Path, rows: list[dict]) -> None:
     """Per-case rows as CSV, whole or not at all; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_csv(path, [columns] + [[row.get(key) for key in columns] for row in rows])
 
 
 class Heartbeat:
     """Touches ``heartbeat`` in a run folder, at most once a second, so that a watcher can tell a silent run."""
 
     def __init__(self, folder: Path, active: bool = True):
-        self.path, self.active, self.last = folder / "heartbeat", active, 0.0
+        self.path, self.active, self.last = folder / HEARTBEAT, active, 0.0
 
     def beat(self) -> None:
         now = time.monotonic()

@@ -31,6 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshnet import ROOT
+from meshnet.runs.folder import HEARTBEAT
+
+USER_ERROR, DIVERGED = 2, 3  # exit codes of train.py: wrong flag, file or data set; loss became NaN or infinite
+HOPELESS = (USER_ERROR, DIVERGED)  # another attempt would end the same way
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,19 @@ def full_command(job: Job, gpus: int, accelerate_config: str | None) -> list[str
     return [*command, *script]
 
 
-def describe(code: int | None) -> str:
+def is_retried(code: int | None, failures: int, retries: int, hopeless: tuple[int, ...] = HOPELESS) -> bool:
+    """Whether a job that failed is started again.
+
+    Args:
+        code: its exit code, None where it is unknown.
+        failures: how often it has failed so far, this time included.
+        retries: how often it may be started again.
+        hopeless: exit codes after which another attempt would end the same way.
+    """
+    return code not in hopeless and failures <= retries
+
+
+def describe_exit(code: int | None) -> str:
     """An exit code in words."""
     if code == 0:
         return ""
@@ -173,7 +189,7 @@ class Launcher(abc.ABC):
         ended = []
         for handle in self.running():
             code, over = self._look(handle)
-            reason = describe(code)
+            reason = describe_exit(code)
             if not over and self._silent(handle):
                 self._stop(handle, 0)
                 code, over, reason = None, True, f"silent for {handle.job.silent_after:g} s"
@@ -213,7 +229,7 @@ class Launcher(abc.ABC):
         if not handle.job.silent_after:
             return False
         with contextlib.suppress(OSError):
-            beat = (handle.job.run_dir / "heartbeat").stat().st_mtime
+            beat = (handle.job.run_dir / HEARTBEAT).stat().st_mtime
             if beat != handle.beat:
                 handle.beat, handle.beat_seen = beat, time.monotonic()
         return time.monotonic() - handle.beat_seen > handle.job.silent_after

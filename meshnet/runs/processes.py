@@ -11,13 +11,14 @@ lost).
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from meshnet.files import try_lock
 
 TOKEN = "MESHNET_JOB"
 PROC = Path("/proc")
@@ -103,11 +104,9 @@ def guard(parent: int, lock: str, log: str, command: list[str]) -> int:
     token = os.environ[TOKEN]
     with open(lock, "w") as held, open(log, "ab") as output:
         while os.getppid() == parent:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(held):
                 break
-            except BlockingIOError:
-                time.sleep(GUARD_SECONDS)
+            time.sleep(GUARD_SECONDS)
         else:
             return 1
         end_job(token)  # of an earlier guard on this machine

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from meshnet.config import SCALINGS
 from meshnet.errors import UserError
 
-SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")
 HISTOGRAM_BINS = 1000  # mri_convert's
 CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_convert's f_high = 0.999)
 QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"

@@ -5,10 +5,10 @@ worker is free, look from the top rung down for a finished trial among the best 
 that have finished its rung and that is not yet promoted; promote the best of those. If there is none, start a new
 trial.
 
-What is decided here, since the paper leaves it open:
+Decisions that the paper leaves open:
 
 * As a rung fills, more than 1/eta of it may end up promoted. That is right: each was among the best when promoted.
-* Only finished trials are ranked. One that is still running counts neither above nor below the line.
+* Only finished trials are ranked and counted, running ones are not.
 * A tie is broken by age: the trial with the lower number ranks higher.
 * A score that is NaN or infinite, and a trial that failed, ranks below every real score, counts as finished (so the
   others may be promoted past it) and is never promoted itself, not even where everything has failed.
@@ -27,8 +27,8 @@ from fractions import Fraction
 
 
 @dataclass(frozen=True)
-class Job:
-    """Train ``trial`` until it has ``epochs`` epochs behind it; it has ``start_epochs`` already."""
+class Decision:
+    """Train ``trial`` up to epoch ``epochs``, the end of ``rung``; it has been trained for ``start_epochs`` before."""
 
     trial: int
     rung: int
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass
 class Trial:
-    """One set of parameters and what is known of it. ``scores`` maps a finished rung to its score."""
+    """One set of parameters and its results. ``scores`` maps a finished rung to its score."""
 
     number: int
     parameters: dict
@@ -100,8 +100,8 @@ class Asha:
     rungs: epochs of each rung, rising. eta: the best ``1 / eta`` of a rung are promoted. maximize: whether a higher
     score is better. max_trials: new trials stop there. brackets: how many of the rungs serve as a starting rung.
 
-    Call ``next_job`` for a free worker and, when the job ends, ``report`` or ``fail``. Nothing here draws random
-    numbers: the parameters of a new trial come from the function given to ``next_job``.
+    Call ``next_decision`` for a free worker and, when it is carried out, ``report`` or ``fail``. Nothing here draws
+    random numbers: the parameters of a new trial come from the function given to ``next_decision``.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Asha:
         self.promoted = [[set() for _ in self.rungs] for _ in range(brackets)]
         self._dealt = [0] * brackets
 
-    def next_job(self, sample: Callable[[int], dict]) -> Job | None:
+    def next_decision(self, sample: Callable[[int], dict]) -> Decision | None:
         """What a free worker should do: a promotion, else a new trial, else None (wait, or the study is done).
 
         ``sample(number)`` is called for a new trial alone and returns its parameters.
@@ -134,34 +134,34 @@ class Asha:
         return self._promotion() or self._new_trial(sample)
 
     def report(self, trial: int, score: float) -> None:
-        """The running job of ``trial`` ended with ``score``. NaN and infinities rank last."""
+        """The current decision on ``trial`` ended with ``score``. NaN and infinities rank last."""
         self._finish(trial, score)
 
     def fail(self, trial: int, reason: str) -> None:
-        """The running job of ``trial`` diverged, ran out of memory or died too often: the worst score."""
+        """``trial`` diverged, ran out of memory or died too often: it gets the worst score."""
         self.trials[trial].failed = reason or "failed"
         self._finish(trial, math.nan)
 
-    def restore(self, parameters: dict, bracket: int, rung: int) -> Job:
-        """Take up a trial as it was handed out earlier (from a ledger), in the order of its number."""
+    def restore(self, parameters: dict, bracket: int, rung: int) -> Decision:
+        """Restore a trial that was started earlier (recorded in a ledger), in the order of the numbers."""
         number = len(self.trials)
         self.trials.append(Trial(number, parameters, bracket, rung))
         self._dealt[bracket] += 1
-        return self.current_job(number)
+        return self.current_decision(number)
 
-    def promote(self, trial: int) -> Job:
-        """Take up a promotion as it was handed out earlier (from a ledger)."""
+    def promote(self, trial: int) -> Decision:
+        """Promote a trial to its next rung, now or as recorded in a ledger."""
         one = self.trials[trial]
         assert not one.running and one.rung + 1 < len(self.rungs), f"trial {trial} cannot be promoted"
         self.promoted[one.bracket][one.rung].add(trial)
         one.rung, one.running = one.rung + 1, True
-        return self.current_job(trial)
+        return self.current_decision(trial)
 
-    def current_job(self, trial: int) -> Job:
-        """The job that was handed out for ``trial`` last."""
+    def current_decision(self, trial: int) -> Decision:
+        """The latest decision on ``trial``."""
         one = self.trials[trial]
         start = self.rungs[one.rung - 1] if one.rung > one.bracket else 0
-        return Job(trial, one.rung, self.rungs[one.rung], start)
+        return Decision(trial, one.rung, self.rungs[one.rung], start)
 
     def promotable(self, bracket: int, rung: int) -> int | None:
         """The best trial among the top ``floor(n / eta)`` of a rung that is not yet promoted, or None."""
@@ -185,9 +185,9 @@ class Asha:
     def best(self) -> Trial | None:
         """The best trial of the highest rung that has a real score; None before there is one."""
         for rung in reversed(range(len(self.rungs))):
-            heads = [self.finished[b][rung][0] for b in range(self.brackets) if self.finished[b][rung]]
-            if heads and min(heads)[0] < math.inf:
-                return self.trials[min(heads)[1]]
+            leaders = [self.finished[b][rung][0] for b in range(self.brackets) if self.finished[b][rung]]
+            if leaders and min(leaders)[0] < math.inf:
+                return self.trials[min(leaders)[1]]
         return None
 
     def _promotable_anywhere(self) -> int | None:
@@ -198,11 +198,11 @@ class Asha:
                     return number
         return None
 
-    def _promotion(self) -> Job | None:
+    def _promotion(self) -> Decision | None:
         number = self._promotable_anywhere()
         return None if number is None else self.promote(number)
 
-    def _new_trial(self, sample: Callable[[int], dict]) -> Job | None:
+    def _new_trial(self, sample: Callable[[int], dict]) -> Decision | None:
         if len(self.trials) >= self.max_trials:
             return None
         bracket = min(range(self.brackets), key=lambda b: ((self._dealt[b] + 1) / self._share(b), b))

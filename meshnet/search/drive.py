@@ -1,4 +1,4 @@
-"""A study run to its end, or to Ctrl-C: what is published while it runs, and what comes out."""
+"""Run a study to its end or to Ctrl-C, publish its state meanwhile, and write its results at the end."""
 
 import contextlib
 import os
@@ -10,32 +10,32 @@ from pathlib import Path
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.search.space import Space
-from meshnet.search.status import STALE_SECONDS, Screen, read_status, snapshot, table
+from meshnet.search.status import STALE_SECONDS, Screen, read_status, snapshot, status_table
 
-PATIENCE = 5.0  # seconds for a run to leave after the first Ctrl-C
+PATIENCE = 5.0  # seconds that runs have to stop after the first Ctrl-C
 STATUS_SECONDS = 2.0
 
 
 def refuse_other_host(folder: Path) -> None:
-    """A lock may not reach across hosts; the status file of a living driver does."""
+    """Refuse a study that is being run on another host, where its file lock may have no effect."""
     status = read_status(folder)
     if not status or status["state"] != "running" or status["driver"]["host"] == socket.gethostname():
         return
     age = time.time() - status["time"]
     if age < STALE_SECONDS:
         raise UserError(f"{folder}: this study is being run by process {status['driver']['pid']} on "
-                        f"{status['driver']['host']} (last sign {age:.0f} s ago); stop that one first")
+                        f"{status['driver']['host']} (last update {age:.0f} s ago); stop that process first")
 
 
 def drive(study, screen: Screen, began: float, prepare) -> str:
-    """Run the study to its end or to Ctrl-C; "finished" or "interrupted". Leaves no process behind, come what may."""
+    """Run the study to its end or to Ctrl-C; returns "finished" or "interrupted". No process is ever left behind."""
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(1))
     shown = 0.0
     state = "running"
     try:
-        study.take_up()
+        study.resume()
         prepare(study.asha)
         while not asked:
             if study.step():
@@ -43,18 +43,18 @@ def drive(study, screen: Screen, began: float, prepare) -> str:
                 break
             if time.monotonic() - shown > STATUS_SECONDS:
                 shown = time.monotonic()
-                screen.draw(table(publish(study, "running", began)))
+                screen.draw(status_table(publish(study, "running", began)))
             time.sleep(0.05)
         else:
             state = "interrupted"
-            study.say("stopping the runs; the same command goes on later (Ctrl-C again: kill them at once)")
+            study.say("stopping the runs; the same command continues later (Ctrl-C again kills them at once)")
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
             study.stop(PATIENCE)
     except KeyboardInterrupt:
         state = "interrupted"
     except UserError:
-        with contextlib.suppress(OSError, UserError):  # what stopped it may keep this from being written, too
+        with contextlib.suppress(OSError, UserError):  # a full disk, for example, also prevents this
             study.stop(0)
             publish(study, "stopped", began)
         raise
@@ -78,7 +78,7 @@ def publish(study, state: str, began: float) -> dict:
 
 
 def report(study, screen: Screen, state: str, began: float, recipe, space: Space) -> None:
-    """best.yaml, the last status, pictures."""
+    """Write best.yaml, the final status and the figures."""
     status = publish(study, state, began)
     best = status["best"]
     if best:
@@ -89,4 +89,4 @@ def report(study, screen: Screen, state: str, began: float, recipe, space: Space
         from meshnet.search import figures
 
         figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)
-    screen.end(table(status))
+    screen.end(status_table(status))

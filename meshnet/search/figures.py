@@ -1,69 +1,85 @@
-"""Pictures of a study: learning curves by rung, parameter against score, importance of the parameters."""
+"""Figures of a study: learning curves by rung, parameters against scores, importance of the parameters."""
 
 import math
 from pathlib import Path
 
-from meshnet.files import whole_file
+from meshnet import plots
 from meshnet.search.asha import Asha
 from meshnet.search.space import Space
 
-ENOUGH = 10  # trials with a score, below which an importance would be noise
+MIN_TRIALS = 10  # with a score; the importances of fewer would be noise
+NAMED = 6  # the best trials, whose curves carry their number
 
 
 def draw(folder: Path, study: Asha, space: Space, curves: list, metric: str) -> list[Path]:
-    """Write curves.png, parameters.png and, with enough trials, importance.png into ``folder``; the paths.
+    """Write curves.png, parameters.png and, with enough trials, importance.png into ``folder``; returns the paths.
 
-    curves: (trial, fold, horizon, epoch, score) as ``Ledger.curves`` gives them.
+    curves: (trial, fold, horizon, epoch, score) as ``Ledger.curves`` returns them.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    paths = [folder / "curves.png", folder / "parameters.png"]
-    pictures = [_curves(pyplot, study, curves, metric), _parameters(pyplot, study, space, metric)]
-    scored = importance(study, space)
-    if scored:
-        paths.append(folder / "importance.png")
-        pictures.append(_importance(pyplot, scored, metric))
-    for path, picture in zip(paths, pictures):
-        with whole_file(path) as temporary:
-            picture.savefig(temporary, dpi=120, bbox_inches="tight")
-        pyplot.close(picture)
-    return paths
+    figures = {"curves.png": draw_curves(study, curves, metric),
+               "parameters.png": draw_parameters(study, space, metric)}
+    shares = importance(study, space)
+    if shares:
+        figures["importance.png"] = draw_importance(shares, metric)
+    for name, figure in figures.items():
+        plots.save(figure, folder / name)
+    return [folder / name for name in figures]
 
 
-def _curves(pyplot, study: Asha, curves: list, metric: str):
-    """A line for each trial and inner fold, coloured by the highest rung that the trial reached."""
-    picture, axes = pyplot.subplots(figsize=(8, 5))
-    colours = _colours(pyplot, study)
+@plots.styled
+def draw_curves(study: Asha, curves: list, metric: str):
+    """A line for each trial and inner fold, coloured by its highest finished rung; the best trials are named."""
+    figure = plots.new_figure(8, 5)
+    axes = figure.subplots()
+    colours = rung_colours(study)
     lines: dict[tuple, list] = {}
     for trial, fold, horizon, epoch, score in curves:
         if score is not None:
             lines.setdefault((trial, fold, horizon), []).append((epoch, score))
+    named = best_trials(study, NAMED)
     for (trial, _, _), points in sorted(lines.items(), key=lambda item: study.trials[item[0][0]].rung):
         rung = max(study.trials[trial].scores, default=study.trials[trial].bracket)
         axes.plot(*zip(*points), color=colours[rung], alpha=0.4 + 0.6 * (rung + 1) / len(study.rungs), linewidth=1.2,
                   marker="." if len(points) < 8 else None)
-    for rung, epochs in enumerate(study.rungs):
-        axes.axvline(epochs, color="0.8", linewidth=0.8, zorder=0)
-        axes.plot([], [], color=colours[rung], label=f"reached {epochs} epochs")
-    axes.set(xlabel="epoch", ylabel=metric)
-    axes.legend(frameon=False)
-    return picture
+        if trial in named:
+            axes.annotate(f"trial {trial}", points[-1], (4, 0), textcoords="offset points", va="center", fontsize=7,
+                          color=colours[rung], annotation_clip=False)
+    for epochs, colour in zip(study.rungs, colours):
+        axes.axvline(epochs, color=plots.GREY, linewidth=0.8, zorder=0)
+        axes.plot([], [], color=colour, label=f"finished {epochs_in_words(epochs)}")
+    axes.set(xlabel="Epoch", ylabel=metric)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
+    return figure
 
 
-def _colours(pyplot, study: Asha):
-    """One colour a rung, dark to bright."""
-    return pyplot.get_cmap("viridis")([rung / max(len(study.rungs) - 1, 1) for rung in range(len(study.rungs))])
+def best_trials(study: Asha, count: int) -> set[int]:
+    """The numbers of the ``count`` best trials of the highest rung that has a real score."""
+    for rung in reversed(range(len(study.rungs))):
+        found = sorted(entry for bracket in study.finished for entry in bracket[rung] if entry[0] < math.inf)
+        if found:
+            return {number for _, number in found[:count]}
+    return set()
 
 
-def _parameters(pyplot, study: Asha, space: Space, metric: str):
-    """One panel a parameter: its value against the score at the highest rung, coloured by that rung."""
+def rung_colours(study: Asha) -> list[str]:
+    """One colour for each rung."""
+    return list(plots.colour_of([str(epochs) for epochs in study.rungs]).values())
+
+
+def epochs_in_words(epochs: int) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+@plots.styled
+def draw_parameters(study: Asha, space: Space, metric: str):
+    """A panel for each parameter: its value against the score at the highest finished rung, coloured by that rung."""
     columns = min(3, len(space.dimensions))
     rows = math.ceil(len(space.dimensions) / columns)
-    size = (4 * columns, 3.2 * rows + 0.3)
-    picture, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    figure = plots.new_figure(4 * columns, 3.2 * rows + 0.3)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    colours = rung_colours(study)
     known = [(t, max(t.scores), t.scores[max(t.scores)]) for t in study.trials if t.scores]
     known = [row for row in known if math.isfinite(row[2])]
     for dimension, axes in zip(space.dimensions, panels.flat):
@@ -74,25 +90,24 @@ def _parameters(pyplot, study: Asha, space: Space, metric: str):
             axes.set_xlim(-0.5, len(dimension.choices) - 0.5)
         elif dimension.kind == "loguniform":
             axes.set_xscale("log")
-        axes.scatter(values, [score for *_, score in known], c=[rung for _, rung, _ in known], cmap="viridis",
-                     vmin=0, vmax=len(study.rungs) - 1, s=18)
+        axes.scatter(values, [score for *_, score in known], c=[colours[rung] for _, rung, _ in known], s=18)
         axes.set_xlabel(dimension.name)
-    for rung, colour in enumerate(_colours(pyplot, study)):
-        panels[0, 0].scatter([], [], color=colour, s=18, label=f"{study.rungs[rung]} epochs")
-    picture.legend(loc="outside upper center", ncols=len(study.rungs), frameon=False)
+    for epochs, colour in zip(study.rungs, colours):
+        panels[0, 0].scatter([], [], color=colour, s=18, label=epochs_in_words(epochs))
+    figure.legend(loc="outside upper center", ncols=len(study.rungs))
     for axes in panels[:, 0]:
         axes.set_ylabel(metric)
-    for axes in list(panels.flat)[len(space.dimensions) :]:
+    for axes in list(panels.flat)[len(space.dimensions):]:
         axes.axis("off")
-    return picture
+    return figure
 
 
 def importance(study: Asha, space: Space) -> dict[str, float]:
-    """How much a forest's prediction of the rank within the first rung worsens when one parameter is shuffled.
+    """How much worse a forest predicts the rank within the first rung when the values of one parameter are shuffled.
 
     Permutation importance (Breiman, Machine Learning 2001) of scikit-learn's extremely randomised trees, as shares
-    that sum to 1; {} with fewer than ``ENOUGH`` scored trials. All trials of a bracket share its first rung, so only
-    equal epochs are compared.
+    that sum to 1; {} with fewer than ``MIN_TRIALS`` scored trials. All trials of a bracket share its first rung, so
+    only equal epochs are compared.
     """
     rows, ranks = [], []
     for bracket, rungs in enumerate(study.finished):
@@ -100,7 +115,7 @@ def importance(study: Asha, space: Space) -> dict[str, float]:
         for place, (_, number) in enumerate(first):
             rows.append(space.encode(study.trials[number].parameters))
             ranks.append(place / len(first))
-    if len(rows) < ENOUGH:
+    if len(rows) < MIN_TRIALS:
         return {}
     from sklearn.ensemble import ExtraTreesRegressor
     from sklearn.inspection import permutation_importance
@@ -111,10 +126,12 @@ def importance(study: Asha, space: Space) -> dict[str, float]:
     return {dimension.name: float(value / total) for dimension, value in zip(space.dimensions, found)}
 
 
-def _importance(pyplot, scored: dict[str, float], metric: str):
-    """Horizontal bars, the most important on top."""
-    picture, axes = pyplot.subplots(figsize=(6, 0.5 * len(scored) + 1))
-    names = sorted(scored, key=scored.get)
-    axes.barh(names, [scored[name] for name in names], color="tab:blue")
+@plots.styled
+def draw_importance(shares: dict[str, float], metric: str):
+    """Horizontal bars, the most important parameter on top."""
+    figure = plots.new_figure(6, 0.5 * len(shares) + 1)
+    axes = figure.subplots()
+    names = sorted(shares, key=shares.get)
+    axes.barh(names, [shares[name] for name in names], color=plots.COLOURS[0])
     axes.set(xlabel=f"share of the importance for {metric} at the first rung")
-    return picture
+    return figure

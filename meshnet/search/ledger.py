@@ -1,7 +1,7 @@
-"""What a study remembers: SQLite in WAL mode with one writer, and ``status.json`` for everyone else.
+"""The record of a study: SQLite in WAL mode with one writer, and ``status.json`` for everyone else.
 
-WAL mode needs shared memory and so works on one host only: the database lies on the driver's own disk, and a lock file
-beside it keeps a second driver out. Others read ``status.json`` in the study folder, which is replaced whole.
+WAL mode needs shared memory and so works on one host only: the database lies on a local disk of the driver, and a lock
+file beside it keeps a second driver out. Others read ``status.json`` in the study folder, which is replaced whole.
 
 Every change is one transaction with ``synchronous=FULL``: a driver killed at any moment leaves either all of it or
 nothing. ``events`` keeps the order of decisions, from which ``asha.Asha`` is rebuilt exactly; ``scores`` has one row
@@ -9,9 +9,6 @@ for a trial, inner fold, schedule and epoch, so that no score can be counted twi
 """
 
 import contextlib
-import csv
-import fcntl
-import io
 import json
 import os
 import socket
@@ -21,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meshnet.errors import UserError
-from meshnet.files import write_text
-from meshnet.search.asha import Asha, Job
+from meshnet.files import csv_text, try_lock, write_text
+from meshnet.search.asha import Asha, Decision
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -60,26 +57,26 @@ def network_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 @contextlib.contextmanager
 def one_line(path: Path) -> Iterator[None]:
-    """Have SQLite's complaints about the file or its disk end in one line; a broken rule of the tables is our fault."""
+    """Turn SQLite's errors about the file or its disk into one line; a violated constraint is a bug and stays."""
     try:
         yield
     except sqlite3.IntegrityError:
         raise
     except sqlite3.DatabaseError as error:
         raise UserError(
-            f"{path}: {error}; expected the ledger of a study on a writable disk with room; mend that, then the same "
-            "command goes on"
+            f"{path}: {error}; expected the ledger of a study on a writable disk with free space; fix that, then run "
+            "the same command again"
         ) from None
 
 
 class Ledger:
-    """One study's memory, opened for writing. Use as a context manager.
+    """One study's record, opened for writing. Use as a context manager.
 
     path: the database. lock: the file that keeps a second driver out, by default beside the database.
 
     Raises:
-        UserError: if another driver has it open (naming which), the study was begun with other settings, the file is no
-            ledger, or its disk is full.
+        UserError: if another driver has it open (naming which), the study was started with other settings, the file is
+            no ledger, or its disk is full.
     """
 
     def __init__(self, path: str | Path, lock: str | Path | None = None):
@@ -88,22 +85,20 @@ class Ledger:
         if shared:
             raise UserError(
                 f"{self.path}: lies on a network file system ({shared}), where SQLite's WAL mode is unsafe; "
-                "put the ledger on this machine's own disk with --ledger"
+                "put the ledger on a local disk with --ledger"
             )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = open(lock or self.path.with_suffix(".lock"), "a+")  # noqa: SIM115 - held as long as the ledger
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}; expected a folder for the ledger") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._lock):
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise UserError(
-                f"{self.path}: this study is being run by {holder}; look at it with --status, or stop that one first"
-            ) from None
+                f"{self.path}: this study is being run by {holder}; watch it with --status, or stop that process first"
+            )
         self._lock.seek(0)
         self._lock.truncate()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -141,7 +136,7 @@ class Ledger:
 
     # ---------------------------------------------------------------- the study
     def settings(self, wanted: dict) -> dict:
-        """Record the settings of a new study, or check that they are those it was begun with."""
+        """Record the settings of a new study, or check that they are those it was started with."""
         with one_line(self.path):
             found = dict(self.database.execute("SELECT key, value FROM study"))
         text = {key: json.dumps(value, sort_keys=True) for key, value in wanted.items()}
@@ -152,13 +147,13 @@ class Ledger:
         for key in sorted(set(text) | set(found)):
             if text.get(key) != found.get(key):
                 raise UserError(
-                    f"{self.path}: the study was begun with {key} {found.get(key)}, found {text.get(key)}; "
-                    "give the same command again, or another --study"
+                    f"{self.path}: the study was started with {key} {found.get(key)}, found {text.get(key)}; "
+                    "use the same settings, or another --study"
                 )
         return wanted
 
     def rebuild(self, study: Asha) -> None:
-        """Bring a fresh ``study`` to where the ledger says it stands."""
+        """Bring a new ``study`` to the recorded state."""
         with one_line(self.path):
             known = self.database.execute("SELECT trial, parameters, bracket FROM trials").fetchall()
             rows = self.database.execute("SELECT kind, trial, rung, score, reason FROM events ORDER BY number")
@@ -175,78 +170,78 @@ class Ledger:
                 study.report(trial, score)
 
     # ---------------------------------------------------------------- decisions
-    def started(self, job: Job, study: Asha) -> None:
+    def started(self, decision: Decision, study: Asha) -> None:
         """A new trial or a promotion was decided."""
-        trial = study.trials[job.trial]
+        trial = study.trials[decision.trial]
         fresh = trial.rung == trial.bracket
         with self._transaction() as database:
             if fresh:
                 database.execute(
                     "INSERT INTO trials (trial, parameters, bracket, rung, state) VALUES (?, ?, ?, ?, 'running')",
-                    (trial.number, json.dumps(trial.parameters), trial.bracket, job.rung),
+                    (trial.number, json.dumps(trial.parameters), trial.bracket, decision.rung),
                 )
             else:
                 database.execute(
-                    "UPDATE trials SET rung = ?, state = 'running' WHERE trial = ?", (job.rung, job.trial)
+                    "UPDATE trials SET rung = ?, state = 'running' WHERE trial = ?", (decision.rung, decision.trial)
                 )
             database.execute(
                 "INSERT INTO events (kind, trial, rung, time) VALUES (?, ?, ?, ?)",
-                ("start" if fresh else "promote", job.trial, job.rung, time.time()),
+                ("start" if fresh else "promote", decision.trial, decision.rung, time.time()),
             )
 
-    def ended(self, job: Job, score: float | None, reason: str = "") -> None:
-        """A job ended with a score, or failed for good with a reason."""
-        assert (score is None) == bool(reason), "a job ends with a score or with a reason"
+    def ended(self, decision: Decision, score: float | None, reason: str = "") -> None:
+        """A decision was carried out with a score, or failed for good with a reason."""
+        assert (score is None) == bool(reason), "a decision ends with a score or with a reason"
         with self._transaction() as database:
             state = "failed" if reason else "paused"
-            database.execute("UPDATE trials SET state = ?, reason = ? WHERE trial = ?", (state, reason, job.trial))
+            database.execute("UPDATE trials SET state = ?, reason = ? WHERE trial = ?", (state, reason, decision.trial))
             database.execute(
                 "INSERT INTO events (kind, trial, rung, score, reason, time) VALUES ('end', ?, ?, ?, ?, ?)",
-                (job.trial, job.rung, score, reason, time.time()),
+                (decision.trial, decision.rung, score, reason, time.time()),
             )
 
     # ---------------------------------------------------------------- runs
-    def attempt(self, job: Job, fold: int, place: str, identity: dict) -> int:
-        """A process was started for one inner fold of a job; its number."""
+    def attempt(self, decision: Decision, fold: int, place: str, identity: dict) -> int:
+        """A process was started for one inner fold of a decision; returns its number."""
         with self._transaction() as database:
             cursor = database.execute(
                 "INSERT INTO attempts (trial, rung, fold, place, identity, started) VALUES (?, ?, ?, ?, ?, ?)",
-                (job.trial, job.rung, fold, place, json.dumps(identity), time.time()),
+                (decision.trial, decision.rung, fold, place, json.dumps(identity), time.time()),
             )
             return cursor.lastrowid
 
     def attempt_ended(self, number: int, reason: str, place: str | None = None) -> None:
-        """It is over. "" means that it did what it was started for. ``place``: where it ran, if known only now."""
+        """It ended. An empty reason means success. ``place``: where it ran, if only known now."""
         with self._transaction() as database:
             change = "UPDATE attempts SET ended = ?, reason = ?, place = COALESCE(?, place) WHERE number = ?"
             database.execute(change, (time.time(), reason, place, number))
 
     def open_attempts(self) -> list[tuple[int, int, int, int, dict]]:
-        """(number, trial, rung, fold, identity) of those without an end: they ran when the last driver died."""
+        """(number, trial, rung, fold, identity) of attempts without an end: running when the last driver died."""
         rows = self.database.execute(
             "SELECT number, trial, rung, fold, identity FROM attempts WHERE ended IS NULL ORDER BY number"
         )
         return [(*row[:4], json.loads(row[4])) for row in rows]
 
-    def failures(self, job: Job, fold: int, forgiven: tuple[str, ...]) -> int:
-        """How many attempts at this job and fold ended badly, leaving out those whose reason is ``forgiven``."""
+    def failures(self, decision: Decision, fold: int, forgiven: tuple[str, ...]) -> int:
+        """How many attempts at this decision and fold failed, without those whose reason is in ``forgiven``."""
         rows = self.database.execute(
             "SELECT reason FROM attempts WHERE trial = ? AND rung = ? AND fold = ? AND ended IS NOT NULL",
-            (job.trial, job.rung, fold),
+            (decision.trial, decision.rung, fold),
         )
         return sum(bool(reason) and reason not in forgiven for (reason,) in rows)
 
     def record_scores(
         self, trial: int, fold: int, horizon: int, rows: list[tuple[int, float | None, float]]
     ) -> dict[int, float | None]:
-        """(epoch, score, seconds) of one run folder. What is known already must be the same to the last bit, or gone:
-        a score between two validations, which a rung called for, leaves the run folder when the trial goes on.
+        """Record (epoch, score, seconds) of one run folder. A score that is already known must be identical or missing:
+        one that only a rung asked for, between two validations, leaves the run folder when the trial continues.
 
         Returns:
-            The score of every epoch that is known now, those included that have left the run folder.
+            The scores of all known epochs, including those that have left the run folder.
 
         Raises:
-            UserError: if an epoch comes back with another score: the run folder is not the one that was begun.
+            UserError: if the score of an epoch has changed: the run folder was replaced.
         """
         known = dict(
             self.database.execute(
@@ -256,8 +251,8 @@ class Ledger:
         for epoch, score, _ in rows:
             if score is not None and known.get(epoch, score) != score:
                 raise UserError(
-                    f"{self.path}: trial {trial}, inner fold {fold}, epoch {epoch}: found score {score}, recorded was "
-                    f"{known[epoch]}; its run folder was changed or replaced: remove the study or restore the folder"
+                    f"{self.path}: trial {trial}, inner fold {fold}, epoch {epoch}: found score {score}, expected "
+                    f"{known[epoch]} as recorded; its run folder was changed: restore it, or start another study"
                 )
         fresh = [row for row in rows if row[0] not in known]
         if fresh:
@@ -269,7 +264,7 @@ class Ledger:
 
     # ---------------------------------------------------------------- for people
     def export(self) -> str:
-        """The study as CSV: one line a trial, its parameters and the score at each rung it finished."""
+        """The study as CSV: one line for each trial, with its parameters and the score of each finished rung."""
         trials = self.database.execute(
             "SELECT trial, parameters, bracket, rung, state, reason FROM trials ORDER BY trial"
         ).fetchall()
@@ -280,20 +275,20 @@ class Ledger:
         where = dict(self.database.execute("SELECT trial, GROUP_CONCAT(DISTINCT place) FROM attempts GROUP BY trial"))
         rungs = sorted({rung for by_rung in scores.values() for rung in by_rung})
         names = list(dict.fromkeys(name for row in trials for name in json.loads(row[1])))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["trial", *names, "bracket", "rung", "state", *(f"score_rung_{rung}" for rung in rungs),
-             "attempts", "where", "reason"]
-        )
+        lines = [["trial", *names, "bracket", "rung", "state", *(f"score_rung_{rung}" for rung in rungs),
+                  "attempts", "where", "reason"]]
         for trial, parameters, bracket, rung, state, reason in trials:
             values = json.loads(parameters)
             at_rungs = [scores.get(trial, {}).get(number) for number in rungs]
-            writer.writerow(
-                [trial, *(values.get(name) for name in names), bracket, rung, state, *at_rungs,
-                 attempts.get(trial, 0), where.get(trial, ""), reason]
-            )
-        return text.getvalue()
+            lines.append([trial, *(values.get(name) for name in names), bracket, rung, state, *at_rungs,
+                          attempts.get(trial, 0), where.get(trial, ""), reason])
+        return csv_text(lines)
+
+    def seconds_per_epoch(self) -> float | None:
+        """The mean seconds of an epoch of one run, start-up and failed attempts included; None before any score."""
+        query = "SELECT (SELECT SUM(ended - started) FROM attempts), (SELECT COUNT(*) FROM scores)"
+        spent, scored = self.database.execute(query).fetchone()
+        return spent / scored if spent and scored else None
 
     def curves(self) -> list[tuple[int, int, int, int, float | None]]:
         """(trial, fold, horizon, epoch, score) of every epoch, in order."""

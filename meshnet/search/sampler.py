@@ -21,10 +21,10 @@ from meshnet.search.space import Space
 SAMPLERS = ("random", "model")
 # Longest length scale, in widths of a range. Without a limit a parameter that seems not to matter at few epochs gets
 # an endless one, its other values are never tried, and the search circles one point: with 20 instead of 2, four of 24
-# simulated studies (benchmarks/asha.py, seeds 12 to 35) needed over 2,500 epochs, and none of them over 900 with 2.
+# simulated studies (benchmarks/search/asha.py, seeds 12 to 35) needed over 2,500 epochs, with 2 none of them over 900.
 LONGEST = 2.0
-AHEAD = 20  # proposals a batch from which on the next batch is made in the background, so that no decision waits for it
-ENOUGH = 100  # scores that the kernel is fitted to, of all that it is then conditioned on: a fit costs their cube
+PREFETCH_FROM = 20  # batches of at least this many proposals are computed ahead in a thread: no decision waits for them
+FIT_AT_MOST = 100  # scores that the kernel is fitted to (cubic cost); the model is then conditioned on all of them
 
 
 class RandomSampler:
@@ -49,14 +49,15 @@ class ModelSampler:
     model is fitted to at most (of the highest rungs, the best first); ``candidates``: proposals that are compared.
 
     ``margin``: what counts as an improvement, in standard deviations of a single score's noise. Without one the search
-    circles: where the best point is known to within the noise, one beside it still promises a little, for ever (dozens
-    of trials at one point of seed 28 of the simulated curves, 7,034 epochs; 804 with a margin of 2).
+    circles: once the best point is known to within the noise, its neighbours still promise a little, forever (dozens of
+    trials at one point for seed 28 of the simulated curves, 7,034 epochs; 804 with a margin of 2).
 
-    ``batch``: proposals made at a time, as a share of the scores that are known. With hundreds of workers a score
-    comes every second, and one more than hundreds changes nothing: the model is asked anew when it knows this much
-    more. With fewer than two of them a batch it is asked for every trial. From ``AHEAD`` a batch on, the next one is
-    begun when half of this one is used or outdated, in a thread, from what is known then: what is proposed depends on
-    the order of scores and decisions alone, never on how quick the thread is.
+    ``batch``: proposals computed at a time, as a share of the known scores. With hundreds of workers a score arrives
+    every second and one more changes little, so the model is asked again only when its knowledge has grown by this
+    share; where a batch would hold fewer than two proposals it is asked for every trial. Batches of at least
+    ``PREFETCH_FROM`` are computed ahead in a thread, started when half of the current batch is used or outdated, from
+    what is known at that moment: proposals depend on the order of scores and decisions alone, never on how fast the
+    thread is.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class ModelSampler:
         self.encoded: dict[int, list[float]] = {}
 
     def prepare(self, study: Asha) -> None:
-        """Before the first decision: import what it needs (seconds) and, in a study that goes on, begin a batch."""
+        """Before the first decision: import what is needed (seconds) and, in a resumed study, start a batch."""
         importlib.import_module("sklearn.gaussian_process")
         self._spread(0)  # imports, and reads the sequence's table
 
-        if int(self.batch * self._known(study)) >= AHEAD:
+        if int(self.batch * self._known(study)) >= PREFETCH_FROM:
             self._begin(study, random.Random(f"{self.seed}/{len(study.trials)}/ahead").getrandbits(64))
 
     def suggest(self, number: int, study: Asha) -> dict:
@@ -94,7 +95,8 @@ class ModelSampler:
             self.ready_for = known + self.size - 1
         point = self.ready.pop(0)
         half = self.size // 2
-        if self.size >= AHEAD and self.coming is None and (len(self.ready) <= half or known > self.ready_for - half):
+        half_used = len(self.ready) <= half or known > self.ready_for - half
+        if self.size >= PREFETCH_FROM and self.coming is None and half_used:
             self._begin(study, generator.getrandbits(64))
         return self.space.decode(point)
 
@@ -111,7 +113,7 @@ class ModelSampler:
         self.coming = self.thread.submit(self._propose, *self._snapshot(study), size, bits)
 
     def _coming(self) -> list:
-        """The batch that was begun in the background (waits for it), or nothing."""
+        """The batch that was started in the background (waits for it), or an empty list."""
         coming, self.coming = self.coming, None
         return coming.result() if coming else []
 
@@ -119,7 +121,7 @@ class ModelSampler:
         """Point ``number`` of a scrambled Sobol sequence: spreads more evenly than chance.
 
         A first wave of 64 holds a configuration of the best 1 % in 54 of 100 studies, one drawn at random in 47; of
-        128 in 83 and 73 (curves of benchmarks/asha_curves.py, seeds 0 to 89, six draws each).
+        128 in 83 and 73 (curves of benchmarks/search/asha_curves.py, seeds 0 to 89, six draws each).
         """
         from scipy.stats import qmc
 
@@ -150,7 +152,7 @@ class ModelSampler:
         return self.encoded[trial.number]
 
     def _propose(self, height: list[float], scored: list, pending: list, count: int, bits: int) -> list:
-        """``count`` points in units, each with the largest expected improvement beside those before it."""
+        """``count`` points in units, each with the largest expected improvement given those before it."""
         import numpy as np
         from scipy.special import ndtr
 
@@ -159,7 +161,7 @@ class ModelSampler:
         loss = np.array([row[2] for row in scored])
         real = loss[np.isfinite(loss)]
         spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
-        target = np.clip((loss - np.median(real)) / spread, -5, 2)  # how bad the bad ones are teaches nothing
+        target = np.clip((loss - np.median(real)) / spread, -5, 2)  # how bad the bad ones are does not matter
         target = (target - target.mean()) / (target.std() + 1e-12)
         model = self._fit(inputs, target, numbers)
         if pending:
@@ -170,20 +172,20 @@ class ModelSampler:
         tops = np.column_stack([inputs[:, :-1], np.ones(len(inputs))])
         believed = model.predict(tops)
         best = believed.min()
-        heads = tops[np.argsort(believed)[:5], :-1]
+        leaders = tops[np.argsort(believed)[:5], :-1]
         near = np.clip(
-            heads[numbers.integers(len(heads), size=self.candidates // 2)]
-            + numbers.normal(0, 1, (self.candidates // 2, heads.shape[1]))
+            leaders[numbers.integers(len(leaders), size=self.candidates // 2)]
+            + numbers.normal(0, 1, (self.candidates // 2, leaders.shape[1]))
             * numbers.choice([0.02, 0.05, 0.15], (self.candidates // 2, 1)),
             0, 1 - 1e-9,
         )
-        wide = numbers.random((self.candidates - len(near), heads.shape[1]))
+        wide = numbers.random((self.candidates - len(near), leaders.shape[1]))
         units = np.vstack([near, wide])
         for column, dimension in enumerate(self.space.dimensions):
             if dimension.discrete or dimension.choices:  # what would really be tried
                 units[:, column] = [dimension.encode(dimension.decode(unit)) for unit in units[:, column]]
         mean, covariance = model.predict(np.column_stack([units, np.ones(len(units))]), return_cov=True)
-        noise = self.kernel.k2.noise_level  # of one more observation: not ours to improve
+        noise = self.kernel.k2.noise_level  # of one more observation, which no choice of a point improves
         chosen = []
         for _ in range(count):
             deviation = np.sqrt(np.maximum(covariance.diagonal() - noise, 0))
@@ -191,12 +193,12 @@ class ModelSampler:
             density = np.exp(-(gain**2) / 2) / math.sqrt(2 * math.pi)
             here = int(np.argmax(deviation * (gain * ndtr(gain) + density)))
             chosen.append(units[here])
-            # observed at the mean that is expected, which leaves all means as they are
+            # as if observed at its expected mean, which leaves all means unchanged
             covariance -= np.outer(covariance[:, here], covariance[here]) / covariance[here, here]
         return chosen
 
     def _fit(self, inputs, target, numbers):
-        """Fit the kernel anew when a tenth more is known than at the last time; else only condition it."""
+        """Refit the kernel when a tenth more is known than at the last fit; otherwise only condition it."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -210,7 +212,7 @@ class ModelSampler:
         model = GaussianProcessRegressor(start)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is an answer
-            some = numbers.choice(len(inputs), min(len(inputs), ENOUGH), replace=False)
+            some = numbers.choice(len(inputs), min(len(inputs), FIT_AT_MOST), replace=False)
             self.kernel = model.fit(inputs[some], target[some]).kernel_
         self.fitted_to = len(inputs)
         return self._condition(inputs, target)

@@ -32,7 +32,7 @@ FORMS = "uniform(a, b), uniform(a, b, discrete=True), loguniform(a, b), choices(
 
 @dataclass(frozen=True)
 class Dimension:
-    """One searched value. ``field`` is the dotted config field that it sets."""
+    """One searched parameter. ``field`` is the dotted configuration field that it sets."""
 
     name: str
     field: str
@@ -67,7 +67,7 @@ class Dimension:
         return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
 
     def ends(self) -> tuple:
-        """The values whose validity decides that of all others: both ends, or every choice."""
+        """The values to check, which stand for all others: both ends, or every choice."""
         if self.kind == "choices":
             return self.choices
         return (int(self.low), int(self.high)) if self.discrete else (self.low, self.high)
@@ -164,7 +164,7 @@ def _dimension(name: str, kind: str, values: list, options: dict, here: str) -> 
         listed = values[0] if len(values) == 1 and isinstance(values[0], list | tuple) else None
         if not listed or options:
             raise UserError(f"{here}: expected choices([a, b, ...])")
-        listed = [list(value) if isinstance(value, tuple) else value for value in listed]  # as a ledger gives it back
+        listed = [list(value) if isinstance(value, tuple) else value for value in listed]  # as a ledger returns it
         if len({repr(value) for value in listed}) < len(listed):
             raise UserError(f"{here}: a choice is named twice")
         dimension = Dimension(name, field, kind, choices=tuple(listed))

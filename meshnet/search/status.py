@@ -1,4 +1,4 @@
-"""How a study stands: ``status.json`` for everyone, and a table of it for people, live on a terminal."""
+"""The state of a study: ``status.json`` for programs, and a table for people, which a terminal shows live."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from meshnet.runs.jobs import Handle
 from meshnet.search.asha import Trial
 from meshnet.search.study import Study
 
-STALE_SECONDS = 60.0  # a driver that wrote its status later than this is taken to be alive
+STALE_SECONDS = 60.0  # a driver whose status is younger than this counts as alive
 
 
 def read_status(folder: Path) -> dict:
@@ -22,7 +22,7 @@ def read_status(folder: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:
-        raise UserError(f"{path}: not readable as JSON; remove it, the study's driver writes it anew") from None
+        raise UserError(f"{path}: not readable as JSON; delete it, the study's driver writes it again") from None
 
 
 def snapshot(study: Study, state: str, began: float) -> dict:
@@ -55,10 +55,10 @@ def snapshot(study: Study, state: str, began: float) -> dict:
 
 
 def _row(study: Study, handle: Handle) -> dict:
-    task = study.running[handle.token]
+    run = study.running[handle.token]
     return {
-        "trial": task.decision.trial, "fold": task.fold, "epochs": task.decision.epochs,
-        "epoch": len(read_metrics(study.run_dir(task))), "where": handle.where,
+        "trial": run.decision.trial, "fold": run.fold, "epochs": run.decision.epochs,
+        "epoch": len(read_metrics(study.run_dir(run))), "where": handle.where,
         "seconds": round(time.monotonic() - handle.since, 1),
     }
 
@@ -71,36 +71,36 @@ def _epochs_of(study: Study, trial: Trial) -> int:
 
 
 def _seconds_left(study: Study) -> float | None:
-    """A guess: what is still to be started and promoted, at what an epoch took so far, starts and kills included."""
-    query = "SELECT (SELECT SUM(ended - started) FROM attempts), (SELECT COUNT(*) FROM scores)"
-    spent, scored = study.ledger.database.execute(query).fetchone()
-    if not spent or not scored:
+    """An estimate: the epochs still to be trained, at the mean time of an epoch so far."""
+    seconds_per_epoch = study.ledger.seconds_per_epoch()
+    if seconds_per_epoch is None:
         return None
     asha, epochs = study.asha, 0.0
     remaining = asha.max_trials - len(asha.trials)
     for rung, high in enumerate(asha.rungs):
         low = 0 if rung == 0 or study.plan.own_schedule else asha.rungs[rung - 1]
         running = sum(trial.running and trial.rung == rung for trial in asha.trials)
-        going = remaining / float(asha.eta) ** rung
-        epochs += (going + running / 2) * (high - low)
-    return spent / scored * epochs * len(study.plan.inner_folds) / max(study.launcher.slots, 1)
+        arriving = remaining / float(asha.eta) ** rung
+        epochs += (arriving + running / 2) * (high - low)
+    return seconds_per_epoch * epochs * len(study.plan.inner_folds) / max(study.launcher.slots, 1)
 
 
 def show_status(folder: Path) -> int:
-    """Print the table of a study folder, running or not."""
+    """Print the status table of a study folder, whether it is running or not."""
     status = read_status(folder)
     if not status:
         raise UserError(f"{folder}: no status.json, expected a study folder; start one with search.py --study {folder}")
-    print("\n".join(table(status)))
+    print("\n".join(status_table(status)))
     if status["state"] == "running" and time.time() - status["time"] > STALE_SECONDS:
-        print(f"no sign of its driver for {time.time() - status['time']:.0f} s; the same command as before goes on")
+        silent = time.time() - status["time"]
+        print(f"no update from its driver for {silent:.0f} s; run the same command again to continue")
     return 0
 
 
-def table(status: dict) -> list[str]:
-    """A status in lines: rungs, running trials, best, cost, time left."""
+def status_table(status: dict) -> list[str]:
+    """A status as lines of text: rungs, running trials, best trial, cost, time left."""
     lines = [f"{status['state']}: {status['trials']} of {status['max_trials']} trials, {status['epochs']} epochs "
-             f"({status['epochs'] / status['epochs_if_all_in_full']:.0%} of training all in full), "
+             f"({status['epochs'] / status['epochs_if_all_in_full']:.0%} of training every trial in full), "
              f"{minutes(status['seconds'])}", "  epochs  finished  promoted  running   failed"]
     lines += [f"  {rung['epochs']:>6}  {rung['finished']:>8}  {rung['promoted']:>8}  {rung['running']:>7}  "
               f"{rung['failed']:>7}" for rung in status["rungs"]]
@@ -109,10 +109,10 @@ def table(status: dict) -> list[str]:
     best = status["best"]
     if best:
         values = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
-        lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} after {best['epochs']} "
-                     f"epochs ({values})")
+        lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} at epoch "
+                     f"{best['epochs']} ({values})")
     if status["failed"]:
-        lines.append(f"  failed: {len(status['failed'])} trials; trials.csv has the reasons")
+        lines.append(f"  failed trials: {len(status['failed'])}; trials.csv has the reasons")
     if status["state"] == "running" and status["seconds_left"] is not None:
         lines.append(f"  about {minutes(status['seconds_left'])} left")
     return lines
@@ -127,14 +127,14 @@ def minutes(seconds: float) -> str:
 
 
 class Screen:
-    """Lines above a table that is drawn over itself on a terminal; elsewhere only the lines are printed."""
+    """Messages above a table that is redrawn in place on a terminal; elsewhere only the messages are printed."""
 
     def __init__(self):
         self.live = sys.stdout.isatty()
         self.drawn: list[str] = []
 
     def say(self, line: str) -> None:
-        """One event."""
+        """Print a message."""
         self._clear()
         print(line, flush=True)
         self._show()
@@ -142,12 +142,12 @@ class Screen:
     def draw(self, lines: list[str]) -> None:
         """Replace the table."""
         self._clear()
-        width = shutil.get_terminal_size().columns - 1  # a line that wraps is two to go up again
+        width = shutil.get_terminal_size().columns - 1  # a wrapped line would take two rows
         self.drawn = [line[:width] for line in lines]
         self._show()
 
     def end(self, lines: list[str]) -> None:
-        """Print the last table for good."""
+        """Print the final table, which stays."""
         self._clear()
         self.drawn = []
         print("\n".join(lines), flush=True)

@@ -1,18 +1,18 @@
-"""A search while it runs: asks ``asha`` what to do, has ``launch`` do it, tells ``ledger`` what came of it.
+"""A search while it runs: ``asha`` decides what to do, a launcher does it, ``ledger`` records the outcome.
 
-One job of the algorithm (train trial t to epoch e) is one task for each inner fold: a run of ``train.py`` in a run
-folder of its own. What a run achieved is read from its run folder, never from its exit code alone, so it does not
-matter whether this driver started it or an earlier one.
+A decision of the algorithm (train trial t to epoch e) becomes one run of ``train.py`` for each inner fold, in a run
+folder of its own. The outcome is read from the run folder, never from the exit code alone, so it does not matter
+whether this driver or an earlier one started the run.
 
-* ``metrics.jsonl`` reaches the rung, or ``DONE`` says that the run stopped early: the task is done.
-* ``failed.json`` (diverged), output that says "out of memory", or exit code 2: the trial gets the worst score with
-  the reason, at once.
-* output that says "No space left on device": the study stops with that; the task goes on when there is room.
-* anything else (killed, silent, node lost): the task is tried again from its last resume point, ``max_retries``
+* ``metrics.jsonl`` reaches the rung, or ``DONE`` says that the run stopped early: the run is done.
+* ``failed.json`` (diverged), output that says "out of memory", or exit code 2: the trial gets the worst score at once,
+  with the reason.
+* output that says "No space left on device": the study stops with that message; the run continues once there is space.
+* anything else (killed, silent, node lost): the run is retried from its last resume point, at most ``max_retries``
   times; then the trial gets the worst score.
 
-The score of a rung is the mean over inner folds of the best value of the metric up to that rung's epoch: what
-``train.py`` keeps as the model is the best by validation, too.
+The score of a rung is the mean over inner folds of the best value of the metric up to that rung's epoch, since
+``train.py`` also keeps the weights with the best validation score.
 """
 
 import json
@@ -26,29 +26,27 @@ from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import write_text
-from meshnet.runs.folder import read_metrics
-from meshnet.runs.jobs import Ended, Job, Launcher
-from meshnet.search.asha import Asha
-from meshnet.search.asha import Job as Decision
+from meshnet.runs.folder import DONE, FAILED, read_metrics
+from meshnet.runs.jobs import USER_ERROR, Ended, Job, Launcher, is_retried
+from meshnet.search.asha import Asha, Decision
 from meshnet.search.ledger import Ledger
 
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"
 DISK_FULL = "the disk is full"
-FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL)  # no fault of the run: not counted as tries
+FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL)  # not the run's fault: not counted as failures
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
 NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
-USER_ERROR = 2  # train.py's exit code for a wrong flag, file or data set
-HOPELESS = 3  # trials refused with a user error, before any has a score, after which the study stops
+HOPELESS_TRIALS = 3  # the study stops after this many failures (other than divergence) without a single score
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every trial has in common.
+class StudyPlan:
+    """What all trials have in common.
 
-    recipe: from parameters and horizon (epochs of the schedule) to the text of a complete recipe. arguments: of
-    train.py, besides recipe, run folder, inner fold and stop epoch. metric: a key of metrics.jsonl.
-    own_schedule: each rung is a run and a schedule of its own.
+    recipe: maps parameters and horizon (epochs of the schedule) to the text of a complete recipe. arguments: those of
+    train.py besides recipe, run folder, inner fold and stop epoch. metric: a key of metrics.jsonl.
+    own_schedule: each rung is a separate run with its own schedule.
     """
 
     folder: Path
@@ -63,8 +61,8 @@ class Plan:
 
 
 @dataclass
-class Task:
-    """One inner fold of a decision."""
+class TrialRun:
+    """The run of one inner fold of a decision. ``attempt`` is its number in the ledger."""
 
     decision: Decision
     fold: int
@@ -73,22 +71,22 @@ class Task:
 
 @dataclass
 class Study:
-    """A search that is running. ``step`` until it returns True; then, or at any time, ``stop``."""
+    """A running search. Call ``step`` until it returns True; ``stop`` may be called at any time."""
 
-    plan: Plan
+    plan: StudyPlan
     asha: Asha
     ledger: Ledger
     launcher: Launcher
     suggest: Callable[[int], dict]
     say: Callable[[str], None] = print
-    waiting: deque[Task] = field(default_factory=deque)
-    running: dict[str, Task] = field(default_factory=dict)  # by the handle's token
-    results: dict[int, dict[int, float]] = field(default_factory=dict)  # trial → fold → score of the running job
+    waiting: deque[TrialRun] = field(default_factory=deque)
+    running: dict[str, TrialRun] = field(default_factory=dict)  # by the handle's token
+    results: dict[int, dict[int, float]] = field(default_factory=dict)  # trial → fold → score at the current rung
     refused: int = 0
 
     # ---------------------------------------------------------------- beginning and end
-    def take_up(self) -> None:
-        """Go on where an earlier driver stopped: adopt what still runs, queue the rest of what was decided."""
+    def resume(self) -> None:
+        """Continue where an earlier driver stopped: adopt runs that are still running, queue the others."""
         self.ledger.rebuild(self.asha)
         opened = {}
         for number, trial, rung, fold, identity in self.ledger.open_attempts():
@@ -96,25 +94,25 @@ class Study:
         for trial in self.asha.trials:
             if not trial.running:
                 continue
-            decision = self.asha.current_job(trial.number)
+            decision = self.asha.current_decision(trial.number)
             self.results[trial.number] = {}
             for fold in self.plan.inner_folds:
-                task = Task(decision, fold)
+                run = TrialRun(decision, fold)
                 number, identity = opened.pop((trial.number, trial.rung, fold), (0, None))
-                handle = self.launcher.adopt(self._job(task), identity) if identity else None
+                handle = self.launcher.adopt(self._job(run), identity) if identity else None
                 if handle:
-                    task.attempt = number
-                    self.running[handle.token] = task
-                    self.say(f"{self._name(task)}: still running on {handle.where}, taken up")
+                    run.attempt = number
+                    self.running[handle.token] = run
+                    self.say(f"{self._name(run)}: still running on {handle.where}; adopted")
                     continue
                 if number:
                     self.ledger.attempt_ended(number, DRIVER_DIED)
-                if not self._finished(task):
-                    self.waiting.append(task)
-                    self.say(f"{self._name(task)}: goes on from its last resume point")
+                if not self._finished(run):
+                    self.waiting.append(run)
+                    self.say(f"{self._name(run)}: continues from its last resume point")
         for (trial, rung, fold), (number, identity) in opened.items():  # of trials that failed on another inner fold
-            task = Task(Decision(trial, rung, self.asha.rungs[rung], 0), fold)
-            handle = self.launcher.adopt(self._job(task), identity)
+            run = TrialRun(Decision(trial, rung, self.asha.rungs[rung], 0), fold)
+            handle = self.launcher.adopt(self._job(run), identity)
             if handle:
                 self.launcher.kill(handle)
             self.ledger.attempt_ended(number, DRIVER_DIED)
@@ -122,104 +120,106 @@ class Study:
             self._settle(trial)
 
     def step(self) -> bool:
-        """Notice what ended, fill the free slots; True when the study is done. Returns at once."""
+        """Handle runs that ended, fill the free slots; True when the study is done. Never waits."""
         for ended in self.launcher.poll():
-            self._over(ended)
-        while self.launcher.free() > 0 and (task := self._next()) is not None:
-            self._start(task)
+            self._handle_end(ended)
+        while self.launcher.free() > 0 and (run := self._next()) is not None:
+            self._start(run)
         return not self.running and not self.waiting and self.asha.done()
 
     def stop(self, patience: float) -> None:
-        """End every run; the study can be taken up again."""
+        """End every run; the study can be resumed later."""
         for handle in self.launcher.running():
             self.launcher.kill(handle, patience)
-            task = self.running.pop(handle.token, None)
-            if task:  # else it was started, but the ledger could not be told
-                self.ledger.attempt_ended(task.attempt, INTERRUPTED)
+            run = self.running.pop(handle.token, None)
+            if run:  # None: it was started, but could not be recorded in the ledger
+                self.ledger.attempt_ended(run.attempt, INTERRUPTED)
 
-    # ---------------------------------------------------------------- one task
-    def run_dir(self, task: Task) -> Path:
-        """The run folder: one for each inner fold, with ``own_schedule`` one for each rung as well."""
-        name = f"fold{task.fold}"
+    # ---------------------------------------------------------------- one run
+    def run_dir(self, run: TrialRun) -> Path:
+        """The run folder: one for each inner fold and, with ``own_schedule``, for each rung."""
+        name = f"fold{run.fold}"
         if self.plan.own_schedule:
-            name += f"-epochs{task.decision.epochs}"
-        return self.trial_dir(task.decision.trial) / name
+            name += f"-epochs{run.decision.epochs}"
+        return self.trial_dir(run.decision.trial) / name
 
     def trial_dir(self, trial: int) -> Path:
-        """Everything of one trial."""
+        """The folder of one trial."""
         return self.plan.folder / "trials" / f"{trial:05d}"
 
-    def _horizon(self, task: Task) -> int:
-        return task.decision.epochs if self.plan.own_schedule else self.asha.rungs[-1]
+    def _horizon(self, run: TrialRun) -> int:
+        return run.decision.epochs if self.plan.own_schedule else self.asha.rungs[-1]
 
-    def _job(self, task: Task) -> Job:
-        run_dir = self.run_dir(task)
+    def _job(self, run: TrialRun) -> Job:
+        run_dir = self.run_dir(run)
         arguments = (
-            "--recipe", str(self._recipe_path(task)), "--inner_fold", str(task.fold), "--run_dir", str(run_dir),
-            "--stop_epoch", str(task.decision.epochs), *self.plan.arguments,
+            "--recipe", str(self._recipe_path(run)), "--inner_fold", str(run.fold), "--run_dir", str(run_dir),
+            "--stop_epoch", str(run.decision.epochs), *self.plan.arguments,
         )
         return Job(self.plan.script, arguments, run_dir, run_dir / "output.log", self.plan.silent_after)
 
-    def _recipe_path(self, task: Task) -> Path:
-        name = f"recipe-epochs{task.decision.epochs}.yaml" if self.plan.own_schedule else "recipe.yaml"
-        return self.trial_dir(task.decision.trial) / name
+    def _recipe_path(self, run: TrialRun) -> Path:
+        name = f"recipe-epochs{run.decision.epochs}.yaml" if self.plan.own_schedule else "recipe.yaml"
+        return self.trial_dir(run.decision.trial) / name
 
-    def _next(self) -> Task | None:
+    def _next(self) -> TrialRun | None:
         if self.waiting:
             return self.waiting.popleft()
-        decision = self.asha.next_job(self.suggest)
+        decision = self.asha.next_decision(self.suggest)
         if decision is None:
             return None
         self.ledger.started(decision, self.asha)
         self.results[decision.trial] = {}
-        self.waiting.extend(Task(decision, fold) for fold in self.plan.inner_folds)
+        self.waiting.extend(TrialRun(decision, fold) for fold in self.plan.inner_folds)
         return self.waiting.popleft()
 
-    def _start(self, task: Task) -> None:
-        path = self._recipe_path(task)
+    def _start(self, run: TrialRun) -> None:
+        path = self._recipe_path(run)
         if not path.exists():
-            parameters = self.asha.trials[task.decision.trial].parameters
-            write_text(path, self.plan.recipe(parameters, self._horizon(task)))
-        handle = self.launcher.submit(self._job(task))
-        task.attempt = self.ledger.attempt(task.decision, task.fold, handle.where, handle.identity())
-        self.running[handle.token] = task
+            parameters = self.asha.trials[run.decision.trial].parameters
+            write_text(path, self.plan.recipe(parameters, self._horizon(run)))
+        handle = self.launcher.submit(self._job(run))
+        run.attempt = self.ledger.attempt(run.decision, run.fold, handle.where, handle.identity())
+        self.running[handle.token] = run
 
     # ---------------------------------------------------------------- how it ended
-    def _over(self, ended: Ended) -> None:
-        task = self.running.pop(ended.handle.token, None)
-        if task is None:  # ended with its trial, in this very step
+    def _handle_end(self, ended: Ended) -> None:
+        run = self.running.pop(ended.handle.token, None)
+        if run is None:  # its trial has failed in this same step
             return
-        finished = self._finished(task)
+        finished = self._finished(run)
         if not finished and ended.code != 0 and NO_SPACE.search(ended.handle.output()):
-            self.ledger.attempt_ended(task.attempt, DISK_FULL, ended.handle.where)
-            raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; make room, then the same "
-                            "command goes on")
-        reason = "" if finished else self._final_reason(ended, task)
+            self.ledger.attempt_ended(run.attempt, DISK_FULL, ended.handle.where)
+            raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; free some space, then "
+                            "run the same command again")
+        reason = "" if finished else self._final_reason(ended, run)
         why = "" if finished else reason or ended.reason or "ended before its rung"
-        self.ledger.attempt_ended(task.attempt, why, ended.handle.where)
+        self.ledger.attempt_ended(run.attempt, why, ended.handle.where)
         if finished:
-            self._settle(task.decision.trial)
+            self._settle(run.decision.trial)
         elif reason:
-            self._fail(task, reason)
+            self._fail(run, reason)
         else:
-            tries = self.ledger.failures(task.decision, task.fold, FORGIVEN)
-            if tries > self.plan.max_retries:
-                self._fail(task, f"{why}, {tries} times")
+            failures = self.ledger.failures(run.decision, run.fold, FORGIVEN)
+            # What is hopeless is already known, divergence from failed.json.
+            if is_retried(ended.code, failures, self.plan.max_retries, hopeless=()):
+                self.say(f"{self._name(run)}: {why} on {ended.handle.where}; attempt {failures + 1} continues from its "
+                         "last resume point")
+                self.waiting.appendleft(run)
             else:
-                self.say(f"{self._name(task)}: {why} on {ended.handle.where}; try {tries + 1} goes on from there")
-                self.waiting.appendleft(task)
+                self._fail(run, f"{why}, {failures} times" if failures > 1 else why)
 
-    def _finished(self, task: Task) -> bool:
-        """Record what the run folder holds; whether the task is done, then with its score in ``results``."""
-        folder, decision = self.run_dir(task), task.decision
+    def _finished(self, run: TrialRun) -> bool:
+        """Record the scores of the run folder; whether the run is done. Its score is then in ``results``."""
+        folder, decision = self.run_dir(run), run.decision
         rows = read_metrics(folder)[: decision.epochs]
         values = [(row["epoch"], self._value(row, folder), row.get("seconds")) for row in rows]
-        if len(rows) < decision.epochs and not (folder / "DONE").exists():
+        if len(rows) < decision.epochs and not (folder / DONE).exists():
             return False
-        known = self.ledger.record_scores(decision.trial, task.fold, self._horizon(task), values)
+        known = self.ledger.record_scores(decision.trial, run.fold, self._horizon(run), values)
         real = [value for epoch, value in known.items() if epoch <= decision.epochs and value is not None]
         best = max if self.asha.maximize else min
-        self.results[decision.trial][task.fold] = best(real) if real else math.nan
+        self.results[decision.trial][run.fold] = best(real) if real else math.nan
         return True
 
     def _value(self, row: dict, folder: Path) -> float | None:
@@ -229,9 +229,9 @@ class Study:
         value = row.get(self.plan.metric)
         return value if value is not None and math.isfinite(value) else None
 
-    def _final_reason(self, ended: Ended, task: Task) -> str:
-        """Why another try would end the same; "" where it may not."""
-        failed = self.run_dir(task) / "failed.json"
+    def _final_reason(self, ended: Ended, run: TrialRun) -> str:
+        """Why another attempt would end the same way; "" where it may not."""
+        failed = self.run_dir(run) / FAILED
         if failed.exists():
             return f"diverged: {json.loads(failed.read_text())['reason']}"
         output = ended.handle.output()
@@ -243,11 +243,11 @@ class Study:
         return ""
 
     def _settle(self, trial: int) -> None:
-        """Report a trial whose inner folds are all done."""
+        """Report the score of a trial once all its inner folds are done."""
         done = self.results[trial]
         if len(done) < len(self.plan.inner_folds):
             return
-        decision = self.asha.current_job(trial)
+        decision = self.asha.current_decision(trial)
         score = statistics.fmean(done[fold] for fold in self.plan.inner_folds)
         if math.isfinite(score):
             self.asha.report(trial, score)
@@ -256,27 +256,27 @@ class Study:
         else:
             self._record_failure(decision, f"{self.plan.metric} is not a number")
 
-    def _fail(self, task: Task, reason: str) -> None:
-        """Give the trial the worst score, and end what still runs or waits of it."""
-        trial = task.decision.trial
+    def _fail(self, run: TrialRun, reason: str) -> None:
+        """Give the trial the worst score, and drop its other runs, running or waiting."""
+        trial = run.decision.trial
         for handle in self.launcher.running():
             other = self.running.get(handle.token)
             if other and other.decision.trial == trial:
                 self.launcher.kill(handle)
                 self.ledger.attempt_ended(self.running.pop(handle.token).attempt, INTERRUPTED)
         self.waiting = deque(other for other in self.waiting if other.decision.trial != trial)
-        self._record_failure(task.decision, reason)
+        self._record_failure(run.decision, reason)
         if reason.startswith("diverged") or any(trial.scores and not trial.failed for trial in self.asha.trials):
             return
         self.refused += 1
-        if self.refused >= HOPELESS:
+        if self.refused >= HOPELESS_TRIALS:
             raise UserError(f"the first {self.refused} trials all failed, the last one with: {reason}")
 
     def _record_failure(self, decision: Decision, reason: str) -> None:
         self.asha.fail(decision.trial, reason)
         self.ledger.ended(decision, None, reason)
-        self.say(f"trial {decision.trial}: scored worst: {reason}")
+        self.say(f"trial {decision.trial}: failed ({reason}); it gets the worst score")
 
-    def _name(self, task: Task) -> str:
-        fold = f", inner fold {task.fold}" if len(self.plan.inner_folds) > 1 else ""
-        return f"trial {task.decision.trial}{fold}"
+    def _name(self, run: TrialRun) -> str:
+        fold = f", inner fold {run.fold}" if len(self.plan.inner_folds) > 1 else ""
+        return f"trial {run.decision.trial}{fold}"

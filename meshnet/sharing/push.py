@@ -1,14 +1,16 @@
-"""A run, a model folder or a prepared data set to the Hugging Face Hub."""
+"""Push a run, a model folder or a prepared data set to the Hugging Face Hub."""
 
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
+from meshnet.data.schema import PREPARED
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.hub import DATASET_FILES, MODEL_FILES, check_push, upload
-from meshnet.networks.card import CONFIG, Card
+from meshnet.networks.card import CONFIG, WEIGHTS, Card
+from meshnet.runs.folder import AVERAGED, CONFIG_YAML, CURVES, METRICS, TEST_CASES
 
 
 def push_run(run_dir: str | Path, repository: str, private: bool = True, licence: str = "mit",
@@ -16,15 +18,15 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
     """Push a run or model folder: weights, ``config.json``, a generated model card, the recipe, a picture.
 
     Args:
-        repository: ``user/name``; made where it does not exist.
+        repository: ``user/name``; created if it does not exist.
         private: visibility of a new repository; an existing one keeps its own.
-        report: a cross-validation's folder whose table goes into the card; the one that the run lies in by default.
+        report: folder of a cross-validation whose table goes into the card; by default the one that the run is in.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: for a folder that is no model, a refused token, a missing right, or no network.
+        UserError: for a folder that is not a model, a refused token, a missing permission, or no network.
     """
     from meshnet.networks.build import load_model
 
@@ -41,26 +43,26 @@ def push_run(run_dir: str | Path, repository: str, private: bool = True, licence
 
 def stage_model(folder: Path, staged: Path, model, card: Card, repository: str, licence: str,
                 report: Path | None) -> None:
-    """Gather in ``staged`` what goes to the Hub: no case name, no path, no resume state."""
+    """Collect in ``staged`` what goes to the Hub: no case names, no paths, no resume points."""
     import yaml
 
     from meshnet.networks.readme import model_readme, public_training_data
 
     card = card.changed(training_data=public_training_data(card.training_data))
     write_json(staged / CONFIG, card.to_dict())
-    weights = [folder / name for name in ("model.safetensors", "model_ema.safetensors")]
-    # A picture of a case is not taken by itself: whoever wants one in the card calls it picture.png.
-    pictures = [folder / name for name in ("picture.png", "curves.png") if (folder / name).is_file()][:1]
-    for path in [folder / "metrics.jsonl", *weights, *pictures]:
+    weights = [folder / name for name in (WEIGHTS, AVERAGED)]
+    # A picture of a case is pushed only if its owner named it picture.png.
+    pictures = [folder / name for name in ("picture.png", CURVES) if (folder / name).is_file()][:1]
+    for path in [folder / METRICS, *weights, *pictures]:
         if path.is_file():
             shutil.copyfile(path, staged / path.name)
-    recipes = [folder / name for name in ("config.yaml", "recipe.yaml") if (folder / name).is_file()]
+    recipes = [folder / name for name in (CONFIG_YAML, "recipe.yaml") if (folder / name).is_file()]
     if recipes:
         recipe = yaml.safe_load(recipes[0].read_text(encoding="utf-8"))
         recipe.pop("run", None)  # paths and the machine
         write_text(staged / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     picture = pictures[0].name if pictures else None
-    readme = model_readme(model, card, repository, folder / "test_cases.csv", picture, licence,
+    readme = model_readme(model, card, repository, folder / TEST_CASES, picture, licence,
                           read_report(folder, report))
     write_text(staged / "README.md", readme)
 
@@ -70,8 +72,8 @@ def read_report(folder: Path, report: Path | None) -> str:
     if report is not None:
         path = report / "report" / "table.md"
         if not path.is_file():
-            raise UserError(f"--report {report}: has no report/table.md, expected crossval.py's folder; write it with "
-                            f"crossval.py --out {report} --report")
+            raise UserError(f"--report {report}: has no report/table.md, expected the folder of a cross-validation; "
+                            f"write it with crossval.py --out {report} --report")
         return path.read_text(encoding="utf-8")
     from meshnet.crossval.plan import PLAN
 
@@ -80,15 +82,15 @@ def read_report(folder: Path, report: Path | None) -> str:
 
 
 def push_dataset(folder: str | Path, repository: str, private: bool = True, licence: str = "other") -> str:
-    """Push a prepared data set with a card, in one commit. The rows hold case names and the paths of their files, which
-    go with it; the folder that was searched and the filters stay at home."""
+    """Push a prepared data set with a card, in one commit. Its rows hold case names and file paths, which are
+    pushed; the source folder and the filters are not."""
     from meshnet.networks.readme import dataset_readme, safe_source
 
     folder = Path(folder)
-    if not (folder / "prepared.json").is_file():
-        raise UserError(f"{folder}: has no prepared.json; expected a folder that prepare.py wrote")
+    if not (folder / PREPARED).is_file():
+        raise UserError(f"{folder}: found no {PREPARED}; expected a folder that prepare.py wrote")
     check_push(repository)
-    info = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    info = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
         for path in folder.rglob("*"):
@@ -96,7 +98,7 @@ def push_dataset(folder: str | Path, repository: str, private: bool = True, lice
                 link = staged / path.relative_to(folder)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.resolve())
-        (staged / "prepared.json").unlink()
-        write_json(staged / "prepared.json", info | {"source": safe_source(info["source"])})
+        (staged / PREPARED).unlink()
+        write_json(staged / PREPARED, info | {"source": safe_source(info["source"])})
         write_text(staged / "README.md", dataset_readme(info, repository, licence))
         return upload(staged, repository, "dataset", private, DATASET_FILES)

@@ -1,7 +1,6 @@
 """From a configuration to a run that is ready to train: network, card, accelerator, run folder."""
 
 import contextlib
-import fcntl
 import json
 import shutil
 import time
@@ -10,15 +9,28 @@ from pathlib import Path
 
 import torch
 
-from meshnet.config import Config, identity, parse_size, to_dict, validate
+from meshnet.config import Config, identity, parse_size, resolve, to_dict
 from meshnet.data import augment
 from meshnet.data.reader import PreparedData
 from meshnet.errors import UserError
-from meshnet.files import write_json, write_text
+from meshnet.files import lock, write_json, write_text
 from meshnet.networks import build
-from meshnet.networks.card import Card
+from meshnet.networks.card import CONFIG, Card
 from meshnet.recipe import dump, load_recipes, read_mapping
-from meshnet.runs.folder import check_same, git_commit, read_metrics, versions
+from meshnet.runs.folder import (
+    CONFIG_YAML,
+    CURVES,
+    DONE,
+    FAILED,
+    LOCK,
+    METRICS,
+    STATES,
+    TRACKING,
+    check_same,
+    git_commit,
+    read_metrics,
+    versions,
+)
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.optim import Schedule, build_ema, build_optimizer
 from meshnet.training.start_from import start_from
@@ -106,45 +118,38 @@ def make_accelerator(config: Config, folder: Path):
 @contextlib.contextmanager
 def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where: dict, resume: bool,
                     allow_changed: bool) -> Iterator[bool]:
-    """Hold a run folder while training; yields whether it had been begun before.
+    """Lock a run folder while training; yields whether it already holds a run, to be continued.
 
     Args:
-        same: the flat identity of the run; a folder begun with another one is refused.
+        same: the flat identity of the run; a folder whose run has another one is refused.
         where: what is recorded but may change (paths).
 
     Raises:
-        UserError: if another process trains in it, or it holds a run of another configuration.
+        UserError: if another process is training in it, or its run has another configuration.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG_YAML
     begun = path.is_file() and resume
-    old = json.loads(json.dumps(read_identity(path))) if begun else {}
-    new = json.loads(json.dumps(same))
     if begun:
-        check_same(path, old, new, allow_changed)
+        check_same(path, read_identity(path), same, allow_changed)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         yield begun
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is training in it; wait for it or use another "
-                            "--run_dir") from None
-        for stray in (*folder.glob(".tmp-*"), *(folder / "state").glob(".tmp-*")):  # what a kill cut off
+    with lock(folder / LOCK, f"{folder}: another process is training in it; wait for it or use another --run_dir"):
+        for stray in (*folder.glob(".tmp-*"), *(folder / STATES).glob(".tmp-*")):  # what a kill cut off
             stray.unlink()
         if not resume:
             clear(folder)
-        for name in ("DONE", "failed.json"):
+        for name in (DONE, FAILED):
             (folder / name).unlink(missing_ok=True)
-        run = {**new, **{key: value for key, value in where.items() if key != "data"}, "data_path": where["data"],
+        run = {**json.loads(json.dumps(same)),
+               **{key: value for key, value in where.items() if key != "data"}, "data_path": where["data"],
                "git_commit": git_commit(), "versions": versions(),
                "processes": accelerator.num_processes, "device": str(accelerator.device)}
-        settings = to_dict(config)
         write_text(path, dump({"run": {key: value for key, value in run.items() if key not in identity(config)},
-                               **settings}))
+                               **to_dict(config)}))
         accelerator.wait_for_everyone()
         yield begun
 
@@ -153,20 +158,25 @@ def read_identity(path: Path) -> dict:
     """The flat identity recorded in a run's config.yaml."""
     run = read_mapping(path).get("run", {})
     keys = ("fold", "inner_fold", "seed", "init", "split_hash", "data", "cases_per_step", "precision")
-    return identity(validate(load_recipes([path]))) | {key: run.get(key) for key in keys}
+    return identity(resolve(load_recipes([path]))) | {key: run.get(key) for key in keys}
 
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run left in ``folder``; other files in it stay."""
-    shutil.rmtree(folder / "state", ignore_errors=True)
-    for pattern in ("*.safetensors", "metrics.jsonl", "*cases.csv", "tracking.json", "config.json"):
+    shutil.rmtree(folder / STATES, ignore_errors=True)
+    for pattern in ("*.safetensors", METRICS, "*cases.csv", TRACKING, CONFIG):
         for path in folder.glob(pattern):
             path.unlink()
 
 
 def assemble(accelerator, config: Config, folder: Path, seed: int, data: PreparedData, train: list[int],
              val: list[int], box: list[int] | None, card: Card, network: torch.nn.Module):
-    """An ``engine.Run`` with everything built and prepared by Accelerate."""
+    """A ``Run`` with everything built, moved to the device and prepared by Accelerate.
+
+    Args:
+        train, val: cases, as indices into ``data``.
+        box: (x0, x1, y0, y1, z0, z1) in voxels that training reads of every case; None: the whole volume.
+    """
     from meshnet.networks.norms import synchronise
     from meshnet.training.run import Run, steps_per_epoch
     from meshnet.training.tracking import Tracker
@@ -193,20 +203,20 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
 
 def mark_failed(folder: Path, reason: str) -> None:
     """Record why a run stopped for good."""
-    write_json(folder / "failed.json", {"reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    write_json(folder / FAILED, {"reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def finish(run, say) -> None:
+def finish_run(run, say) -> None:
     """Pictures, the last line, and ``DONE`` where the run reached its horizon or stopped early."""
     from meshnet.runs import curves
 
     run.tracker.end()
     if not run.accelerator.is_main_process:
         return
-    curves.draw_run(read_metrics(run.folder), run.folder / "curves.png", run.folder.name)
+    curves.draw_run(read_metrics(run.folder), run.folder / CURVES, run.folder.name)
     progress = run.progress
     if progress.best_epoch > 0:
         say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
     if progress.finished:
-        write_json(run.folder / "DONE", {"epochs": progress.epoch, "best_epoch": progress.best_epoch,
+        write_json(run.folder / DONE, {"epochs": progress.epoch, "best_epoch": progress.best_epoch,
                                          "val_dice": progress.best_dice})

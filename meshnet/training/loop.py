@@ -15,7 +15,17 @@ from accelerate.utils import broadcast, gather_object
 from meshnet.config import TrainingConfig
 from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
 from meshnet.networks.folder import save_model, save_weights
-from meshnet.runs.folder import UNSCHEDULED, Heartbeat, append_metrics, keep_metrics, write_cases
+from meshnet.runs.folder import (
+    AVERAGED,
+    CASES,
+    LAST,
+    STATES,
+    UNSCHEDULED,
+    Heartbeat,
+    append_metrics,
+    keep_metrics,
+    write_cases,
+)
 from meshnet.training.resume import load_state, random_state, save_state, set_random_state
 from meshnet.training.run import Diverged, Progress, Run, cases_per_step
 from meshnet.training.validation import picture_cases, score_share, summarise
@@ -57,19 +67,19 @@ def fit(run: Run, stop_epoch: int, say) -> None:
         row["step"] = progress.step
         scheduled = is_validated(run.config.training, progress.epoch + 1)
         if scheduled:
-            row |= judge(run, heart, say)
+            row |= validate_and_keep(run, heart, say)
         watched = row.get(run.config.scheduler.monitor)
         if not scheduled and progress.epoch + 1 == stop_epoch:
-            row |= judge(run, heart, say, scheduled=False) | {UNSCHEDULED: True}
+            row |= validate_and_keep(run, heart, say, scheduled=False) | {UNSCHEDULED: True}
         line = run.schedule.end_epoch(watched)
         if line:
             say(line)
         row["seconds"] = round(time.monotonic() - started, 2)
         close_epoch(run, row, watched)
         save(run)
-        say(describe(row, run.config.training.max_epochs))
+        say(epoch_line(row, run.config.training.max_epochs))
     if run.accelerator.is_main_process:
-        save_weights(folder / "last.safetensors", run.network.state_dict())  # the card is that of the best epoch
+        save_weights(folder / LAST, run.network.state_dict())  # the card is that of the best epoch
 
 
 def close_epoch(run: Run, row: dict, value: float | None) -> None:
@@ -97,10 +107,8 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
 def train_epoch(run: Run, heart: Heartbeat) -> dict:
     """One epoch of optimizer steps, from where ``run.progress`` says; the means that go to its line."""
     progress, config, accelerator = run.progress, run.config, run.accelerator
-    order = epoch_order(run.train, run.seed, progress.epoch,
-                             cases_per_step(config, accelerator.num_processes))
-    batches = batches_of_rank(order, config.training.batch_size, accelerator.process_index,
-                                   accelerator.num_processes)
+    order = epoch_order(run.train, run.seed, progress.epoch, cases_per_step(config, accelerator.num_processes))
+    batches = batches_of_rank(order, config.training.batch_size, accelerator.process_index, accelerator.num_processes)
     cases = TrainingCases(run.data, run.box, config.model.patch, run.seed, run.augment)
     todo = load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
     started = time.monotonic()
@@ -177,7 +185,7 @@ def explain_divergence(run: Run, value: float, indices: list[int]) -> str:
             f"learning rate {run.schedule.rates()[0]:.3g}; try {', '.join(tries)}")
 
 
-def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
+def validate_and_keep(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
     """Validate, keep the best weights with their cases, notice the collapse; the epoch's validation values.
 
     A validation that is not ``scheduled`` keeps weights only where there are none yet, until the first scheduled one.
@@ -198,7 +206,7 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
             progress.best_dice, progress.best_epoch = summary["val_dice"], epoch
         if main:
             save_model(run.folder, run.network, run.card.changed(metrics={"epoch": epoch, **summary}))
-            write_cases(run.folder / "cases.csv", [{"epoch": epoch, **row} for row in rows])
+            write_cases(run.folder / CASES, [{"epoch": epoch, **row} for row in rows])
     if run.ema is not None:
         averaged = summarise(validate(run, run.ema.module, heart))
         summary |= {f"{name}_ema": value for name, value in averaged.items()}
@@ -206,12 +214,12 @@ def judge(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
             if scheduled:
                 progress.best_dice_ema = averaged["val_dice"]
             if main:
-                save_weights(run.folder / "model_ema.safetensors", run.ema.module.state_dict())
+                save_weights(run.folder / AVERAGED, run.ema.module.state_dict())
     collapsed = all(row["volume_ml"] == 0 for row in rows) and any(row["truth_ml"] > 0 for row in rows)
     if scheduled:
-        progress.silent = progress.silent + 1 if collapsed else 0
-    if scheduled and progress.silent == WAIT_BEFORE_COLLAPSE:
-        say(f"warning: no lesion predicted in any of the {len(rows)} validation cases for {progress.silent} "
+        progress.without_lesion = progress.without_lesion + 1 if collapsed else 0
+    if scheduled and progress.without_lesion == WAIT_BEFORE_COLLAPSE:
+        say(f"warning: no lesion predicted in any of the {len(rows)} validation cases for {progress.without_lesion} "
             "validations; the network has collapsed to 'no lesion anywhere': try a lower --loss.background_weight, "
             "--loss.name dice_ce, or another --optimizer.lr")
     if run.config.tracking.trackers and run.config.tracking.pictures and main:
@@ -238,17 +246,20 @@ def save(run: Run) -> None:
         state = {"ranks": ranks, "network": run.network.state_dict(), "optimizer": run.optimizer.state_dict(),
                  "schedule": run.schedule.state_dict(), "ema": run.ema.state_dict() if run.ema else None,
                  "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
-        save_state(run.folder / "state", run.progress.step, state, run.config.training.keep_states)
+        save_state(run.folder / STATES, run.progress.step, state, run.config.training.keep_states)
     accelerator.wait_for_everyone()
 
 
 def resume(run: Run) -> bool:
     """Load the newest resume point into ``run``; False where there is none."""
-    state = load_state(run.folder / "state")
+    state = load_state(run.folder / STATES)
     if state is None:
         return False
     mine = state["ranks"][run.accelerator.process_index]
-    run.progress = Progress(**mine["progress"])
+    progress = dict(mine["progress"])
+    if "silent" in progress:  # its name in resume points of earlier versions
+        progress["without_lesion"] = progress.pop("silent")
+    run.progress = Progress(**progress)
     run.network.load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
@@ -270,7 +281,7 @@ def bar(run: Run, steps: int):
     return contextlib.closing(shown)
 
 
-def describe(row: dict, epochs: int) -> str:
+def epoch_line(row: dict, epochs: int) -> str:
     """An epoch's line for the screen."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
     for key, label in (("val_loss", "val loss"), ("val_dice", "val Dice"), ("val_dice_ema", "EMA Dice"),

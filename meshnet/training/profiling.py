@@ -2,7 +2,7 @@
 
 A step is taken apart twice: by phase (read, forward, loss, backward, optimizer) with the memory of each as the system
 sees it, and by operation with PyTorch's profiler, in which the compiled kernels appear by the names that
-``operations`` gives them.
+``kernels.convolution`` and ``kernels.normalise`` give them.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Watch:
         self.start = self.held()
 
     def held(self, peak: bool = False) -> int:
-        """Bytes held now, or at most since ``forget_peak``. 0 where the system does not say."""
+        """Bytes held now, or at most since ``reset_peak``. 0 where the system does not say."""
         if self.device.type == "cuda":
             return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(self.device)
         try:
@@ -45,8 +45,8 @@ class Watch:
         except OSError:
             return 0
 
-    def forget_peak(self) -> None:
-        """Let the highest value be counted from here on."""
+    def reset_peak(self) -> None:
+        """Start measuring the highest value again."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
@@ -55,7 +55,7 @@ class Watch:
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        self.forget_peak()
+        self.reset_peak()
         began = time.perf_counter()
         yield
         if self.device.type == "cuda":
@@ -81,22 +81,22 @@ class Watch:
 def profile_training(config: Config, cases: PreparedData, train: list[int], box: list[int] | None, seed: int,
                      network: torch.nn.Module) -> str:
     """``profile_step`` for a configuration, on the device and in the precision that training would use. Nothing is
-    kept; arguments as ``setup.assemble``."""
+    kept; arguments as for ``assemble``."""
     config = dataclasses.replace(config, tracking=TrackingConfig())
     with tempfile.TemporaryDirectory() as folder:
         accelerator = assemble.make_accelerator(config, Path(folder))
-        foretold = assemble.estimate_step(config, cases, network, box, accelerator.mixed_precision, accelerator.device)
+        estimated = assemble.estimate_step(config, cases, network, box, accelerator.mixed_precision, accelerator.device)
         card = assemble.model_card(config, cases, box, {})
         run = assemble.assemble(accelerator, config, Path(folder), seed, cases, train, [], box, card, network)
-        return profile_step(run, foretold)
+        return profile_step(run, estimated)
 
 
-def profile_step(run: Run, foretold: int | None) -> str:
+def profile_step(run: Run, estimated: int | None) -> str:
     """Train a few steps on the first cases of ``run`` and say where they spent time and memory.
 
     Args:
         run: freshly built; its network is trained on, so it is of no other use afterwards.
-        foretold: bytes that a step was estimated to take, compared with what it took.
+        estimated: bytes that a step was expected to take, to be compared with what it took.
     """
     size = run.config.training.batch_size
     cases = TrainingCases(run.data, run.box, run.config.model.patch, run.seed, run.augment)
@@ -105,7 +105,7 @@ def profile_step(run: Run, foretold: int | None) -> str:
     loop.begin_training(run)
     for _ in range(WARM_UP):
         loop.train_batch(run, next(batches))
-    give_back()
+    return_freed_memory()
     watch = Watch(run.accelerator.device)
     for _ in range(STEPS):
         with watch("read"):
@@ -119,14 +119,14 @@ def profile_step(run: Run, foretold: int | None) -> str:
         for batch in batches:
             loop.train_batch(run, batch)
     parts = [watch.table(), "", operations_table(profiler.key_averages(), watch.device.type)]
-    if foretold is not None:
-        parts += ["", f"memory of a step: {watch.peak() / 1e9:.2f} GB used, {foretold / 1e9:.2f} GB foretold "
-                  f"({foretold / max(1, watch.peak()):.2f})"]
+    if estimated is not None:
+        parts += ["", f"memory of a step: {watch.peak() / 1e9:.2f} GB used, {estimated / 1e9:.2f} GB estimated "
+                  f"({estimated / max(1, watch.peak()):.2f})"]
     return "\n".join(parts)
 
 
-def give_back() -> None:
-    """Let glibc return what it keeps of freed memory, which would hide what a step takes anew."""
+def return_freed_memory() -> None:
+    """Let glibc return the freed memory that it keeps, which would hide what a step allocates."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -31,7 +31,7 @@ class Progress:
     best_dice_ema: float = -1.0
     monitor_best: float | None = None
     monitor_epoch: int = 0
-    silent: int = 0  # validated epochs in a row in which nothing was predicted
+    without_lesion: int = 0  # validated epochs in a row in which nothing was predicted
     finished: bool = False
 
 

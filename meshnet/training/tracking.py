@@ -17,6 +17,7 @@ import numpy as np
 from meshnet.config import TrackingConfig
 from meshnet.errors import UserError
 from meshnet.files import write_json
+from meshnet.runs.folder import TRACKING
 
 MODULES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard", "trackio": "trackio"}
 
@@ -49,7 +50,7 @@ class Tracker:
 
     def begin(self, epochs: int) -> None:
         """Open the trackers for a run that has finished ``epochs``; it goes on in the tracker run that it had."""
-        trackers, path = self.config.trackers, self.folder / "tracking.json"
+        trackers, path = self.config.trackers, self.folder / TRACKING
         if not trackers or not self.accelerator.is_main_process:
             return
         # A name of its own: the folder's comes again in other folders, and a tracker would join those runs.

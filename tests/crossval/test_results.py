@@ -58,7 +58,7 @@ def test_a_subject_without_its_score_is_noticed(out):
     with pytest.raises(UserError, match="subject s05 is missing among the test subjects of fold 1"):
         write_report(out)
     path.write_text("case,subject,dice\nx,s04,much\n")
-    with pytest.raises(UserError, match="score that is no number"):
+    with pytest.raises(UserError, match="score that is not a number"):
         write_report(out)
     path.write_text("")
     with pytest.raises(UserError, match="found no rows"):

@@ -10,12 +10,12 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from meshnet.crossval import stats
-from meshnet.crossval.stats import Run
+from meshnet.crossval.stats import ScoredRun
 
 
 def run(model, fold, restart, val_dice, scores, metric="dice"):
     cases = tuple({"case": name, "subject": name.split("_")[0], metric: value} for name, value in scores.items())
-    return Run(model, fold, restart, val_dice, cases)
+    return ScoredRun(model, fold, restart, val_dice, cases)
 
 
 RUNS = [  # fold 0 chooses restart 1, fold 1 restart 0: by validation, against the test scores

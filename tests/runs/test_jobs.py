@@ -4,15 +4,33 @@ import os
 import sys
 from types import SimpleNamespace
 
+import pytest
+
+import train
 from meshnet.runs import jobs
-from meshnet.runs.jobs import describe, full_command
+from meshnet.runs.jobs import DIVERGED, HOPELESS, USER_ERROR, describe_exit, full_command, is_retried
 from meshnet.runs.launch import make_launcher
 
 
 def test_describe():
-    assert [describe(code) for code in (0, 2, 137, -15, None)] == [
+    assert [describe_exit(code) for code in (0, 2, 137, -15, None)] == [
         "", "exit code 2", "killed by SIGKILL", "killed by SIGTERM", "ended unseen",
     ]
+
+
+@pytest.mark.parametrize(("code", "failures", "retries", "again"), [
+    (-9, 1, 2, True), (-9, 2, 2, True), (-9, 3, 2, False),  # killed: three attempts in all
+    (None, 1, 2, True), (1, 2, 2, True), (1, 3, 2, False),
+    (USER_ERROR, 1, 2, False), (DIVERGED, 1, 2, False),  # would end the same way
+    (-9, 1, 0, False), (0, 1, 1, True),  # 0: ended without a result
+])
+def test_which_ends_are_tried_again(code, failures, retries, again):
+    assert is_retried(code, failures, retries) == again
+    assert is_retried(code, failures, retries, hopeless=()) == (failures <= retries)
+
+
+def test_exit_codes_of_train_py():
+    assert (USER_ERROR, train.DIVERGED) == HOPELESS
 
 
 def test_gpus_mean_accelerate_launch_and_ports_of_their_own(job):

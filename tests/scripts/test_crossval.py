@@ -16,6 +16,7 @@ import pytest
 import stand_in
 
 import crossval
+from meshnet import errors
 from meshnet.crossval import ensemble, results
 from meshnet.crossval.plan import ensemble_folder, is_scored, is_trained, load_plan, planned_runs, run_folder
 from meshnet.data.schema import PREPARED_KEYS
@@ -190,7 +191,7 @@ def test_processes_that_outlived_a_killed_call_are_taken_up(place, monkeypatch, 
     launcher = FakeLauncher(adoptable=[str(folder)])
     assert run_script(place, monkeypatch, launcher, recipes=()) == 0
     assert launcher.log == [("train", "m5/fold1_restart0"), ("test", "m5/fold1_restart0")]
-    assert "m5/fold1_restart0: still running, taken up again" in capsys.readouterr().out
+    assert "m5/fold1_restart0: still running; adopted" in capsys.readouterr().out
 
 
 def test_a_run_folder_that_a_lost_process_holds_is_waited_for(place, monkeypatch):
@@ -226,7 +227,7 @@ def test_a_failing_run_is_given_up_and_the_others_go_on(place, monkeypatch, caps
     assert {name for _, name in launcher.log} == {name for _, name in ALL}
     said = capsys.readouterr()
     assert f"{bad}: train failed, exit code {code}: error: the loss is nan" in said.err
-    assert "1 run(s) are missing, all named in the report; the first: m6, fold 1, restart 0: not started" in said.out
+    assert "missing runs: 1 (the report lists them); the first: m6, fold 1, restart 0: not started" in said.out
     _, missing, _ = results.read_runs(place / "out")
     assert missing == ["m6, fold 1, restart 0: not started"]
 
@@ -235,7 +236,7 @@ def test_a_run_that_is_killed_once_is_tried_again(place, monkeypatch, capsys):
     launcher = FakeLauncher(outcome=lambda kind, name, attempt: -9 if attempt == 1 else 0)
     assert run_script(place, monkeypatch, launcher, recipes=("m5",), restarts="1") == 0
     assert set(Counter(launcher.log).values()) == {2}
-    assert "goes on" in capsys.readouterr().out
+    assert "trying again" in capsys.readouterr().out
 
 
 def test_a_folder_has_one_process_at_a_time(place, monkeypatch):
@@ -303,7 +304,7 @@ def test_an_ensemble_averages_the_probabilities_of_the_restarts(place, monkeypat
     assert asked[0][0] == pytest.approx(0.5)
     assert is_scored(ensemble_folder(out, "m5", 1, 2))
     (out / "runs/m5/fold1_restart0/DONE").unlink()
-    with pytest.raises(UserError, match="not a finished run"):
+    with pytest.raises(UserError, match="found no finished run"):
         ensemble.score_ensemble(out, "m5", 1)
 
 
@@ -318,9 +319,30 @@ def test_recipes_and_restarts_may_be_added(place, monkeypatch):
                                                          for f in range(3)}, 1)
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (("--nonsense",), "required: --out"), (("--out", "x", "--nonsense"), "--data and --recipes: expected both"),
+    (("--out", "x", "--report", "--nonsense"), "--nonsense: not used by --report"),
+    (("--out", "x", "--launcher", "slurm"), "--launcher: invalid choice: 'slurm'"),
+    (("--out", "x", "--score_ensemble", "m5", "one"), "--score_ensemble: found fold 'one'"),
+    (("--out", "x", "--data", "d", "--recipes", "r.yaml", "--nonsense"), "d: found no prepared.json"),
+])
+def test_wrong_flags_are_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["crossval.py", *words])
+    with pytest.raises(SystemExit) as left:
+        errors.run_script(crossval.main)
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error, error
+
+
+def test_a_flag_that_nothing_knows_is_refused(place, monkeypatch):
+    with pytest.raises(UserError, match="unrecognized arguments: --nonsense"):
+        run_script(place, monkeypatch, FakeLauncher(), "--nonsense")
+
+
 @pytest.mark.parametrize(("flags", "message"), [
-    (("--optimizer.lr", "0.5"), r"m5 was begun otherwise: optimizer.lr was 0.001 and is now 0.5"),
-    (("--seed", "3"), "begun with --seed 0, found 3")])
+    (("--optimizer.lr", "0.5"), r"m5 was started with other settings: optimizer.lr was 0.001 and is now 0.5"),
+    (("--seed", "3"), "started with --seed 0, found 3")])
 def test_a_changed_configuration_is_refused(place, monkeypatch, flags, message):
     run_script(place, monkeypatch, FakeLauncher())
     launcher = FakeLauncher()
@@ -332,19 +354,19 @@ def test_a_changed_configuration_is_refused(place, monkeypatch, flags, message):
 def test_an_edited_recipe_is_refused(place, monkeypatch):
     run_script(place, monkeypatch, FakeLauncher())
     write_text(place / "m5.yaml", "model: {channels: 7}\n")
-    with pytest.raises(UserError, match=r"m5 was begun otherwise: model.channels was 5 and is now 7"):
+    with pytest.raises(UserError, match=r"m5 was started with other settings: model.channels was 5 and is now 7"):
         run_script(place, monkeypatch, FakeLauncher())
 
 
 def test_other_splits_or_data_are_refused(place, monkeypatch):
     run_script(place, monkeypatch, FakeLauncher())
     write_json(place / "data/splits.json", made_up.splits_of(3, 5))
-    with pytest.raises(UserError, match="begun with splits"):
+    with pytest.raises(UserError, match="started with splits"):
         run_script(place, monkeypatch, FakeLauncher())
     write_json(place / "data/splits.json", made_up.splits_of())
     write_json(place / "data/prepared.json", json.loads((place / "data/prepared.json").read_text()) | {
         "fingerprint": "other"})
-    with pytest.raises(UserError, match="begun with data set"):
+    with pytest.raises(UserError, match="started with data set"):
         run_script(place, monkeypatch, FakeLauncher())
 
 
@@ -385,9 +407,9 @@ def test_restarts_are_the_papers_unless_given(place, monkeypatch):
     write_text(place / "seg.yaml", "model: {name: segresnet}\n")
     monkeypatch.setattr(sys, "argv", ["crossval.py"])
     for given, expected in (([], {"m5": 10, "seg": 1}), (["--restarts", "3", "2"], {"m5": 3, "seg": 2})):
-        arguments, rest = crossval.parser().parse_known_args(
+        arguments, rest = crossval.make_parser().parse_known_args(
             ["--out", "x", "--recipes", str(place / "m5.yaml"), str(place / "seg.yaml"), *given])
-        models = crossval.settle_models(arguments, rest, place / "out")
+        models = crossval.plan_models(arguments, rest, place / "out")
         assert {name: entry["restarts"] for name, entry in models.items()} == expected
 
 

@@ -368,7 +368,7 @@ def test_two_scans_for_one_mask_fail_alone(tmp_path, run):
         (["x", "--format", "table"], "--out: missing"),
         (["x", "--format", "table", "--out", "o"], "no such file or folder"),
         (["--format", "synthetic", "--out", "o", "--window", "80", "0"], "expected LOW < HIGH"),
-        (["--format", "synthetic", "--out", "o", "--window", "0", "80", "--scaling", "minmax"], "drop one"),
+        (["--format", "synthetic", "--out", "o", "--window", "0", "80", "--scaling", "minmax"], "leave one of them out"),
         (["--format", "synthetic", "--out", "o", "--scaling", "window"], "--window LOW HIGH"),
         (["--format", "synthetic", "--out", "o", "--voxel_mm", "-1"], "voxel_mm"),
         (["--format", "synthetic", "--out", "o", "--orientation", "ABC"], "orientation"),

@@ -117,7 +117,7 @@ def test_a_full_disk_stops_the_study_and_is_no_trials_fault(bench):
     bench.run("study", "--max_trials", "2")
     (bench.folder / "data" / "full").touch()
     output = bench.run("study", "--max_trials", "3", code=2)
-    assert re.search(r"error: .*\.log: the disk is full on .*; make room, then the same command goes on\n", output)
+    assert re.search(r"error: .*\.log: the disk is full on .*; free some space, then run the same", output)
     assert bench.status("study")["state"] == "stopped"
     assert bench.ask("study", "SELECT COUNT(*) FROM trials WHERE state = 'failed'") == [(0,)]
     (bench.folder / "data" / "full").unlink()
@@ -172,4 +172,4 @@ def test_a_study_folder_that_is_none_ends_in_one_line(bench):
 def test_another_command_for_the_same_study_is_refused(bench):
     bench.run("study", "--max_trials", "2")
     output = bench.run("study", "--max_trials", "2", "--eta", "3", code=2)
-    assert 'begun with eta "2", found "3"' in output
+    assert 'started with eta "2", found "3"' in output

@@ -96,7 +96,7 @@ def test_one_worker_by_hand():
     study = Asha((1, 2, 4), 2, max_trials=6)
     score = {0: 0.1, 1: 0.5, 2: 0.3, 3: 0.9, 4: 0.2, 5: 0.6}
     order = []
-    while (job := study.next_job(number_only)) is not None:
+    while (job := study.next_decision(number_only)) is not None:
         order.append((job.trial, job.epochs))
         study.report(job.trial, score[job.trial])
     assert order == [
@@ -116,29 +116,29 @@ def test_one_worker_by_hand():
 def test_promotion_looks_from_the_top_rung_down_and_never_at_running_trials():
     study = Asha((1, 2, 4), 2, max_trials=10)
     for _ in range(4):
-        study.next_job(number_only)
+        study.next_decision(number_only)
     assert study.promotable(0, 0) is None  # four run, none is ranked
     study.report(0, 0.4)
     study.report(1, 0.3)
     study.report(2, 0.2)
-    assert handed_out(study.next_job(number_only)) == (0, 1, 1, 2)  # floor(3/2) = 1
-    assert handed_out(study.next_job(number_only)) == (4, 0, 0, 1)  # 1 is second of three: a new trial
+    assert handed_out(study.next_decision(number_only)) == (0, 1, 1, 2)  # floor(3/2) = 1
+    assert handed_out(study.next_decision(number_only)) == (4, 0, 0, 1)  # 1 is second of three: a new trial
     study.report(3, 0.1)
-    assert handed_out(study.next_job(number_only)) == (1, 1, 1, 2)  # floor(4/2) = 2
+    assert handed_out(study.next_decision(number_only)) == (1, 1, 1, 2)  # floor(4/2) = 2
     study.report(0, 0.1)
     study.report(1, 0.7)
     study.report(4, 0.9)
-    study.next_job(number_only)
+    study.next_decision(number_only)
     # both trial 4 (rung 0) and trial 1 (rung 1) could go on; rung 1 was looked at first
     assert study.trials[1].rung == 2
-    assert handed_out(study.next_job(number_only)) == (4, 1, 1, 2)
+    assert handed_out(study.next_decision(number_only)) == (4, 1, 1, 2)
 
 
 def test_more_than_one_in_eta_may_be_promoted_as_a_rung_fills():
     """Rising scores: from the second on, each new trial is the best so far when it ends and goes on at once."""
     study = Asha((1, 2), 2, max_trials=8)
     promoted = []
-    while (job := study.next_job(number_only)) is not None:
+    while (job := study.next_decision(number_only)) is not None:
         promoted += [job.trial] if job.rung else []
         study.report(job.trial, float(job.trial))
     assert promoted == [1, 2, 3, 4, 5, 6, 7]  # seven of eight, though floor(8 / 2) = 4
@@ -147,10 +147,10 @@ def test_more_than_one_in_eta_may_be_promoted_as_a_rung_fills():
 
 def test_ties_go_to_the_older_trial():
     study = Asha((1, 2), 3, max_trials=3)
-    jobs = [study.next_job(number_only) for _ in range(3)]
+    jobs = [study.next_decision(number_only) for _ in range(3)]
     for job in reversed(jobs):
         study.report(job.trial, 0.5)
-    assert study.next_job(number_only).trial == 0
+    assert study.next_decision(number_only).trial == 0
     study.report(0, 0.5)
     assert study.best().number == 0
 
@@ -159,19 +159,19 @@ def test_ties_go_to_the_older_trial():
 def test_direction(maximize):
     study = Asha((1, 2), 2, max_trials=2, maximize=maximize)
     for _ in range(2):
-        study.report(study.next_job(number_only).trial, float(len(study.trials)))
-    assert study.next_job(number_only).trial == (1 if maximize else 0)
+        study.report(study.next_decision(number_only).trial, float(len(study.trials)))
+    assert study.next_decision(number_only).trial == (1 if maximize else 0)
 
 
 @pytest.mark.parametrize("maximize", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_ranks_last_in_both_directions(bad, maximize):
     study = Asha((1, 2), 2, max_trials=4, maximize=maximize)
-    jobs = [study.next_job(number_only) for _ in range(4)]
+    jobs = [study.next_decision(number_only) for _ in range(4)]
     for job, score in zip(jobs, [bad, 0.2, bad, bad]):
         study.report(job.trial, score)
-    assert study.next_job(number_only).trial == 1
-    assert study.next_job(number_only) is None  # two of four may go on, and no other is a number
+    assert study.next_decision(number_only).trial == 1
+    assert study.next_decision(number_only) is None  # two of four may go on, and no other is a number
     study.report(1, bad)
     assert study.best().number == 1
     assert study.done()
@@ -179,13 +179,13 @@ def test_a_score_that_is_no_number_ranks_last_in_both_directions(bad, maximize):
 
 def test_a_failed_trial_counts_as_finished_and_does_not_stop_the_study():
     study = Asha((1, 2), 2, max_trials=2)
-    first, second = study.next_job(number_only), study.next_job(number_only)
+    first, second = study.next_decision(number_only), study.next_decision(number_only)
     study.report(first.trial, 0.0)
-    assert study.next_job(number_only) is None
+    assert study.next_decision(number_only) is None
     assert not study.done()
     study.fail(second.trial, "out of memory")
     assert study.trials[1].failed == "out of memory"
-    assert study.next_job(number_only).trial == 0
+    assert study.next_decision(number_only).trial == 0
     study.fail(0, "")
     assert study.done()
     assert study.best().number == 0  # its score at the first rung is a real one
@@ -194,8 +194,8 @@ def test_a_failed_trial_counts_as_finished_and_does_not_stop_the_study():
 def test_everything_failed():
     study = Asha((1, 2), 2, max_trials=3)
     for _ in range(3):
-        study.fail(study.next_job(number_only).trial, "diverged")
-    assert study.next_job(number_only) is None
+        study.fail(study.next_decision(number_only).trial, "diverged")
+    assert study.next_decision(number_only) is None
     assert study.done()
     assert study.best() is None
 
@@ -204,7 +204,7 @@ def test_brackets_start_higher_up_and_rank_among_themselves():
     """Shares of Hyperband at R = 3, eta = 2: 3/3 * 4, 3/2 * 2, 3/1 * 1 = 4 : 3 : 3."""
     study = Asha((1, 2, 4), 2, max_trials=10, brackets=3)
     for _ in range(10):
-        study.next_job(number_only)
+        study.next_decision(number_only)
     assert [trial.bracket for trial in study.trials].count(0) == 4
     assert [trial.bracket for trial in study.trials].count(1) == 3
     assert [trial.bracket for trial in study.trials].count(2) == 3
@@ -215,7 +215,7 @@ def test_brackets_start_higher_up_and_rank_among_themselves():
     for trial in (trial for trial in study.trials if trial.bracket == 1):
         study.report(trial.number, 0.1 + trial.number / 100)
     best_of_bracket_1 = max(trial.number for trial in study.trials if trial.bracket == 1)
-    assert handed_out(study.next_job(number_only)) == (best_of_bracket_1, 2, 2, 4)
+    assert handed_out(study.next_decision(number_only)) == (best_of_bracket_1, 2, 2, 4)
 
 
 # ---------------------------------------------------------------- properties
@@ -250,7 +250,7 @@ class Witness:
 
     def ask(self):
         allowed, before = self.allowed(), len(self.study.trials)
-        job = self.study.next_job(number_only)
+        job = self.study.next_decision(number_only)
         if job is None:
             assert not allowed and before == self.study.max_trials
             return None
@@ -331,7 +331,7 @@ def test_a_study_taken_up_from_its_record_is_the_same_study(**arguments):
     rebuilt = Asha(lived.rungs, lived.eta, lived.max_trials, lived.maximize, lived.brackets)
     for kind, number, value in events[:cut]:
         if kind == "job":
-            job = lived.next_job(number_only)
+            job = lived.next_decision(number_only)
             trial = lived.trials[number]
             assert (job.trial, job.rung) == (number, value)
             new = number == len(rebuilt.trials)
@@ -344,7 +344,7 @@ def test_a_study_taken_up_from_its_record_is_the_same_study(**arguments):
     assert repr(rebuilt.trials) == repr(lived.trials)  # by text: NaN is not equal to itself
     assert rebuilt.finished == lived.finished
     assert rebuilt.promoted == lived.promoted
-    assert rebuilt.next_job(number_only) == lived.next_job(number_only)
+    assert rebuilt.next_decision(number_only) == lived.next_decision(number_only)
 
 
 # ---------------------------------------------------------------- cost and purity
@@ -367,12 +367,12 @@ def test_deciding_among_ten_thousand_trials_looks_once_at_the_best_and_ranks_by_
     generator = random.Random(0)
     study = Asha((15, 22, 33, 50), 3, max_trials=20_000, brackets=2)
     while len(study.trials) < 10_000:
-        study.report(study.next_job(number_only).trial, generator.random())
+        study.report(study.next_decision(number_only).trial, generator.random())
     study.finished = [[[(Counted(loss), trial) for loss, trial in rung] for rung in one] for one in study.finished]
     for _ in range(50):
         best = sum(len(rung) // 3 for bracket in study.finished for rung in bracket[:-1])
         Counted.compared = 0
-        job = study.next_job(number_only)
+        job = study.next_decision(number_only)
         assert 0 < Counted.compared <= best
         Counted.compared = 0
         study.report(job.trial, Counted(generator.random()))

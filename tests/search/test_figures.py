@@ -1,13 +1,12 @@
-"""Pictures of a study: what stands on their axes."""
+"""Figures of a study: what stands on their axes."""
 
-import matplotlib
+import subprocess
+import sys
+
 import pytest
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 from meshnet.search.asha import Asha
-from meshnet.search.figures import _parameters, importance
+from meshnet.search.figures import draw_curves, draw_parameters, importance
 from meshnet.search.space import parse_space
 
 SPACE = parse_space(
@@ -18,22 +17,51 @@ SPACE = parse_space(
 def play(trials: int, score) -> Asha:
     study = Asha((1, 2, 4), 2, trials)
     sample = lambda number: SPACE.decode([(number * 0.37) % 1, (number * 0.61) % 1, (number * 0.83) % 1])
-    while (job := study.next_job(sample)) is not None:
+    while (job := study.next_decision(sample)) is not None:
         study.report(job.trial, score(study.trials[job.trial].parameters))
     return study
 
 
 def test_parameters_stand_on_their_own_scales_and_colours_are_explained():
     study = play(12, lambda parameters: parameters["lr"])
-    picture = _parameters(pyplot, study, SPACE, "val_dice")
+    picture = draw_parameters(study, SPACE, "val_dice")
     lr, weight, warmup, *_ = picture.axes
     assert (lr.get_xscale(), weight.get_xscale()) == ("log", "linear")
     assert [label.get_text() for label in warmup.get_xticklabels()] == ["0.2", "0.02", "0.1"]  # as the space names them
     places = warmup.collections[0].get_offsets()[:, 0].tolist()
     assert places == [SPACE.dimensions[2].choices.index(trial.parameters["warmup_pct"]) for trial in study.trials]
     (legend,) = picture.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["1 epochs", "2 epochs", "4 epochs"]
-    pyplot.close(picture)
+    assert [text.get_text() for text in legend.get_texts()] == ["1 epoch", "2 epochs", "4 epochs"]
+
+
+def test_curves_are_named_and_their_colours_explained():
+    study = play(12, lambda parameters: parameters["lr"])
+    curves = [(trial.number, 0, 4, epoch, 0.1 * epoch) for trial in study.trials
+              for epoch in range(1, study.rungs[max(trial.scores)] + 1)]
+    (axes,) = draw_curves(study, [*curves, (0, 1, 4, 1, None)], "val_dice").axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["finished 1 epoch", "finished 2 epochs", "finished 4 epochs"]
+    top = {number for _, number in study.finished[0][2]}
+    assert {text.get_text() for text in axes.texts} == {f"trial {number}" for number in top}
+    explained = {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in names}
+    assert len(set(explained.values())) == 3
+    longest = [line for line in axes.lines if list(line.get_xdata()) == [1, 2, 3, 4]]
+    assert {line.get_color() for line in longest} == {explained["finished 4 epochs"]} and len(longest) == len(top)
+
+
+def test_figures_change_no_setting_of_matplotlib(tmp_path, root):
+    code = f"""
+import sys, matplotlib
+sys.path[:0] = [{str(root / 'tests' / 'search')!r}]
+before = matplotlib.rcParams.copy()
+from pathlib import Path
+from test_figures import SPACE, play
+from meshnet.search.figures import draw
+draw(Path({str(tmp_path)!r}), play(12, lambda parameters: parameters["lr"]), SPACE, [(0, 0, 4, 1, 0.5)], "val_dice")
+assert matplotlib.rcParams.copy() == before and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "parameters.png", "importance.png"}
 
 
 def test_the_one_parameter_that_decides_is_the_important_one():

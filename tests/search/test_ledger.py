@@ -22,7 +22,7 @@ def play(ledger: Ledger, study: Asha, steps: int, seed: int = 0) -> None:
     """``steps`` jobs of one worker with made-up scores, every third trial failing."""
     generator = random.Random(seed)
     for _ in range(steps):
-        job = study.next_job(lambda number: {"x": number, "y": "a"})
+        job = study.next_decision(lambda number: {"x": number, "y": "a"})
         ledger.started(job, study)
         if job.trial % 3 == 2:
             study.fail(job.trial, "diverged")
@@ -37,7 +37,7 @@ def test_a_study_rebuilt_from_the_ledger_is_the_same_study(tmp_path):
     study = Asha((1, 2, 4), 2, 50, brackets=2)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         play(ledger, study, 40)
-        running = study.next_job(lambda number: {"x": number, "y": "b"})
+        running = study.next_decision(lambda number: {"x": number, "y": "b"})
         ledger.started(running, study)
     again = Asha((1, 2, 4), 2, 50, brackets=2)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
@@ -45,7 +45,7 @@ def test_a_study_rebuilt_from_the_ledger_is_the_same_study(tmp_path):
     assert repr(again.trials) == repr(study.trials)
     assert again.finished == study.finished
     assert again.promoted == study.promoted
-    assert again.next_job(lambda number: {}) == study.next_job(lambda number: {})
+    assert again.next_decision(lambda number: {}) == study.next_decision(lambda number: {})
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path):
@@ -61,9 +61,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
         ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
-        with pytest.raises(UserError, match="begun with eta 2, found 3"):
+        with pytest.raises(UserError, match="started with eta 2, found 3"):
             ledger.settings({"eta": 3, "space": {"lr": "uniform(0, 1)"}})
-        with pytest.raises(UserError, match='begun with metric None, found "val_loss"'):
+        with pytest.raises(UserError, match='started with metric None, found "val_loss"'):
             ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}, "metric": "val_loss"})
 
 
@@ -71,7 +71,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 def begun(tmp_path):
     study = Asha((1, 2), 2, 4)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        job = study.next_job(lambda number: {"x": 1})
+        job = study.next_decision(lambda number: {"x": 1})
         ledger.started(job, study)
         yield ledger, study, job
 
@@ -83,7 +83,7 @@ def test_scores_come_once_and_must_come_back_the_same(begun):
     ledger.record_scores(0, 1, 4, [(1, 0.5, 9.0)])
     ledger.record_scores(0, 0, 4, [(1, None, 9.0)])  # a score between two validations goes when the trial goes on
     assert ledger.curves() == [(0, 0, 4, 1, 0.30000000000000004), (0, 0, 4, 2, None), (0, 1, 4, 1, 0.5)]
-    with pytest.raises(UserError, match=r"trial 0, inner fold 0, epoch 1: found score 0\.3, recorded was 0\.3000"):
+    with pytest.raises(UserError, match=r"trial 0, inner fold 0, epoch 1: found score 0\.3, expected 0\.3000"):
         ledger.record_scores(0, 0, 4, [(1, 0.3, 9.0)])
     with pytest.raises(sqlite3.IntegrityError):  # the table itself refuses a second row
         ledger.database.execute("INSERT INTO scores VALUES (0, 0, 4, 1, 0.9, 1)")
@@ -121,11 +121,11 @@ def test_export_by_hand(begun):
     ledger.attempt_ended(ledger.attempt(job, 0, "b slot 1", {}), "")
     ledger.ended(job, 0.25)
     study.report(0, 0.25)
-    second = study.next_job(lambda number: {"x": 2})
+    second = study.next_decision(lambda number: {"x": 2})
     ledger.started(second, study)
     ledger.ended(second, None, "out of memory")
     study.fail(1, "out of memory")
-    ledger.started(study.next_job(lambda number: {}), study)  # trial 0 goes up
+    ledger.started(study.next_decision(lambda number: {}), study)  # trial 0 goes up
     assert ledger.export().splitlines() == [
         "trial,x,bracket,rung,state,score_rung_0,attempts,where,reason",
         '0,1,0,1,running,0.25,2,"a slot 0,b slot 1",',
@@ -151,7 +151,7 @@ WRITER = """
     with Ledger(sys.argv[1]) as ledger:
         ledger.rebuild(study)
         print("begun", flush=True)
-        for job in iter(lambda: study.next_job(lambda number: {"x": number}), None):
+        for job in iter(lambda: study.next_decision(lambda number: {"x": number}), None):
             ledger.started(job, study)
             study.report(job.trial, job.trial % 7 / 7)
             ledger.ended(job, job.trial % 7 / 7)
@@ -182,7 +182,7 @@ def test_a_writer_shot_at_any_moment_loses_nothing_it_had_said(tmp_path, root):
             study = Asha((1, 2, 4), 2, 100_000)
             ledger.rebuild(study)
             for trial in [trial for trial in study.trials if trial.running]:
-                job = study.current_job(trial.number)
+                job = study.current_decision(trial.number)
                 study.report(trial.number, trial.number % 7 / 7)
                 ledger.ended(job, trial.number % 7 / 7)
                 said.append((trial.number, job.rung))
@@ -198,7 +198,7 @@ def test_a_decision_is_recorded_in_as_many_steps_with_ten_thousand_trials_as_wit
     def next_one(ledger, promoted):
         """Decide until a trial is promoted, or begun, and record that."""
         while True:
-            job = study.next_job(lambda number: {"x": number})
+            job = study.next_decision(lambda number: {"x": number})
             if (job.rung > 0) == promoted:
                 break
             fill(ledger, job)
@@ -223,7 +223,7 @@ def test_a_decision_is_recorded_in_as_many_steps_with_ten_thousand_trials_as_wit
         found = []
         for trials in (10, 10_000):
             while len(study.trials) < trials:
-                fill(ledger, study.next_job(lambda number: {"x": number}))
+                fill(ledger, study.next_decision(lambda number: {"x": number}))
             found.append([next_one(ledger, promoted) for promoted in (False, True)])
     assert found[0] == found[1]
     assert all(0 < instructions < 200 and statements == 4 for instructions, statements in found[1])
@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     with Ledger(path) as ledger:
         ((pages,),) = ledger.database.execute("PRAGMA page_count")
         ledger.database.execute(f"PRAGMA max_page_count = {pages + 1}")
-        with pytest.raises(UserError, match=r"ledger\.sqlite: database or disk is full; .* same command goes on"):
+        with pytest.raises(UserError, match=r"ledger\.sqlite: database or disk is full; .* run the same command again"):
             play(ledger, study, 2000)
     with Ledger(path) as ledger:  # there is room again
         ledger.rebuild(again)

@@ -24,7 +24,7 @@ def away(parameters: dict) -> float:
 
 def play(sampler, trials: int, score) -> Asha:
     study = Asha((1, 2, 4), 2, trials, brackets=2)
-    while (job := study.next_job(lambda number: sampler.suggest(number, study))) is not None:
+    while (job := study.next_decision(lambda number: sampler.suggest(number, study))) is not None:
         value = score(study.trials[job.trial].parameters, job.epochs)
         study.fail(job.trial, "diverged") if value is None else study.report(job.trial, value)
     return study
@@ -74,7 +74,7 @@ def test_workers_are_not_all_sent_to_the_same_place():
     study = play(sampler, 20, score)
     study.max_trials = 30
     started = []
-    while (job := study.next_job(lambda number: sampler.suggest(number, study))) is not None:
+    while (job := study.next_decision(lambda number: sampler.suggest(number, study))) is not None:
         if job.start_epochs == 0:
             started.append(study.trials[job.trial].parameters)
     assert len(started) == 10
@@ -128,7 +128,7 @@ def test_the_same_history_gives_the_same_suggestion():
 @pytest.mark.parametrize("slow", [0.0, 0.05])
 def test_batches_made_in_the_background_depend_on_the_history_alone(monkeypatch, slow):
     """However quick the thread is; and but for the first no batch is made by whoever asks."""
-    monkeypatch.setattr("meshnet.search.sampler.AHEAD", 4)
+    monkeypatch.setattr("meshnet.search.sampler.PREFETCH_FROM", 4)
     score = lambda parameters, epochs: math.exp(-away(parameters))
     where = []
 
@@ -146,7 +146,7 @@ def test_batches_made_in_the_background_depend_on_the_history_alone(monkeypatch,
 
 
 def test_a_study_that_is_taken_up_has_its_first_batch_begun(monkeypatch):
-    monkeypatch.setattr("meshnet.search.sampler.AHEAD", 4)
+    monkeypatch.setattr("meshnet.search.sampler.PREFETCH_FROM", 4)
     score = lambda parameters, epochs: math.exp(-away(parameters))
     study = play(ModelSampler(SPACE, 5), 40, score)
     sampler = ModelSampler(SPACE, 5, explore=0, batch=0.25)

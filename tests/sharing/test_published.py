@@ -6,10 +6,10 @@ import json
 import pytest
 from as_published import made_up, run_command
 
+from meshnet.config import SCALINGS
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks.card import read_card
-from meshnet.scans.intensity import SCALINGS
 from meshnet.sharing import published
 
 

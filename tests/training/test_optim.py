@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from meshnet.config import Config, EmaConfig, OptimizerConfig, SchedulerConfig, validate
+from meshnet.config import Config, EmaConfig, OptimizerConfig, SchedulerConfig, resolve
 from meshnet.errors import UserError
 from meshnet.networks.meshnet import MeshNet
 from meshnet.training.optim import Schedule, build_ema, build_optimizer, group_parameters
@@ -15,13 +15,13 @@ from meshnet.training.optim import Schedule, build_ema, build_optimizer, group_p
 def optimizer_config(**values) -> OptimizerConfig:
     config = Config()
     config.optimizer = OptimizerConfig(**values)
-    return validate(config).optimizer
+    return resolve(config).optimizer
 
 
 def scheduler_config(**values) -> SchedulerConfig:
     config = Config()
     config.scheduler = SchedulerConfig(**values)
-    return validate(config).scheduler
+    return resolve(config).scheduler
 
 
 def network():
@@ -175,7 +175,7 @@ def test_one_cycle_spans_the_run_whatever_makes_up_a_step(processes, accumulatio
 def test_max_lr_is_the_same_knob_as_lr():
     config = Config()
     config.scheduler.max_lr = 0.02
-    filled = validate(config)
+    filled = resolve(config)
     assert filled.optimizer.lr == 0.02 and filled.scheduler.max_lr is None
 
 

@@ -14,5 +14,5 @@ def test_profile_says_where_time_and_memory_go_and_keeps_nothing(tiny_data, tmp_
     assert sum(seconds.values()) == pytest.approx(2 * seconds["step"], abs=0.01)
     assert seconds["backward"] > 0 and "convolution, again" in out, "what a budget computes twice has its own line"
     assert "gradient of the weights" in out or "aten::convolution_backward" in out
-    assert "GB foretold" in out
+    assert "GB estimated" in out
     assert set(tmp_path.iterdir()) == before

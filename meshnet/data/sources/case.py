@@ -1,13 +1,19 @@
 """A case, a listing of cases, the volumes of a case, and the filters that choose among them."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import nibabel as nib
+from typing import TYPE_CHECKING
 
 from meshnet.errors import UserError
+
+if TYPE_CHECKING:  # not for ``prepare.py --help``, which answers at once
+    import nibabel as nib
+
+FORMATS = ("bids", "msd", "kits", "nnunet", "table", "hub", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Filters:
     exclude: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @staticmethod
-    def parse(include: Sequence[str] = (), exclude: Sequence[str] = ()) -> "Filters":
+    def parse(include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Filters:
         """From ``["acq=tse3", "run=1,2"]``; naming an entity again adds values. Raises UserError for another form."""
         parsed = []
         for flag, items in (("--include", include), ("--exclude", exclude)):

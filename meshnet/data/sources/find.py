@@ -11,8 +11,6 @@ from meshnet.data.sources.synthetic import find_synthetic, load_synthetic
 from meshnet.errors import UserError
 from meshnet.scans.nifti import read_image, split_channels
 
-FORMATS = ("bids", "msd", "kits", "nnunet", "table", "hub", "synthetic")
-
 
 def find_cases(form: str, path: str | None, suffixes: Sequence[str], filters: Filters, **options) -> Listing:
     """List the cases of a source. ``options`` go to ``synthetic`` (cases, voxel_mm, seed, preset).

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from meshnet.data.schema import STATE
 from meshnet.data.sources.case import Case, Filters, Listing, Loaded
 from meshnet.errors import UserError
 from meshnet.scans.nifti import image_from_bytes, same_grid
@@ -87,8 +88,8 @@ def _files(path: str) -> list[tuple[str, str, str]]:
         if (local / "dataset_dict.json").is_file():
             splits = json.loads((local / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             raise UserError(f"{path}: found the splits {', '.join(splits)}, expected one; give {path}/{splits[0]}")
-        if (local / "state.json").is_file():
-            state = json.loads((local / "state.json").read_text(encoding="utf-8"))
+        if (local / STATE).is_file():
+            state = json.loads((local / STATE).read_text(encoding="utf-8"))
             found = [(local / f["filename"], "arrow") for f in state["_data_files"]]
         else:
             found = [(f, "parquet") for f in ([local] if local.is_file() else sorted(local.rglob("*.parquet")))]
