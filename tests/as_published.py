@@ -16,7 +16,7 @@ DILATIONS = [1, 3, 2]
 def run_command(*words) -> None:
     """``share.py`` with these words, in this process."""
     arguments = vars(share.make_parser().parse_args(list(map(str, words))))
-    {"import": share.take_in, "onnx": share.onnx}[arguments.pop("command")](**arguments)
+    {"import": share.import_network, "onnx": share.onnx}[arguments.pop("command")](**arguments)
 
 
 def write_published(folder: Path, layers: list, weights: list, dtype="float32", **extra) -> Path:
@@ -51,7 +51,8 @@ def made_up(folder: Path, activation="elu", norm=None, bias=True, affine=True, d
         weights += [(f"{name}/kernel", kernel)] + ([(f"{name}/bias", shift)] if bias else [])
         gamma, beta, mean = (rng.standard_normal(6).astype("f4") for _ in range(3))
         variance = rng.uniform(0.5, 2, 6).astype("f4")
-        gamma, beta = (gamma, beta) if affine else (np.ones(6, "f4"), np.zeros(6, "f4"))
+        gamma = gamma if affine in (True, "scale") else np.ones(6, "f4")
+        beta = beta if affine in (True, "shift") else np.zeros(6, "f4")
         if norm == "group":
             layers.append(("Activation", {"name": f"n{i}", "activation": "groupnorm", "num_groups": 6,
                                           "epsilon": 1e-5, "num_channels": 6}))

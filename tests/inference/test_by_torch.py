@@ -6,7 +6,9 @@ from small import by_model, network, scan
 from torch import nn
 
 from meshnet.inference import by_torch, predict
+from meshnet.inference.boxes import layer_boxes, voxels
 from meshnet.kernels import calls
+from meshnet.networks import fuse
 
 
 @pytest.mark.parametrize("planes", [1, 3])
@@ -35,3 +37,14 @@ def test_patch_networks_slide():
     model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (20, 18, 17))
     model.patch = 8
     assert np.allclose(predict.predict_logits(model, volume), by_model(model, volume), atol=1e-4)
+
+
+def test_working_memory_by_hand():
+    """Four channels on a box of 10³ that a reach of 1 and then 2 widens: input, two maps in turn, slabs, the answer."""
+    folded = fuse.fuse(network(4, (1, 2)))
+    boxes = layer_boxes(folded, ((10, 20),) * 3, (40, 40, 40))
+    assert [voxels(box) for box in boxes] == [16**3, 14**3, 10**3, 10**3]
+    maps, answer = 4 * 4 * 14**3, 4 * 2 * 10**3
+    assert by_torch.torch_bytes(folded, boxes, (40, 40, 40)) == 4 * 16**3 + 2 * maps + 2 * maps + answer
+    two = fuse.fuse(network(4, (1, 2), in_channels=3))
+    assert by_torch.torch_bytes(two, boxes, (40, 40, 40)) == 3 * 4 * 16**3 + 2 * maps + 2 * maps + answer

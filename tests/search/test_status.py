@@ -1,5 +1,13 @@
 """The table that shows how a study stands."""
 
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from meshnet.errors import UserError
+from meshnet.search import status
+from meshnet.search.asha import Asha
 from meshnet.search.status import Screen
 
 
@@ -14,3 +22,83 @@ def test_a_table_is_drawn_over_itself_on_a_narrow_terminal(monkeypatch, capsys):
     assert capsys.readouterr().out == "\x1b[2A\x1b[Jagain\n"
     screen.end(["x" * 100])
     assert capsys.readouterr().out == "\x1b[1A\x1b[J" + "x" * 100 + "\n"
+
+
+@pytest.fixture
+def study():
+    """Four of six trials begun: one is good and was promoted, one failed, one still runs."""
+    asha = Asha((1, 2, 4), 2, 6)
+    for _ in range(2):
+        asha.restore({"lr": 0.1}, 0, 0)
+    asha.report(0, 0.1)
+    asha.report(1, 0.5)
+    asha.promote(1)
+    asha.report(1, 0.6)
+    asha.restore({"lr": 0.2}, 0, 0)
+    asha.fail(2, "diverged")
+    asha.restore({"lr": 0.3}, 0, 0)
+    return SimpleNamespace(
+        asha=asha, plan=SimpleNamespace(metric="val_dice", own_schedule=False, inner_folds=(0, 1)), running={},
+        launcher=SimpleNamespace(running=lambda: [], slots=2), waiting=[1, 2, 3],
+        ledger=SimpleNamespace(seconds_per_epoch=lambda: 10.0))
+
+
+def test_a_studys_numbers_by_hand(study):
+    found = status.snapshot(study, "running", 0)
+    assert found["rungs"] == [
+        {"epochs": 1, "finished": 3, "promoted": 1, "running": 1, "failed": 1},
+        {"epochs": 2, "finished": 1, "promoted": 0, "running": 0, "failed": 0},
+        {"epochs": 4, "finished": 0, "promoted": 0, "running": 0, "failed": 0}]
+    assert (found["trials"], found["max_trials"], found["waiting"], found["failed"]) == (4, 6, 3, {"2": "diverged"})
+    assert (found["epochs"], found["epochs_if_all_in_full"]) == (1 + 2 + 1, 24)
+    assert found["best"] == {"trial": 1, "parameters": {"lr": 0.1}, "epochs": 2, "score": 0.6}
+    # Two trials to come and half of the running one at the first rung, half of the two at the second, half again.
+    assert found["seconds_left"] == 10 * (2.5 * 1 + 1 * 1 + 0.5 * 2) * 2 / 2
+
+
+def test_a_studys_numbers_where_each_rung_begins_at_nothing(study):
+    study.plan.own_schedule = True
+    found = status.snapshot(study, "running", 0)
+    assert found["epochs"] == 1 + (1 + 2) + 1
+    assert found["seconds_left"] == 10 * (2.5 * 1 + 1 * 2 + 0.5 * 4) * 2 / 2
+    study.ledger.seconds_per_epoch = lambda: None
+    assert status.snapshot(study, "running", 0)["seconds_left"] is None
+
+
+def test_a_studys_table_in_words(study):
+    shown = status.snapshot(study, "running", 0) | {"seconds": 3900, "running": [
+        {"trial": 3, "fold": 1, "epochs": 1, "epoch": 0, "where": "here", "seconds": 200.0}]}
+    assert status.status_table(shown) == [
+        "running: 4 of 6 trials, 4 epochs (17% of training every trial in full), 1 h 05 min",
+        "  epochs  finished  promoted  running   failed",
+        "       1         3         1        1        1",
+        "       2         1         0        0        0",
+        "       4         0         0        0        0",
+        "  trial 3 inner fold 1: epoch 0 of 1 on here, 3 min 20 s",
+        "  best: trial 1, val_dice 0.6000 at epoch 2 (lr 0.1)",
+        "  failed trials: 1; trials.csv has the reasons",
+        "  about 45 s left"]
+    assert "left" not in status.status_table(shown | {"state": "finished"})[-1]
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"),
+    (7380, "2 h 03 min")])
+def test_durations_in_words(seconds, words):
+    assert status.minutes(seconds) == words
+
+
+def test_a_driver_that_fell_silent_is_said_to_be(study, tmp_path, monkeypatch, capsys):
+    shown = status.snapshot(study, "running", 0)
+    (tmp_path / "status.json").write_text(json.dumps(shown))
+    for age, said in ((60, False), (61, True)):
+        now = shown["time"] + age
+        monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda now=now: now))
+        assert status.show_status(tmp_path) == 0
+        assert ("no update from its driver for 61 s" in capsys.readouterr().out) == said
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        status.show_status(tmp_path)
+    (tmp_path / "status.json").unlink()
+    with pytest.raises(UserError, match=r"no status\.json"):
+        status.show_status(tmp_path)

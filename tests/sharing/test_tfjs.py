@@ -62,7 +62,9 @@ FORMS = [{"activation": "elu"}, {"activation": "gelu", "norm": "group", "bias": 
          {"activation": "gelu", "norm": "by name", "bias": False},
          {"activation": "gelu", "norm": "by name", "bias": False, "inline": True},
          {"activation": "elu", "inline": True},
-         {"activation": "relu", "norm": "batch"}, {"activation": "relu", "bias": False}]
+         {"activation": "relu", "norm": "batch"}, {"activation": "relu", "bias": False},
+         {"activation": "gelu", "norm": "group", "affine": "shift"},
+         {"activation": "gelu", "norm": "group", "affine": "scale"}]
 
 
 @pytest.mark.parametrize("form", FORMS)

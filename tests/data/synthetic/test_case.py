@@ -95,3 +95,21 @@ def test_pictures_command(tmp_path):
     out = tmp_path / "cases.png"
     __main__.draw_cases(str(out), 2, 0, 4.0, "train")
     assert out.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("contrast, acute, low, high", [
+    ("FLAIR", True, 1.3, 2.1), ("DWI", True, 1.6, 3.2), ("DWI", False, 1.1, 1.6)])
+def test_a_lesions_level_is_so_many_times_that_of_grey_matter(contrast, acute, low, high):
+    draws = [case.draw_means(np.random.default_rng(seed), contrast, acute) for seed in range(300)]
+    times = np.array([means["rim"] / means["grey"] for means in draws])
+    room = 0.05 * (high - low)
+    assert low <= times.min() < low + room and high - room < times.max() <= high
+
+
+@pytest.mark.parametrize("contrast, acute, low, high", [
+    ("T2w", True, 0.35, 0.85), ("demo", True, 0.605, 0.755), ("T1w", True, 0.15, 0.65), ("T1w", False, 0.32, 0.72)])
+def test_a_lesions_level_lies_between_grey_matter_and_fluid(contrast, acute, low, high):
+    draws = [case.draw_means(np.random.default_rng(seed), contrast, acute) for seed in range(300)]
+    share = np.array([(means["rim"] - means["grey"]) / (means["fluid"] - means["grey"]) for means in draws])
+    room = 0.05 * (high - low)
+    assert low - 1e-9 <= share.min() < low + room and high - room < share.max() <= high + 1e-9
