@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from meshnet.config import Config, resolve
+from meshnet.config import Config, parse_size, resolve
 from meshnet.errors import UserError
 
 
@@ -111,3 +111,16 @@ def test_a_number_has_its_default_and_its_limits(name):
         outside, inside = (at + way if whole else at + way * 1e-9 for way in (outward, -outward))
         assert accepted(at) == (interval[0 if outward < 0 else -1] in "[]"), at
         assert accepted(inside) and not accepted(outside)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("7B", 7), ("2KB", 2_000), ("800MB", 800_000_000), ("1.5 GB", 1_500_000_000), ("3KiB", 3_072),
+    ("1.5mib", 1_572_864), (" 2GiB ", 2_147_483_648)])
+def test_sizes_in_bytes(text, expected):
+    assert parse_size(text, "--max_memory") == expected
+
+
+@pytest.mark.parametrize("text", ["2", "GB", "2TB", "-2GB", "2GB more", ""])
+def test_what_is_no_size_is_one_line(text):
+    with pytest.raises(UserError, match=r"--max_memory: found .*, expected a size such as 2GB"):
+        parse_size(text, "--max_memory")

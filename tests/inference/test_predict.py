@@ -84,10 +84,13 @@ def test_mistakes_are_named(volume, crop, message):
         predict.predict(network(), volume, crop=crop)
 
 
-def test_threads_are_put_back():
-    before = torch.get_num_threads()
-    predict.predict(network(), scan(1, (5, 5, 5)), threads=before + 1)
-    assert torch.get_num_threads() == before
+def test_threads_are_those_asked_for_and_put_back():
+    before, model, seen = torch.get_num_threads(), nn.Conv3d(1, 2, 1).eval(), []
+    model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    for threads in (before + 1, None):
+        predict.predict(model, scan(1, (5, 5, 5)), threads=threads)
+        assert torch.get_num_threads() == before
+    assert seen == [before + 1, before]
 
 
 @pytest.mark.skipif(not calls.available(), reason="minutes without the kernels")

@@ -62,3 +62,10 @@ def test_brainchops_quantiles_are_single_voxels_of_the_sorted_ones(shape, low, h
     values = np.random.default_rng(0).permutation(np.prod(shape)).astype(np.uint8).reshape(shape)
     scaled = array(conform(image_of(values), Grid(1, shape, "RAS"), "brainchop_quantile"))
     np.testing.assert_allclose(scaled, (values.astype(float) - low) / (high - low), atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(3, 3), (3, 1), (1, 2, 3), (0,)])
+def test_a_window_has_a_lower_and_an_upper_end(window):
+    with pytest.raises(UserError, match="expected LOW < HIGH"):
+        intensity_range(np.ones((2, 2, 2)), "window", window)
+    assert intensity_range(np.ones((2, 2, 2)), "window", (-1, 3)) == (-1.0, 3.0)

@@ -92,3 +92,19 @@ def test_an_overlay_does_not_load_matplotlib(tmp_path, root):
             "print(sorted({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_each_panel_shows_its_own_two_axes(tmp_path):
+    """A lesion 12 voxels wide, 4 deep and 2 high is as wide and as high as that in every panel."""
+    volume, mask, _, affine = head()
+    mask[:] = False
+    mask[14:26, 23:27, 14:16] = True
+    overlay.draw_overlay(volume, mask, tmp_path / "a.png", affine=affine)
+    body = pixels(tmp_path / "a.png")[:-40]
+    coloured = body.max(-1) - body.min(-1) > 20
+    columns = np.flatnonzero(coloured.any(0))
+    found = []
+    for group in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+        rows = np.flatnonzero(coloured[:, group].any(1))
+        found.append(len(group) / (rows[-1] + 1 - rows[0]))
+    assert found == pytest.approx([12 / 4, 12 / 2, 4 / 2], rel=0.1)  # axial, coronal, sagittal
