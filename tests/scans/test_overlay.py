@@ -95,11 +95,11 @@ def test_an_overlay_does_not_load_matplotlib(tmp_path, root):
 
 
 def test_each_panel_shows_its_own_two_axes(tmp_path):
-    """A lesion 12 voxels wide, 4 deep and 2 high is as wide and as high as that in every panel."""
-    volume, mask, _, affine = head()
+    """A lesion 24 mm wide, 12 mm deep and 8 mm high is as wide and as high as that in every panel."""
+    volume, mask, _, _ = head()
     mask[:] = False
     mask[14:26, 23:27, 14:16] = True
-    overlay.draw_overlay(volume, mask, tmp_path / "a.png", affine=affine)
+    overlay.draw_overlay(volume, mask, tmp_path / "a.png", affine=np.diag([2.0, 3, 4, 1]))
     body = pixels(tmp_path / "a.png")[:-40]
     coloured = body.max(-1) - body.min(-1) > 20
     columns = np.flatnonzero(coloured.any(0))
@@ -107,4 +107,4 @@ def test_each_panel_shows_its_own_two_axes(tmp_path):
     for group in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
         rows = np.flatnonzero(coloured[:, group].any(1))
         found.append(len(group) / (rows[-1] + 1 - rows[0]))
-    assert found == pytest.approx([12 / 4, 12 / 2, 4 / 2], rel=0.1)  # axial, coronal, sagittal
+    assert found == pytest.approx([24 / 12, 24 / 8, 12 / 8], rel=0.1)  # axial, coronal, sagittal
