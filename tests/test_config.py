@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from meshnet.config import Config, parse_size, resolve
+from meshnet.config import Config, parse_size, resolve, to_dict
 from meshnet.errors import UserError
 
 
@@ -124,3 +124,45 @@ def test_sizes_in_bytes(text, expected):
 def test_what_is_no_size_is_one_line(text):
     with pytest.raises(UserError, match=r"--max_memory: found .*, expected a size such as 2GB"):
         parse_size(text, "--max_memory")
+
+
+REST = {  # what is taken where nothing is said, of all that is no number
+    "data.crop": "head",
+    "data.scaling": None,
+    "model.name": "meshnet",
+    "model.norm": "batch",
+    "model.norm_affine": True,
+    "model.activation": "relu",
+    "model.bias": True,
+    "model.final_bias": True,
+    "model.checkpointing": False,
+    "model.options": {},
+    "optimizer.name": "AdamW",
+    "optimizer.amsgrad": False,
+    "optimizer.decay_norm_and_bias": True,
+    "optimizer.param_groups": [],
+    "scheduler.name": "OneCycleLR",
+    "scheduler.anneal_strategy": "cos",
+    "scheduler.cycle_momentum": False,
+    "scheduler.monitor": None,
+    "scheduler.mode": None,
+    "scheduler.threshold_mode": "rel",
+    "scheduler.verbose": False,
+    "loss.name": "ce",
+    "training.gradient_clipping": False,
+    "training.early_stopping": False,
+    "training.precision": None,
+    "training.memory_budget": None,
+    "training.sync_batch_norm": True,
+    "training.freeze_batch_norm": False,
+    "ema.enabled": False,
+    "ema.warmup": True,
+    "tracking.trackers": [],
+    "tracking.project": "meshnet",
+    "tracking.pictures": True,
+}
+
+
+def test_every_other_setting_has_its_default():
+    found = {f"{section}.{name}": value for section, part in to_dict(Config()).items() for name, value in part.items()}
+    assert {name: value for name, value in found.items() if name not in NUMBERS} == REST
