@@ -1,5 +1,4 @@
-"""A MeshNet over a box of a volume by the compiled kernels."""
-
+"""A MeshNet computed on a box of a volume by the compiled kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from meshnet.networks.fuse import Layer
 
 
 def make_compute(task: Pass) -> Callable[[Box], None]:
-    """A function that computes a box of ``task.result``, tile by tile, by the compiled kernels."""
+    """A function that computes a box of ``task.result``, tile by tile."""
     needs = partial(compiled_bytes, content=task.content, threads=task.threads)
 
     def compute(box: Box) -> None:
@@ -24,27 +23,28 @@ def make_compute(task: Pass) -> Callable[[Box], None]:
 
 
 def run_compiled(task: Pass, tile: Box) -> None:
-    """``tile`` of ``task.result``, in one call of the kernels."""
-    *column, last = task.layers
+    """Compute ``tile`` of ``task.result`` in one call of the kernels."""
+    *convolutions, head = task.layers
     boxes = layer_boxes(task.layers, tile, task.shape)
     gaps = air_gaps(task.layers, boxes, task.shape, task.content)[:-1]
     boxes = boxes[:-1]
-    pairs = calls.choose_pairs(*sizes(task.layers), boxes, task.shape, task.budget, gaps, task.threads)
-    calls.run_column([layer.weight for layer in column], [layer.bias for layer in column],
-                     [layer.dilation for layer in column], [layer.activation for layer in column], task.volume,
-                     task.result, task.output, boxes, head=(last.weight.reshape(len(last.bias), -1), last.bias),
-                     pairs=pairs, gaps=gaps, threads=task.threads)
+    pairs = calls.choose_pairs(*widths_and_dilations(task.layers), boxes, task.shape, task.budget, gaps, task.threads)
+    column = calls.Column([layer.weight for layer in convolutions], [layer.bias for layer in convolutions],
+                          [layer.dilation for layer in convolutions], [layer.activation for layer in convolutions])
+    calls.run_column(column, task.volume, task.result, task.output, boxes=boxes, gaps=gaps, pairs=pairs,
+                     head=(head.weight.reshape(len(head.bias), -1), head.bias), threads=task.threads)
 
 
 def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None,
                    threads: int | None = None) -> int:
-    """The least working memory of ``run_compiled``."""
+    """The least working memory of ``run_compiled``, in bytes: without planes in pairs."""
     gaps = air_gaps(layers, boxes, shape, content)[:-1]
-    return calls.column_bytes(*sizes(layers), boxes[:-1], shape, [False] * (len(layers) - 1), gaps, threads)
+    pairs = [False] * (len(layers) - 1)
+    return calls.column_bytes(*widths_and_dilations(layers), boxes[:-1], shape, pairs, gaps, threads)
 
 
-def sizes(layers: list[Layer]) -> tuple[list[int], list[int]]:
-    """Channels of the input and of each 3×3×3 layer, and those layers' dilations."""
-    column = layers[:-1]
-    return ([column[0].weight.shape[1], *(layer.weight.shape[0] for layer in column)],
-            [layer.dilation for layer in column])
+def widths_and_dilations(layers: list[Layer]) -> tuple[list[int], list[int]]:
+    """Channels of the input and of each 3×3×3 layer, and the dilations of those layers."""
+    convolutions = layers[:-1]
+    widths = [convolutions[0].weight.shape[1], *(layer.weight.shape[0] for layer in convolutions)]
+    return widths, [layer.dilation for layer in convolutions]

@@ -1,8 +1,10 @@
-"""A trained MeshNet for the compiled kernels alone: read and fused with numpy, without importing PyTorch, whose import
-takes longer than a small network's work on a scan.
+"""A trained MeshNet for the compiled kernels, read and fused with numpy.
 
-``load`` gives None for whatever is not plain: another network, other norms, no kernels, a GPU in the machine, files
-that are not as they should be. The caller then goes by PyTorch, which can do all of it and says what is wrong.
+PyTorch is not imported, since that takes longer than a small network takes for a scan.
+
+``load`` returns None for anything out of the ordinary: another network, group or instance norm, no kernels, a GPU in
+the machine, files that are not as expected. The caller then uses PyTorch, which can run all of these or says what is
+wrong.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ class FusedMeshNet:
 
 
 def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) -> Model | None:
-    """As ``networks.build.load_model``, without PyTorch; None where PyTorch is needed.
+    """``networks.build.load_model`` without PyTorch; None where PyTorch is needed.
 
     Raises:
-        UserError: where the model's folder or its card cannot be had.
+        UserError: where the model's folder or its card is not found or not valid.
     """
     if device is None and sys.platform == "linux" and not any(map(os.path.exists, GPUS)):
-        device = "cpu"  # as scan.pick_device
+        device = "cpu"  # as scan.pick_device chooses
     if device != "cpu":
         return None
     path = find_weights(name, weights)
@@ -52,7 +54,7 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) ->
 
 
 def read_plain(path: Path) -> dict[str, np.ndarray] | None:
-    """The float32 tensors of a safetensors file; None where it has others or is none."""
+    """The tensors of a safetensors file; None where they are not all float32, or the file cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,24 +1,23 @@
-"""Run a network over one whole volume: norm fused into the convolutions, only the head computed, memory capped.
+"""Run a network on a whole volume: norm fused into the convolutions, only the head computed, memory limited.
 
-A trained MeshNet is a column of convolutions at full resolution. Three facts make it quick to run:
+A trained MeshNet is a sequence of convolutions at full resolution. Three facts make it fast to run:
 
-* In evaluation batch norm is a scale and a shift, so it is fused into the weights beside it (``networks.fuse``).
-* A part of the output needs only that part of each layer, grown by how far the layers above it look
-  (``layer_boxes``). So the head can be computed without the rest of the air, and any volume can be cut into tiles with
-  exact halos, which gives the peak memory a ceiling.
-* Constant air gives constant maps, but for what the volume's end and the head change within the layers' sight
-  (``air_gaps``). The kernels copy what lies between.
+* In evaluation mode batch norm is a scale and a shift, so it is fused into the weights before it (``networks.fuse``).
+* A part of the output needs only that part of each layer, enlarged by how far the later layers look (``layer_boxes``).
+  So the head can be computed without the rest of the air, and a volume can be cut into tiles with exact halos, which
+  limits the memory.
+* Where the volume is constant, so are the maps, except near the ends of the volume and near the head (``air_gaps``).
+  The kernels copy these values instead of computing them.
 
-Inside the head's box ``crop="head"`` gives what the full volume gives, to rounding, whatever lies outside: what the
-layers need of the air around it is computed, and zero padding is only where the volume itself ends. The box grows where
-the network finds something at one of its sides (``marked_sides``), so what begins in the head is followed wherever it
-goes. Elsewhere the network's answer to endless air of the border's median value is filled in (``fill_value``). What a
-network marks in the air without touching the box, such as beside the volume's end where it sees zero padding, is not
-looked for; ``crop="none"`` is always the full volume.
+Inside the head's box ``crop="head"`` returns what the whole volume returns, to rounding: as much of the surrounding air
+is computed as the layers need, and zero padding is used only at the ends of the volume. If the network marks something
+at a face of the box (``marked_faces``), the box grows, so that what begins in the head is followed to its end. The rest
+is filled with the network's answer to air of the border's median value (``fill_value``). Something that a network
+marks in the air without touching the box, such as at an end of the volume where it sees zero padding, is not found;
+``crop="none"`` always computes the whole volume.
 
 A ``FusedMeshNet`` is run by the compiled kernels without importing PyTorch.
 """
-
 
 from __future__ import annotations
 
@@ -48,40 +47,41 @@ def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int 
     """Class probabilities (K, X, Y, Z), float32.
 
     Args:
-        model: a ``MeshNet`` in evaluation mode, a ``FusedMeshNet``, or any other network (run as it is; one with an
-            attribute ``patch`` by MONAI's sliding window of that size).
+        model: a ``MeshNet`` in evaluation mode, a ``FusedMeshNet``, or any other network. Other networks run as they
+            are; if they have an attribute ``patch``, by MONAI's sliding window of that size.
         volume: (C, X, Y, Z), scaled as in training (0..1), numpy or torch.
-        crop: ``head`` computes the head's box, grown as long as the network finds something at a side of it, and fills
-            the rest with the network's answer to air; a box ((x0, x1), (y0, y1), (z0, z1)) is computed as it is, the
-            rest filled; ``none`` computes everything. Models with group or instance norm, and other networks, are
-            always run in full.
-        max_memory: ceiling in bytes for the whole process, as far as this function adds to it; None means no ceiling.
+        crop: ``head`` computes the head's box, enlarged as long as the network marks something at a face of it, and
+            fills the rest with the network's answer to air. A box ((x0, x1), (y0, y1), (z0, z1)) is computed as it is
+            and the rest filled. ``none`` computes everything. Models with group or instance norm, and other networks,
+            always compute everything.
+        max_memory: limit in bytes for the whole process, as far as this function adds to it; None means no limit.
         device: where to compute; None means where the model is.
         threads: CPU threads; None means ``torch.get_num_threads()``.
 
-    The result lies in memory with its axes in the order of ``volume``'s.
+    The axes of the result have the same order in memory as those of ``volume``.
 
     Raises:
-        UserError: a volume with the wrong number of axes or channels, NaN or infinite voxels, an unknown crop, or a
-            ceiling that is too low.
+        UserError: for a volume with the wrong number of axes or channels, NaN or infinite voxels, an unknown crop, or
+            a memory limit that is too low.
     """
-    return run(model, volume, crop, max_memory, device, threads, "probabilities")
+    return run_network(model, volume, crop, max_memory, device, threads, "probabilities")
 
 
 def predict_labels(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
                    threads: int | None = None) -> np.ndarray:
-    """The most probable class of each voxel (X, Y, Z), uint8; the lowest one at a tie. Arguments as ``predict``."""
-    return run(model, volume, crop, max_memory, device, threads, "labels")
+    """The most probable class of each voxel (X, Y, Z), uint8; of equal ones the lowest. Arguments as ``predict``."""
+    return run_network(model, volume, crop, max_memory, device, threads, "labels")
 
 
 def predict_logits(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
                    threads: int | None = None) -> np.ndarray:
     """Logits (K, X, Y, Z), float32. Arguments as ``predict``."""
-    return run(model, volume, crop, max_memory, device, threads, "logits")
+    return run_network(model, volume, crop, max_memory, device, threads, "logits")
 
 
-def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str) -> np.ndarray:
-    """``predict``, ``predict_labels`` and ``predict_logits`` in one; ``output`` names which."""
+def run_network(model: nn.Module, volume, crop, max_memory, device, threads, output: str) -> np.ndarray:
+    """What ``predict``, ``predict_labels`` and ``predict_logits`` share; ``output`` is "probabilities", "labels" or
+    "logits"."""
     volume = check_volume(model, volume)
     if isinstance(model, FusedMeshNet):
         return run_layers(model.layers, volume, crop, output, max_memory, threads)
@@ -97,8 +97,8 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
         with torch.inference_mode():
             if not isinstance(model, MeshNet):
                 if max_memory is not None:
-                    raise UserError(f"max_memory: found a ceiling for {type(model).__name__}, expected one for a "
-                                    f"MeshNet alone, whose volumes can be cut; leave it out")
+                    raise UserError(f"max_memory: found a limit for {type(model).__name__}, expected a MeshNet, the "
+                                    f"only network whose volumes can be cut into tiles; leave it out")
                 from meshnet.inference.by_torch import as_output
 
                 return as_output(run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device), output)
@@ -108,7 +108,11 @@ def run(model: nn.Module, volume, crop, max_memory, device, threads, output: str
 
 
 def check_volume(model: nn.Module, volume) -> np.ndarray:
-    """``volume`` as float32 numpy (C, X, Y, Z), or a UserError."""
+    """``volume`` (C, X, Y, Z) as a float32 numpy array.
+
+    Raises:
+        UserError: where ``model`` cannot take it.
+    """
     volume = np.asarray(volume.detach().cpu() if hasattr(volume, "detach") else volume)
     if isinstance(model, FusedMeshNet):
         channels = model.in_channels
@@ -121,12 +125,12 @@ def check_volume(model: nn.Module, volume) -> np.ndarray:
                         f"give one channel for each modality that the model was trained on")
     volume = np.asarray(volume, dtype=np.float32)
     if not np.isfinite(volume).all():
-        raise UserError("volume: found NaN or infinite voxels, expected finite intensities; mend the scan")
+        raise UserError("volume: found NaN or infinite voxels, expected finite intensities; repair the scan")
     return volume
 
 
 def run_other(model: nn.Module, volume: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Logits (K, X, Y, Z) of a network that is not a MeshNet."""
+    """Logits (K, X, Y, Z) of a network that is not a MeshNet, from ``volume`` (C, X, Y, Z)."""
     model = model.to(device)
     patch = getattr(model, "patch", None)
     if patch is None:
@@ -138,7 +142,7 @@ def run_other(model: nn.Module, volume: torch.Tensor, device: torch.device) -> t
 
 
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
-    """``run`` for a MeshNet by PyTorch, or by the kernels where they can."""
+    """``run_network`` for a MeshNet, by the kernels where they can be used, else by PyTorch."""
     from meshnet.networks.fuse import fuse
 
     layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fuse(model)]
@@ -147,13 +151,21 @@ def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: to
 
 def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output: str, max_memory: int | None = None,
                threads: int | None = None, device: torch.device | None = None) -> np.ndarray:
-    """Crop, cut into tiles, compute each, put them together. Without a ``device`` the layers are numpy's, for the
-    kernels."""
-    local = all(layer.norm is None for layer in layers)
+    """``output`` of ``layers`` on ``volume``: crop, cut into tiles, compute them.
+
+    Args:
+        layers: of ``networks.fuse``. Where ``device`` is None they hold numpy arrays, which only the kernels take.
+        volume: (C, X, Y, Z), float32.
+        crop, max_memory, threads: as in ``predict``.
+
+    Returns:
+        (K, X, Y, Z) float32, or labels (X, Y, Z) uint8, with the axes in memory in the order of ``volume``'s.
+    """
+    local = all(layer.norm is None for layer in layers)  # each voxel depends on its neighbourhood only
     compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and calls.available())
     crop = check_crop(volume, crop)
     axes = memory_axes(volume) if compiled else (0, 1, 2)
-    if axes != (0, 1, 2):  # turning weights costs nothing, turning a volume does
+    if axes != (0, 1, 2):  # permuting the weights costs nothing, copying a volume does
         layers = [replace(layer, weight=permute_axes(layer.weight, axes)) for layer in layers]
         volume, crop = permute_axes(volume, axes), crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
     volume = np.ascontiguousarray(volume)
@@ -161,7 +173,8 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
     content = content_box(volume) if local and crop != "none" else None
     box = box_to_compute(volume, crop, content) if local else whole_box(shape)
     result = np.empty(shape if labels else (layers[-1].weight.shape[0], *shape), np.uint8 if labels else np.float32)
-    budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes  # not yet in memory
+    # The pages of the result are not in memory yet, so it is counted beside what is.
+    budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
     task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device)
     if compiled:
         compute = by_kernels.make_compute(task)
@@ -173,17 +186,20 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
         compute(box)
     else:
         compute_cropped(task, box, compute, grows=crop == "head")
-    return permute_axes(result, np.argsort(axes))  # lies in memory as the volume
+    return permute_axes(result, np.argsort(axes))
 
 
 def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:
-    """The axes of ``volume`` (C, X, Y, Z) as they lie in memory, if each channel lies there in one piece."""
+    """The order in which the axes X, Y, Z of ``volume`` (C, X, Y, Z) lie in memory, the fastest last.
+
+    (0, 1, 2) also where the channels are not contiguous in any order.
+    """
     axes = tuple(sorted(range(3), key=lambda axis: -volume.strides[1 + axis]))
     return axes if permute_axes(volume, axes).flags.c_contiguous else (0, 1, 2)
 
 
 def permute_axes(array, axes):
-    """``array`` (…, X, Y, Z), a tensor or numpy's, with its last three axes in the order ``axes``; a view."""
+    """A view of ``array`` (…, X, Y, Z), a tensor or a numpy array, with its last three axes in the order ``axes``."""
     first = array.ndim - 3
     order = (*range(first), *(first + int(axis) for axis in axes))
     return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(order)

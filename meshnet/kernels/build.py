@@ -1,5 +1,4 @@
-"""The compiled library: built from source on first use, and kept."""
-
+"""Compiling the kernels: the library is built from source on first use and kept."""
 
 from __future__ import annotations
 
@@ -20,9 +19,12 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno",
 
 
 def build_library(folder: Path | None = None) -> Path | None:
-    """Compile the source unless that has been done; the library's path, or None where it cannot be built.
+    """Compile the source unless that has been done. Returns the library's path, or None where it cannot be built.
 
-    Several processes may call this at once: each compiles under a name of its own and renames.
+    Several processes may call this at once: each compiles to a file name of its own and renames it.
+
+    Args:
+        folder: where the library is kept; None means the user's cache folder.
     """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
@@ -47,7 +49,7 @@ def build_library(folder: Path | None = None) -> Path | None:
 
 
 def library_hash(compiler: str) -> str:
-    """A hash over what the library depends on: source, flags, compiler and the CPU's features."""
+    """A hash of everything that the library depends on: source, flags, compiler and the CPU's features."""
     features = platform.processor() + platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

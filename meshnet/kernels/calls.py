@@ -1,12 +1,11 @@
-"""The compiled CPU kernels of ``kernels.cpp``: built on first use where a C++ compiler is there, else left out.
+"""Calls of the compiled CPU kernels in ``kernels.cpp``. They are built on first use, if there is a C++ compiler.
 
 The library is kept in the user's cache folder under a name made from the source, the compiler and this CPU's features.
-It is compared with numpy on a small case each time it is loaded. Wherever anything fails, ``available()`` is False
-and callers go PyTorch's own way. ``MESHNET_KERNELS=0`` in the environment switches the kernels off.
+Each time it is loaded, it is compared with numpy on a small case. If anything fails, ``available()`` is False and
+callers use PyTorch instead. ``MESHNET_KERNELS=0`` in the environment switches the kernels off.
 
 Convolutions take tensors or numpy arrays, so that a scan can be segmented without importing PyTorch.
 """
-
 
 from __future__ import annotations
 
@@ -16,22 +15,31 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from meshnet.config import ACTIVATIONS
 from meshnet.kernels.build import build_library
+from meshnet.machine import usable_cores
 
 if TYPE_CHECKING:
     import torch
     Array = np.ndarray | torch.Tensor
 
-ACTIVATIONS = {"none": 0, "relu": 1, "elu": 2, "gelu": 3}
+# The numbers by which kernels.cpp knows activations (none 0, relu 1, elu 2, gelu 3) and outputs.
+ACTIVATION_CODES = {name: code for code, name in enumerate(("none", *ACTIVATIONS))}
 OUTPUTS = {"features": 0, "logits": 1, "probabilities": 2, "labels": 3}
 
 
 class Request(ctypes.Structure):
-    """``struct Request`` of kernels.cpp, field by field."""
+    """``struct Request`` of kernels.cpp.
+
+    The fields must have the order and the types of that struct: C++ finds them by their place in memory alone, so one
+    that is added, moved or retyped here and not there is read as another. Pointers to arrays are ``c_void_p``; whoever
+    fills them in keeps the arrays alive during the call.
+    """
 
     _fields_ = [
         ("layers", ctypes.c_int), ("widths", ctypes.c_void_p), ("dilations", ctypes.c_void_p),
@@ -53,7 +61,7 @@ def available() -> bool:
 
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
-    """PyTorch's own way inside a ``with`` block, for comparisons."""
+    """Let PyTorch do the work inside a ``with`` block, for comparisons."""
     global _switched_on
     before, _switched_on = _switched_on, False
     try:
@@ -64,7 +72,7 @@ def switched_off() -> Iterator[None]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The checked library, or None."""
+    """The library, loaded and checked, or None."""
     if os.environ.get("MESHNET_KERNELS", "1") == "0":
         return None
     path = build_library()
@@ -74,13 +82,14 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(path))
         loaded.meshnet_run.argtypes = loaded.meshnet_bytes.argtypes = [ctypes.POINTER(Request)]
         loaded.meshnet_bytes.restype = ctypes.c_int64
-        address, number, voxels = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-        loaded.meshnet_weight_gradient.argtypes = [address] * 2 + [number] * 3 + [address] * 2 + [number]
-        maps = [number, number, voxels]
-        loaded.meshnet_statistics.argtypes = [address, *maps, address, address, number]
-        loaded.meshnet_norm.argtypes = [address] * 2 + maps + [address] * 2 + [number] * 2
-        loaded.meshnet_norm_sums.argtypes = [address] * 2 + maps + [address] * 3 + [number] + [address] * 2 + [number]
-        loaded.meshnet_norm_backward.argtypes = [address] * 3 + maps + [address] * 5 + [number] * 2
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        loaded.meshnet_weight_gradient.argtypes = [pointer] * 2 + [integer] * 3 + [pointer] * 2 + [integer]
+        size = [integer, integer, ctypes.c_int64]  # batch, channels, voxels
+        loaded.meshnet_statistics.argtypes = [pointer, *size, pointer, pointer, integer]
+        loaded.meshnet_norm.argtypes = [pointer] * 2 + size + [pointer] * 2 + [integer] * 2
+        loaded.meshnet_norm_sums.argtypes = [
+            *[pointer] * 2, *size, *[pointer] * 3, integer, *[pointer] * 2, integer]
+        loaded.meshnet_norm_backward.argtypes = [pointer] * 3 + size + [pointer] * 5 + [integer] * 2
     except (OSError, AttributeError):
         return None
     return loaded if agrees_with_numpy(loaded) else None
@@ -92,23 +101,23 @@ def integers(values: Sequence[int]) -> ctypes.Array:
 
 
 def address(array: Array) -> int:
-    """Where the numbers of ``array`` lie."""
+    """The address of the first number of ``array``."""
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
 
 def contiguous(array: Array) -> Array:
-    """``array``, copied unless it lies in one piece."""
+    """``array``, copied unless it is contiguous."""
     return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array.contiguous()
 
 
 def thread_count() -> int:
-    """PyTorch's number of threads; where it is not imported, ``OMP_NUM_THREADS`` or the CPUs this process may use."""
+    """PyTorch's number of threads. Where it is not imported, ``OMP_NUM_THREADS``, else the cores that may be used."""
     if "torch" in sys.modules:
         return sys.modules["torch"].get_num_threads()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted):
         return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def pointers(arrays: Sequence[Array | None]) -> ctypes.Array:
@@ -116,35 +125,50 @@ def pointers(arrays: Sequence[Array | None]) -> ctypes.Array:
     return (ctypes.c_void_p * len(arrays))(*(None if a is None else address(a) for a in arrays))
 
 
-def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilations: Sequence[int],
-               activations: Sequence[str], volume: Array, out: Array, output: str = "features",
-               boxes: Sequence | None = None, at: Sequence[int] | None = None,
-               head: tuple[Array, Array] | None = None, pairs: Sequence[bool] | None = None,
-               gaps: Sequence | None = None, threads: int | None = None, lib: ctypes.CDLL | None = None) -> None:
-    """Stream ``volume`` (C, X, Y, Z) through 3×3×3 convolutions with equal zero padding and write into ``out``.
+@dataclass(frozen=True)
+class Column:
+    """3×3×3 convolutions one after another, with equal zero padding; each field has one entry per layer.
+
+    Weights are (out, in, 3, 3, 3) and biases (out,) or None, all on the CPU in float32. Activations are ``none`` or one
+    of ``config.ACTIVATIONS``.
+    """
+
+    weights: Sequence[Array]
+    biases: Sequence[Array | None]
+    dilations: Sequence[int]
+    activations: Sequence[str]
+
+
+def run_column(column: Column, volume: Array, out: Array, output: str = "features", *,
+               head: tuple[Array, Array] | None = None, boxes: Sequence | None = None, at: Sequence[int] | None = None,
+               pairs: Sequence[bool] | None = None, gaps: Sequence | None = None, threads: int | None = None,
+               lib: ctypes.CDLL | None = None) -> None:
+    """Compute ``column`` on ``volume`` (C, X, Y, Z), all layers at once plane by plane, and write into ``out``.
 
     Args:
-        weights, biases, dilations, activations: one entry a layer; weights (out, in, 3, 3, 3), biases (out,) or None.
-        out: (K, *grid) float32, or (*grid) uint8 for ``labels``; all tensors lie on the CPU, float32, contiguous.
-        output: ``features`` of the last layer, or ``logits``, ``probabilities``, ``labels`` of the 1×1×1 ``head``
-            (weight (K, C), bias (K,)).
-        boxes: what of the input and of each layer is computed, ((x0, x1), (y0, y1), (z0, z1)); None means all.
-            Each must hold what the next one looks at, as far as the volume goes.
-        at: where in ``out`` the last box begins; None means where it lies in the volume.
-        pairs: whether a layer computes planes in pairs, which is quicker and needs more room; None means all do.
-        gaps: what of each box is not computed: for each axis (a, b, c, d), a to b and c to d; None means nothing.
-            Copied there is what lies beside it, which ``boxes.air_gaps`` makes sure is the same on either side.
+        volume, out: on the CPU, contiguous; ``out`` is (K, *grid) float32, or (*grid) uint8 for ``labels``.
+        output: ``features`` of the last layer, or ``logits``, ``probabilities`` or ``labels`` of ``head``.
+        head: weight (K, C) and bias (K,) of the 1×1×1 convolution to the classes.
+        boxes: the part of the input and of each layer that is computed, ((x0, x1), (y0, y1), (z0, z1)); None means all.
+            Each box must hold what the next layer looks at, as far as the volume goes.
+        at: where in ``out`` the last box begins; None means where it begins in the volume.
+        pairs: for each layer, whether it computes planes in pairs, which is faster and takes more memory; None means
+            that all do.
+        gaps: the part of each box that is not computed: for each axis (a, b, c, d), a to b and c to d; None means none.
+            The kernels copy the values beside a gap into it. ``boxes.air_gaps`` chooses gaps for which that is right.
+        threads: None means ``thread_count``.
+        lib: the library to use; None means ``library()``.
     """
-    weights, volume = [contiguous(w) for w in weights], contiguous(volume)
+    weights, volume = [contiguous(w) for w in column.weights], contiguous(volume)
     assert address(contiguous(out)) == address(out)
     assert all(str(array.dtype).endswith("float32") for array in (volume, *weights))
     if boxes is None:
         boxes = [tuple((0, n) for n in volume.shape[1:])] * (len(weights) + 1)
     widths = [volume.shape[0], *(w.shape[0] for w in weights)]
-    request, keep = make_request(widths, dilations, boxes, tuple(volume.shape[1:]), pairs, gaps, threads)
+    request, keep = make_request(widths, column.dilations, boxes, tuple(volume.shape[1:]), pairs, gaps, threads)
     at = [side[0] for side in boxes[-1]] if at is None else at
-    arrays = {"activations": integers([ACTIVATIONS[a] for a in activations]), "weights": pointers(weights),
-              "biases": pointers(biases), "out_shape": integers(tuple(out.shape[-3:])), "out_at": integers(at)}
+    arrays = {"activations": integers([ACTIVATION_CODES[a] for a in column.activations]), "weights": pointers(weights),
+              "biases": pointers(column.biases), "out_shape": integers(tuple(out.shape[-3:])), "out_at": integers(at)}
     for name, array in arrays.items():
         setattr(request, name, ctypes.cast(array, ctypes.c_void_p))
     request.volume, request.out, request.output = address(volume), address(out), OUTPUTS[output]
@@ -152,13 +176,16 @@ def run_column(weights: Sequence[Array], biases: Sequence[Array | None], dilatio
         request.head_weight, request.head_bias, request.classes = address(head[0]), address(head[1]), len(head[1])
     if (lib or library()).meshnet_run(ctypes.byref(request)):
         raise MemoryError("meshnet kernels: no memory for the layers' planes")
-    del keep
+    del keep  # until here, since the request points to these arrays
 
 
 def make_request(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
                  pairs: Sequence[bool] | None, gaps: Sequence | None, threads: int | None) -> tuple[Request, list]:
-    """A request with its sizes, and what has to live as long as it. Arguments as ``run_column``; ``widths`` are the
-    channels of the input and of each layer."""
+    """A request with its sizes filled in, and the arrays that it points to, which must live as long as it does.
+
+    ``widths`` are the channels of the input and of each layer, ``shape`` is the volume's (X, Y, Z); the other arguments
+    are those of ``run_column``.
+    """
     assert min(dilations) >= 1 and len(boxes) == len(widths) == len(dilations) + 1
     if gaps is None:
         gaps = [[(a, a, b, b) for a, b in box] for box in boxes]
@@ -174,7 +201,10 @@ def make_request(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
 
 def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
                  pairs: Sequence[bool] | None = None, gaps: Sequence | None = None, threads: int | None = None) -> int:
-    """Memory that ``run_column`` takes beside volume and result: mostly the planes kept between layers."""
+    """The bytes that ``run_column`` takes beside volume and result, mostly for the planes kept between layers.
+
+    Arguments as ``make_request``.
+    """
     request, keep = make_request(widths, dilations, boxes, shape, pairs, gaps, threads)
     found = library().meshnet_bytes(ctypes.byref(request))
     del keep
@@ -183,8 +213,11 @@ def column_bytes(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
 
 def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequence, shape: Sequence[int],
                  budget: int | None, gaps: Sequence | None = None, threads: int | None = None) -> list[bool]:
-    """Which layers compute planes in pairs: those with the smallest dilations, which need the least room for it, as far
-    as ``budget`` bytes go (None: all). Layers of one or two channels never do, since they are convolved directly."""
+    """For each layer, whether it computes planes in pairs.
+
+    Layers with the smallest dilations take the least memory for it, so they come first, as far as ``budget`` bytes go
+    (None: all). Layers of one or two input channels never do, since they are convolved directly.
+    """
     pairs = [inputs >= 3 for inputs in widths[:-1]]
     for layer in sorted(range(len(dilations)), key=lambda layer: -dilations[layer]):
         if budget is None or column_bytes(widths, dilations, boxes, shape, pairs, gaps, threads) <= budget:
@@ -195,8 +228,13 @@ def choose_pairs(widths: Sequence[int], dilations: Sequence[int], boxes: Sequenc
 
 def weight_gradient(x: Array, gradient: Array, dilation: int, threads: int | None = None,
                     lib: ctypes.CDLL | None = None) -> Array:
-    """The gradient (out, in, 3, 3, 3) of a convolution's weights from its input ``x`` (in, X, Y, Z) and the gradient
-    (out, X, Y, Z) of its output, both float32 on the CPU. The same bits for any number of threads."""
+    """The gradient (out, in, 3, 3, 3) of a convolution's weights, the same bits for any number of threads.
+
+    Args:
+        x: the input (in, X, Y, Z), float32 on the CPU.
+        gradient: of the output (out, X, Y, Z), float32 on the CPU.
+        dilation, threads, lib: as in ``run_column``.
+    """
     x, gradient = contiguous(x), contiguous(gradient)
     result = np.empty((gradient.shape[0], x.shape[0], 3, 3, 3), np.float32)
     shape = integers(tuple(x.shape[1:]))
@@ -228,18 +266,21 @@ def norm(y: torch.Tensor, z: torch.Tensor, scale: torch.Tensor, shift: torch.Ten
     """``z`` = activation(scale · y + shift), channel by channel; ``z`` may be ``y``."""
     assert z.is_contiguous() and z.shape == y.shape and str(scale.dtype) == str(shift.dtype) == "torch.float32"
     library().meshnet_norm(y.data_ptr(), z.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-                           ACTIVATIONS[activation], thread_count())
+                           ACTIVATION_CODES[activation], thread_count())
 
 
 def norm_sums(y: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, mean: torch.Tensor,
               activation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per channel (C,), float64: the sum of the gradient before ``norm``'s activation, and of it times (y − mean)."""
+    """Two sums per channel (C,), float64: of the gradient before ``norm``'s activation, and of that times (y − mean).
+
+    Arguments as ``norm`` and ``norm_backward``.
+    """
     import torch
 
     grad_shift, grad_scale = torch.empty((2, y.shape[1]), dtype=torch.float64)
     assert extent(gradient) == extent(y)
     if library().meshnet_norm_sums(y.data_ptr(), gradient.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-                                   mean.data_ptr(), ACTIVATIONS[activation], grad_shift.data_ptr(),
+                                   mean.data_ptr(), ACTIVATION_CODES[activation], grad_shift.data_ptr(),
                                    grad_scale.data_ptr(), thread_count()):
         raise MemoryError("meshnet kernels: no memory for sums")
     return grad_shift, grad_scale
@@ -248,23 +289,26 @@ def norm_sums(y: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, shif
 def norm_backward(y: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor, scale: torch.Tensor,
                   shift: torch.Tensor, mean: torch.Tensor, constant: torch.Tensor, slope: torch.Tensor,
                   activation: str) -> None:
-    """``result`` = scale · (gradient before the activation − constant − slope · (y − mean)); it may be ``gradient``."""
+    """``result`` = scale · (gradient before the activation − constant − slope · (y − mean)); it may be ``gradient``.
+
+    ``y``, ``gradient`` (of ``norm``'s output) and ``result`` are (B, C, X, Y, Z), the others (C,), all float32.
+    """
     assert extent(gradient) == extent(y) == extent(result)
     library().meshnet_norm_backward(
         y.data_ptr(), gradient.data_ptr(), result.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-        mean.data_ptr(), constant.data_ptr(), slope.data_ptr(), ACTIVATIONS[activation], thread_count())
+        mean.data_ptr(), constant.data_ptr(), slope.data_ptr(), ACTIVATION_CODES[activation], thread_count())
 
 
 def agrees_with_numpy(lib: ctypes.CDLL) -> bool:
-    """Whether ``lib`` computes what numpy does in float64 on small cases: each way to convolve (few channels, columns
-    in pairs, few rows), and the weights' gradient."""
+    """Whether ``lib`` computes what numpy computes in float64 on small cases: each way to convolve (few channels,
+    columns in pairs, few rows), and the weights' gradient."""
     generator = np.random.default_rng(0)
     for channels, dilation in ((3, 1), (9, 2), (3, 3)):
         volume, weight, bias, gradient = (
             generator.standard_normal(shape, np.float32)
             for shape in ((channels, 4, 13, 21), (5, channels, 3, 3, 3), (5,), (5, 4, 13, 21)))
         out = np.full_like(gradient, np.nan)
-        run_column([weight], [bias], [dilation], ["elu"], volume, out, threads=2, lib=lib)
+        run_column(Column([weight], [bias], [dilation], ["elu"]), volume, out, threads=2, lib=lib)
         padded = np.pad(volume.astype(float), ((0, 0), *[(dilation,) * 2] * 3))
         expected, expected_gradient = np.zeros(out.shape) + bias[:, None, None, None], np.empty(weight.shape)
         for tap in np.ndindex(3, 3, 3):

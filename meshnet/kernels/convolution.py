@@ -1,4 +1,4 @@
-"""The dilated convolution with its gradients, by the compiled kernels (float32 on the CPU) or by PyTorch."""
+"""The dilated convolution and its gradients, by the compiled kernels (float32 on the CPU) or by PyTorch."""
 
 import torch
 from torch import nn
@@ -8,13 +8,11 @@ from meshnet.kernels import calls
 
 
 def usable(x: torch.Tensor, weight: torch.Tensor | None = None) -> bool:
-    """Whether the kernels can work on ``x`` (B, C, X, Y, Z), and convolve it with ``weight``."""
+    """Whether the kernels can work on ``x`` (B, C, X, Y, Z), and convolve it with ``weight`` if given."""
     return (x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
             and (weight is None or (weight.dtype == torch.float32 and weight.shape[-1] == 3))
             and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and calls.available())
 
-
-# ---------------------------------------------------------------- convolution
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int,
              purpose: str = "convolution") -> torch.Tensor:
@@ -24,18 +22,21 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, d
             with torch.no_grad():
                 return nn.functional.conv3d(x, weight, bias, padding=dilation, dilation=dilation)
         out = torch.empty((x.shape[0], weight.shape[0], *x.shape[2:]))
-        weight, bias = weight.detach(), None if bias is None else bias.detach().contiguous()
+        bias = None if bias is None else bias.detach().contiguous()
+        column = calls.Column([weight.detach()], [bias], [dilation], ["none"])
         for one, result in zip(x.detach(), out):
-            calls.run_column([weight], [bias], [dilation], ["none"], one, result)
+            calls.run_column(column, one, result)
         return out
 
 
 def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
               needs: tuple[bool, bool, bool]) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The gradients of ``convolve``'s input, weight and bias that ``needs`` names, from that of its output.
+    """The gradients of ``convolve``'s input, weight and bias, each None unless ``needs`` asks for it.
 
-    The input's is the same convolution with the weights flipped and their channels exchanged; by the kernels it needs
-    no ``x``.
+    Args:
+        x: the input (B, in, X, Y, Z). The kernels need it for the weight's gradient only: the input's gradient is the
+            same convolution with the weights flipped and their channels exchanged.
+        gradient: of the output (B, out, X, Y, Z).
     """
     if not usable(gradient, weight):
         return torch_gradients(x, weight, dilation, gradient, needs)
@@ -50,14 +51,15 @@ def gradients(x: torch.Tensor | None, weight: torch.Tensor, dilation: int, gradi
 
 
 def torch_gradients(x: torch.Tensor, weight: torch.Tensor, dilation: int, gradient: torch.Tensor,
-                    needs: tuple[bool, bool, bool]):
+                    needs: tuple[bool, bool, bool],
+                    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """``gradients`` by PyTorch."""
     return torch.ops.aten.convolution_backward(
         gradient, x, weight, [weight.shape[0]], [1] * 3, [dilation] * 3, [dilation] * 3, False, [0] * 3, 1, list(needs))
 
 
 class Convolution(torch.autograd.Function):
-    """``convolve`` in a graph; its input is kept."""
+    """``convolve`` as an operation of autograd, which keeps its input."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:

@@ -1,20 +1,21 @@
-"""A block's two operations with their gradients: the dilated convolution, and norm with activation.
+"""Norm and activation of a block with their gradients, by the compiled kernels (float32 on the CPU) or by PyTorch.
 
-Each goes by the compiled kernels where they can be used (float32 on the CPU) and by PyTorch elsewhere. Nothing here
-records a graph; ``memory`` decides what is kept and ``Convolution`` and ``NormActivation`` put single operations into
-one.
+Nothing here records a graph but ``NormActivation``; ``networks.checkpointing`` decides what is kept for the backward
+pass.
 """
 
 import torch
 from torch import nn
 from torch.autograd.profiler import record_function
 
+from meshnet.config import ACTIVATIONS
 from meshnet.kernels import calls
 from meshnet.kernels.convolution import usable
 
-ACTIVATIONS = {nn.ReLU: "relu", nn.ELU: "elu", nn.GELU: "gelu"}
-OWN_FORWARD = ("_BatchNorm.forward", "StatisticsOnceBatchNorm3d.forward", "_InstanceNorm.forward", "GroupNorm.forward")
-PARTS = 8  # PyTorch takes norm and activation back in this many parts of the channels, so that little room is needed
+ACTIVATION_LAYERS = dict(zip(ACTIVATIONS, (nn.ReLU, nn.ELU, nn.GELU), strict=True))
+ACTIVATION_NAMES = {layer: name for name, layer in ACTIVATION_LAYERS.items()}
+TORCH_FORWARDS = (nn.BatchNorm3d.forward, nn.InstanceNorm3d.forward, nn.GroupNorm.forward)
+PARTS = 8  # of the channels: PyTorch computes gradients part by part, to take little memory
 ACTIVATION_GRADIENTS = {
     "relu": lambda g, x: torch.ops.aten.threshold_backward(g, x, 0),
     "elu": lambda g, x: torch.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, False, x),
@@ -22,49 +23,54 @@ ACTIVATION_GRADIENTS = {
 }
 
 
-# ---------------------------------------------------------------- norm (or none) and activation
-
 def activation_of(block: nn.Module) -> str:
     """The name of ``block``'s activation."""
-    return ACTIVATIONS[type(block.act)]
+    return ACTIVATION_NAMES[type(block.act)]
 
 
 def by_channel(block: nn.Module) -> bool:
-    """Whether norm and activation of ``block`` are a scale, a shift and a function for each channel, of the batch or of
-    each of its cases. A norm that does something else, such as asking other processes, is left to itself."""
+    """Whether norm and activation of ``block`` are a scale, a shift and a function of each channel, with statistics of
+    the batch or of each case.
+
+    A norm whose ``forward`` may do something else, such as exchanging statistics with other processes, computes itself.
+    So the class of the norm must have PyTorch's own ``forward``, or say by its attribute ``scales_channels`` that its
+    ``forward`` does no more. A subclass with another ``forward`` must not inherit that: only the class itself is asked.
+    """
     norm = getattr(block, "norm", None)
     if norm is None:
         return True
-    return (isinstance(norm, nn.BatchNorm3d) or per_case(norm)) and type(norm).forward.__qualname__ in OWN_FORWARD
+    kind = type(norm)
+    known = kind.forward in TORCH_FORWARDS or vars(kind).get("scales_channels", False)
+    return known and (isinstance(norm, nn.BatchNorm3d) or per_case(norm))
 
 
 def per_case(norm: nn.Module | None) -> bool:
-    """Whether ``norm`` takes each channel of each case by itself: instance norm, and group norm with a group a channel.
-    It is then the batch norm of one case whose channels are those of all cases, ``maps``."""
+    """Whether ``norm`` treats each channel of each case separately: instance norm, and group norm with one group per
+    channel. It then equals batch norm on a single case with the channels of all cases (``maps``)."""
     if isinstance(norm, nn.InstanceNorm3d):
         return not norm.track_running_stats
     return isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
 
 
 def maps(norm: nn.Module | None, y: torch.Tensor) -> torch.Tensor:
-    """``y`` (B, C, X, Y, Z) as (1, B · C, X, Y, Z) where ``norm`` is ``per_case``."""
+    """``y`` (B, C, X, Y, Z), as (1, B · C, X, Y, Z) where ``norm`` is ``per_case``."""
     return y.reshape(1, -1, *y.shape[2:]) if per_case(norm) else y
 
 
 def weight_and_bias(norm: nn.Module, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Weight and bias of ``norm`` for each of ``channels`` of ``maps``; None where it has none."""
+    """Weight and bias of ``norm`` (channels,) for the channels of ``maps``; None where it has none."""
     return tuple(None if p is None else p.detach().repeat(channels // len(p)) for p in (norm.weight, norm.bias))
 
 
 def norm_gradients(norm: nn.Module, grad_weight: torch.Tensor, grad_bias: torch.Tensor,
                        ) -> dict[nn.Parameter, torch.Tensor]:
-    """The gradients of weight and bias of ``norm`` from those of ``weight_and_bias``."""
+    """The gradients of the parameters of ``norm``, from the gradients of what ``weight_and_bias`` returns."""
     pairs = ((norm.weight, grad_weight), (norm.bias, grad_bias))
     return {p: found.view(-1, len(p)).sum(0).to(p.dtype) for p, found in pairs}
 
 
 def without_state(block: nn.Module) -> bool:
-    """Whether ``block`` can be computed a second time by ``normalise`` without moving anything."""
+    """Whether ``normalise`` can compute ``block`` a second time without updating any running statistics."""
     norm = getattr(block, "norm", None)
     return by_channel(block) or isinstance(norm, nn.GroupNorm) or (
         isinstance(norm, nn.InstanceNorm3d) and not norm.track_running_stats)
@@ -72,11 +78,16 @@ def without_state(block: nn.Module) -> bool:
 
 def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_place: bool = False,
               ) -> tuple[torch.Tensor, tuple]:
-    """Norm and activation of ``block`` on its convolution's output ``y``, and the norm's (mean, 1 / deviation), one of
-    each for every channel of ``maps``.
+    """Norm and activation of ``block``, without a graph.
 
-    With ``statistics`` given they are used as they are; without, they are taken and the running ones moved, as the
-    module itself does. ``in_place`` allows ``y`` to be written over.
+    Args:
+        y: the output of the block's convolution, (B, C, X, Y, Z).
+        statistics: mean and 1 / standard deviation for each channel of ``maps``, as an earlier call returned them. None
+            means to compute them and to update the running ones, as the module itself does.
+        in_place: ``y`` may be overwritten.
+
+    Returns:
+        The result, of the shape of ``y``, and the statistics (empty where there is no norm, or it computes itself).
     """
     norm = getattr(block, "norm", None)
     with torch.no_grad(), record_function("norm and activation"):
@@ -101,20 +112,20 @@ def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_pl
 
 
 def uses_batch(norm: nn.Module) -> bool:
-    """Whether ``norm`` takes its statistics from the batch before it."""
+    """Whether ``norm`` computes its statistics from the batch, rather than using the running ones."""
     return per_case(norm) or norm.training or norm.running_mean is None
 
 
 def refuse_single_values(norm: nn.Module, y: torch.Tensor) -> None:
-    """What PyTorch's norms do where a statistic would be of one value: ValueError."""
+    """Raise ValueError, as PyTorch's norms do, where statistics would be those of a single value."""
     values = y[0, 0].numel() if isinstance(norm, nn.InstanceNorm3d) else y.numel() // y.shape[1]
     if values == 1 and uses_batch(norm):
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
 
 
 def count_batch(norm: nn.Module) -> float:
-    """Count a training batch, as ``nn.BatchNorm3d`` does; how far the running statistics move towards it (0 where the
-    block is only being recomputed, or there are none)."""
+    """Count a training batch, as ``nn.BatchNorm3d`` does. Returns the momentum with which the running statistics move
+    towards it (0 where the block is only being recomputed, or has none)."""
     if per_case(norm) or getattr(norm, "recomputing", False):
         return 0.0
     if norm.training and norm.num_batches_tracked is not None:
@@ -125,7 +136,7 @@ def count_batch(norm: nn.Module) -> float:
 
 
 def torch_norm(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``norm`` of ``maps`` by PyTorch, with mean and 1 / deviation."""
+    """``norm`` of ``maps`` by PyTorch, with mean and 1 / standard deviation."""
     momentum, batch = count_batch(norm), uses_batch(norm)
     running = (None, None) if per_case(norm) else (norm.running_mean, norm.running_var)
     z, mean, inverse = torch.native_batch_norm(
@@ -134,12 +145,12 @@ def torch_norm(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def running_statistics(norm: nn.BatchNorm3d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Running mean and 1 / deviation."""
+    """Running mean and 1 / standard deviation, (C,)."""
     return norm.running_mean.clone(), torch.rsqrt(norm.running_var + norm.eps)
 
 
 def kernel_statistics(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / deviation (C,) of ``maps``, by the kernels; the running statistics move."""
+    """Mean and 1 / standard deviation (C,) of ``maps``, by the kernels; the running statistics are updated."""
     momentum = count_batch(norm)
     if not uses_batch(norm):
         return running_statistics(norm)
@@ -152,7 +163,7 @@ def kernel_statistics(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def scale_and_shift(block: nn.Module, channels: int, statistics: tuple) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm of ``block`` as ``scale · y + shift``, each (C,); one and zero where it has none."""
+    """The norm of ``block`` as ``scale · y + shift``, each (channels,); 1 and 0 where it has no norm."""
     norm = getattr(block, "norm", None)
     if norm is None:
         return torch.ones(channels), torch.zeros(channels)
@@ -163,7 +174,7 @@ def scale_and_shift(block: nn.Module, channels: int, statistics: tuple) -> tuple
 
 
 def before_activation(block: nn.Module, y: torch.Tensor, statistics: tuple, part: slice) -> torch.Tensor:
-    """What the activation of ``block`` sees of some channels, in new memory."""
+    """The input of the activation of ``block``, for the channels ``part``, in new memory."""
     if not statistics:
         return y[:, part].clone()
     scale, shift = (v[part].to(y.dtype)[None, :, None, None, None]
@@ -173,9 +184,12 @@ def before_activation(block: nn.Module, y: torch.Tensor, statistics: tuple, part
 
 def normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tuple, gradient: torch.Tensor,
                        in_place: bool = False) -> tuple[torch.Tensor, dict[nn.Parameter, torch.Tensor]]:
-    """From the gradient of ``normalise``'s output that of ``y``, and those of the norm's parameters.
+    """The gradients of ``y`` and of the norm's parameters.
 
-    ``in_place`` allows ``gradient`` to be written over.
+    Args:
+        y, statistics: input and statistics of ``normalise``.
+        gradient: of its result.
+        in_place: ``gradient`` may be overwritten.
     """
     if not by_channel(block):
         parameters = list(block.norm.parameters())
@@ -236,13 +250,13 @@ def torch_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tupl
 
 
 def channel_parts(channels: int) -> list[slice]:
-    """The channels in ``PARTS`` parts or fewer."""
+    """The channels in at most ``PARTS`` parts."""
     step = -(-channels // PARTS)
     return [slice(a, min(channels, a + step)) for a in range(0, channels, step)]
 
 
 class NormActivation(torch.autograd.Function):
-    """``normalise`` in a graph, for a block ``by_channel``; its input is kept."""
+    """``normalise`` as an operation of autograd, for a block that is ``by_channel``; keeps its input."""
 
     @staticmethod
     def forward(ctx, block: nn.Module, y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Batch norm fused into the convolution before it: a trained MeshNet as the layers that it runs as.
 
-``fuse`` does it by PyTorch for a network in memory, ``fuse_tensors`` by numpy for the tensors of a file, so that a scan
-can be segmented without importing PyTorch.
+``fuse`` does this with PyTorch for a network in memory, ``fuse_tensors`` with numpy for the tensors of a file, so that
+a scan can be segmented without importing PyTorch. The two may round differently in the last bit (``rsqrt`` in one, a
+division by ``sqrt`` in the other): making them one would change results.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from meshnet.config import ACTIVATIONS
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from meshnet.networks.meshnet import MeshNet
 
-BATCH_NORM_EPS = 1e-5  # PyTorch's default, which ``norms.make_norm`` leaves as it is
+# PyTorch's default, which ``norms.make_norm`` keeps. ``fuse`` asks the norm itself; a file does not record the value.
+BATCH_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class Layer:
     """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
-    activation (``relu``, ``elu``, ``gelu`` or ``none``)."""
+    activation (one of ``config.ACTIVATIONS``, or ``none``)."""
 
     weight: torch.Tensor | np.ndarray
     bias: torch.Tensor | np.ndarray
@@ -38,13 +42,15 @@ class Layer:
 
 
 def fuse(model: MeshNet) -> list[Layer]:
-    """The layers of ``model`` as it runs in evaluation mode, batch norm fused into weight and bias (in float64).
+    """The layers of ``model`` in evaluation mode, with batch norm fused into weight and bias (in float64).
 
-    Group and instance norm take their statistics from the volume itself and stay as they are. The last layer is the
-    1×1×1 convolution to the classes, without an activation. Nothing is shared with ``model`` but those norms.
+    Group and instance norm compute their statistics from the volume itself and are left as they are. The last layer is
+    the 1×1×1 convolution to the classes, without an activation. The layers share only those norms with ``model``.
     """
     import torch
     from torch import nn
+
+    from meshnet.kernels.normalise import activation_of
 
     layers = []
     for block in model.blocks:
@@ -59,8 +65,7 @@ def fuse(model: MeshNet) -> list[Layer]:
                 scale, shift = scale * gain, shift * gain + norm.bias.detach().double()
             weight, bias = weight * scale[:, None, None, None, None], bias * scale + shift
             norm = None
-        activation = type(block.act).__name__.lower()
-        layers.append(Layer(weight.float(), bias.float(), block.conv.dilation[0], activation, norm))
+        layers.append(Layer(weight.float(), bias.float(), block.conv.dilation[0], activation_of(block), norm))
     head = model.head
     bias = torch.zeros_like(head.weight[:, 0, 0, 0, 0]) if head.bias is None else head.bias
     layers.append(Layer(head.weight.detach().float().clone(), bias.detach().float().clone(), 1, "none"))
@@ -68,8 +73,10 @@ def fuse(model: MeshNet) -> list[Layer]:
 
 
 def fuse_tensors(tensors: dict[str, np.ndarray], arguments: dict) -> list[Layer] | None:
-    """The layers of the MeshNet with these ``arguments``, fused in float64; None unless ``tensors`` are all that it
-    has, in the shapes that it has."""
+    """The layers of the MeshNet with these ``arguments``, fused in float64.
+
+    None unless ``tensors`` are exactly those of that network, in its shapes: PyTorch then says what is wrong.
+    """
     left = dict(tensors)
 
     def take(name: str, shape: tuple[int, ...], wanted: bool = True) -> np.ndarray | None:
@@ -79,10 +86,10 @@ def fuse_tensors(tensors: dict[str, np.ndarray], arguments: dict) -> list[Layer]
     channels, classes = arguments.get("channels"), arguments.get("classes")
     dilations, inputs = arguments.get("dilations"), arguments.get("in_channels")
     activation, affine = arguments.get("activation"), arguments.get("norm_affine", True)
-    if None in (channels, classes, dilations, inputs) or activation not in ("relu", "elu", "gelu"):
+    if None in (channels, classes, dilations, inputs) or activation not in ACTIVATIONS:
         return None
     if not isinstance(dilations, (list, tuple)) or not all(isinstance(d, int) and d >= 1 for d in dilations):
-        return None  # PyTorch's way says what is wrong
+        return None
     layers = []
     for i, dilation in enumerate(dilations):
         weight = take(f"blocks.{i}.conv.weight", (channels, channels if i else inputs, 3, 3, 3))

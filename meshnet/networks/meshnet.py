@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from meshnet.config import ACTIVATIONS
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.kernels import convolution, normalise
@@ -20,7 +21,6 @@ from meshnet.networks.checkpointing import run_checkpointed
 from meshnet.networks.norms import make_norm, recomputed
 
 PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
-ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
 
 
 class Block(nn.Sequential):
@@ -33,7 +33,8 @@ class Block(nn.Sequential):
         layer = make_norm(norm, outputs, norm_affine, norm_groups)
         if layer is not None:
             self.add_module("norm", layer)
-        self.add_module("act", nn.ReLU(inplace=True) if activation == "relu" else ACTIVATIONS[activation]())
+        self.add_module("act", nn.ReLU(inplace=True) if activation == "relu"
+                        else normalise.ACTIVATION_LAYERS[activation]())
         if dropout:
             self.add_module("dropout", nn.Dropout3d(dropout))
 

@@ -1,8 +1,8 @@
-"""Norms whose running statistics move once a step, recomputed or not, on one process or several.
+"""Norms whose running statistics are updated once per step, recomputed or not, on one process or several.
 
-torch's SyncBatchNorm works on GPUs alone, and moves its running statistics again when a checkpointed block is
-recomputed. ``SyncedBatchNorm3d`` is made of differentiable all-reduces, so that CPU processes (gloo) give what one
-process with the whole batch gives. On GPUs it has not been tried.
+torch's SyncBatchNorm works only on GPUs, and updates its running statistics again when a checkpointed block is
+recomputed. ``SyncedBatchNorm3d`` uses differentiable all-reduces, so that CPU processes (gloo) compute what one process
+with the whole batch computes. It has not been tried on GPUs.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,27 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-NORMS = ("batch", "instance", "group", "none")
+from meshnet.config import NORMS
 
 
 class StatisticsOnceBatchNorm3d(nn.BatchNorm3d):
-    """BatchNorm3d whose running statistics do not move a second time when a checkpointed block is recomputed."""
+    """BatchNorm3d whose running statistics are not updated a second time when a checkpointed block is recomputed."""
 
     recomputing = False
+    scales_channels = True  # ``kernels.normalise`` may compute it; looked up in this very class, so not inherited
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.recomputing and self.track_running_stats):
             return super().forward(x)
-        # Batch statistics are used, as in the first pass, but what is written goes to copies of the buffers: with none
-        # at all, fewer tensors would be saved than in the first pass, which torch's checkpointing refuses.
+        # Uses batch statistics, as in the first pass, but updates copies of the buffers. Without any buffers, fewer
+        # tensors would be saved than in the first pass, which torch's checkpointing refuses.
         return nn.functional.batch_norm(
             x, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias, True, 0.0, self.eps)
 
 
 def recomputed(function: Callable, module: nn.Module, *inputs: torch.Tensor):
-    """``function(*inputs)``, which is computed again in the backward pass instead of kept; the running statistics of
-    the batch norms in ``module`` move in the first pass alone."""
+    """``function(*inputs)``, computed again in the backward pass instead of kept. The running statistics of the batch
+    norms in ``module`` are updated in the first pass only."""
     norms = [m for m in module.modules() if isinstance(m, StatisticsOnceBatchNorm3d)]
     calls = 0
 
@@ -49,7 +50,10 @@ def recomputed(function: Callable, module: nn.Module, *inputs: torch.Tensor):
 
 
 def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Module | None:
-    """A norm layer over ``channels``; ``groups`` 0 means one group a channel (as brainchop's group-norm networks)."""
+    """A norm layer over ``channels``; None for the kind ``none``.
+
+    ``groups`` 0 means one group per channel, as in brainchop's group-norm networks.
+    """
     if kind == "batch":
         return StatisticsOnceBatchNorm3d(channels, affine=affine)
     if kind == "instance":
@@ -62,7 +66,7 @@ def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Mod
 
 
 class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
-    """BatchNorm3d whose batch statistics are taken over the batches of all processes; alone, it is BatchNorm3d."""
+    """BatchNorm3d with statistics over the batches of all processes. With one process it is BatchNorm3d."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or torch.distributed.get_world_size() == 1:
@@ -89,7 +93,7 @@ class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with every batch norm over all processes.
+    """``model`` with every batch norm replaced by one over all processes.
 
     Parameters, buffers and their names stay the same.
     """

@@ -1,4 +1,4 @@
-"""A mask from probabilities, and its connected lesions: their volumes, and dropping small ones."""
+"""Masks: from probabilities to labels, the box around a mask, its connected lesions and their volumes."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from meshnet.scans.metrics import label_lesions
 
 @dataclass(frozen=True)
 class Marks:
-    """What of a network's classes ends up in a mask.
+    """Which of a network's classes a mask shows, and from what probability.
 
-    ``classes`` are names, background first. Where ``marks`` names one of them, that class alone is marked, by
-    ``threshold``; the others are there to be told apart from it. Where the lesion is the only class it is marked by
-    ``threshold`` too. Of several classes the most probable one is marked.
+    ``classes`` are names, background first. If ``marks`` names one of them, only that class is marked, where its
+    probability reaches ``threshold``; the other classes exist so that the network learns to tell them from it. If the
+    lesion is the only class, ``threshold`` decides as well. Of several classes the most probable one is marked.
     """
 
     classes: tuple[str, ...]
@@ -22,34 +22,38 @@ class Marks:
 
     @property
     def count(self) -> int:
-        """Labels of a mask, background included."""
+        """The number of labels of a mask, background included."""
         return len(self.classes) if self.marks is None else 2
 
     def of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Of probabilities (K, X, Y, Z), an array or a tensor, those that decide: (1, X, Y, Z) for one marked class
-        (the background's is one minus it), else all of them."""
+        """The probabilities that decide about a mask: (1, X, Y, Z) where one class is marked, else all of them.
+
+        ``probabilities`` are an array or a tensor (K, X, Y, Z).
+        """
         if self.marks is not None:
             one = self.classes.index(self.marks)
             return probabilities[one:one + 1]
         return probabilities[1:] if len(probabilities) == 2 else probabilities
 
     def labels(self, probabilities: np.ndarray, threshold: float | None = None) -> np.ndarray:
-        """Labels (X, Y, Z) uint8 from what ``of`` gives, on any grid; ``threshold`` instead of the model's own."""
+        """Labels (X, Y, Z), uint8, from the result of ``of``, on any grid; ``threshold`` overrides the model's own."""
         threshold = self.threshold if threshold is None else threshold
         if len(probabilities) <= 2:
             return (probabilities[-1] >= threshold).astype(np.uint8)
         return probabilities.argmax(0).astype(np.uint8)
 
     def truth(self, labels):
-        """True ``labels`` (X, Y, Z), an array or a tensor, as a mask has them: with one class marked, whether a voxel
-        is of that class."""
+        """The true ``labels`` (X, Y, Z), an array or a tensor, in the form of a mask: where one class is marked, a
+        boolean for each voxel."""
         return labels if self.marks is None else labels == self.classes.index(self.marks)
 
 
 def box_of(mask: np.ndarray) -> tuple[tuple[int, int], ...] | None:
-    """The smallest box ((x0, x1), …), half open, around everything above 0 in ``mask`` (X, Y, Z); None where there is
-    nothing."""
-    above = mask > 0
+    """The smallest box ((x0, x1), (y0, y1), (z0, z1)), half open, around all voxels above 0 of ``mask`` (X, Y, Z).
+
+    None where there are none.
+    """
+    above = mask if mask.dtype == bool else mask > 0
     plane = above.any(axis=2)
     if not plane.any():
         return None
@@ -63,7 +67,7 @@ def slices(box: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
 
 
 def lesion_volumes_mm3(mask: np.ndarray, spacing_mm: np.ndarray) -> list[float]:
-    """The volume of each 26-connected lesion of ``mask`` (X, Y, Z) with voxels of ``spacing_mm``, in mm³."""
+    """The volume in mm³ of each 26-connected lesion of ``mask`` (X, Y, Z); ``spacing_mm`` are the voxel's edges."""
     box = box_of(mask)
     if box is None:
         return []
@@ -72,7 +76,7 @@ def lesion_volumes_mm3(mask: np.ndarray, spacing_mm: np.ndarray) -> list[float]:
 
 
 def clean(mask: np.ndarray, spacing_mm: np.ndarray, smallest_mm3: float) -> np.ndarray:
-    """``mask`` without the 26-connected lesions of less than ``smallest_mm3`` mm³."""
+    """``mask`` (X, Y, Z) without the 26-connected lesions smaller than ``smallest_mm3`` mm³."""
     box = box_of(mask)
     if smallest_mm3 <= 0 or box is None:
         return mask

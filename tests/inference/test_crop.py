@@ -145,16 +145,16 @@ def test_added_parts_stay_under_the_ceiling(monkeypatch):
 
 def test_sides_by_hand():
     labels, box, none = np.zeros((50, 40, 30), np.uint8), ((10, 20), (0, 40), (5, 12)), np.uint8(0)
-    assert crop.marked_sides(labels, box, none, "labels") == []
+    assert crop.marked_faces(labels, box, none, "labels") == []
     labels[19, 3, 6] = labels[12, 0, 5] = 1  # the second lies at two sides, of which the volume ends at one
     sides = [(0, True), (2, False)]
-    assert crop.marked_sides(labels, box, none, "labels") == sides
-    assert crop.marked_sides(1 - labels, box, np.uint8(1), "labels") == sides
+    assert crop.marked_faces(labels, box, none, "labels") == sides
+    assert crop.marked_faces(1 - labels, box, np.uint8(1), "labels") == sides
     for seen, found in ((0.31, sides), (0.29, [])):  # air itself has 0.2
         probabilities = np.stack([0.8 - (seen - 0.2) * labels, 0.2 + (seen - 0.2) * labels])
         of_air = np.array([0.8, 0.2])
-        assert crop.marked_sides(probabilities, box, of_air, "probabilities") == found
-        assert crop.marked_sides(np.log(probabilities), box, np.log(of_air), "logits") == found
+        assert crop.marked_faces(probabilities, box, of_air, "probabilities") == found
+        assert crop.marked_faces(np.log(probabilities), box, np.log(of_air), "logits") == found
     assert crop.grow_box(box, sides, {(2, False)}, labels.shape) == (
         ((10, 36), (0, 40), (0, 12)), [((20, 36), (0, 40), (5, 12)), ((10, 36), (0, 40), (0, 5))])
     assert crop.grow_box(box, [(0, True)], {(0, True)}, labels.shape)[0] == ((10, 50), (0, 40), (5, 12))

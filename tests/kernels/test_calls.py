@@ -17,7 +17,7 @@ from meshnet.kernels import calls
 def test_convolution_is_that_of_pytorch(inputs, outputs, dilation, shape, activation, pair):
     x, weight, bias = draw((inputs, *shape), (outputs, inputs, 3, 3, 3), (outputs,))
     out = torch.full((outputs, *shape), torch.nan)
-    calls.run_column([weight], [bias], [dilation], [activation], x, out, pairs=[pair])
+    calls.run_column(calls.Column([weight], [bias], [dilation], [activation]), x, out, pairs=[pair])
     expected = functional.conv3d(x[None], weight, bias, padding=dilation, dilation=dilation)[0]
     expected = expected if activation == "none" else getattr(functional, activation)(expected)
     assert torch.allclose(out, expected, atol=2e-5 * expected.abs().max().item())
@@ -31,7 +31,8 @@ def test_any_mixture_of_planes_alone_and_in_pairs(layers, planes):
     weights = draw(*[(4, 4, 3, 3, 3)] * len(layers))
     x, = draw((4, planes, 14, 6))
     out = torch.full_like(x, torch.nan)
-    calls.run_column(weights, [None] * len(layers), dilations, ["relu"] * len(layers), x, out, pairs=pairs)
+    column = calls.Column(weights, [None] * len(layers), dilations, ["relu"] * len(layers))
+    calls.run_column(column, x, out, pairs=pairs)
     for weight, dilation in zip(weights, dilations):
         x = functional.conv3d(x[None], weight, padding=dilation, dilation=dilation)[0].relu()
     assert torch.allclose(out, x, atol=1e-4 * x.abs().max().item())
@@ -54,7 +55,7 @@ def test_same_bits_for_any_number_of_threads():
     x, weight, gradient = draw((6, 9, 37, 50), (7, 6, 3, 3, 3), (7, 9, 37, 50))
     outs = [torch.empty((7, 9, 37, 50)) for _ in range(3)]
     for threads, out in enumerate(outs, 1):
-        calls.run_column([weight], [None], [2], ["none"], x, out, threads=threads)
+        calls.run_column(calls.Column([weight], [None], [2], ["none"]), x, out, threads=threads)
     assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
     of_weight = [calls.weight_gradient(x, gradient, 2, threads=threads) for threads in (1, 2, 3)]
     assert torch.equal(of_weight[0], of_weight[1]) and torch.equal(of_weight[0], of_weight[2])
