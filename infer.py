@@ -1,4 +1,4 @@
-"""Segment lesions on scans: a mask in each scan's own grid, its volume, and a picture.
+"""Segment lesions on scans: a mask on each scan's own grid, its volume, and a picture.
 
 Research software, not for diagnosis. See README.md and ``python infer.py --help``.
 """
@@ -13,38 +13,52 @@ from pathlib import Path
 
 from meshnet.config import parse_size
 from meshnet.errors import OneLineParser, UserError, run_script
+from meshnet.runs.folder import AVERAGED
 
 MOST_THREADS = 1024
+COMMON = """The three most common commands:
+
+    python infer.py scan.nii.gz                     mask, volume and picture, by the built-in model
+    python infer.py scans/ -o masks                 every scan of a folder
+    python infer.py scan.nii.gz --model runs/mine   another model (python infer.py --list_models)
+
+python infer.py --help lists all flags."""
 MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser("infer.py", description=__doc__.splitlines()[0])
     parser.add_argument("scans", nargs="*", metavar="SCAN",
-                        help="NIfTI files or folders of them; the channels of one case as FLAIR.nii.gz,T2w.nii.gz")
+                        help="NIfTI files or folders; channels of a case joined by commas: FLAIR.nii.gz,T2w.nii.gz")
     parser.add_argument("-o", "--output", metavar="PATH",
-                        help="mask file (one scan) or folder; beside the scan as NAME_lesion.nii.gz by default")
+                        help="mask file (one scan) or folder (default: NAME_lesion.nii.gz beside each scan)")
     parser.add_argument("--model", nargs="+", default=[], metavar="MODEL",
-                        help="run folder, model folder, weights file or Hub name; several are averaged")
-    parser.add_argument("--ema", action="store_true", help="use the run's averaged weights")
-    parser.add_argument("--threshold", type=float, help="probability from which a voxel is lesion (the model's)")
-    parser.add_argument("--min_lesion_mm3", type=float, help="drop connected lesions smaller than this (the model's)")
-    parser.add_argument("--probability", action="store_true", help="write NAME_lesion_probability.nii.gz as well")
-    parser.add_argument("--crop", choices=("head", "none"), default="head", help="compute the head alone, or all")
+                        help="run folder, model folder, weights file or name; several models are averaged")
+    parser.add_argument("--ema", action="store_true", help="use the exponential moving average of the weights")
+    parser.add_argument("--threshold", type=float,
+                        help="lesion probability from which a voxel is marked (default: the model's)")
+    parser.add_argument("--min_lesion_mm3", type=float,
+                        help="drop connected lesions smaller than this (default: the model's)")
+    parser.add_argument("--probability", action="store_true", help="also write NAME_lesion_probability.nii.gz")
+    parser.add_argument("--crop", choices=("head", "none"), default="head",
+                        help="compute only the head, or the whole volume")
     parser.add_argument("--max_memory", metavar="SIZE",
-                        help="ceiling for the memory of the process while a MeshNet computes, such as 2GB")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--json", action="store_true", help="print a JSON line a scan instead of text")
+                        help="memory limit of the process while a MeshNet computes, such as 2GB")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest available)")
+    parser.add_argument("--threads", type=int, help="number of CPU threads")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each scan instead of text")
     parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=True,
-                        help="draw NAME_lesion.png, the mask on three planes")
-    parser.add_argument("--overwrite", action="store_true", help="with several scans: redo masks that are there")
-    parser.add_argument("--list_models", action="store_true", help="list the models that can be had by name; stop")
+                        help="draw the mask on three planes as NAME_lesion.png")
+    parser.add_argument("--overwrite", action="store_true", help="with several scans: replace existing masks")
+    parser.add_argument("--list_models", action="store_true", help="list the models available by name and exit")
     return parser
 
 
 def main() -> int | None:
     arguments = make_parser().parse_args()
+    if len(sys.argv) == 1 and sys.stderr.isatty():
+        print(COMMON, file=sys.stderr)
+        return 2
     if arguments.list_models:
         from meshnet.sharing.published import list_models
 
@@ -58,7 +72,7 @@ def main() -> int | None:
         raise UserError(f"--threads: found {arguments.threads}, expected 1 to {MOST_THREADS}")
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
-    cases = plan(find_scans(arguments.scans), arguments.output)
+    cases = plan_masks(find_scans(arguments.scans), arguments.output)
     share = cases[int(os.environ.get("RANK", "0"))::int(os.environ.get("WORLD_SIZE", "1"))]  # torchrun's
 
     from meshnet.inference.scan import read_case
@@ -70,12 +84,12 @@ def main() -> int | None:
         todo = [case for case in share if len(cases) == 1 or arguments.overwrite or not case["mask"].is_file()]
         for case in share:
             if case not in todo:
-                print(f"{case['mask']}: is there already; --overwrite does it again", file=sys.stderr)
-        beside = 1 if arguments.max_memory is None else 0  # scans read ahead: under a ceiling there is no room for any
+                print(f"{case['mask']}: exists, skipped; --overwrite replaces it", file=sys.stderr)
+        beside = 1 if arguments.max_memory is None else 0  # scans read ahead: none under a memory limit
         ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:beside]]
         loaded = reader.submit(import_ahead, arguments.picture) if todo else None
         if loaded and arguments.max_memory is not None:
-            loaded.result()  # so that it is there when the room is counted
+            loaded.result()  # before the free memory is measured
         for position, case in enumerate(todo):
             started = time.perf_counter()
             ahead += [reader.submit(read_case, other["scans"], models)
@@ -98,17 +112,17 @@ def main() -> int | None:
 # ---------------------------------------------------------------------- which scans, which masks
 
 def find_scans(names: list[str]) -> list[list[Path]]:
-    """The cases to segment, each a list of its channels' files. Masks that this program wrote are passed over."""
+    """The cases to segment, each a list of its channels' files. In folders, masks of this program are left out."""
     if not names:
-        raise UserError("no scan given; as in: python infer.py scan.nii.gz")
+        raise UserError("no scan given; try: python infer.py scan.nii.gz")
     cases = []
     for name in names:
         path = Path(name)
-        if os.path.isdir(name):  # not Path's own: a list of names may be longer than a name can be
+        if os.path.isdir(name):  # not Path.is_dir: a list of channels may be too long for a file name
             found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz"))
                            and not stem(p).endswith(MASKS) and not p.name.startswith("."))
             if not found:
-                raise UserError(f"{path}: found no .nii or .nii.gz file in this folder")
+                raise UserError(f"{path}: found no .nii or .nii.gz file in this folder, expected scans")
             cases += [[p] for p in found]
         else:
             files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
@@ -121,8 +135,8 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
-    """Where each case's mask goes.
+def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
+    """The mask file of each case.
 
     Raises:
         UserError: if the output cannot be written, or two cases would write the same mask.
@@ -130,13 +144,13 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
     target = Path(output) if output else None
     names_a_file = target is not None and target.name.endswith((".nii", ".nii.gz"))
     if names_a_file and len(cases) > 1:
-        raise UserError(f"-o {target}: names one mask, but there are {len(cases)} scans; give a folder")
+        raise UserError(f"-o {target}: names one mask for {len(cases)} scans; give a folder")
     planned: dict[Path, dict] = {}
     for scans in cases:
         mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
         real = mask.resolve()
         if real in planned:
-            raise UserError(f"{mask}: would be written for both {planned[real]['scans'][0]} and {scans[0]}; segment "
+            raise UserError(f"{mask}: is the mask of both {planned[real]['scans'][0]} and {scans[0]}; segment "
                             "them in two commands with different -o")
         if mask.is_dir():
             raise UserError(f"-o {mask}: is a folder, expected a file to write; give another name")
@@ -145,11 +159,11 @@ def plan(cases: list[list[Path]], output: str | None) -> list[dict]:
         planned[real] = {"scans": scans, "mask": mask}
     for folder in {case["mask"].parent for case in planned.values()}:
         if target is None and not folder.is_dir():
-            continue  # a scan that is not there: said when it is read
+            continue  # a missing scan, which is reported when it is read
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder with -o") from None
+            raise UserError(f"{folder}: cannot be created ({error.strerror}); give another folder with -o") from None
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder}: cannot be written to; give another folder with -o")
     return list(planned.values())
@@ -164,12 +178,12 @@ def get_models(arguments: argparse.Namespace) -> list:
     from meshnet.sharing.published import find
 
     names = [find(name) for name in arguments.model] or [None]
-    return load_models(names, "model_ema.safetensors" if arguments.ema else WEIGHTS, arguments.device,
+    return load_models(names, AVERAGED if arguments.ema else WEIGHTS, arguments.device,
                        arguments.threads)
 
 
 def import_ahead(picture: bool) -> None:
-    """Load what is wanted after the network, while that computes."""
+    """Import what is needed after the network, while the network computes."""
     import scipy.ndimage  # noqa: F401
 
     if picture:
@@ -179,7 +193,7 @@ def import_ahead(picture: bool) -> None:
 
 
 def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace) -> dict:
-    """Segment one case, write what was asked for, and return what there is to report."""
+    """Segment one case, write the requested files, and return what to report."""
     import nibabel as nib
     import numpy as np
 
@@ -203,13 +217,13 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
             draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), written["picture"],
                          affine=like.affine)
     with timed(parts, "write"), whole_file(mask) as temporary:
-        nib.save(found.mask, temporary)  # last: a mask that is there is a finished case
+        nib.save(found.mask, temporary)  # last: an existing mask is a finished case
     return {"scan": [str(path) for path in planned["scans"]], **{key: str(path) for key, path in written.items()},
             "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml, "parts": parts}
 
 
 def report(result: dict, as_json: bool) -> None:
-    """One scan's result on standard output."""
+    """Print the result of one scan."""
     if as_json:
         print(json.dumps(result), flush=True)
         return

@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direction", choices=("max", "min"),
                         help="whether lower or higher is better (default: min for a loss or AVD, else max)")
     parser.add_argument("--horizon", choices=("max", "rung"), default="max",
-                        help="max: one schedule for all rungs, promoted trials continue; rung: each rung starts anew")
+                        help="max: one schedule for all rungs, promoted trials continue; rung: each rung starts over")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs are placed")
     parser.add_argument("--workers", type=int,
                         help="number of runs at a time (default: one for each GPU, else for every four CPU cores)")

@@ -23,7 +23,7 @@ def pareto(points: Sequence[tuple[str, int, float, float]], published: Sequence[
         published: the same of the paper, drawn pale.
         label: of the score.
 
-    A step line joins the models measured here that no smaller one equals.
+    A step line shows the Pareto front of the models measured here: those that no smaller model matches.
     """
     figure = new_figure(7.4, 4.6)
     axes = figure.subplots()
@@ -48,7 +48,7 @@ def pareto(points: Sequence[tuple[str, int, float, float]], published: Sequence[
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points (cost, score) that beat every cheaper one, cheapest first; NaN scores are left out."""
+    """Points (cost, score) that beat every cheaper one, cheapest first; NaN scores are ignored."""
     front = []
     for cost, score in sorted((p for p in points if not math.isnan(p[1])), key=lambda p: (p[0], -p[1])):
         if not front or score > front[-1][1]:
@@ -57,7 +57,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _place_labels(figure, axes, labels) -> None:
-    """Names beside their points, each at the first of a few places where it covers no point and no other name."""
+    """Write each name beside its point, at the first of a few places where it covers no point and no other name."""
     from matplotlib.patheffects import withStroke
 
     figure.canvas.draw()

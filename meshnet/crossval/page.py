@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: pictures inside it, no script, no network."""
+"""A report as a single HTML file with its pictures inside; no scripts, no network."""
 
 import base64
 import math
@@ -79,16 +79,16 @@ def warning(text: str, items: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a cross-validation's page says
 
-BESIDE = "The paper's own figures (arXiv 2503.05531) stand to the right; they are of its own data."
+BESIDE = "The columns on the right are the values published in arXiv 2503.05531, measured on its own data."
 
 
 def caption(found: "Results", grid: str) -> str:
-    """What the paper's table shows, in words."""
+    """What the main table shows, in words."""
     where = "the conformed grid" if grid == "conformed" else "each scan's own grid"
     marked = f" {INCOMPLETE} not every fold is finished." if found.incomplete else ""
-    return (f"Mean (SD) over outer folds of the restart with the best validation Dice, in {where}. DICE is the mean of "
-            f"background and lesion. Stars: differs from {found.reference} over subjects, Wilcoxon signed-rank with "
-            f"Holm's correction, * p < 0.05, ** p < 0.01, *** p < 0.001.{marked}")
+    return (f"Mean (SD) over outer folds of the restart with the best validation Dice, in {where}. DICE is the mean "
+            f"over background and lesion. Stars: different from {found.reference} (Wilcoxon signed-rank test over "
+            f"subjects, Holm-corrected): * p < 0.05, ** p < 0.01, *** p < 0.001.{marked}")
 
 
 def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan: Mapping, drawn: Mapping[str, Path],
@@ -98,30 +98,31 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
     trained = sum("(ensemble)" not in run.model for run in found.runs)
     models = "1 model" if len(found.models) == 1 else f"{len(found.models)} models"
     lead = (f"{models}, {plan['folds']} outer folds, {trained} runs, {subjects} test subjects. Checkpoints and "
-            "restarts were chosen by validation; each run saw its test fold once. Research software, not for "
-            "diagnosis.")
+            "restarts were selected on validation data; each run was scored on its test fold once. Research software, "
+            "not for diagnosis.")
     gaps = warning("Missing runs:", missing) if missing else ""
     sections = [
         ("Results", gaps + table(
             tables.html(found.rows("conformed", parameters)),
             f"Table 1. {caption(found, 'conformed')} {BESIDE}")),
         ("Size and accuracy", picture(
-            drawn["pareto"], "Parameters against macro Dice (mean and SD over folds). The line joins models that no "
-            "smaller one equals; hollow points are the paper's.", "Parameters against macro Dice")),
-        ("In the scans' own grid", table(
+            drawn["pareto"], "Parameters against macro Dice (mean and SD over folds). Step line: Pareto front. Hollow "
+            "points: published values.", "Parameters against macro Dice")),
+        ("Scores on the native grid", table(
             tables.html(found.rows("native", parameters), beside=False), f"Table 2. {caption(found, 'native')}")),
-        ("Three means, three deviations", three_means(found)),
-        ("Subjects", picture(
-            drawn["distributions"], "Every test subject, by the chosen restart of its fold; bar: quartiles, stroke: "
-            "median. Scan's own grid.", "Distribution of scores by subject")
-         + picture(drawn["volume_dice"], "True lesion volume against lesion Dice; black: medians of fifths.",
+        ("Means over folds, runs and subjects", three_means(found)),
+        ("Scores by subject", picture(
+            drawn["distributions"], "Each dot is a test subject, scored by the selected restart of its fold. Grey bar: "
+            "interquartile range; black tick: median. Native grid.", "Distribution of scores by subject")
+         + picture(drawn["volume_dice"], "True lesion volume against lesion Dice. Black: median of each fifth of the "
+                   "cases, by volume.",
                    "Lesion volume against Dice")
-         + picture(drawn["bland_altman"], "Bland–Altman plot of lesion volumes; solid: bias, dashed: bias ± 1.96 SD.",
+         + picture(drawn["bland_altman"], "Bland–Altman plot of lesion volumes. Solid: bias; dashed: bias ± 1.96 SD.",
                    "Bland–Altman plot of volumes")),
         ("All scores over subjects", all_scores(found)),
         (f"Tests against {found.reference}", tests_table(found)),
         (f"Worst cases of {found.reference}", worst_cases(worst, why_not)),
-        ("How it was made", provenance(found, plan)),
+        ("Provenance", provenance(found, plan)),
     ]
     return whole("Cross-validation of lesion segmentation", lead, sections)
 
@@ -137,9 +138,9 @@ def three_means(found: "Results") -> str:
                           interval(s.low, s.high)])
     titles = ["Model", "Score", "over folds", "n", "over folds and restarts", "n", "over subjects", "n",
               "95 % interval"]
-    return table(tables.html_table(titles, lines), "Mean (SD). Over folds: of the chosen restarts, as the paper. "
-                 "Over folds and restarts: every run. Over subjects: each once, by the chosen restart; interval "
-                 "by bootstrap over subjects. Conformed grid.")
+    return table(tables.html_table(titles, lines), "Mean (SD). Over folds: selected restarts, as in the paper. "
+                 "Over folds and restarts: all runs. Over subjects: each subject once, scored by the selected restart, "
+                 "with a bootstrap interval. Conformed grid.")
 
 
 def all_scores(found: "Results") -> str:
@@ -148,16 +149,16 @@ def all_scores(found: "Results") -> str:
     lines = [[escape(model), *(tables.cell(by_model[model].subjects, 1 if name.endswith("_mm") else 3)
                                for name, by_model in scores.items())] for model in found.models]
     return table(tables.html_table(["Model", *(charts.LABELS[name] for name in scores)], lines),
-                 "Mean (SD) over subjects, scan's own grid; lesions are 26-connected. HD95: 95th percentile of the "
-                 "surface distances, ASD: their mean, NSD: normalised surface Dice at 2 mm. Where nothing was "
-                 "predicted, or something where nothing is, both distances count with the volume's diagonal.",
+                 "Mean (SD) over subjects, native grid; lesions are 26-connected. HD95: 95th percentile of the "
+                 "surface distances, ASD: their mean, NSD: normalised surface Dice at 2 mm. If only one of "
+                 "prediction and truth is empty, both distances are the diagonal of the volume.",
                  "scroll wide")
 
 
 def tests_table(found: "Results") -> str:
     """Wilcoxon tests of every model against the reference."""
     if len(found.models) == 1:
-        return '<p class="note">There is one model, so there is nothing to test.</p>\n'
+        return '<p class="note">There is only one model, so there is nothing to test.</p>\n'
     lines = [[escape(model), charts.LABELS[score], str(c.n), number(c.difference, "+.3f"), interval(c.low, c.high),
               p_value(c.p), p_value(c.p_holm), number(c.effect, "+.2f"), c.stars]
              for score, by_model in found.tests["conformed"].items() for model, c in by_model.items()]
@@ -175,13 +176,13 @@ def worst_cases(worst: Sequence[tuple[Path, str]], why_not: str) -> str:
 
 
 def provenance(found: "Results", plan: Mapping) -> str:
-    """Data set, splits, chosen restarts and what else is needed to make it again."""
+    """Data set, splits, selected restarts and everything else that is needed to reproduce the report."""
     chosen = "; ".join(f"{model}: " + ", ".join(f"fold {fold} restart {run.restart}" for (name, fold), run
                                                 in sorted(found.chosen.items()) if name == model)
                        for model in plan["models"] if model in found.models)
     items = [f"Data set {plan['data']}, fingerprint {plan['fingerprint']}", f"Splits {plan['split_hash']}",
              f"Seeds {plan['seed']} and up, validation on inner fold {plan['inner_fold']}",
-             f"Chosen restarts: {chosen}",
+             f"Selected restarts: {chosen}",
              "Recipes: " + "; ".join(" ".join([Path(entry["recipe"]).name, *entry["flags"]])
                                      for entry in plan["models"].values()),
              "Versions: " + ", ".join(f"{name} {version}" for name, version in plan["versions"].items())]

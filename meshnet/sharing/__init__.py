@@ -1,1 +1,1 @@
-"""Models and data sets handed on and taken in: the Hub, ONNX, brainchop's layout, .pth. Used by scripts alone."""
+"""Exchange of models and data sets: the Hub, ONNX, brainchop's layout, .pth files. Imported by scripts only."""

@@ -1,4 +1,4 @@
-"""A foreign network taken in: brainchop's TensorFlow.js layout or a ``.pth`` file becomes a model folder."""
+"""Import a foreign network: brainchop's TensorFlow.js layout or a ``.pth`` file becomes a model folder."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 
-HEAD_MM = 128  # no head fits into a grid that is shorter than this along an axis
+HEAD_MM = 128  # a grid shorter than this along an axis is too small for a head
 NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
 MIRROR = str.maketrans("LPI", "RAS")
-RECIPE = "recipe.yaml"  # beside an imported model: its architecture as train.py wants it
+RECIPE = "recipe.yaml"  # beside an imported model: its architecture, for train.py
 # How the recipe of an interrupted import is known. Text on disk: older imports begin with it, so it stays as it is.
 IMPORTED = "# Written by python -m meshnet.export import.\n"
 
@@ -30,7 +30,7 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
         channels, classes, scaling, orientation, voxel_mm: what the network was trained on, see ``imported_card``.
 
     Raises:
-        UserError: for a file that is none of these, or an ``out`` that holds something else.
+        UserError: for any other file, or an ``out`` that holds something else.
     """
     import yaml
 
@@ -75,7 +75,7 @@ def imported_card(source: Path, model, info: dict, channels: list[str], classes:
         model: the network that was read.
         info: ``shape`` and ``normalize`` as ``read_tfjs`` gives them.
         channels: what each input channel is.
-        scaling: how intensities were scaled; as the file says, else min-max, where None.
+        scaling: how intensities were scaled; None: as the file says, else min-max.
 
     Raises:
         UserError: for names that do not fit the network, or a scaling in the file that this program lacks.
@@ -84,23 +84,23 @@ def imported_card(source: Path, model, info: dict, channels: list[str], classes:
     known = isinstance(asked, dict) and NORMALIZE.get(tuple(asked.get(key) for key in ("type", "min", "max")))
     scaling = scaling or known or None
     if scaling is None:
-        raise UserError(f"{source}: asks for the scaling {json.dumps(asked)}, which this program does not have; "
+        raise UserError(f"{source}: found the scaling {json.dumps(asked)}, which is not supported; "
                         "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
     inputs, outputs = model.arguments["in_channels"], model.arguments["classes"]
-    names = classes or class_names(source.with_name("colormap.json"), outputs)
+    names = classes or names_from_colormap(source.with_name("colormap.json"), outputs)
     if len(names) != outputs or len(channels) != inputs:
         raise UserError(f"{source}: has {inputs} input channels and {outputs} classes, found {len(channels)} names in "
                         f"--channels and {len(names)} in --classes")
     shape = info["shape"]
-    if shape and min(shape) * voxel_mm < HEAD_MM:  # trained on parts of a volume: no grid for a head
+    if shape and min(shape) * voxel_mm < HEAD_MM:  # trained on subvolumes: not a grid for whole heads
         shape = None
     return Card(channels, names, voxel_mm=voxel_mm, shape=shape, orientation=orientation.upper(), scaling=scaling,
                 training_data={"imported_from": source.name})
 
 
 def check_free(out: Path) -> None:
-    """Raise a UserError if ``out`` holds something that an import would write over; an earlier import may go, whole or
-    interrupted (which leaves the recipe, that begins with ``IMPORTED``, and perhaps the weights)."""
+    """Raise a UserError if ``out`` holds anything but an earlier import. An interrupted import leaves the recipe, which
+    begins with ``IMPORTED``, and perhaps the weights."""
     check_folder(out)
     found = {path.name for path in out.iterdir() if not path.name.startswith(".tmp-")} if out.is_dir() else set()
     if CONFIG in found:
@@ -110,11 +110,11 @@ def check_free(out: Path) -> None:
         recipe = out / RECIPE
         ours = not found or (recipe.is_file() and recipe.read_bytes().startswith(IMPORTED.encode()))
     if found - {CONFIG, WEIGHTS, RECIPE} or not ours:
-        raise UserError(f"{out}: holds something that is no imported model, expected an empty folder; give another one")
+        raise UserError(f"{out}: found something other than an imported model, expected an empty folder; give another")
 
 
 def check_grid(orientation: str, voxel_mm: float) -> None:
-    """Raise a UserError for an orientation or a voxel size that no grid has."""
+    """Raise a UserError for an invalid orientation or voxel size."""
     if sorted("RAS".find(c.translate(MIRROR)) for c in orientation.upper()) != [0, 1, 2]:
         raise UserError(f"--orientation: found {orientation!r}, expected three axis codes such as LIA")
     if not 0 < voxel_mm < math.inf:
@@ -122,7 +122,7 @@ def check_grid(orientation: str, voxel_mm: float) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Raise a UserError if ``out`` is there and no folder."""
+    """Raise a UserError if ``out`` exists and is not a folder."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, expected a folder to write to; give another name")
 
@@ -135,7 +135,7 @@ def parse_dilations(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def class_names(path: Path, classes: int) -> list[str]:
+def names_from_colormap(path: Path, classes: int) -> list[str]:
     """The names in brainchop's colormap.json where they fit, else ``class 1`` and so on after the background."""
     if path.is_file():
         try:

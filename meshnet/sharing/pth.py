@@ -1,7 +1,7 @@
 """Weights of a MeshNet from elsewhere: a ``.pth`` state dict (or safetensors under that name), layers in order.
 
-Names differ from project to project, so layers are told by their tensors: five axes are a convolution, running
-statistics a batch norm, one axis alone an affine group norm. What tensors cannot say (dilations, activation, a norm
+Names differ between projects, so layers are recognised by their tensors: five axes are a convolution, running
+statistics a batch norm, a single axis an affine group norm. What tensors cannot say (dilations, activation, a norm
 without weights) comes from brainchop's ``model.json`` beside the file or from flags.
 """
 
@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from meshnet.config import ACTIVATIONS
 from meshnet.errors import UserError
-from meshnet.networks.meshnet import ACTIVATIONS, MeshNet
+from meshnet.networks.meshnet import MeshNet
 from meshnet.sharing.stages import Stage, assemble
 from meshnet.sharing.tfjs import NORMALISED
 
@@ -40,8 +41,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             content = sorted_state(load_file(path))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         words = str(error)[:120].partition("\n")[0]
-        raise UserError(f"{path}: cannot be opened as plain weights ({words}); expected a state dict of tensors, "
-                        " saved by torch.save(model.state_dict(), ...)") from None
+        raise UserError(f"{path}: cannot be opened as plain weights ({words}); expected a state dict of tensors "
+                        "saved by torch.save(model.state_dict(), ...)") from None
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -140,8 +141,8 @@ def read_torch(path: Path, layout: dict) -> MeshNet:
     stages = stages_from_state(read_state(path), path)
     dilations = layout.get("dilations")
     if not dilations:
-        raise UserError(f"{path}: has {len(stages) - 1} blocks of unknown dilation; put brainchop's model.json beside "
-                        "it or give --dilations 1,2,4,… and --activation")
+        raise UserError(f"{path}: found {len(stages) - 1} blocks of unknown dilation; put brainchop's model.json "
+                        "beside it or give --dilations 1,2,4,… and --activation")
     if len(dilations) != len(stages) - 1:
         raise UserError(f"{path}: found {len(stages) - 1} blocks, expected {len(dilations)} as the dilations say "
                         f"({','.join(map(str, dilations))})")
@@ -150,7 +151,7 @@ def read_torch(path: Path, layout: dict) -> MeshNet:
         norm = "group"
         if all(stage.norm is None for stage in stages) and stages[0].bias is not None:
             raise UserError(f"{path}: has biases and no weights of a norm, but its layout says bnorm; give --norm none "
-                            "if batch norm was folded into the convolutions, else --norm group")
+                            "if batch norm was fused into the convolutions, else --norm group")
     for stage, dilation in zip(stages, dilations):
         stage.dilation = dilation
         stage.activation = layout.get("activation") or "relu"

@@ -1,4 +1,4 @@
-"""Pretrained models by name: the built-in ones, and public MeshNets that are fetched and imported when first used.
+"""Pretrained models by name: the built-in ones, and public MeshNets that are downloaded and imported on first use.
 
 A public model is pinned to a commit of the repository that publishes it, so that a name always means the same network.
 """
@@ -29,7 +29,7 @@ class Public:
     licence: str = "MIT"
     scaling: str | None = None  # as the file says, else minmax
     sha256: str | None = None  # of the binary
-    checked: str = "not tried by this project"
+    checked: str = "not tested by this project"
 
 
 PUBLIC = {
@@ -48,16 +48,16 @@ PUBLIC = {
 
 
 def find(name: str | Path) -> str | Path:
-    """``name``, or where it is one of ``PUBLIC`` (and nothing of that name lies here) the folder that it is fetched
-    to: what ``networks.folder.find_folder`` understands. Scripts that take a model by name call this first."""
+    """``name``, or for one of ``PUBLIC`` (unless a file of that name exists) the folder that it is downloaded to, as
+    ``networks.folder.find_folder`` accepts it. Scripts that take a model by name call this first."""
     return fetch(str(name)) if str(name) in PUBLIC and not Path(name).exists() else name
 
 
 def fetch(name: str) -> Path:
-    """The model folder of a public model, fetched and imported where it is not there yet.
+    """The model folder of a public model, downloaded and imported if it is not cached.
 
     Raises:
-        UserError: with no network, or if what arrives is not what is pinned.
+        UserError: without a network, or if the download is not the pinned file.
     """
     from meshnet.networks.card import CONFIG
     from meshnet.networks.folder import save_model
@@ -65,7 +65,7 @@ def fetch(name: str) -> Path:
     from meshnet.sharing.tfjs import read_tfjs
 
     model = PUBLIC[name]
-    folder = cache_folder() / f"{name}-{identity(model)}"
+    folder = cache_folder() / f"{name}-{cache_key(model)}"
     if (folder / CONFIG).is_file():
         return folder
     raw = folder / "published"
@@ -76,10 +76,10 @@ def fetch(name: str) -> Path:
         download(f"{SOURCE}/{model.commit}/{model.folder}/colormap.json", raw / "colormap.json", optional=True)
     if model.sha256 and hashlib.sha256((raw / model.binary).read_bytes()).hexdigest() != model.sha256:
         (raw / model.binary).unlink()
-        raise UserError(f"{name}: the weights that arrived are not the pinned ones (sha256 differs); try again")
+        raise UserError(f"{name}: the downloaded weights are not the pinned ones (sha256 differs); try again")
     try:
         network, info = read_tfjs(raw / "model.json")
-    except UserError:  # not what was published: the next call fetches it anew
+    except UserError:  # a damaged download: the next call repeats it
         for file in (model.binary, "model.json"):
             (raw / file).unlink(missing_ok=True)
         raise
@@ -89,14 +89,14 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def identity(model: Public) -> str:
-    """Eight digits that change with anything of ``model`` that changes the model folder made of it."""
+def cache_key(model: Public) -> str:
+    """Eight hex digits of everything in ``model`` that decides what its model folder holds."""
     made_of = (model.commit, model.folder, model.binary, model.channel, model.scaling, model.sha256)
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
 
 
 def download(url: str, path: Path, optional: bool = False) -> None:
-    """Fetch ``url`` to ``path``, whole or not at all; nothing where an ``optional`` file does not exist there.
+    """Download ``url`` to ``path``, whole or not at all; a missing ``optional`` file is skipped.
 
     Raises:
         UserError: naming the host and what went wrong.
@@ -123,7 +123,7 @@ def download(url: str, path: Path, optional: bool = False) -> None:
 
 
 def list_models() -> str:
-    """The models that can be had by name, a line each, as text: built-in ones first."""
+    """The models available by name as text, a line each, built-in ones first."""
     from meshnet.networks.card import CONFIG, read_card
     from meshnet.networks.folder import BUILT_IN
 
@@ -136,5 +136,5 @@ def list_models() -> str:
                      f"neuroneural/brainchop, {model.folder} ({model.checked})"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in rows]
-    return "\n".join([*lines, "", "Any Hub repository of this form: --model user/name[@revision].",
+    return "\n".join([*lines, "", "Models on the Hugging Face Hub: --model user/name[@revision].",
                       "Research software, not for diagnosis."])

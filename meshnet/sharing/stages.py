@@ -1,14 +1,15 @@
-"""What foreign formats have in common: a MeshNet as a column of convolutions, each with what follows it."""
+"""The common form of foreign networks: a MeshNet as a sequence of convolutions, each with what follows it."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from meshnet.config import ACTIVATIONS
 from meshnet.errors import UserError
-from meshnet.networks.meshnet import ACTIVATIONS, MeshNet
+from meshnet.networks.meshnet import MeshNet
 
-EPSILON = 1e-5  # torch's, of batch and group norm; the network takes no other
+EPSILON = 1e-5  # of batch and group norm in torch; MeshNet has no other
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Stage:
 
 
 def assemble(stages: list[Stage], where: str) -> MeshNet:
-    """The MeshNet that ``stages`` describe: 3×3×3 blocks that are all alike, then a 1×1×1 layer to the classes.
+    """The MeshNet that ``stages`` describe: identical 3×3×3 blocks, then a 1×1×1 layer to the classes.
 
     Raises:
         UserError: naming ``where`` and the first thing that a MeshNet cannot express.
@@ -49,8 +50,8 @@ def assemble(stages: list[Stage], where: str) -> MeshNet:
         different += [a for a in ("bias", "gamma") if (getattr(stage, a) is None) != (getattr(first, a) is None)]
         different += ["channels"] if stage.weight.shape[0] != first.weight.shape[0] else []
         if different:
-            raise UserError(f"{where}: block {i} differs from block 0 in {different[0]}; a MeshNet has blocks that are "
-                            "all alike")
+            raise UserError(f"{where}: block {i} differs from block 0 in {different[0]}; a MeshNet has identical "
+                            "blocks")
     if first.activation not in ACTIVATIONS:
         raise UserError(f"{where}: found activation {first.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     channels = first.weight.shape[0]
@@ -80,7 +81,7 @@ def fill(layer: nn.Conv3d, stage: Stage) -> None:
 
 
 def stages_of(model: MeshNet) -> list[Stage]:
-    """``model`` as stages; batch norm is folded into the convolutions, since brainchop has none."""
+    """``model`` as stages; batch norm is fused into the convolutions, since brainchop has none."""
     from meshnet.networks.fuse import fuse
 
     arguments = model.arguments

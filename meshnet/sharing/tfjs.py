@@ -1,7 +1,7 @@
 """brainchop's TensorFlow.js layout: a Keras layers model (``model.json``) and its weights in one binary, in and out.
 
 Format: the "layers-model" of TensorFlow.js, as brainchop.org reads it. A convolution's kernel is (X, Y, Z, in, out),
-where torch has (out, in, X, Y, Z). Group norm is no Keras layer, and the published networks write it in two ways:
+where torch has (out, in, X, Y, Z). Group norm is not a Keras layer; published networks store it in two ways:
 
 * The name of a convolution ends in ``_gn``: brainchop.org normalises each of its channels (epsilon 1e-5). Weights of
   the norm, where it has some, are a convolution 1×1×1 behind it with a diagonal kernel. This module writes this form.
@@ -38,7 +38,7 @@ def read_tfjs(path: Path) -> tuple[MeshNet, dict]:
         ``normalize`` (brainchop's ``_normalize``; None where absent).
 
     Raises:
-        UserError: for files that are not whole, or layers that a MeshNet does not have.
+        UserError: for incomplete files, or layers that a MeshNet does not have.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def check_chain(layers: list[dict], path: Path) -> None:
         inputs = [edge[0] for node in layer.get("inbound_nodes", []) for edge in node]
         if inputs and inputs != [before["config"]["name"]]:
             raise UserError(f"{path}: layer {layer['config']['name']} takes {', '.join(inputs)}, expected "
-                            f"{before['config']['name']} alone; a MeshNet is a plain column")
+                            f"{before['config']['name']} alone; a MeshNet is a plain sequence")
 
 
 def add_layer(stages: list[Stage], kind: str, settings: dict, weights: dict, path: Path) -> None:
@@ -128,7 +128,7 @@ def is_scale(stages: list[Stage], kernel: torch.Tensor, bias: torch.Tensor | Non
 
 
 def add_norm(stage: Stage, name: str, settings: dict, weights: dict, path: Path, norm: str) -> None:
-    """Note a norm layer on ``stage``. Weights of exactly one and zero are no weights at all."""
+    """Record a norm layer on ``stage``. Weights of exactly one and zero count as no weights."""
     stage.norm, stage.groups = norm, settings.get("num_groups", 0)
     epsilon = settings.get("epsilon", 1e-3 if norm == "batch" else EPSILON)
     if stage.activation:
@@ -178,7 +178,7 @@ def read_weights(path: Path, manifest: list[dict]) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 def colours(classes: list[str]) -> dict:
-    """brainchop's colormap of the classes: black, then hues as far apart as they come, red first."""
+    """brainchop's colormap of the classes: black, then hues as far apart as possible, red first."""
     golden = (5**0.5 - 1) / 2
     hues = [colorsys.hsv_to_rgb(i * golden % 1, 1, 1) for i in range(len(classes) - 1)]
     table = [(0, 0, 0), *(tuple(round(255 * part) for part in colour) for colour in hues)]
@@ -189,11 +189,11 @@ def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
     """Write ``folder/model.json``, its binary and ``colormap.json`` (the classes' names), each whole, the JSON last.
 
     Raises:
-        UserError: for a network that is no MeshNet, or a norm over several channels at once.
+        UserError: for a network that is not a MeshNet, or a norm over several channels at once.
     """
     if not isinstance(model, MeshNet):
-        raise UserError(f"{card.name}: expected meshnet, brainchop runs no other network; export onnx takes the "
-                        "convolutional ones")
+        raise UserError(f"{card.name}: expected meshnet, the only network that brainchop runs; share.py onnx "
+                        "exports other convolutional networks")
     stages = stages_of(model)
     if any(stage.norm and stage.groups != len(stage.weight) for stage in stages):
         raise UserError(f"model.norm_groups: found {model.arguments['norm_groups']}, expected "
@@ -242,10 +242,10 @@ def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
 
 
 def brainchop_fit(card: Card) -> str:
-    """What brainchop.org's entry for this network must say, or what it cannot give the network."""
+    """The settings of brainchop.org's entry for this network, or why they cannot fit it."""
     wanted = f"{card.orientation}, {card.voxel_mm:g} mm, {card.scaling}, {' + '.join(card.channels)}"
     given = card.orientation == "LIA" and card.voxel_mm == 1 and len(card.channels) == 1
-    # A conformed scan reaches from 0 to 255, so that min-max changes nothing.
+    # A conformed scan ranges from 0 to 255, so min-max changes nothing.
     quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card.scaling)
     if given and quantiles:
         return f"for brainchop.org: enableTranspose true, enableQuantileNorm {quantiles}"

@@ -1,4 +1,4 @@
-"""ONNX, with sizes left open, and how far it agrees with PyTorch. Needs requirements-export.txt."""
+"""ONNX export with dynamic sizes, and how well it agrees with PyTorch. Needs requirements-export.txt."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ class HalfConvolution(nn.Module):
 def served(network: nn.Module, precision: str) -> nn.Module:
     """A copy of ``network`` in eval mode with float32 in and out. In ``fp16`` its convolutions compute in half
     precision and the rest, norms above all, in float32, as autocast does in training."""
-    network = copy.deepcopy(folded(network)).eval()
+    network = copy.deepcopy(fused(network)).eval()
     if precision == "fp16":
         for parent in list(network.modules()):
             for name, layer in list(parent.named_children()):
@@ -51,8 +51,8 @@ def served(network: nn.Module, precision: str) -> nn.Module:
     return network
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """``network`` with a MeshNet's batch norm folded into its convolutions (in float64), so that half precision rounds
+def fused(network: nn.Module) -> nn.Module:
+    """``network`` with a MeshNet's batch norm fused into its convolutions (in float64), so that half precision rounds
     each weight once; others as they are."""
     if not isinstance(network, MeshNet) or network.arguments["norm"] != "batch":
         return network
@@ -67,28 +67,28 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def core(model: nn.Module) -> tuple[nn.Module, int]:
-    """What is exported, and the multiple that its sizes must be: a baseline goes without the padding around it."""
+    """The network to export, and what its sizes must be multiples of: baselines are exported without their padding."""
     return (model.network, model.multiple) if hasattr(model, "multiple") else (model, 1)
 
 
 def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32") -> None:
-    """Write ``model`` as ONNX: input ``volume`` (B, C, X, Y, Z) and output ``logits``, all sizes but C and K open.
+    """Write ``model`` as ONNX: input ``volume`` (B, C, X, Y, Z) and output ``logits``, all sizes but C and K dynamic.
 
     The card travels in the file's metadata under ``meshnet``.
 
     Raises:
-        UserError: where the ONNX packages are missing, or the network cannot be exported with open sizes.
+        UserError: if the ONNX packages are missing, or the network cannot be exported with dynamic sizes.
     """
     if "image_size" in model.arguments or card.name not in ("meshnet", "segresnet", "unet", "residual_unet", "vnet",
                                                                "mednext_s", "mednext_b", "mednext_m"):
-        raise UserError(f"{card.name}: cannot be exported with open sizes; expected meshnet or a convolutional "
+        raise UserError(f"{card.name}: cannot be exported with dynamic sizes; expected meshnet or a convolutional "
                         "baseline")
     onnx = import_package("onnx")
     network, multiple = core(model)
     sample = torch.zeros(1, len(card.channels), *[max(16, 2 * multiple)] * 3)
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
     with whole_file(path) as temporary, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer's notes on constants, which the parity below answers
+        warnings.simplefilter("ignore")  # the tracer's notes on constants; agreement is measured below
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(served(network, precision), (sample,), str(temporary), dynamo=False,
                           opset_version=OPSET, input_names=["volume"], output_names=["logits"],
@@ -102,7 +102,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32"
 
 
 def import_package(name: str):
-    """An optional package, or one line that says how to get it."""
+    """An optional package, or one line that says how to install it."""
     try:
         return __import__(name)
     except ImportError:
@@ -110,14 +110,14 @@ def import_package(name: str):
 
 
 def compare(model: nn.Module, path: Path, volumes: list[np.ndarray]) -> dict:
-    """How far ONNX Runtime agrees with PyTorch in float32.
+    """How well ONNX Runtime agrees with PyTorch in float32.
 
     Args:
         volumes: (C, X, Y, Z) float32 each, what the network would see.
 
     Returns:
         ``relative_difference``: the largest difference of two logits over the largest logit, infinite where ONNX
-        Runtime gives something that is no number. ``dice``: Dice between both arg-max labels, the lowest over the
+        Runtime returns NaN or infinity. ``dice``: Dice between both arg-max labels, the lowest over the
         classes but background that either marks; None where neither marks any.
     """
     session = import_package("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -143,7 +143,7 @@ def compare(model: nn.Module, path: Path, volumes: list[np.ndarray]) -> dict:
 
 
 def trial_volumes(channels: int) -> list[np.ndarray]:
-    """Smooth blobs on zero background, of the sizes ``TRIAL_SIZES``; the same on every call."""
+    """Smooth blobs on a zero background, of the sizes ``TRIAL_SIZES``, identical on every call."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(0)
@@ -155,8 +155,8 @@ def trial_volumes(channels: int) -> list[np.ndarray]:
 
 
 def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] = ()) -> str:
-    """Write the model ``name`` as ONNX and measure how far it agrees with PyTorch, on ``scan`` (a file a channel) or
-    on made-up volumes; returns what to tell the user."""
+    """Write the model ``name`` as ONNX and measure how well it agrees with PyTorch on ``scan`` (a file for each
+    channel) or on made-up volumes; returns the result in words."""
     model, card = load_model(name)
     if out.is_dir():
         raise UserError(f"{out}: is a folder, expected a file to write, such as model.onnx")
@@ -164,6 +164,6 @@ def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] =
     write_onnx(model, card, out, precision)
     parity = compare(model, out, volumes or trial_volumes(len(card.channels)))
     where = "the scan" if volumes else "two made-up volumes"
-    dice = "no class but background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
+    dice = "only background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
     return (f"{out}: {precision}, {out.stat().st_size:,} bytes; against PyTorch on "
             f"{where}: largest logit difference {parity['relative_difference']:.2e} of the largest logit, {dice}")

@@ -97,7 +97,7 @@ def test_missing_runs_are_named_and_incomplete_models_marked(out, quick):
     (out / "runs/meshnet5/fold1_restart0/DONE").unlink()
     page = write_report(out, pictures=0).read_text()
     for line in ("meshnet5, fold 2, restart 0: not started",
-                 "meshnet5, fold 2, restart 1: in training, 2 epoch(s) done",
+                 "meshnet5, fold 2, restart 1: in training, 2 epochs done",
                  "meshnet26, fold 0, restart 0: trained, not scored",
                  "meshnet5, fold 1, restart 0: failed: the loss is nan"):
         assert line in page

@@ -26,7 +26,7 @@ def test_runs_of_other_splits_are_refused(out):
 
 def test_splits_changed_by_hand_or_swapped_are_refused(out):
     change(out / "splits.json", '"seed": 0', '"seed": 1')
-    with pytest.raises(UserError, match="changed by hand"):
+    with pytest.raises(UserError, match="was edited"):
         write_report(out)
     made_up.write_json(out / "splits.json", made_up.splits_of(3, 3))
     with pytest.raises(UserError, match="found splits"):

@@ -65,6 +65,22 @@ def test_averaged_weights_are_used_on_request(tmp_path):
     assert volumes[0] > 0 and volumes[1] == 0
 
 
+def test_without_a_scan_a_terminal_shows_the_common_commands(root):
+    """Elsewhere it is one line, as every mistake."""
+    import pty
+
+    main, terminal = pty.openpty()
+    found = subprocess.run([sys.executable, "infer.py"], cwd=root, stdin=terminal, stdout=terminal, stderr=terminal,
+                           check=False)
+    os.close(terminal)
+    shown = os.read(main, 10_000).decode()
+    os.close(main)
+    assert found.returncode == 2 and shown.count("    python infer.py") == 3 and "--help" in shown, shown
+    found = subprocess.run([sys.executable, "infer.py"], cwd=root, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == "error: no scan given; try: python infer.py scan.nii.gz\n"
+
+
 def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path):
     folder, out = tmp_path / "scans", tmp_path / "out"
     folder.mkdir()
@@ -78,7 +94,7 @@ def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path)
     stamp = masks["a"].stat().st_mtime_ns
     (folder / "b.nii.gz").unlink()
     again = infer(folder, "-o", out, "--model", model, "--no-picture")
-    assert masks["a"].stat().st_mtime_ns == stamp and "is there already" in again.stderr
+    assert masks["a"].stat().st_mtime_ns == stamp and "exists, skipped" in again.stderr
     shares = [infer(folder, "-o", tmp_path / f"rank{rank}", "--model", model, "--no-picture",
                     env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)]
     assert [share.stdout.count("_lesion.nii.gz") for share in shares] == [1, 1]

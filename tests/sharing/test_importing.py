@@ -61,7 +61,7 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
     run_command("import", path, tmp_path / "m", "--channels", "T2w")
     assert read_card(tmp_path / "m").channels == ["T2w"]
     save_model(tmp_path / "trained", MeshNet(4), Card(**CARD))
-    for taken, message in ((tmp_path / "trained", "no imported model"), (tmp_path, "no imported model"),
+    for taken, message in ((tmp_path / "trained", "other than an imported model"), (tmp_path, "no imported model"),
                            (path, "is a file")):
         with pytest.raises(UserError, match=message):
             run_command("import", path, taken)
@@ -74,7 +74,7 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
         foreign = tmp_path / f"with {name}"
         foreign.mkdir()
         (foreign / name).write_bytes(content)
-        with pytest.raises(UserError, match="no imported model"):
+        with pytest.raises(UserError, match="other than an imported model"):
             run_command("import", path, foreign)
         assert {path.name: path.read_bytes() for path in foreign.iterdir()} == {name: content}
 

@@ -40,7 +40,7 @@ def test_a_layout_that_leaves_the_norm_open_is_asked_about(tmp_path):
     torch.manual_seed(0)
     reference = Published(nn.ELU).eval()  # batch norm folded in: biases, no weights of a norm
     path = save_published(tmp_path, reference, {"bnorm": True, "elu": True})
-    with pytest.raises(UserError, match="--norm none if batch norm was folded"):
+    with pytest.raises(UserError, match="--norm none if batch norm was fused"):
         run_command("import", path, tmp_path / "m")
     run_command("import", path, tmp_path / "m", "--norm", "none")
     x = torch.randn(1, 1, 8, 8, 8)

@@ -12,6 +12,7 @@ from meshnet import hub
 from meshnet.crossval.plan import PLAN
 from meshnet.errors import UserError
 from meshnet.networks import build
+from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.sharing import push
 
@@ -25,6 +26,24 @@ def test_round_trip_gives_the_same_network(server, run_folder):
     x = torch.randn(1, 1, 9, 8, 7)
     assert torch.equal(ours(x), theirs(x)) and card.classes == CARD["classes"]
     assert torch.equal(ours(x), MeshNet.from_pretrained("user/stroke")(x))
+
+
+def test_a_network_in_memory_is_pushed_with_its_card(server):
+    network = MeshNet(channels=4, dilations=(1, 2), in_channels=1).eval()
+    address = network.push_to_hub("user/mine", Card(["FLAIR"], ["background", "lesion"], voxel_mm=2.0))
+    repo = server.repos["model", "user/mine"]
+    sha, files = repo["commits"][-1]
+    assert repo["private"] and sha in address
+    assert set(files) == {"README.md", "config.json", "model.safetensors"}
+    assert b"user/mine" in files["README.md"] and b"FLAIR" in files["README.md"]
+    assert json.loads(files["config.json"])["voxel_mm"] == 2.0
+    pulled = MeshNet.from_pretrained("user/mine")
+    assert pulled.card.channels == ["FLAIR"] and pulled.arguments == network.arguments
+    assert all(torch.equal(pulled.state_dict()[key], value) for key, value in network.state_dict().items())
+    pulled.push_to_hub("user/again")  # with the card that it came with
+    assert server.repos["model", "user/again"]["commits"][-1][1]["config.json"] == files["config.json"]
+    with pytest.raises(UserError, match="expected user/name"):
+        network.push_to_hub("user/mine@main")
 
 
 def test_what_goes_up(server, run_folder):
@@ -89,10 +108,10 @@ def test_the_card_has_the_table_of_the_report(server, run_folder, tmp_path):
 
 def test_refused_tokens_and_missing_rights(server, run_folder, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
-    with pytest.raises(UserError, match="refuses the token") as refused:
+    with pytest.raises(UserError, match="rejects the token") as refused:
         push.push_run(run_folder, "user/stroke")
     monkeypatch.setenv("HF_TOKEN", READER)
-    with pytest.raises(UserError, match="no right"):
+    with pytest.raises(UserError, match="not allowed to do this"):
         push.push_run(run_folder, "user/stroke")
     printed = "".join(capfd.readouterr()) + str(refused.value)
     assert not server.repos and "x" * 30 not in printed and READER not in printed
@@ -127,7 +146,7 @@ def test_training_pushes_when_it_is_done(server, tiny_data, tmp_path, monkeypatc
     with monkeypatch.context() as changed:
         changed.setenv("HF_TOKEN", "hf_" + "x" * 30)
         found = run_script_file("train.py", *common, "user/stroke", check=False)
-    assert found.returncode == 2 and "refuses the token" in found.stderr and found.stderr.count("\n") == 1
+    assert found.returncode == 2 and "rejects the token" in found.stderr and found.stderr.count("\n") == 1
     assert f"share.py push {tmp_path / 'run'} user/stroke" in found.stderr and not server.repos
     run_script_file("train.py", *common, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
@@ -195,5 +214,5 @@ def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
     here, there = (build.load_model(tmp_path / name)[0] for name in ("disk", "hub"))
     assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters()))
     found = run_script_file("train.py", *common, "--data", "data/typo", "--run_dir", tmp_path / "x", check=False)
-    assert found.returncode == 2 and "data/typo: no such folder here, and as a dataset on the Hub" in found.stderr
+    assert found.returncode == 2 and "data/typo: no such folder, and as a dataset on the Hub" in found.stderr
     assert hub.data_folder("recipes/none/x") == "recipes/none/x" and hub.data_folder(str(tiny_data)) == str(tiny_data)

@@ -56,7 +56,7 @@ def read_metadata(path: Path) -> dict:
 
 
 def test_half_precision_rounds_each_weight_once(tmp_path):
-    """Batch norm is folded before weights are halved: the file has folded weights, rounded, and biases as they are."""
+    """Batch norm is fused before weights are halved: the file has fused weights, rounded, and biases as they are."""
     onnx = pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
     from onnx.numpy_helper import to_array
 
@@ -140,9 +140,9 @@ def test_only_a_batch_norm_is_folded():
     torch.manual_seed(0)
     for network in (MeshNet(4, dilations=(1, 2), norm="group").eval(), MeshNet(4, dilations=(1,), norm="none").eval(),
                     nn.Conv3d(1, 2, 1)):
-        assert to_onnx.folded(network) is network
+        assert to_onnx.fused(network) is network
     network = randomise(MeshNet(4, dilations=(1, 2), bias=False, final_bias=False, dropout=0.5))
-    plain, x = to_onnx.folded(network).eval(), torch.randn(1, 1, 7, 6, 5)
+    plain, x = to_onnx.fused(network).eval(), torch.randn(1, 1, 7, 6, 5)
     assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm3d | nn.Dropout3d)]
     torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5)
 
