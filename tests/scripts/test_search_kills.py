@@ -21,7 +21,7 @@ def test_ctrl_c_leaves_everything_resumable(bench):
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=20)[0]
     assert process.returncode == 130, output
-    assert "the same command goes on later" in output
+    assert "the same command continues later" in output
     assert runs_of(bench.folder) == []
     assert bench.status("study")["state"] == "interrupted"
     assert bench.ask("study", "SELECT DISTINCT reason FROM attempts WHERE reason != ''") == [("interrupted",)]
