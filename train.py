@@ -1,6 +1,6 @@
 """Train one network on one fold with one seed: one process group, one run folder.
 
-The same command again goes on where the run stopped. See README.md and ``python train.py --help``.
+The same command again continues where the run stopped. See docs/training.md and ``python train.py --help``.
 """
 
 import argparse
@@ -18,17 +18,18 @@ DIVERGED = 3  # exit code of a run whose loss became NaN or infinite
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py), or user/name on the Hub")
-    parser.add_argument("--fold", type=int, default=0, help="outer fold, whose test cases are never read here")
+    parser.add_argument("--fold", type=int, default=0, help="outer fold; its test cases are never read in training")
     parser.add_argument("--inner_fold", type=int, default=0, help="which part of its training subjects validates")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order of cases and augmentation")
-    parser.add_argument("--run_dir", metavar="FOLDER", help="run folder; the same one again goes on")
-    parser.add_argument("--stop_epoch", type=int, help="end after this epoch, with the schedule of training.max_epochs")
-    parser.add_argument("--init", metavar="MODEL", help="begin with these weights (a model folder or Hub name)")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, order of cases, augmentation")
+    parser.add_argument("--run_dir", metavar="FOLDER", help="run folder; an existing run in it is continued")
+    parser.add_argument("--stop_epoch", type=int, help="stop after this epoch of training.max_epochs")
+    parser.add_argument("--init", metavar="MODEL", help="start from these weights (a model folder or Hub name)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                        help="go on from the run folder's last state; --no-resume begins anew in it")
-    parser.add_argument("--allow_changed", action="store_true", help="go on even with another configuration")
-    parser.add_argument("--dry_run", action="store_true", help="print configuration, cases, steps, parameters; stop")
-    parser.add_argument("--profile", action="store_true", help="print where time and memory of a step go; stop")
+                        help="continue from the last resume point; --no-resume deletes the run in the folder and "
+                             "starts again")
+    parser.add_argument("--allow_changed", action="store_true", help="continue even though settings changed")
+    parser.add_argument("--dry_run", action="store_true", help="only print configuration, cases, steps and parameters")
+    parser.add_argument("--profile", action="store_true", help="only measure where the time and memory of a step go")
     parser.add_argument("--test", action="store_true", help="score a finished run on its test fold: test_cases.csv")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the finished run to the Hub")
 
@@ -37,7 +38,7 @@ def main() -> int | None:
     arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
     stop_epoch = check_flags(arguments, config)
     if arguments.profile:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler says when it starts
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler prints otherwise
     if arguments.test:
         from meshnet.crossval.scoring import test_run
         from meshnet.hub import data_folder
@@ -96,7 +97,7 @@ def main() -> int | None:
 
 
 def check_flags(arguments: argparse.Namespace, config: Config) -> int:
-    """Refuse flags that cannot be meant, before anything is loaded. Returns the epoch after which this call stops."""
+    """Refuse flags that cannot be right, before anything is loaded. Returns the epoch after which this call stops."""
     if not arguments.run_dir and (arguments.test or not (arguments.dry_run or arguments.profile)):
         raise UserError("--run_dir: missing, expected the folder of a run, such as runs/meshnet26"
                         + (" (--test scores a finished one)" if arguments.test else ""))
@@ -127,8 +128,8 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
 
     data = PreparedData(data_folder(arguments.data))
     if config.data.scaling not in (None, data.info["scaling"]):
-        raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected "
-                        f"{config.data.scaling} as data.scaling says; run prepare.py --scaling {config.data.scaling}")
+        raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected data.scaling "
+                        f"{config.data.scaling}; run prepare.py --scaling {config.data.scaling}")
     splits = load_splits(data.path / SPLITS)
     subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
     train, val = (data.indices(subjects[part]) for part in ("train", "val"))
@@ -149,29 +150,32 @@ def fit(run, begun: bool, stop_epoch: int) -> bool:
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
                           run.accelerator.device)
     say(f"memory: {describe_memory(taken)}")
-    if begun and loop.resume(run):
+    resumed = begun and loop.resume(run)
+    if resumed and (run.progress.finished or run.progress.epoch >= stop_epoch):
+        say(f"{run.folder}: already finished after epoch {run.progress.epoch}")
+    elif resumed:
         say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
     try:
         loop.fit(run, stop_epoch, say)
     except Diverged as error:
         mark_failed(run.folder, str(error))
-        print(f"error: {run.folder}: {error}; the state before it is kept", file=sys.stderr)
+        print(f"error: {run.folder}: {error}; the last resume point is kept", file=sys.stderr)
         return False
     finish_run(run, say)
     return True
 
 
 def began_as(init: str | None) -> str | None:
-    """The model that training began with, by a name that says nothing of this machine's folders."""
+    """The name of the model that training started from, without the path of its folder on this machine."""
     return Path(init).name if init and Path(init).exists() else init
 
 
 def push(folder: Path, repository: str, finished: bool) -> None:
-    """Push a finished run to the Hub, and say where it is; a failure says how to do it later."""
+    """Push a finished run to the Hub and print its address; the message of a failure says how to push it later."""
     from meshnet.sharing.push import push_run
 
     if not finished:
-        print(f"{folder}: not pushed, since training is not at its end (--stop_epoch)", file=sys.stderr)
+        print(f"{folder}: not pushed, since training is not finished (--stop_epoch)", file=sys.stderr)
         return
     try:
         print(push_run(folder, repository))
@@ -216,7 +220,7 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
         f"fold        {arguments.fold}, inner fold {arguments.inner_fold}: {len(train)} training cases, "
         f"{len(val)} validation cases",
         f"volume      {' x '.join(map(str, shape))} voxels",
-        f"steps       {steps} an epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
+        f"steps       {steps} per epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
         f"parameters  {count_parameters(network):,}",
         f"memory      {describe_memory(taken)}"])
 

@@ -38,8 +38,8 @@ def knob(default, choices=None, low=None, above=None, high=None, below=None):
 class DataConfig:
     """How prepared cases reach the network."""
 
-    crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always so for a MeshNet with instance or group norm)
-    scaling: str | None = knob(None, choices=SCALINGS)  # refuse data prepared otherwise; null: take it as prepared
+    crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always for a MeshNet with instance or group norm)
+    scaling: str | None = knob(None, choices=SCALINGS)  # refuse data prepared with another scaling; null: accept any
     workers: int = knob(2, low=0)  # processes that read and augment cases
 
 
@@ -48,7 +48,7 @@ class ModelConfig:
     """Which network. Inputs and classes come from the data set."""
 
     name: str = knob("meshnet", choices=MODELS)  # the network
-    channels: int = knob(26, low=1)  # MeshNet's X: feature maps of every block
+    channels: int = knob(26, low=1)  # MeshNet-X: feature maps of every block
     dilations: list[int] = knob([1, 2, 4, 8, 16, 16, 8, 4, 2], low=1)  # MeshNet's blocks, one dilation each
     norm: str = knob("batch", choices=NORMS)  # MeshNet's norm
     norm_affine: bool = knob(True)  # whether the norm has weights
@@ -58,16 +58,16 @@ class ModelConfig:
     final_bias: bool = knob(True)  # whether MeshNet's last layer has a bias
     dropout: float = knob(0.0, low=0, below=1)  # probability of dropping a channel after a block
     checkpointing: bool = knob(False)  # recompute layers in the backward pass instead of keeping them
-    patch: list[int] = knob([], low=1)  # train on patches of this size (voxels) instead of the whole box; [] for whole
+    patch: list[int] = knob([], low=1)  # train on patches of this size (voxels) instead of the whole box; []: no patches
     options: dict = knob({})  # further constructor arguments of a baseline (recipe files only)
 
 
 @dataclass
 class OptimizerConfig:
-    """The optimizer. Values that are left out are torch's own defaults."""
+    """The optimizer. Values that are left out are PyTorch's defaults."""
 
     name: str = knob("AdamW", choices=OPTIMIZERS)  # the optimizer
-    lr: float | None = knob(None, above=0)  # learning rate, the one knob; null: scheduler.max_lr, else 0.001
+    lr: float | None = knob(None, above=0)  # (peak) learning rate; null: scheduler.max_lr, else 0.001
     betas: list[float] = knob([0.9, 0.999], low=0, below=1)  # momentum coefficients
     eps: float = knob(1e-8, above=0)  # numerical stability; the paper uses 1e-4 for fp16
     weight_decay: float = knob(0.01, low=0)  # decoupled weight decay
@@ -81,33 +81,33 @@ class SchedulerConfig:
     """The learning-rate schedule."""
 
     name: str = knob("OneCycleLR", choices=SCHEDULERS)  # the schedule
-    max_lr: float | None = knob(None, above=0)  # OneCycleLR: the peak; null: each param group's own lr
-    pct_start: float = knob(0.01, low=0, high=1)  # OneCycleLR: share of the steps spent rising (at least one step)
-    div_factor: float = knob(100.0, above=0)  # OneCycleLR: starts at max_lr / div_factor
-    final_div_factor: float = knob(1e4, above=0)  # OneCycleLR: ends at start / final_div_factor
-    anneal_strategy: str = knob("cos", choices=("cos", "linear"))  # OneCycleLR: shape of the way up and down
-    cycle_momentum: bool = knob(False)  # OneCycleLR: move beta1 against the learning rate
-    monitor: str | None = knob(None, choices=MONITORS)  # ReduceLROnPlateau: metric to watch; null: val_dice with mode max, val_loss with min
-    mode: str | None = knob(None, choices=("max", "min"))  # ReduceLROnPlateau: which way is better; null: by the metric
-    factor: float = knob(0.1, above=0, below=1)  # ReduceLROnPlateau: multiply the learning rate by this
+    max_lr: float | None = knob(None, above=0)  # OneCycleLR: the peak, another way to set optimizer.lr
+    pct_start: float = knob(0.01, low=0, high=1)  # OneCycleLR: fraction of the steps in which the rate rises (at least one step)
+    div_factor: float = knob(100.0, above=0)  # OneCycleLR: the rate starts at max_lr / div_factor
+    final_div_factor: float = knob(1e4, above=0)  # OneCycleLR: the rate ends at its start / final_div_factor
+    anneal_strategy: str = knob("cos", choices=("cos", "linear"))  # OneCycleLR: shape of the rise and the fall
+    cycle_momentum: bool = knob(False)  # OneCycleLR: lower beta1 while the learning rate rises
+    monitor: str | None = knob(None, choices=MONITORS)  # metric to monitor (ReduceLROnPlateau, early stopping); null: val_dice, or val_loss with mode min
+    mode: str | None = knob(None, choices=("max", "min"))  # whether more or less of it is better; null: by the metric
+    factor: float = knob(0.1, above=0, below=1)  # ReduceLROnPlateau: factor that the learning rate is multiplied by
     patience: int = knob(10, low=0)  # ReduceLROnPlateau: epochs without improvement before reducing
-    threshold: float = knob(1e-4, low=0)  # ReduceLROnPlateau: smallest change that counts
+    threshold: float = knob(1e-4, low=0)  # ReduceLROnPlateau: smallest change that counts as an improvement
     threshold_mode: str = knob("rel", choices=("rel", "abs"))  # ReduceLROnPlateau: relative or absolute threshold
-    cooldown: int = knob(0, low=0)  # ReduceLROnPlateau: epochs of rest after a reduction
-    min_lr: float = knob(0.0, low=0)  # ReduceLROnPlateau: never below
+    cooldown: int = knob(0, low=0)  # ReduceLROnPlateau: epochs to wait after a reduction
+    min_lr: float = knob(0.0, low=0)  # ReduceLROnPlateau: lowest learning rate
     verbose: bool = knob(False)  # ReduceLROnPlateau: print each reduction
     T_max: int | None = knob(None, low=1)  # cosine: epochs to the minimum; null: all after the warm-up
-    eta_min: float = knob(0.0, low=0)  # cosine: the minimum
+    eta_min: float = knob(0.0, low=0)  # cosine: lowest learning rate
 
 
 @dataclass
 class LossConfig:
-    """The loss. Each case is normalised by itself, so that batches, accumulation and processes agree."""
+    """The loss. Each case is normalised on its own, so that batches, accumulation and processes give the same gradient."""
 
     name: str = knob("ce", choices=LOSSES)  # weighted cross-entropy, soft Dice, or their sum
     background_weight: float = knob(0.5, low=0)  # class weight of the background
     lesion_weight: float = knob(1.0, low=0)  # class weight of every other class
-    label_smoothing: float = knob(0.01, low=0, below=1)  # share of the target spread over all classes
+    label_smoothing: float = knob(0.01, low=0, below=1)  # fraction of the target spread over all classes
     dice_weight: float = knob(1.0, low=0)  # dice_ce: weight of the Dice term
 
 
@@ -115,14 +115,14 @@ class LossConfig:
 class EmaConfig:
     """Exponential moving average of the weights."""
 
-    enabled: bool = knob(False)  # keep, evaluate and save averaged weights beside the raw ones
-    decay: float = knob(0.999, low=0, below=1)  # share of the old average kept at each optimizer step
-    warmup: bool = knob(True)  # begin with a small decay, min(decay, (1 + step) / (10 + step))
+    enabled: bool = knob(False)  # also keep, evaluate and save averaged weights
+    decay: float = knob(0.999, low=0, below=1)  # fraction of the old average kept at each optimizer step
+    warmup: bool = knob(True)  # start with a smaller decay: min(decay, (1 + step) / (10 + step))
 
 
 @dataclass
 class AugmentConfig:
-    """Augmentation, off by default as in the paper. Each number is the probability of that transform on a case."""
+    """Augmentation, off by default as in the paper. A transform's number is its probability for each case."""
 
     flip: float = knob(0.0, low=0, high=1)  # mirror left and right
     affine: float = knob(0.0, low=0, high=1)  # rotate, scale and shift
@@ -140,28 +140,28 @@ class AugmentConfig:
 class TrainingConfig:
     """The training loop."""
 
-    max_epochs: int = knob(50, low=1)  # the schedule's horizon; --stop_epoch ends a run earlier
-    batch_size: int = knob(1, low=1)  # cases a step on each process
-    accumulation: int = knob(1, low=1)  # batches whose gradients are summed into one optimizer step
+    max_epochs: int = knob(50, low=1)  # length of the schedule; --stop_epoch stops a run earlier
+    batch_size: int = knob(1, low=1)  # cases per batch on each process
+    accumulation: int = knob(1, low=1)  # batches for each optimizer step
     gradient_clipping: bool = knob(False)  # limit the norm of the gradient
     max_grad_norm: float = knob(1.0, above=0)  # gradient_clipping: the largest norm
-    warmup_epochs: int = knob(0, low=0)  # linear warm-up before the schedule begins
-    early_stopping: bool = knob(False)  # stop when the monitored metric no longer improves
+    warmup_epochs: int = knob(0, low=0)  # epochs of linear warm-up before the schedule begins
+    early_stopping: bool = knob(False)  # stop when scheduler.monitor no longer improves
     early_stopping_patience: int = knob(20, low=1)  # early_stopping: epochs to wait
     validate_every: int = knob(1, low=1)  # epochs between validations; the last epoch is always validated
-    precision: str | None = knob(None, choices=("no", "fp16", "bf16"))  # null: as accelerate's configuration says
-    memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers as a step needs to fit
+    precision: str | None = knob(None, choices=("no", "fp16", "bf16"))  # null: as in Accelerate's configuration
+    memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers in the backward pass as it takes to fit (MeshNet)
     sync_batch_norm: bool = knob(True)  # batch-norm statistics over all processes
-    freeze_batch_norm: bool = knob(False)  # batch norm keeps its running statistics: for fine-tuning on few cases
-    save_every_steps: int = knob(0, low=0)  # resume points inside an epoch as well, every so many steps
-    keep_states: int = knob(2, low=1)  # resume points kept
+    freeze_batch_norm: bool = knob(False)  # keep the running statistics of batch norm: for fine-tuning on few cases
+    save_every_steps: int = knob(0, low=0)  # also write a resume point every so many steps within an epoch; 0: after epochs only
+    keep_states: int = knob(2, low=1)  # number of resume points to keep
 
 
 @dataclass
 class TrackingConfig:
-    """Experiment trackers, through Accelerate; metrics.jsonl is written in any case."""
+    """Experiment trackers, through Accelerate; metrics.jsonl is always written."""
 
-    trackers: list[str] = knob([], choices=("wandb", "mlflow", "tensorboard", "trackio"))  # where to log as well
+    trackers: list[str] = knob([], choices=("wandb", "mlflow", "tensorboard", "trackio"))  # trackers to log to
     project: str = knob("meshnet")  # the project's name in the tracker
     pictures: bool = knob(True)  # log pictures of the worst and the median validation case
 

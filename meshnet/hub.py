@@ -1,7 +1,7 @@
 """The Hugging Face Hub's client: folders up and down, its errors in words.
 
-The token comes from the usual place (``hf auth login`` or ``HF_TOKEN``). Repositories are private unless asked
-otherwise. Case names, paths and per-case scores stay at home.
+The token comes from ``hf auth login`` or ``HF_TOKEN``. Repositories are private by default. Case names, paths and the
+scores of single cases are never uploaded.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from meshnet.errors import UserError
 
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
-# What an earlier push may have left and a new one lacks: these go in the same commit. A user's own files stay.
+# What an earlier push may have left and a new one lacks: deleted in the same commit. A user's own files stay.
 STALE = {"model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png"],
          "dataset": ["*.arrow"]}
 ATTEMPTS, WAIT_S = 3, 2.0
@@ -25,13 +25,13 @@ def split_name(name: str) -> tuple[str, str | None]:
     """``user/name@revision`` → (``user/name``, revision or None)."""
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1 or not all(repository.split("/")):
-        raise UserError(f"{name}: found no Hub name, expected user/name or user/name@revision")
+        raise UserError(f"{name}: expected a Hub name, user/name or user/name@revision")
     return repository, revision or None
 
 
 @contextlib.contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Turn the client's errors about ``what`` into one line each. No line holds a token."""
+    """Turn the client's errors about ``what`` into a UserError of one line each. No message holds a token."""
     import httpx2
     from huggingface_hub import errors
 
@@ -40,12 +40,12 @@ def plain_errors(what: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise UserError(f"{what}: the repository has no such revision; see its history on the Hub") from None
     except errors.GatedRepoError:
-        raise UserError(f"{what}: access must be asked for on its page on the Hub first") from None
+        raise UserError(f"{what}: access must first be requested on its page on the Hub") from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"{what}: not found on the Hub, or private and not open to your token; check the name, or log "
-                        "in with: hf auth login") from None
+        raise UserError(f"{what}: not found on the Hub, or private and not accessible with your token; check the name, "
+                        "or log in with: hf auth login") from None
     except errors.HFValidationError as error:
-        raise UserError(f"{what}: not a name that the Hub takes ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{what}: not a valid name on the Hub ({str(error).splitlines()[0]})") from None
     except errors.OfflineModeIsEnabled:
         raise UserError(f"{what}: the Hub cannot be reached, since HF_HUB_OFFLINE is set; unset it") from None
     except errors.LocalEntryNotFoundError:
@@ -57,12 +57,12 @@ def plain_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {explain_status(error.response.status_code)}") from None
     except httpx2.HTTPError as error:
         raise UserError(f"{what}: the connection to the Hub failed ({type(error).__name__}); the same command again "
-                        "goes on where it stopped") from None
+                        "continues where it stopped") from None
     except errors.XetDownloadError as error:
-        raise UserError(f"{what}: the Hub's file store failed ({str(error)[:120].partition(chr(10))[0]}); the same "
-                        "command again goes on where it stopped") from None
+        raise UserError(f"{what}: the Hub's file storage failed ({str(error)[:120].partition(chr(10))[0]}); the same "
+                        "command again continues where it stopped") from None
     except ValueError as error:
-        if "Invalid metadata" not in str(error):  # the client's, for a card that the Hub does not take
+        if "Invalid metadata" not in str(error):  # the client's, for a model card that the Hub does not accept
             raise
         raise UserError(f"{what}: {' '.join(str(error).split())}; choose another --licence") from None
 
@@ -70,18 +70,18 @@ def plain_errors(what: str) -> Iterator[None]:
 def explain_status(status: int) -> str:
     """An HTTP status of the Hub in words."""
     if status == 401:
-        return "the Hub refuses the token; log in again with: hf auth login"
+        return "the Hub rejects the token; log in again with: hf auth login"
     if status == 403:
-        return "your token has no right to this; it needs write access to that user or organisation"
+        return "your token is not allowed to do this; it needs write access to that user or organisation"
     if status == TOO_MANY:
-        return "too many requests from here; wait a few minutes, the same command again goes on where it stopped"
+        return "too many requests; wait a few minutes, the same command again continues where it stopped"
     if status >= 500:
-        return f"the Hub answers with an error of its own ({status}); the same command again goes on where it stopped"
+        return f"the Hub has an error of its own ({status}); the same command again continues where it stopped"
     return f"the Hub answers with status {status}"
 
 
 def with_retries(action: Callable):
-    """``action()``, tried again a few times when the connection breaks or the Hub has an error of its own."""
+    """``action()``, retried a few times when the connection breaks or the Hub has an error of its own."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, XetDownloadError
 
@@ -92,14 +92,14 @@ def with_retries(action: Callable):
             if attempt == ATTEMPTS:
                 raise
         except HfHubHTTPError as error:
-            passing = error.response.status_code >= 500 or error.response.status_code == TOO_MANY
-            if not passing or attempt == ATTEMPTS:
+            temporary = error.response.status_code >= 500 or error.response.status_code == TOO_MANY
+            if not temporary or attempt == ATTEMPTS:
                 raise
         time.sleep(WAIT_S * attempt)
 
 
 def check_push(repository: str) -> None:
-    """Raise a UserError if pushing to ``repository`` cannot succeed, as far as that shows without a network."""
+    """Raise a UserError if pushing to ``repository`` cannot succeed, as far as that can be known without a network."""
     from huggingface_hub import get_token
 
     if split_name(repository)[1]:
@@ -111,7 +111,7 @@ def check_push(repository: str) -> None:
 def upload(folder: Path, repository: str, kind: str, private: bool, patterns: list[str]) -> str:
     """Create the repository where it is missing and commit the files of ``folder``; returns the commit's address.
 
-    The card is checked before anything large is sent. What an earlier push left and this one lacks is deleted with it.
+    The card is checked before anything large is sent. Files of an earlier push that this one lacks are deleted.
     """
     from huggingface_hub import HfApi
 
@@ -130,9 +130,9 @@ def upload(folder: Path, repository: str, kind: str, private: bool, patterns: li
 # ---------------------------------------------------------------------------------------------------------- down
 
 def pull(name: str, kind: str = "model") -> Path:
-    """The folder of ``user/name[@revision]`` in the cache, downloaded as far as it is not there.
+    """The folder of ``user/name[@revision]`` in the cache; what is missing there is downloaded.
 
-    With no network the cached copy is used. A broken download goes on where it stopped.
+    Without a network the cached copy is used. An interrupted download continues where it stopped.
 
     Raises:
         UserError: one line for each way in which it can fail.
@@ -146,21 +146,21 @@ def pull(name: str, kind: str = "model") -> Path:
     with plain_errors(name):
         try:
             return Path(with_retries(lambda: snapshot_download(repository, **wanted)))
-        except httpx2.TransportError:  # the client itself takes to the cache only where no connection begins
+        except httpx2.TransportError:  # the client itself uses the cache only where no connection can be opened
             return Path(snapshot_download(repository, **wanted, local_files_only=True))
 
 
 def pull_missing(name: str, kind: str = "model") -> Path:
-    """``pull``, for a name that could also have been a path: what is wrong then names both."""
+    """``pull``, for a name that could also have been a path: the error message then names both."""
     try:
         return pull(name, kind)
     except UserError as error:
-        raise UserError(f"{name}: no such folder here, and as a {kind} on the Hub: "
+        raise UserError(f"{name}: no such folder, and as a {kind} on the Hub: "
                         f"{str(error).removeprefix(name + ': ')}") from None
 
 
 def data_folder(name: str) -> str:
-    """The folder of a prepared data set: ``name`` where it is one here, else that of ``user/name[@revision]``."""
+    """The folder of a prepared data set: ``name`` where it exists, else the copy of ``user/name[@revision]``."""
     path = Path(name)
     if path.exists() or path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
         return name
@@ -168,7 +168,7 @@ def data_folder(name: str) -> str:
 
 
 def copy_to(source: Path, target: Path) -> None:
-    """Copy a pulled folder out of the cache, links resolved."""
+    """Copy a pulled folder out of the cache, following its links."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not empty; give another folder")
     shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,5 +1,4 @@
-"""The machine that the program runs on: its cores, its memory, and the folder for what is kept between runs."""
-
+"""The machine that the program runs on: its cores, its memory, and the cache folder."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ def usable_cores() -> int:
 
 
 def resident_bytes() -> int:
-    """What the process holds in memory now (0 where the system does not say)."""
+    """Memory that the process holds now (0 where the system does not report it)."""
     try:
         with open("/proc/self/statm", encoding="ascii") as handle:
             return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

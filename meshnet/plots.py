@@ -15,7 +15,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 def styled(function):
-    """Run ``function`` under ``STYLE`` without touching matplotlib's settings for anybody else."""
+    """Run ``function`` under ``STYLE`` without changing matplotlib's global settings."""
     @functools.wraps(function)
     def inner(*arguments, **named):
         import matplotlib
@@ -27,7 +27,7 @@ def styled(function):
 
 @styled
 def new_figure(width: float, height: float):
-    """An empty figure, sizes in inches; drawn by Agg, as no window is ever asked for."""
+    """An empty figure, sizes in inches; drawn by Agg, since no window is ever opened."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,7 +42,7 @@ def save(figure, *paths: str | Path) -> None:
     for path in paths:
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=150, format=Path(path).suffix[1:])
-        figure.set_layout_engine("none")  # what was laid out once stays, which halves the time of the next format
+        figure.set_layout_engine("none")  # keep the layout, which halves the time of the next format
 
 
 def colour_of(models: Sequence[str]) -> dict[str, str]:

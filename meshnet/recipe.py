@@ -1,7 +1,7 @@
 """Recipe files and flags into a ``Config``: defaults < file < later file < ``--override`` and flags, in that order.
 
 A recipe is YAML or JSON (comments allowed) with any of the sections of ``meshnet.config.Config``. A ``search``
-section belongs to ``search.py`` and is handed through unread.
+section belongs to ``search.py`` and is passed on unread.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def read_mapping(path: str | Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; the ones that come with the program are in recipes/") from None
+        raise UserError(f"{path}: no such recipe; those of the program are in recipes/") from None
     except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
         raise UserError(f"{path}: cannot be read as a recipe ({error}); expected a YAML or JSON text file") from None
     try:

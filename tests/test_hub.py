@@ -44,7 +44,7 @@ def test_the_hubs_file_store_failing_is_one_line(monkeypatch):
         raise XetDownloadError("cas: broken\nmore")
 
     monkeypatch.setattr(hub, "WAIT_S", 0)
-    with pytest.raises(UserError, match=r"user/x: the Hub's file store failed \(cas: broken\); the same"), \
+    with pytest.raises(UserError, match=r"user/x: the Hub's file storage failed \(cas: broken\); the same"), \
             hub.plain_errors("user/x"):
         hub.with_retries(fail)
     assert len(calls) == hub.ATTEMPTS

@@ -1,4 +1,4 @@
-"""Augmentation by MONAI's transforms, seeded per run, epoch and case, so that resuming and workers change nothing."""
+"""Augmentation with MONAI's transforms, seeded by run, epoch and case: neither resuming nor workers change it."""
 
 import numpy as np
 
@@ -20,8 +20,8 @@ def case_seed(*parts: int) -> int:
 class Augment:
     """The transforms of a config for volumes of one voxel size and orientation.
 
-    Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1,
-    or within the case's own range where that is wider.
+    Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1, or within
+    the case's own range where that is wider.
     """
 
     def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str):

@@ -1,4 +1,4 @@
-"""Training batches: which case comes when, cropped, cut into patches, augmented."""
+"""Training batches: the order of cases, crops, patches and augmentation."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ BATCH_KEYS = ("image", "mask")
 
 
 class TrainingCases(torch.utils.data.Dataset):
-    """Cases by (case, epoch): cropped, augmented as (seed, epoch, case) decide.
+    """Cases by (case, epoch): cropped, and augmented by the seed (seed, epoch, case).
 
     Items: ``image`` (C, X, Y, Z), in the stored dtype where nothing was augmented (the loop divides on the device);
     ``mask`` (X, Y, Z) uint8; ``index``.
@@ -35,7 +35,7 @@ class TrainingCases(torch.utils.data.Dataset):
 
 
 def cut_patch(image: np.ndarray, mask: np.ndarray, size: list[int], generator: np.random.Generator):
-    """A patch of ``size`` voxels of image and mask; every other one, on average, is centred on a lesion voxel.
+    """A patch of ``size`` voxels of image (C, X, Y, Z) and mask (X, Y, Z); half of them are centred on a lesion voxel.
 
     Axes that are shorter than the patch are padded with zeros at their end.
     """
@@ -53,7 +53,7 @@ def cut_patch(image: np.ndarray, mask: np.ndarray, size: list[int], generator: n
 
 
 def epoch_order(cases: list[int], seed: int, epoch: int, step_size: int) -> list[int]:
-    """The cases of an epoch: a permutation by (seed, epoch), begun anew where the last step lacks cases.
+    """The cases of an epoch: a permutation by (seed, epoch), repeated from its start to fill the last step.
 
     Its length is a multiple of ``step_size``, the cases of one optimizer step on all processes together.
     """

@@ -1,4 +1,4 @@
-"""``--labels`` and ``--classes``: which mask values make which class, and what the classes are called."""
+"""``--labels`` and ``--classes``: which mask values form which class, and the names of the classes."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def parse_labels(items: Sequence[str] | None) -> dict[int, int] | None:
     labels: dict[int, int] = {}
     explicit = {"=" in item for item in items}
     if len(explicit) > 1:
-        raise UserError(f"--labels: found {' '.join(items)}, expected =CLASS behind every item or behind none")
+        raise UserError(f"--labels: found {' '.join(items)}, expected =CLASS after every item or after none")
     for position, item in enumerate(items, 1):
         values, _, number = item.partition("=")
         try:
@@ -26,7 +26,7 @@ def parse_labels(items: Sequence[str] | None) -> dict[int, int] | None:
             raise UserError(f"--labels: found {item!r}, expected V[,V…][=CLASS] in whole numbers, e.g. 1,2=1") from None
         for value in numbers:
             if value in labels:
-                raise UserError(f"--labels: names the value {value} twice; give it one class")
+                raise UserError(f"--labels: found the value {value} twice, expected one class for it")
             if value == 0:
                 raise UserError("--labels: found the value 0, which is always background; leave it out")
             labels[value] = chosen
@@ -47,7 +47,8 @@ def class_names(
     if names is not None:
         if len(names) != count or len({"background", *names}) != count + 1:
             raise UserError(
-                f"--classes: found {' '.join(names)}, expected {count} different name(s), one a class beside background"
+                f"--classes: found {' '.join(names)}, expected {count} different name(s), one for each class but the "
+                "background"
             )
         return ["background", *names]
     by_class = {c: [v for v in labels if labels[v] == c] for c in set(labels.values())} if labels else {1: []}

@@ -1,7 +1,6 @@
-"""Prepared cases for training: opened from disk, cropped, ordered, batched.
+"""Prepared cases, read from disk and cropped.
 
-Volumes are read from the data set's memory-mapped Arrow files without decoding, and copied once. Which case comes
-when depends on (seed, epoch) alone, so that a resumed run, more workers or more processes see the same order.
+Volumes are read from the data set's memory-mapped Arrow files without decoding, and copied once.
 """
 
 import ctypes
@@ -19,10 +18,10 @@ from meshnet.scans.mask import Marks
 class PreparedData:
     """A folder that prepare.py wrote.
 
-    ``info`` is its prepared.json; ``rows`` has every column but the volumes, a dictionary a case.
+    ``info`` is its prepared.json; ``rows`` has every column but the volumes, a dictionary for each case.
 
     Raises:
-        UserError: if ``path`` is no prepared data set, or one of another version, or damaged.
+        UserError: if ``path`` is not a prepared data set, or damaged, or of another version.
     """
 
     def __init__(self, path: str | Path):
@@ -32,7 +31,7 @@ class PreparedData:
 
     @property
     def mask(self) -> Marks:
-        """Which of the classes is scored, and from what probability a network in training marks it."""
+        """Which class is scored, and the probability from which a network in training marks it."""
         return Marks(tuple(self.info["classes"]), self.info.get("marks"))
 
     def __len__(self) -> int:
@@ -62,7 +61,8 @@ class PreparedData:
         return as_input(self.read(index, "image", box))
 
     def box(self, multiple: int = 1) -> list[int]:
-        """One box around every head, grown to multiples of ``multiple`` voxels where the volume allows it."""
+        """One box (x0, x1, y0, y1, z0, z1) around all heads, grown to multiples of ``multiple`` voxels where the volume
+        allows it."""
         grown = []
         for axis, size in enumerate(self.info["shape"]):
             low, high = self.info["box"][2 * axis:2 * axis + 2]
@@ -73,10 +73,10 @@ class PreparedData:
 
 
 def release(view: np.ndarray) -> None:
-    """Tell the system that the pages below a view on a memory-mapped file are no longer needed by this process.
+    """Tell the system that this process no longer needs the pages of a view on a memory-mapped file.
 
-    Without it a run over a large data set shows ever more resident memory, all of it file cache. A hint alone:
-    where it cannot be given, nothing happens.
+    Without it the resident memory of a run over a large data set keeps growing, though all of it is file cache. It is
+    only a hint: where it cannot be given, nothing happens.
     """
     start = -(-view.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (view.ctypes.data + view.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE

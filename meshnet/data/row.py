@@ -15,14 +15,16 @@ from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import hash_of, whole_file
 from meshnet.scans import grid, head, intensity, nifti, resample
+from meshnet.scans import mask as masks
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.head import head_box
+from meshnet.scans.mask import box_of
 from meshnet.scans.nifti import mask_classes, same_grid
 
 if TYPE_CHECKING:
     import pyarrow
 
-CODE = (grid, head, intensity, nifti, resample, schema)  # a change in these, or in this file, redoes the cases
+CODE = (grid, head, intensity, masks, nifti, resample, schema)  # a change in these, or in this file, redoes the cases
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Settings:
     channels: int
     groups: tuple[str, ...]
     allow_empty: bool = False
-    marks: int | None = None  # the one class that is the lesion, where others are there to tell it from them
+    marks: int | None = None  # the one class that is the lesion, where there are others
 
 
 def code_version(synthetic: bool) -> str:
-    """A hash of the source code that rows depend on."""
+    """A hash of the source code that rows depend on: a change in it prepares every case again."""
     modules = [*CODE, sys.modules[__name__]]
     if synthetic:
         from meshnet.data.synthetic import anatomy, atlas, case, lesions, scanner
@@ -64,7 +66,8 @@ def make_row(case: Case, settings: Settings) -> dict:
     classes = mask_classes(loaded.mask, labels, case.mask)
     lesion_voxels = int(np.count_nonzero(classes if settings.marks is None else classes == settings.marks))
     if lesion_voxels == 0 and not settings.allow_empty:
-        raise UserError(f"{case.mask}: the mask is empty, expected a lesion; leave it out or keep it by --allow_empty")
+        raise UserError(f"{case.mask}: the mask is empty, expected a lesion; leave the case out, or keep it with "
+                        "--allow_empty")
     first = loaded.images[0]
     same = {c: c for c in labels.values()} if labels else None
     mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first)
@@ -72,7 +75,7 @@ def make_row(case: Case, settings: Settings) -> dict:
     scale = (settings.scaling, settings.window)
     volumes = [np.asarray(conform(image, settings.grid, *scale, reference=first).dataobj) for image in loaded.images]
     image_array = np.ascontiguousarray(np.stack(volumes))
-    boxes = [_flat(head_box(v)) for v in volumes] + ([_flat(_mask_box(mask_array))] if mask_array.any() else [])
+    boxes = [_flat(box) for box in (*map(head_box, volumes), box_of(mask_array)) if box is not None]
     groups = {**case.groups, **loaded.groups}
     if missing := [g for g in settings.groups if g not in groups]:
         raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
@@ -93,30 +96,24 @@ def make_row(case: Case, settings: Settings) -> dict:
 
 
 def _scan_of_mask(case: Case, images: list[nib.Nifti1Image], mask: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The channel on whose grid the mask was drawn; the mask's own affine is then beside the point."""
+    """The channel whose grid the mask is on; its affine is then used instead of the mask's own."""
     for image in images:
         if same_grid(image, mask):
             return image
     scan = images[0]
-    what = "shape" if scan.shape != mask.shape else "affine"
-    found, wanted = (
-        (list(mask.shape), list(scan.shape))
-        if what == "shape"
-        else (np.round(mask.affine[:3], 3).tolist(), np.round(scan.affine[:3], 3).tolist())
-    )
+    if scan.shape != mask.shape:
+        what, found, expected = "shape", list(mask.shape), list(scan.shape)
+    else:
+        what, found, expected = "affine", *(np.round(image.affine[:3], 3).tolist() for image in (mask, scan))
     raise UserError(
-        f"{case.mask}: found another grid than its scan's ({what} {found}), expected {wanted} of {case.images[0]}; "
+        f"{case.mask}: found another grid than its scan's ({what} {found}), expected {expected} of {case.images[0]}; "
         "resample the mask onto the scan, or check that they belong together"
     )
 
 
-def _mask_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    filled = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
-    return tuple((int(f[0]), int(f[-1]) + 1) for f in filled)
-
-
 def _flat(box: tuple[tuple[int, int], ...]) -> list[int]:
-    return [n for pair in box for n in pair]
+    """((x0, x1), (y0, y1), (z0, z1)) → [x0, x1, y0, y1, z0, z1]."""
+    return [edge for pair in box for edge in pair]
 
 
 def write_shard(row: dict, schema: "pyarrow.Schema", path: Path) -> None:
@@ -138,9 +135,9 @@ def _as_arrow(value: object, kind: "pyarrow.DataType") -> "pyarrow.Array":
 
 
 def prepare_case(case: Case, settings: Settings, schema: "pyarrow.Schema", path: Path) -> tuple[str, str] | None:
-    """Prepare one case into ``path``: None when it is written, (mask path, reason) when the case is at fault.
+    """Prepare one case into ``path``: None when it is written, (mask path, reason) when something is wrong with it.
 
-    Run in a worker process. A full or unwritable disk is nobody's case and raises OSError.
+    Runs in a worker process. A full or unwritable disk is not the case's fault and raises OSError.
     """
     try:
         write_shard(make_row(case, settings), schema, path)

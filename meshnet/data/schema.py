@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 PREPARED, SPLITS, STATE, INFO = "prepared.json", "splits.json", "state.json", "dataset_info.json"
-SHARDS = "shards"  # subfolder with one Arrow file a case
+SHARDS = "shards"  # subfolder with one Arrow file for each case
 VOLUMES = ("image", "mask", "mask_native")
 PREPARED_KEYS = (
     "format_version", "source", "voxel_mm", "shape", "orientation", "scaling", "window",
@@ -64,13 +64,13 @@ def volume(dataset: "datasets.Dataset", row: int, column: str) -> np.ndarray:
 
 
 def _content(array: "pyarrow.LargeBinaryArray") -> "pyarrow.Buffer":
-    """The bytes of an array of one value, where they lie: the value itself (``array[0]``) would be a copy."""
+    """The bytes of an array of one value, not copied; the value itself (``array[0]``) would be a copy."""
     assert len(array) == 1 and array.offset == 0
     return array.buffers()[2]
 
 
 def load_prepared(folder: str | Path) -> dict:
-    """``prepared.json`` of a prepared dataset, checked. Raises UserError for none, or another format."""
+    """``prepared.json`` of a prepared dataset, checked. Raises UserError where it is missing or of another version."""
     path = Path(folder) / PREPARED
     try:
         prepared = json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def load_prepared(folder: str | Path) -> dict:
         raise UserError(f"{path}: cannot be read as JSON ({error}); run prepare.py again") from error
     missing = [k for k in PREPARED_KEYS if k not in prepared] if isinstance(prepared, dict) else list(PREPARED_KEYS)
     if missing:
-        raise UserError(f"{path}: misses {', '.join(missing)}; run prepare.py again")
+        raise UserError(f"{path}: lacks {', '.join(missing)}; run prepare.py again")
     if prepared["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path}: found format version {prepared['format_version']}, expected {FORMAT_VERSION}; run prepare.py "
@@ -98,7 +98,7 @@ def load_dataset(folder: str | Path) -> tuple["datasets.Dataset", dict]:
     try:
         return datasets.load_from_disk(str(folder), keep_in_memory=False), prepared
     except (OSError, ValueError, KeyError, pyarrow.ArrowInvalid) as error:
-        raise UserError(f"{folder}: cannot be opened ({error}); run prepare.py again, it mends it") from error
+        raise UserError(f"{folder}: cannot be opened ({error}); run prepare.py again to repair it") from error
 
 
 def union_box(boxes: Iterable[Sequence[int]]) -> list[int]:

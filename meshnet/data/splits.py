@@ -23,13 +23,13 @@ def make_splits(
 ) -> dict:
     """Divide subjects into ``outer`` test folds and, within the rest, ``inner`` validation folds.
 
-    The three sequences have an entry a case; a subject's volume is the mean over its cases, its group the most
+    The three sequences have an entry for each case; a subject's volume is the mean over its cases, its group the most
     frequent one. The same input in any order gives the same folds. A stratum is a volume quintile within a group
     (``groups[i]`` = values of the group columns); strata with fewer subjects than folds are merged, see
     ``merge_strata``. Fold sizes differ by at most one.
 
-    ``outer`` = 1 tests on nobody and trains on everybody; ``inner`` = 1 validates on the training subjects
-    themselves: for overfitting on purpose and for final models, not for a score to report.
+    ``outer`` = 1 trains on all subjects and leaves none to test on; ``inner`` = 1 validates on the training subjects:
+    for final models and for overfitting on purpose, not for a score to report.
 
     Returns what splits.json holds. Raises UserError for fewer subjects than folds.
     """
@@ -41,8 +41,8 @@ def make_splits(
     if len(names) < outer or fewest_training < inner:
         raise UserError(
             f"--outer {outer} --inner {inner}: found {len(names)} subject(s), expected at least {outer} for the outer "
-            f"folds and {inner} training subjects for the inner ones; ask for fewer folds (--outer 1 --inner 1 trains "
-            "and validates on everybody) or add subjects"
+            f"folds and {inner} training subjects for the inner ones; use fewer folds (--outer 1 --inner 1 trains "
+            "and validates on all subjects) or add subjects"
         )
     merged = []
     tests = _deal(names, volume, group, outer, np.random.default_rng([seed, 0]), merged)
@@ -79,7 +79,7 @@ def _by_subject(subjects, volumes_ml, groups) -> tuple[dict[str, float], dict[st
 
 
 def _deal(names, volume, group, folds, rng, merged) -> list[list[str]]:
-    """Shuffle each stratum and deal it round the folds, the next stratum going on where the last one stopped."""
+    """Shuffle each stratum and deal it out to the folds in turn; each stratum continues where the last one stopped."""
     hands = [[] for _ in range(folds)]
     if folds == 1:
         return [list(names)]
@@ -104,8 +104,8 @@ def make_strata(names, volume, group) -> dict[tuple[tuple[str, ...], int], list[
 def merge_strata(strata: dict, folds: int, merged: list[str] | None = None) -> list[list[str]]:
     """Merge strata of fewer than ``folds`` subjects: with a neighbouring quintile of their group, the smaller first.
 
-    Groups that are too small as a whole are pooled, quintile by quintile, and merged in the same way; what is small
-    even then joins the last stratum. ``merged`` collects a line on each merger. Every subject stays in one stratum.
+    Groups that are too small as a whole are pooled, quintile by quintile, and merged in the same way; what is
+    still too small joins the last stratum. ``merged`` collects a line on each merger. Every subject is in one stratum.
     """
     merged = [] if merged is None else merged
     by_group = defaultdict(dict)
@@ -155,7 +155,7 @@ def content_hash(splits: dict) -> str:
 
 
 def load_splits(path: str | Path) -> dict:
-    """Read splits.json and verify its hash. Raises UserError where it is absent, damaged or was changed by hand."""
+    """Read splits.json and verify its hash. Raises UserError where it is missing, damaged or was edited."""
     path = Path(path)
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
@@ -167,8 +167,8 @@ def load_splits(path: str | Path) -> dict:
         raise UserError(f"{path}: found no hash, outer, inner, seed and folds; run prepare.py again")
     if splits["hash"] != content_hash(splits):
         raise UserError(
-            f"{path}: its content does not give the hash {str(splits['hash'])[:12]}… that it records, so it was "
-            "changed by hand; run prepare.py again"
+            f"{path}: its content does not match its hash {str(splits['hash'])[:12]}…, so it was edited; run "
+            "prepare.py again"
         )
     return splits
 

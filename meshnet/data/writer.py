@@ -34,23 +34,23 @@ def disk_faults(out: Path) -> Iterator[None]:
         if error.errno not in DISK_FAULTS:
             raise
         raise UserError(
-            f"{out}: cannot write ({os.strerror(error.errno)}), expected a folder with room; free some or choose "
-            "another --out, then run the same command again: what is finished is kept"
+            f"{out}: cannot write ({os.strerror(error.errno)}), expected a writable folder with space; free some or "
+            "choose another --out, then run the same command again: finished cases are kept"
         ) from error
 
 
 def open_folder(path: str | Path) -> Path:
-    """Make the output folder or take up an earlier one. Raises UserError for one that is not ours or not writable."""
+    """Make the output folder, or continue in it. Raises UserError if it holds other files or is not writable."""
     out = Path(path)
     if out.is_dir() and any(out.iterdir()) and not (out / PREPARED).is_file() and not (out / SHARDS).is_dir():
-        raise UserError(f"{out}: holds something else, expected an empty folder or a prepared dataset; choose another")
+        raise UserError(f"{out}: found other files, expected an empty folder or a prepared dataset; choose another")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, expected a folder; choose another --out")
     with disk_faults(out):
         (out / SHARDS).mkdir(parents=True, exist_ok=True)
         if not os.access(out / SHARDS, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
-        for stray in (out / SHARDS).glob(".tmp-*"):  # a killed run's; two runs on one folder are not meant
+        for stray in (out / SHARDS).glob(".tmp-*"):  # of a killed run; two at a time on one folder are not supported
             stray.unlink()
     return out
 
@@ -58,7 +58,9 @@ def open_folder(path: str | Path) -> Path:
 def prepare_cases(
     cases: Sequence[Case], settings: Settings, out: Path, workers: int
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Prepare what is not there yet, in ``workers`` processes: shard names in the order of cases, and the failures.
+    """Prepare the cases that are not ready yet, in ``workers`` processes.
+
+    Returns shard names in the order of cases, and the failures as (mask path, reason).
 
     Raises UserError where the disk is full or a worker was killed; finished shards stay for the next run.
     """
@@ -69,10 +71,12 @@ def prepare_cases(
     waiting = [i for i, name in enumerate(names) if not (out / name).is_file()]
     if len(waiting) < len(cases):
         print(f"{out}: {len(cases) - len(waiting)} of {len(cases)} case(s) are ready from an earlier run")
+    elif (out / PREPARED).is_file():
+        print(f"{out}: all cases are prepared again, since the settings, the files or the program changed")
     schema = features(settings.groups).arrow_schema
     jobs = {i: (cases[i], settings, schema, out / names[i]) for i in waiting}
     failed: dict[int, tuple[str, str]] = {}
-    pace = 0.1 if sys.stderr.isatty() else 30.0  # a log file takes a line every half minute
+    pace = 0.1 if sys.stderr.isatty() else 30.0  # a line every half minute in a log file
     with disk_faults(out), tqdm(total=len(jobs), unit="case", desc="prepare", disable=not jobs,
                                 mininterval=pace) as bar:
         for i, fault in run_jobs(jobs, min(workers, len(jobs)), out):
@@ -95,15 +99,15 @@ def run_jobs(jobs: dict[int, tuple], workers: int, out: Path) -> Iterator[tuple[
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"{out}: a worker process was killed, probably for want of memory; run again with fewer --workers than "
-                f"{workers}: what is finished is kept"
+                f"{out}: a worker process was killed, probably for lack of memory; run again with fewer --workers than "
+                f"{workers}: finished cases are kept"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a killed parent cannot tell its workers to stop."""
+    """Ignore Ctrl-C, which the parent handles, and end with the parent, which cannot stop its workers when killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
@@ -116,9 +120,9 @@ def _start_worker() -> None:
 def write_dataset(
     out: Path, shards: list[str], settings: Settings, source: dict, channels: list[str], classes: list[str], folds: dict
 ) -> dict:
-    """Write what makes one dataset of the shards: splits, prepared.json and what ``load_from_disk`` reads.
+    """Write the files that make one dataset of the shards: splits, prepared.json and what ``load_from_disk`` reads.
 
-    Volumes are neither read nor copied. Shards that no case uses any more are removed. Returns prepared.json's content.
+    Volumes are neither read nor copied. Shards that are no longer used are removed. Returns prepared.json's content.
     """
     rows = [small_columns(out / name) for name in shards]
     splits = make_splits(

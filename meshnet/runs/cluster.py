@@ -1,8 +1,8 @@
-"""Runs as Ray tasks, on any Ray cluster; project, data and study on storage that all nodes share, at the same path.
+"""Runs as Ray tasks on a Ray cluster; project, data and study lie on storage that all nodes share, at the same path.
 
 Each job is one task that asks for GPUs, or for a share of a node's cores, and runs the script under the guard of
 ``meshnet.runs.processes``: when Ray loses or cancels the task's worker process, the guard ends the script with all its
-descendants, and the next attempt waits for that. Ray's own retries are off; retrying is the caller's decision.
+descendants, and the next attempt waits for that. Ray's own retries are off; whether to retry is up to the caller.
 """
 
 import os
@@ -40,13 +40,13 @@ def largest_share(cores: list[int], slots: int) -> int:
 
 
 def check_reachable(address: str, seconds: float = 5.0) -> None:
-    """Refuse an address where nothing listens now: Ray itself goes on trying for minutes."""
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), seconds).close()
     except (OSError, ValueError) as error:
         raise UserError(f"--ray_address: found {address}, where no Ray cluster answers ({error}); expected HOST:PORT "
-                        "of one that 'ray start --head' began") from None
+                        "of one started with 'ray start --head'") from None
 
 
 class RayLauncher(Launcher):
@@ -112,7 +112,7 @@ class RayLauncher(Launcher):
             self.ray.cancel(task, force=True)
 
     def _silent(self, handle: Handle) -> bool:
-        """As in ``Launcher``; a task that waits for a node is not silent."""
+        """As in ``Launcher``; a task that waits for a node needs no heartbeat."""
         if not (handle.job.run_dir / STARTED).exists():
             handle.beat_seen = time.monotonic()
         return super()._silent(handle)

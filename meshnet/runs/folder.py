@@ -5,11 +5,11 @@ config.yaml         the run: fold, seed, splits, versions, and the whole configu
 config.json         the model (see meshnet.networks.folder)
 model.safetensors   the weights with the best validation score
 last.safetensors    the weights of the last epoch; model_ema.safetensors the averaged ones
-metrics.jsonl       a line an epoch
+metrics.jsonl       a line for each epoch
 cases.csv           the validation cases of the best epoch; test_cases.csv those of the test fold
-state/              resume points
-heartbeat           touched while the run is alive
-failed.json         why a run stopped for good; DONE when it is finished
+state/              resume points; .lock while a process trains in the folder
+heartbeat           touched while the run is training
+failed.json         why a run failed; DONE when it is finished
 =================== ==================================================================================
 """
 
@@ -31,7 +31,7 @@ CONFIG_YAML, METRICS, CASES, TEST_CASES = "config.yaml", "metrics.jsonl", "cases
 LAST, AVERAGED, CURVES, TRACKING = "last.safetensors", "model_ema.safetensors", "curves.png", "tracking.json"
 STATES, HEARTBEAT, LOCK, DONE, FAILED = "state", "heartbeat", ".lock", "DONE", "failed.json"
 PACKAGES = ("torch", "accelerate", "datasets", "monai", "nibabel", "numpy", "safetensors")
-UNSCHEDULED = "unscheduled"  # in a line of metrics.jsonl: scored since the run stopped here, not by validate_every
+UNSCHEDULED = "unscheduled"  # in a line of metrics.jsonl: validated because the run stopped here, not by validate_every
 STOP_KEYS = (UNSCHEDULED, "collapsed")
 
 
@@ -47,7 +47,7 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what decides results, found without importing any of it."""
+    """Installed versions of the packages that results depend on, without importing them."""
     found = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
@@ -57,19 +57,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-# What a resume point has built in: a change would be ignored or break it, so not even --allow_changed lets it through.
+# What a resume point depends on: a change would be ignored or break it, so not even --allow_changed permits one.
 BUILT_IN = ("optimizer.", "scheduler.", "model.", "ema.", "training.max_epochs", "training.warmup_epochs",
             "training.batch_size", "training.accumulation", "training.precision", "cases_per_step", "precision", "fold",
             "inner_fold", "seed", "split_hash", "data")
 
 
 def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
-    """Refuse to go on with a run whose configuration changed, naming every difference.
+    """Refuse to continue a run whose configuration changed, naming every difference.
 
     Args:
         path: the run's config.yaml, for the message.
         old, new: flat identities; a key that one of them lacks counts as a difference.
-        allow: go on all the same, unless something in ``BUILT_IN`` changed.
+        allow: continue anyway, unless something in ``BUILT_IN`` changed.
 
     Raises:
         UserError: if they differ and ``allow`` is False, or not enough.
@@ -92,7 +92,7 @@ def differences(old: Mapping, new: Mapping) -> dict[str, str]:
 
 
 def append_metrics(folder: Path, row: dict) -> None:
-    """One line more in metrics.jsonl. A line cut off by a kill is dropped when the run resumes."""
+    """Append a line to metrics.jsonl. A line cut off by a kill is dropped when the run is resumed."""
     with open(folder / METRICS, "a", encoding="utf-8") as handle:
         handle.write(json.dumps(row) + "\n")
         handle.flush()
@@ -100,7 +100,7 @@ def append_metrics(folder: Path, row: dict) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl, one a finished epoch; a last line that is cut off is left out."""
+    """The lines of metrics.jsonl, one a finished epoch; a last line that was cut off is left out."""
     path = folder / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -114,7 +114,7 @@ def read_metrics(folder: Path) -> list[dict]:
 def keep_metrics(folder: Path, epochs: int, going_on: bool) -> None:
     """Drop the lines after the first ``epochs``, which a resumed run is about to write again.
 
-    A run that is ``going_on`` also drops the scores that only its stop called for, as if it had not stopped there.
+    With ``going_on`` the scores are dropped as well that were only computed because the run stopped there.
     """
     rows = read_metrics(folder)[:epochs]
     if going_on:
@@ -130,7 +130,7 @@ def write_cases(path: Path, rows: list[dict]) -> None:
 
 
 class Heartbeat:
-    """Touches ``heartbeat`` in a run folder, at most once a second, so that a watcher can tell a silent run."""
+    """Touches ``heartbeat`` in a run folder, at most once a second, so that a watcher notices a run that hangs."""
 
     def __init__(self, folder: Path, active: bool = True):
         self.path, self.active, self.last = folder / HEARTBEAT, active, 0.0

@@ -1,4 +1,4 @@
-"""Where runs are placed. A launcher starts scripts on free slots and says how they ended; nothing else knows which.
+"""Where runs are executed: a launcher starts scripts on free slots and reports how they ended.
 
     launcher = make_launcher("local", workers=2)
     while work or launcher.running():
@@ -14,7 +14,7 @@
 must lie on storage that all nodes share, at the same path.
 
 Each job is a process group of its own and does not see the terminal's Ctrl-C. ``kill`` ends it with all descendants.
-A local job outlives a driver that is killed: keep ``handle.identity()`` (plain JSON) and hand it to ``adopt`` later.
+A local job outlives a driver that is killed: keep ``handle.identity()`` (plain JSON) and pass it to ``adopt`` later.
 """
 
 import abc
@@ -41,7 +41,7 @@ HOPELESS = (USER_ERROR, DIVERGED)  # another attempt would end the same way
 class Job:
     """One run of a script. Its output goes to ``log`` (appended), its ``heartbeat`` file lies in ``run_dir``.
 
-    silent_after: seconds without a touch of the heartbeat after which the job is killed; 0: never.
+    silent_after: seconds without a heartbeat after which the job is killed; 0: never.
     """
 
     script: str
@@ -55,7 +55,7 @@ class Job:
 class Handle:
     """A started job. ``where`` says host and slot in words; ``since`` is the driver's monotonic clock.
 
-    log_start: the size of the log when it started, in bytes.
+    log_start: the size of the log in bytes when the job started.
     """
 
     job: Job
@@ -71,7 +71,7 @@ class Handle:
 
     @property
     def where(self) -> str:
-        """Host and slot, for people."""
+        """Host and slot in words."""
         return f"{self.host} slot {self.slot}"
 
     def identity(self) -> dict:
@@ -79,7 +79,7 @@ class Handle:
         return {name: getattr(self, name) for name in ("token", "slot", "host", "pid", "started", "log_start")}
 
     def output(self, most: int = 100_000) -> str:
-        """What the job has printed since this start, its last ``most`` bytes."""
+        """The last ``most`` bytes that the job has printed since it started."""
         with contextlib.suppress(FileNotFoundError), open(self.job.log, "rb") as log:
             log.seek(max(self.log_start, log.seek(0, os.SEEK_END) - most))
             return log.read().decode("utf-8", "replace")
@@ -88,7 +88,7 @@ class Handle:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended. code: 0 or the exit code, negative for a signal, None where nobody knows (adopted, node lost).
+    """How a job ended. code: 0 or the exit code, negative for a signal, None where it is unknown (adopted, node lost).
 
     reason: "" for code 0, else in words, such as ``exit code 3``, ``killed by SIGKILL``, ``silent for 600 s``.
     """
@@ -148,7 +148,7 @@ def describe_exit(code: int | None) -> str:
     if code == 0:
         return ""
     if code is None:
-        return "ended unseen"
+        return "ended, exit code unknown"
     if code < 0 or code > 128:
         number = -code if code < 0 else code - 128
         with contextlib.suppress(ValueError):
@@ -157,18 +157,18 @@ def describe_exit(code: int | None) -> str:
 
 
 class Launcher(abc.ABC):
-    """What both launchers share: slots, heartbeats, and the bookkeeping of running jobs."""
+    """What all launchers share: slots, heartbeats and the list of running jobs."""
 
     def __init__(self, slots: int):
         self.slots = slots
         self.handles: dict[int, Handle] = {}
 
     def free(self) -> int:
-        """How many jobs could be submitted now."""
+        """The number of free slots."""
         return self.slots - len(self.handles)
 
     def running(self) -> list[Handle]:
-        """The jobs that run."""
+        """The running jobs."""
         return list(self.handles.values())
 
     def submit(self, job: Job) -> Handle:
@@ -185,7 +185,7 @@ class Launcher(abc.ABC):
         return handle
 
     def poll(self) -> list[Ended]:
-        """The jobs that ended since the last call; a silent one is killed and counts as ended. Returns at once."""
+        """The jobs that ended since the last call. Those without a heartbeat are killed first. Never waits."""
         ended = []
         for handle in self.running():
             code, over = self._look(handle)
@@ -199,18 +199,18 @@ class Launcher(abc.ABC):
         return ended
 
     def kill(self, handle: Handle, patience: float = 0.0) -> None:
-        """End a job and all its descendants: SIGTERM and ``patience`` seconds to leave, then SIGKILL."""
+        """End a job and all its descendants: SIGTERM, ``patience`` seconds to finish, then SIGKILL."""
         self._stop(handle, patience)
         self.handles.pop(handle.slot, None)
 
     def close(self, patience: float = 0.0) -> None:
-        """End every job that still runs."""
+        """End every running job."""
         for handle in self.running():
             self.kill(handle, patience)
 
     @abc.abstractmethod
     def adopt(self, job: Job, identity: dict) -> Handle | None:
-        """Take up a job that an earlier driver started; None if it no longer runs (then no process of it is left)."""
+        """Take over a job that an earlier driver started; None if it no longer runs (then no process of it is left)."""
 
     @abc.abstractmethod
     def _start(self, handle: Handle) -> None:
@@ -225,7 +225,7 @@ class Launcher(abc.ABC):
         """End every process of the job."""
 
     def _silent(self, handle: Handle) -> bool:
-        """By the driver's own clock: the time since the file was last seen to change, whatever its stamp says."""
+        """Whether the heartbeat has not changed for too long, by the driver's own clock: clocks of nodes may differ."""
         if not handle.job.silent_after:
             return False
         with contextlib.suppress(OSError):

@@ -16,12 +16,12 @@ def make_launcher(
 ) -> "Launcher":
     """The launcher called ``name``.
 
-    workers: slots; None: all GPUs, else one slot for each four CPU cores (ray: what the cluster has).
+    workers: slots; None: one for each GPU, else one for every four CPU cores (ray: of the cluster).
     gpus_per_worker: None: 1 where there are GPUs, else 0. accelerate_config: passed to ``accelerate launch``.
-    address: of the Ray cluster, None: the one that this machine belongs to.
+    address: of the Ray cluster; None: the one that this machine belongs to.
 
     Raises:
-        UserError: unknown name, more GPUs asked for than there are, Ray or its cluster missing.
+        UserError: unknown name, more GPUs requested than there are, Ray or its cluster missing.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers: found {workers}, expected at least 1")

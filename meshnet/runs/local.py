@@ -23,7 +23,7 @@ class LocalLauncher(Launcher):
         if self.gpus_per_worker and not 0 < slots <= fitting:
             raise UserError(
                 f"--workers: found {slots} with {self.gpus_per_worker} GPUs each, expected at most {fitting}: "
-                f"this machine offers {len(gpus)} GPUs; take fewer, or --gpus_per_worker 0 for the CPU"
+                f"this machine has {len(gpus)} GPUs; use fewer, or --gpus_per_worker 0 for the CPU"
             )
         super().__init__(slots)
         step = self.gpus_per_worker
@@ -32,7 +32,7 @@ class LocalLauncher(Launcher):
         self.children: dict[str, subprocess.Popen] = {}
 
     def _start(self, handle: Handle) -> None:
-        end_job(handle.token)  # of a driver that died before it could note what it had started
+        end_job(handle.token)  # of a driver that died before it could record what it had started
         gpus = self.gpus[handle.slot]
         environment = {**os.environ, TOKEN: handle.token, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         if not gpus:
@@ -66,7 +66,7 @@ class LocalLauncher(Launcher):
             child.wait()
 
     def adopt(self, job: Job, identity: dict) -> Handle | None:
-        """As in ``Launcher``. A job on another host, or for which there is no slot any more, is not taken up."""
+        """As in ``Launcher``. A job on another host, or whose slot no longer exists, is not taken over."""
         handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
         here = handle.host == socket.gethostname()
         fits = handle.slot < self.slots and handle.slot not in self.handles

@@ -1,4 +1,4 @@
-"""Processes of a job: who they are, whether they live, and how to end every one of them.
+"""Processes of a job: how to find them, whether they run, and how to end all of them.
 
 A job's leader starts a process group of its own, but launchers such as torchrun put their children into further
 groups. So each job carries a token in its environment, which all its descendants inherit: on Linux they are found by
@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def start_time(pid: int) -> str:
-    """When the process began, which tells it from a later one with the same id; "" if it is gone or a zombie."""
+    """When the process started, to tell it from a later one with the same id; "" if it is gone or a zombie."""
     if PROC.joinpath("self", "stat").exists():
         try:
             fields = PROC.joinpath(str(pid), "stat").read_text().rpartition(")")[2].split()
@@ -43,7 +43,7 @@ def start_time(pid: int) -> str:
 
 
 def alive(pid: int, started: str) -> bool:
-    """Whether this very process still runs."""
+    """Whether this very process is still running."""
     return bool(started) and start_time(pid) == started
 
 
@@ -54,7 +54,7 @@ def members(token: str) -> list[int]:
     for folder in PROC.glob("[0-9]*"):
         try:
             environment = folder.joinpath("environ").read_bytes()
-        except OSError:  # it ended meanwhile, or belongs to somebody else
+        except OSError:  # it has ended, or belongs to another user
             continue
         if wanted in environment.split(b"\0"):
             found.append(int(folder.name))
@@ -62,7 +62,7 @@ def members(token: str) -> list[int]:
 
 
 def end_job(token: str, pid: int | None = None, patience: float = 0.0) -> None:
-    """End every process of a job: SIGTERM and up to ``patience`` seconds to leave, then SIGKILL until none is left.
+    """End every process of a job: SIGTERM, up to ``patience`` seconds to finish, then SIGKILL until none is left.
 
     ``pid``: the leader, whose process group is signalled too. It must be the job's own (see ``alive``).
     """

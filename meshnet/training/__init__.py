@@ -1,1 +1,1 @@
-"""One run: assembled, trained, validated, resumed. Accelerate is used here alone, and no test case is read."""
+"""Training one run: assembled, trained, validated, resumed. Only this room uses Accelerate; it reads no test case."""

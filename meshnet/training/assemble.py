@@ -41,8 +41,8 @@ SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
 def training_box(config: Config, data: PreparedData) -> list[int] | None:
     """The box (x0, x1, y0, y1, z0, z1) that training reads of every case; None for the whole volume.
 
-    A MeshNet whose norm takes its statistics from the volume itself is always given the whole of it, as at inference:
-    with less air around the head they would be others.
+    A MeshNet with instance or group norm always trains on the whole volume, as at inference, since the air around the
+    head changes the statistics of its norms.
     """
     meshnet_of_whole = config.model.name == "meshnet" and config.model.norm in ("instance", "group")
     if config.data.crop == "none" or meshnet_of_whole:
@@ -66,8 +66,8 @@ def build_network(config: Config, data: PreparedData, box: list[int] | None, see
 
 def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, box: list[int] | None,
                   precision: str | None, device: torch.device | None = None) -> int | None:
-    """Bytes that a training step of ``network`` will take beside what the process holds; None for networks other than
-    MeshNet, whose maps are not known here."""
+    """Bytes that a training step of ``network`` will take beyond what the process holds; None for a network that is
+    not a MeshNet, which cannot be estimated."""
     if config.model.name != "meshnet":
         return None
     from meshnet.networks.memory import estimate_training_memory
@@ -81,11 +81,11 @@ def describe_memory(taken: int | None) -> str:
     """``estimate_step`` in words."""
     if taken is None:
         return "not estimated for this network; --profile measures it"
-    return f"about {taken / 1e9:.2f} GB for a training step, beside the process itself"
+    return f"about {taken / 1e9:.2f} GB for a training step, in addition to the process itself"
 
 
 def model_card(config: Config, data: PreparedData, box: list[int] | None, training_data: dict) -> Card:
-    """What config.json says beside the architecture: how a scan must look before it reaches the network."""
+    """The card that config.json holds: how a scan must look before it reaches the network, and what it trained on."""
     info = data.info
     same = {key: info[key] for key in ("channels", "classes", "voxel_mm", "shape", "orientation", "scaling", "window")}
     return Card(**same, averaged=info.get("averaged", False), marks=info.get("marks"), crop=box,
@@ -138,7 +138,7 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
         return
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / LOCK, f"{folder}: another process is training in it; wait for it or use another --run_dir"):
-        for stray in (*folder.glob(".tmp-*"), *(folder / STATES).glob(".tmp-*")):  # what a kill cut off
+        for stray in (*folder.glob(".tmp-*"), *(folder / STATES).glob(".tmp-*")):  # of a killed run
             stray.unlink()
         if not resume:
             clear(folder)
@@ -162,7 +162,7 @@ def read_identity(path: Path) -> dict:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left in ``folder``; other files in it stay."""
+    """Remove the files of an earlier run from ``folder``; other files stay."""
     shutil.rmtree(folder / STATES, ignore_errors=True)
     for pattern in ("*.safetensors", METRICS, "*cases.csv", TRACKING, CONFIG):
         for path in folder.glob(pattern):
@@ -187,9 +187,9 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     ema = build_ema(network, config.ema)
     optimizer = build_optimizer(network, config.optimizer)
     steps = steps_per_epoch(config, len(train), accelerator.num_processes)
-    # Not given to prepare(): Accelerate would step it once a process, and not on steps that fp16 skips.
+    # Not given to prepare(): Accelerate would step it once per process, and not on steps that fp16 skips.
     schedule = Schedule(optimizer, config.scheduler, steps, config.training.max_epochs, config.training.warmup_epochs)
-    # From here on each process draws its own dropout; the weights are the same everywhere.
+    # From here on each process draws its own dropout; the weights are the same on all of them.
     torch.manual_seed(augment.case_seed(seed, accelerator.process_index, 1))
     model, prepared = accelerator.prepare(network, optimizer)
     criterion = SegmentationLoss(config.loss, len(data.info["classes"])).to(accelerator.device)
@@ -202,12 +202,12 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
 
 
 def mark_failed(folder: Path, reason: str) -> None:
-    """Record why a run stopped for good."""
+    """Record why a run failed."""
     write_json(folder / FAILED, {"reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
 def finish_run(run, say) -> None:
-    """Pictures, the last line, and ``DONE`` where the run reached its horizon or stopped early."""
+    """Draw the curves, print the best score, and write ``DONE`` where the run is finished."""
     from meshnet.runs import curves
 
     run.tracker.end()

@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps, what a validation decides, resume points. One network, one fold, one seed.
+"""The training loop: epochs of steps, validation, resume points. One network, one fold, one seed.
 
-Accelerate owns devices, precision and processes. Everything that decides what comes out is in ``Progress`` and in the
-state dictionaries, so that a run killed at any moment goes on to the same weights.
+Accelerate handles devices, precision and processes. Everything that the resulting weights depend on is in ``Progress``
+and in the state dictionaries, so that a run killed at any moment ends with the same weights.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from meshnet.training.resume import load_state, random_state, save_state, set_ra
 from meshnet.training.run import Diverged, Progress, Run, cases_per_step
 from meshnet.training.validation import picture_cases, score_share, summarise
 
-WAIT_BEFORE_COLLAPSE = 3  # validated epochs without a single predicted lesion before that is said
+WAIT_BEFORE_COLLAPSE = 3  # validated epochs without any predicted lesion before a warning
 
 
 def is_validated(training: TrainingConfig, epoch: int) -> bool:
@@ -41,14 +41,14 @@ def is_validated(training: TrainingConfig, epoch: int) -> bool:
 def fit(run: Run, stop_epoch: int, say) -> None:
     """Train until ``stop_epoch`` epochs are finished, or early stopping ends the run.
 
-    A run that ends for now between two validations is scored all the same, but that score decides nothing: not the
-    best weights, the learning rate or early stopping. It leaves its line when the run goes on, which then ends as one
-    that was never stopped.
+    A run that ``--stop_epoch`` ends between two validations is scored all the same, but that score has no effect on the
+    best weights, the learning rate or early stopping. When the run is continued, the score is removed from its line, so
+    that the run ends as one that was never stopped.
 
     Args:
-        run: freshly built, or with a state loaded by ``resume``.
+        run: newly assembled, or with a state loaded by ``resume``.
         stop_epoch: at most ``training.max_epochs``, the schedule's horizon.
-        say: prints one line, on the main process alone.
+        say: prints one line, on the main process only.
 
     Raises:
         Diverged: when the loss is NaN or infinite; the last resume point stays.
@@ -83,7 +83,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
 
 
 def close_epoch(run: Run, row: dict, value: float | None) -> None:
-    """Count the epoch as finished, write its line, decide about early stopping by the monitored ``value``."""
+    """Count the epoch as finished, write its line to metrics.jsonl, and stop early by the monitored ``value``."""
     progress, training = run.progress, run.config.training
     progress.epoch += 1
     progress.batches, progress.loss_sum, progress.seconds = 0, 0.0, 0.0
@@ -93,7 +93,7 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
         if better:
             progress.monitor_best, progress.monitor_epoch = value, progress.epoch
     waited = progress.epoch - progress.monitor_epoch
-    # After a validation alone: train_loss is there every epoch, and a run must not end unvalidated.
+    # Only after a validation: train_loss is known after every epoch, and a run must not end unvalidated.
     early = (value is not None and training.early_stopping and waited >= training.early_stopping_patience
              and is_validated(training, progress.epoch))
     progress.finished = early or progress.epoch >= training.max_epochs
@@ -105,7 +105,7 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
 
 
 def train_epoch(run: Run, heart: Heartbeat) -> dict:
-    """One epoch of optimizer steps, from where ``run.progress`` says; the means that go to its line."""
+    """One epoch of optimizer steps, continued from ``run.progress``; returns its means for metrics.jsonl."""
     progress, config, accelerator = run.progress, run.config, run.accelerator
     order = epoch_order(run.train, run.seed, progress.epoch, cases_per_step(config, accelerator.num_processes))
     batches = batches_of_rank(order, config.training.batch_size, accelerator.process_index, accelerator.num_processes)
@@ -140,7 +140,7 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
 
 
 def begin_training(run: Run) -> None:
-    """Training mode; batch norms that are frozen keep to their running statistics, as in evaluation."""
+    """Set training mode; frozen batch norms stay in evaluation mode, with their running statistics."""
     run.model.train()
     if run.config.training.freeze_batch_norm:
         for module in run.model.modules():
@@ -149,7 +149,7 @@ def begin_training(run: Run) -> None:
 
 
 def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
-    """Forward, loss, backward, and the optimizer step where gradients are complete. Returns the loss.
+    """Forward, loss, backward, and the optimizer step when the gradients are complete. Returns the loss.
 
     ``watch(phase)`` gives a context for each phase.
     """
@@ -174,7 +174,7 @@ def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
 
 
 def explain_divergence(run: Run, value: float, indices: list[int]) -> str:
-    """Where the loss stopped being a number, and what to try."""
+    """Where the loss became NaN or infinite, and what to try."""
     names = ", ".join(run.data.rows[index]["case"] for index in indices)
     tries = ["a lower --optimizer.lr"]
     if not run.config.training.gradient_clipping:
@@ -186,9 +186,9 @@ def explain_divergence(run: Run, value: float, indices: list[int]) -> str:
 
 
 def validate_and_keep(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
-    """Validate, keep the best weights with their cases, notice the collapse; the epoch's validation values.
+    """Validate, keep the best weights and their cases, warn of a collapse; returns the epoch's validation values.
 
-    A validation that is not ``scheduled`` keeps weights only where there are none yet, until the first scheduled one.
+    A validation that is not ``scheduled`` keeps weights only until the first scheduled one.
     """
     progress, main = run.progress, run.accelerator.is_main_process
     for buffer in run.network.buffers():  # without synchronised batch norm each process has its own
@@ -198,8 +198,8 @@ def validate_and_keep(run: Run, heart: Heartbeat, say, scheduled: bool = True) -
     summary = summarise(rows)
     bad = [row["case"] for row in rows if not math.isfinite(row["loss"])]
     if bad:
-        raise Diverged(f"the validation loss of case {bad[0]} is no number after epoch {progress.epoch + 1}, learning "
-                       f"rate {run.schedule.rates()[0]:.3g}; try a lower --optimizer.lr")
+        raise Diverged(f"the validation loss of case {bad[0]} is NaN or infinite after epoch {progress.epoch + 1}, "
+                       f"learning rate {run.schedule.rates()[0]:.3g}; try a lower --optimizer.lr")
     epoch, kept = progress.epoch + 1, scheduled or progress.best_epoch < 0
     if summary["val_dice"] > progress.best_dice and kept:
         if scheduled:
@@ -228,7 +228,7 @@ def validate_and_keep(run: Run, heart: Heartbeat, say, scheduled: bool = True) -
 
 
 def validate(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[dict]:
-    """Scores of every validation case, in their order, the same on every process."""
+    """Scores of all validation cases in the order of ``run.val``, the same on every process."""
     rows = score_share(run, network, heart)
     if run.accelerator.num_processes > 1:
         rows = gather_object(rows)
@@ -236,10 +236,10 @@ def validate(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[dict]
 
 
 def save(run: Run) -> None:
-    """Write a resume point; every process takes part, the main one writes."""
+    """Write a resume point; all processes take part, the main one writes."""
     accelerator = run.accelerator
     if not all(torch.isfinite(parameter).all() for parameter in run.network.parameters()):
-        raise Diverged(f"the weights are no numbers after step {run.progress.step}; try a lower --optimizer.lr")
+        raise Diverged(f"the weights are NaN or infinite after step {run.progress.step}; try a lower --optimizer.lr")
     mine = {"progress": dataclasses.asdict(run.progress), "random": random_state()}
     ranks = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     if accelerator.is_main_process:
@@ -282,7 +282,7 @@ def bar(run: Run, steps: int):
 
 
 def epoch_line(row: dict, epochs: int) -> str:
-    """An epoch's line for the screen."""
+    """The line that is printed after an epoch."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
     for key, label in (("val_loss", "val loss"), ("val_dice", "val Dice"), ("val_dice_ema", "EMA Dice"),
                        ("val_mcc", "MCC")):

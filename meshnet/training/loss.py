@@ -1,6 +1,6 @@
-"""Losses for label volumes. Each case is normalised by itself, so that a batch is the mean of its cases.
+"""Losses for label volumes. Each case is normalised on its own, and a batch is the mean of its cases.
 
-With that, one process with a batch of two, two processes, and accumulation over two batches give the same gradient;
+So one process with a batch of two, two processes, and accumulation over two batches give the same gradient;
 torch's own weighted mean over a batch does not (its denominator mixes the cases).
 """
 
@@ -11,16 +11,16 @@ from meshnet.config import LossConfig
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Weighted cross-entropy with label smoothing, a value a case.
+    """Weighted cross-entropy with label smoothing, one value for each case.
 
     Args:
         logits: (B, K, X, Y, Z).
         target: (B, X, Y, Z), class numbers of any integer type.
         weight: (K,), class weights.
-        smoothing: share of the target spread evenly over the K classes.
+        smoothing: fraction of the target spread evenly over the K classes.
 
     Returns:
-        (B,): for each case what ``torch.nn.CrossEntropyLoss(weight, label_smoothing)`` gives for a batch of it alone;
+        (B,): for each case what ``torch.nn.CrossEntropyLoss(weight, label_smoothing)`` gives for it alone;
         0 for a case whose voxels all have the weight 0 (a healthy one, without a background weight).
     """
     values = []
@@ -33,9 +33,9 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tens
 
 
 def soft_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 minus the soft Dice of the classes above background, a value a case (Milletari et al. 2016, squared-free form).
+    """1 minus the soft Dice (Milletari et al. 2016, without squares) of the classes above background, one value a case.
 
-    A class that is absent from the truth adds the mass predicted for it through the smoothing constant of 1 voxel.
+    A class that is absent from the truth counts through the smoothing constant of 1 voxel.
     """
     probabilities = logits.float().softmax(1)
     scores = []
@@ -58,10 +58,7 @@ class SegmentationLoss(torch.nn.Module):
         self.config = config
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, X, Y, Z) and class numbers (B, X, Y, Z) to a scalar.
-
-        Outside of the target's classes (a padded border, say) nothing is ignored: every voxel counts.
-        """
+        """Logits (B, K, X, Y, Z) and class numbers (B, X, Y, Z) to a scalar. Every voxel counts, padding as well."""
         total = logits.new_zeros((), dtype=torch.float32)
         if self.config.name in ("ce", "dice_ce"):
             total = total + cross_entropy(logits, target, self.weight, self.config.label_smoothing).mean()

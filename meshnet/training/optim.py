@@ -14,13 +14,13 @@ NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Param groups: one a pattern (a regular expression searched in the parameter's name), and one for all others.
+    """Param groups: one for each pattern (a regular expression searched in parameters' names), one for the others.
 
     Parameters that no pattern matches take ``optimizer.lr``. With ``decay_norm_and_bias`` off, each group is divided
     in two, and the weights of norms and all biases get no weight decay.
 
     Raises:
-        UserError: for a pattern that matches nothing, two that match the same parameter, or one that is no pattern.
+        UserError: for a pattern that matches nothing, two that match the same parameter, or an invalid one.
     """
     plain = {id(p) for module in model.modules() if isinstance(module, NORM_LAYERS) for p in module.parameters()}
     groups: dict[tuple, dict] = {}
@@ -44,7 +44,7 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     for group, count in zip(config.param_groups, matched):
         if not count:
             names = [name.split(".") for name, _ in model.named_parameters()]
-            depth = 1 if len({parts[0] for parts in names}) > 1 else 2  # a baseline's all begin with network.
+            depth = 1 if len({parts[0] for parts in names}) > 1 else 2  # those of a baseline all begin with network.
             first = ", ".join(dict.fromkeys(".".join(parts[:depth]) for parts in names))
             raise UserError(f"optimizer.param_groups: '{group['match']}' matches no parameter; names begin with "
                             f"{first}")
@@ -52,7 +52,7 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict]:
 
 
 def search(pattern: str, name: str, index: int) -> bool:
-    """Whether ``pattern`` is found in ``name``; a UserError if it is no regular expression."""
+    """Whether ``pattern`` is found in ``name``; a UserError if it is not a regular expression."""
     try:
         return re.search(pattern, name) is not None
     except re.error as error:
@@ -61,7 +61,7 @@ def search(pattern: str, name: str, index: int) -> bool:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over ``model``'s param groups; another one is an entry more here and in config.OPTIMIZERS."""
+    """The optimizer over ``model``'s param groups; a new one needs an entry here and in config.OPTIMIZERS."""
     groups = group_parameters(model, config)
     makers = {"AdamW": lambda: torch.optim.AdamW(
         groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay,
@@ -73,13 +73,13 @@ class Schedule:
     """The learning rate of every step: linear warm-up by epochs, then the schedule of the config.
 
     Its position is the number of optimizer steps that the loop has taken, whatever the number of processes, the
-    accumulation, or steps that fp16 skipped on an overflow: a schedule always ends where it should. Call
+    accumulation, or steps that fp16 skipped on an overflow, so a schedule ends where it should. Call
     ``begin_epoch(epoch)``, after every optimizer step ``end_step()``, and after every validated epoch
     ``end_epoch(metric)``.
 
-    Warm-up: through epoch e < warmup_epochs the rate is ``lr * (e + 1) / warmup_epochs``; the schedule has the epochs
-    that remain. OneCycleLR rises for at least one step, and with fewer than three steps in all the rate stays at its
-    peak. Plateaus are counted in validated epochs, and not during warm-up.
+    Warm-up: in epoch e < warmup_epochs the rate is ``lr * (e + 1) / warmup_epochs``; the schedule covers the remaining
+    epochs. OneCycleLR rises for at least one step, and with fewer than three steps in all the rate stays at its peak.
+    Plateaus are counted in validated epochs, and not during warm-up.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: SchedulerConfig, steps_per_epoch: int,
@@ -89,13 +89,13 @@ class Schedule:
         self.total_steps = (max_epochs - warmup_epochs) * steps_per_epoch
         self.steps, self.epoch = 0, 0
         self.torch = self.build(max_epochs - warmup_epochs)
-        self.first = [group["lr"] for group in optimizer.param_groups]  # torch has set its own first rate
+        self.first = [group["lr"] for group in optimizer.param_groups]  # set by torch's scheduler
 
     def build(self, epochs: int):
         """torch's scheduler, or None where the rate is constant."""
         config = self.config
         if config.name == "OneCycleLR" and self.total_steps >= 3:
-            # torch peaks at index pct_start * total - 1, which must be at least 1: else it divides by zero or skips
+            # torch peaks at index pct_start * total - 1, which must be at least 1, or else it divides by zero or skips
             # the rise (1 % of 100 steps, or of 12).
             rise = min(1.0, max(config.pct_start, 2 / self.total_steps))
             return OneCycleLR(self.optimizer, max_lr=self.peaks, total_steps=self.total_steps, pct_start=rise,
@@ -110,7 +110,7 @@ class Schedule:
         return None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the rate of a warm-up epoch, and the schedule's first one when the warm-up is over."""
+        """Set the rate of a warm-up epoch, and the schedule's first rate after the warm-up."""
         self.epoch = epoch
         if epoch < self.warmup_epochs:
             self.set_rates([peak * (epoch + 1) / self.warmup_epochs for peak in self.peaks])
@@ -126,7 +126,7 @@ class Schedule:
             self.torch.step()
 
     def end_epoch(self, metric: float | None) -> str | None:
-        """After an epoch; ``metric`` is None where it was not validated. Returns a line to print on a reduction."""
+        """After an epoch; ``metric`` is None if it was not validated. Returns a line to print on a reduction."""
         if self.epoch < self.warmup_epochs or self.torch is None or self.config.name == "OneCycleLR":
             return None
         if self.config.name == "cosine":
@@ -160,7 +160,7 @@ class Schedule:
 def build_ema(model: nn.Module, config: EmaConfig) -> AveragedModel | None:
     """Averaged weights: new = decay * old + (1 - decay) * current at each step, buffers copied; None where off.
 
-    With warm-up the decay of update n is ``min(decay, (1 + n) / (10 + n))``, so that early weights fade.
+    With warm-up the decay of update n is ``min(decay, (1 + n) / (10 + n))``, so that early weights are forgotten.
     """
     if not config.enabled:
         return None

@@ -1,6 +1,6 @@
 """Where the time and the memory of a training step go: what ``train.py --profile`` prints.
 
-A step is taken apart twice: by phase (read, forward, loss, backward, optimizer) with the memory of each as the system
+A step is divided in two ways: by phase (read, forward, loss, backward, optimizer) with the memory of each as the system
 sees it, and by operation with PyTorch's profiler, in which the compiled kernels appear by the names that
 ``kernels.convolution`` and ``kernels.normalise`` give them.
 """
@@ -22,20 +22,20 @@ from meshnet.data.reader import PreparedData
 from meshnet.training import assemble, loop
 from meshnet.training.run import Run
 
-WARM_UP, STEPS = 1, 3  # steps that are left out and steps that are measured
-OPERATIONS = 12  # lines of the second table
+WARM_UP, STEPS = 1, 3  # steps before the measurement and steps measured
+OPERATIONS = 12  # number of operations listed
 
 
 class Watch:
-    """Seconds and memory of named phases: ``with watch("forward"): …``. Memory is what a GPU's allocator holds, or on
-    a CPU the process, in bytes above ``start``."""
+    """Seconds and memory of named phases: ``with watch("forward"): …``. Memory is what the allocator of a GPU
+    holds, or on a CPU the process, in bytes above ``start``."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.memory = device, {}, {}
         self.start = self.held()
 
     def held(self, peak: bool = False) -> int:
-        """Bytes held now, or at most since ``reset_peak``. 0 where the system does not say."""
+        """Bytes held now, or at most since ``reset_peak``. 0 where the system does not report it."""
         if self.device.type == "cuda":
             return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(self.device)
         try:
@@ -68,7 +68,7 @@ class Watch:
         return max(peak for phases in self.memory.values() for peak, _ in phases)
 
     def table(self) -> str:
-        """A line a phase: median seconds, share of the step, highest memory within it and what is held at its end."""
+        """A line for each phase: median seconds, share of the step, peak memory and memory held at its end."""
         middle = {phase: statistics.median(seconds) for phase, seconds in self.seconds.items()}
         whole = sum(middle.values())
         lines = [f"{'phase':12}{'seconds':>9}{'share':>7}{'peak GB':>9}{'kept GB':>9}"]
@@ -92,10 +92,10 @@ def profile_training(config: Config, cases: PreparedData, train: list[int], box:
 
 
 def profile_step(run: Run, estimated: int | None) -> str:
-    """Train a few steps on the first cases of ``run`` and say where they spent time and memory.
+    """Train a few steps on the first cases of ``run``; a report of where their time and memory went.
 
     Args:
-        run: freshly built; its network is trained on, so it is of no other use afterwards.
+        run: newly assembled; its network is trained here, so it must not be used afterwards.
         estimated: bytes that a step was expected to take, to be compared with what it took.
     """
     size = run.config.training.batch_size
@@ -132,7 +132,7 @@ def return_freed_memory() -> None:
 
 
 def operations_table(averages, device: str) -> str:
-    """The operations that took most of a step by themselves, what they call not counted in."""
+    """The operations that took most of a step, without the operations that they call."""
     key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     timed = sorted(((getattr(event, key), event.count, event.key) for event in averages), reverse=True)
     whole = sum(microseconds for microseconds, *_ in timed) or 1

@@ -1,4 +1,4 @@
-"""Resume points: the exact state of a run, whole on disk or not there, the newest kept.
+"""Resume points: the exact state of a run, written whole or not at all; the newest are kept.
 
 A state is one file, ``state/step-00000120.pt``, of tensors and plain values, read with ``weights_only=True``.
 """
@@ -12,7 +12,7 @@ from meshnet.files import whole_file
 
 
 def save_state(folder: Path, step: int, state: dict, keep: int) -> Path:
-    """Write ``state`` as the resume point of ``step``; older ones go only after the new one is in place."""
+    """Write ``state`` as the resume point of ``step``; older ones are deleted only after the new one is in place."""
     path = folder / f"step-{step:08d}.pt"
     with whole_file(path) as temporary:
         torch.save(state, temporary)
@@ -30,7 +30,7 @@ def load_state(folder: Path) -> dict | None:
     """The newest resume point, on the CPU, or None where there is none.
 
     Raises:
-        UserError: if it cannot be read (a disk fault: a kill cannot cause it, since files are renamed into place).
+        UserError: if it cannot be read (a disk fault; not a kill, since files are renamed into place).
     """
     states = list_states(folder)
     if not states:
@@ -38,8 +38,8 @@ def load_state(folder: Path) -> dict | None:
     try:
         return torch.load(states[-1], map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{states[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one "
-                        "before, or use another --run_dir") from None
+        raise UserError(f"{states[-1]}: cannot be read ({type(error).__name__}); delete it to continue from the "
+                        "previous one, or use another --run_dir") from None
 
 
 def random_state() -> dict:

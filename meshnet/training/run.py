@@ -1,4 +1,4 @@
-"""What a run works with, and where it stands."""
+"""A run: what it consists of, and its progress."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from meshnet.training.optim import Schedule
 
 
 class Diverged(Exception):
-    """The loss is no number any more. The message says where and what to try."""
+    """The loss became NaN or infinite. The message says where and what to try."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; saved whole in every resume point."""
+    """How far a run is; part of every resume point, so old names of fields must be read in ``loop.resume``."""
 
     epoch: int = 0  # finished epochs
     batches: int = 0  # batches of the current epoch that this process has done
@@ -37,7 +37,11 @@ class Progress:
 
 @dataclass
 class Run:
-    """What a run works with. ``network`` is the bare module, ``model`` the one that Accelerate prepared."""
+    """Everything that a run consists of. ``network`` is the plain module, ``model`` the one that Accelerate prepared.
+
+    ``train`` and ``val`` are cases, as indices into ``data``. ``box`` (x0, x1, y0, y1, z0, z1), in voxels, is what
+    training reads of each; None for the whole volume.
+    """
 
     accelerator: Accelerator
     config: Config
@@ -60,10 +64,10 @@ class Run:
 
 
 def cases_per_step(config: Config, processes: int) -> int:
-    """Cases of one optimizer step, on all processes together."""
+    """Cases in one optimizer step, over all processes."""
     return config.training.batch_size * config.training.accumulation * processes
 
 
 def steps_per_epoch(config: Config, cases: int, processes: int) -> int:
-    """Optimizer steps of an epoch; the last one is filled up from the epoch's beginning."""
+    """Optimizer steps in an epoch of ``cases``; the last step is filled with cases from the start of the epoch."""
     return -(-cases // cases_per_step(config, processes))

@@ -1,4 +1,4 @@
-"""Training that begins with the weights of a trained model (``--init``)."""
+"""Training that starts from the weights of a trained model (``--init``)."""
 
 import sys
 
@@ -8,14 +8,14 @@ from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks.card import Card
 
-FREE = {"dropout", "image_size"}  # of a network's arguments, what may differ from those of the weights it starts from
+FREE = {"dropout", "image_size"}  # arguments of a network that may differ from those of the model it starts from
 
 
 def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     """Give ``network`` the weights of the model ``init``.
 
     Raises:
-        UserError: where that is another network, or its scans looked otherwise than the data set's (``info``).
+        UserError: where that is another network, or its scans were prepared differently from the data set (``info``).
     """
     trained, card = build.load_model(init)
     for key in ("orientation", "scaling", "window"):
@@ -26,7 +26,7 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     if card.averaged != info.get("averaged", False):
         kinds = ("averaged", "others") if card.averaged else ("sampled", "averaged ones")
         print(f"note: --init {init}: trained on {kinds[0]} voxels, the data set has {kinds[1]}; prepare.py "
-              f"{'--averaged' if card.averaged else 'without --averaged'} makes them alike", file=sys.stderr)
+              f"{'--averaged' if card.averaged else 'without --averaged'} prepares them alike", file=sys.stderr)
     shared = shared_classes(card, info)
     if not shared[1:]:
         raise UserError(f"--init {init}: has the classes {', '.join(card.classes)}, expected one of them in the "
@@ -51,10 +51,10 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
 
 
 def shared_classes(card: Card, info: dict) -> list[tuple[int, int]]:
-    """Where each class that a model and a data set have in common stands in both, background first.
+    """(number in the model, number in the data set) of each class that both have, background first.
 
-    Classes are the same by their names. A data set's only class, whatever its name, is also the only one that a model
-    has or marks.
+    Classes with the same name are the same. A data set's only class, whatever its name, is matched with the only one
+    that a model has or marks.
     """
     known, wanted = card.classes, info["classes"][1:]
     only = known[1] if len(known) == 2 else card.marks
@@ -64,21 +64,21 @@ def shared_classes(card: Card, info: dict) -> list[tuple[int, int]]:
 
 
 def take_classes(weights: dict, network: torch.nn.Module, shared: list[tuple[int, int]]) -> dict:
-    """``weights`` for the classes of ``network``: what has a row a class (K, …) gets the rows of the ``shared`` ones
-    and keeps the network's own for the others.
+    """``weights`` for the classes of ``network``: a tensor with a row for each class (K, …) gets the rows of the
+    ``shared`` classes and keeps the network's own rows for the others.
 
     Raises:
-        UserError: where another axis counts the classes as well, so that rows alone do not say what belongs to which.
+        UserError: where another axis has the length of the classes as well, so that rows alone are not enough.
     """
-    with torch.random.fork_rng(devices=[]):  # what training draws does not depend on the classes of its beginning
+    with torch.random.fork_rng(devices=[]):  # training must not draw other numbers because of the model it starts from
         wider = build.build(network.name, {**network.arguments, "classes": network.arguments["classes"] + 1})
     shapes, taken = {key: tensor.shape for key, tensor in wider.state_dict().items()}, dict(weights)
     for key, tensor in network.state_dict().items():
         if key not in weights or shapes.get(key) == tensor.shape:
             continue
         if shapes[key][1:] != tensor.shape[1:]:
-            raise UserError(f"--init: {key} of a {network.name} counts the classes twice; expected the same classes in "
-                            "the same order in the data set, prepare.py --labels and --classes make them so")
+            raise UserError(f"--init: {key} of a {network.name} has the classes on two axes; expected the same classes "
+                            "in the same order in the data set, use prepare.py --labels and --classes")
         taken[key] = tensor.clone()
         for theirs, ours in shared:
             taken[key][ours] = weights[key][theirs]

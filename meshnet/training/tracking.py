@@ -1,7 +1,7 @@
 """Experiment trackers through Accelerate: Weights & Biases, MLflow, TensorBoard, Trackio.
 
-The names are the guide's: ``learning_rate``, ``train_loss``, ``val_dice``, ``val_loss``. A resumed run goes on in the
-same tracker run, whose identifier lies in the run folder's ``tracking.json``.
+The names are those of the guide: ``learning_rate``, ``train_loss``, ``val_dice``, ``val_loss``. A resumed run continues
+in the same tracker run, whose identifier is in the run folder's ``tracking.json``.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def check_installed(config: TrackingConfig) -> None:
 
 
 def wandb_has_key() -> bool:
-    """Whether Weights & Biases could log in; otherwise a run is kept offline, to be synced later."""
+    """Whether Weights & Biases can log in; otherwise a run is logged offline, to be synced later."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -40,20 +40,20 @@ def wandb_has_key() -> bool:
 
 
 class Tracker:
-    """Sends an epoch's values, and pictures of cases, to every tracker of the config; nothing where there is none.
+    """Sends the values of an epoch, and pictures of cases, to every tracker of the config.
 
-    An epoch that a kill hit between its line and its resume point is sent again, with the same values.
+    An epoch that was killed between its line in metrics.jsonl and its resume point is sent again, with the same values.
     """
 
     def __init__(self, accelerator, config: TrackingConfig, folder: Path, flat_config: dict):
         self.accelerator, self.config, self.folder, self.flat_config = accelerator, config, folder, flat_config
 
     def begin(self, epochs: int) -> None:
-        """Open the trackers for a run that has finished ``epochs``; it goes on in the tracker run that it had."""
+        """Open the trackers for a run that has finished ``epochs``; a resumed run continues in its tracker run."""
         trackers, path = self.config.trackers, self.folder / TRACKING
         if not trackers or not self.accelerator.is_main_process:
             return
-        # A name of its own: the folder's comes again in other folders, and a tracker would join those runs.
+        # A unique name: trackers would merge runs of folders with the same name.
         known = json.loads(path.read_text()) if path.is_file() else {
             "name": f"{self.folder.name}-{uuid.uuid4().hex[:8]}", "begun": []}
         write_json(path, known)
@@ -63,7 +63,7 @@ class Tracker:
                                "dir": str(self.folder)},
                      "mlflow": {"run_name": self.folder.name, "run_id": known.get("mlflow")},
                      "tensorboard": {"purge_step": epochs + 1},
-                     # Accelerate puts a configuration where Trackio never looks.
+                     # Trackio does not see the configuration where Accelerate puts it.
                      "trackio": {"name": known["name"], "resume": "allow", "config": values}}
         if not wandb_has_key() and "WANDB_MODE" not in os.environ:
             arguments["wandb"]["mode"] = "offline"
@@ -71,19 +71,19 @@ class Tracker:
         for tracker in self.accelerator.trackers:
             if tracker.name == "mlflow":
                 known["mlflow"] = tracker.tracker.info.run_id
-            if tracker.name not in known["begun"]:  # MLflow refuses a second time, TensorBoard makes another run of it
+            if tracker.name not in known["begun"]:  # MLflow refuses it a second time, TensorBoard makes another run
                 tracker.store_init_configuration(values)
         write_json(path, known | {"begun": sorted({*known["begun"], *trackers})})
 
     def log(self, row: dict, step: int) -> None:
-        """The numbers of an epoch's line; its ``step`` as ``optimizer_step``, since a tracker's step is the epoch."""
+        """Log the numbers of an epoch; its ``step`` as ``optimizer_step``, since a tracker's step is the epoch."""
         if self.config.trackers:
             numbers = {"optimizer_step" if key == "step" else key: value for key, value in row.items()
                        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
             self.accelerator.log(numbers, step=step)
 
     def log_pictures(self, paths: dict[str, Path], step: int) -> None:
-        """PNG files by name, to every tracker; on the main process alone."""
+        """Log PNG files by name; on the main process only."""
         from PIL import Image
 
         pictures = {name: np.asarray(Image.open(path).convert("RGB")) for name, path in paths.items()}
@@ -102,6 +102,6 @@ class Tracker:
                 tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step, **extra)
 
     def end(self) -> None:
-        """Close the trackers, so that what they hold is written."""
+        """Close the trackers, so that everything is written."""
         if self.config.trackers:
             self.accelerator.end_training()

@@ -1,4 +1,4 @@
-"""Scores of the validation cases while training, segmented as infer.py segments them, and pictures of some."""
+"""Scores of the validation cases during training, segmented as infer.py does it, and pictures of some of them."""
 
 import math
 from pathlib import Path
@@ -14,9 +14,9 @@ from meshnet.training.run import Run
 
 @torch.no_grad()
 def score_share(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[tuple[int, dict]]:
-    """Scores of this process's share of the validation cases in the conformed grid, as infer.py would segment them.
+    """Scores of this process's share of the validation cases on the conformed grid, segmented as infer.py would do it.
 
-    Returns (position in ``run.val``, row) pairs; every case is in the share of one process.
+    Returns (position in ``run.val``, row) pairs; every case is in the share of exactly one process.
     """
     accelerator = run.accelerator
     network.eval()
@@ -58,7 +58,7 @@ def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
 
 
 def summarise(rows: list[dict]) -> dict:
-    """Means over the cases, by the names that metrics.jsonl uses; NaN (AVD without a lesion) is left out."""
+    """Means over the cases, by their names in metrics.jsonl, without NaN (AVD of a case without lesion)."""
     names = ["loss", *[name for name in ("dice", "dice_macro", "avd", "mcc") if name in rows[0]]]
     means = {}
     for name in names:

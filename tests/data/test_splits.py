@@ -138,5 +138,5 @@ def test_a_change_by_hand_is_noticed(tmp_path):
     moved = splits["folds"][0]["test"].pop()
     splits["folds"][1]["test"].append(moved)
     path.write_text(json.dumps(splits))
-    with pytest.raises(UserError, match="changed by hand"):
+    with pytest.raises(UserError, match="was edited"):
         load_splits(path)

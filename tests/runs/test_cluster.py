@@ -84,7 +84,7 @@ def test_how_ray_tasks_end(ray, job):
     ray.ends |= {1: (0, "one"), 2: (247, "two"), 3: Lost()}
     ended = launcher.poll()
     assert [(end.code, end.reason) for end in ended] == [
-        (0, ""), (-9, "killed by SIGKILL"), (None, "ended unseen")]
+        (0, ""), (-9, "killed by SIGKILL"), (None, "ended, exit code unknown")]
     assert [end.handle.host for end in ended] == ["one", "two", "ray"]
     assert launcher.free() == 3 and launcher.adopt(handles[0].job, {}) is None
     launcher.kill(handles[3])

@@ -14,7 +14,7 @@ from meshnet.runs.launch import make_launcher
 
 def test_describe():
     assert [describe_exit(code) for code in (0, 2, 137, -15, None)] == [
-        "", "exit code 2", "killed by SIGKILL", "killed by SIGTERM", "ended unseen",
+        "", "exit code 2", "killed by SIGKILL", "killed by SIGTERM", "ended, exit code unknown",
     ]
 
 

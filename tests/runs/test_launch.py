@@ -15,7 +15,7 @@ from meshnet.runs.launch import make_launcher
         ({"name": "local", "workers": 0}, "--workers: found 0"),
         ({"name": "local", "gpus_per_worker": -1}, "--gpus_per_worker"),
         ({"name": "local", "workers": 3, "gpus_per_worker": 1}, "expected at most 2"),
-        ({"name": "local", "gpus_per_worker": 3}, "offers 2 GPUs"),
+        ({"name": "local", "gpus_per_worker": 3}, "has 2 GPUs"),
     ],
 )
 def test_impossible_slots_are_refused(options, words, monkeypatch):

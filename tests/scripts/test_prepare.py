@@ -368,7 +368,7 @@ def test_two_scans_for_one_mask_fail_alone(tmp_path, run):
         (["x", "--format", "table"], "--out: missing"),
         (["x", "--format", "table", "--out", "o"], "no such file or folder"),
         (["--format", "synthetic", "--out", "o", "--window", "80", "0"], "expected LOW < HIGH"),
-        (["--format", "synthetic", "--out", "o", "--window", "0", "80", "--scaling", "minmax"], "leave one of them out"),
+        (["--format", "synthetic", "--out", "o", "--window", "0", "80", "--scaling", "minmax"], "leave one of them"),
         (["--format", "synthetic", "--out", "o", "--scaling", "window"], "--window LOW HIGH"),
         (["--format", "synthetic", "--out", "o", "--voxel_mm", "-1"], "voxel_mm"),
         (["--format", "synthetic", "--out", "o", "--orientation", "ABC"], "orientation"),
@@ -397,7 +397,7 @@ def test_an_output_folder_that_cannot_be_used(table, tmp_path, run):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.doc").touch()
-    for out, fault in ((file, "is a file"), (file / "below", "Not a directory"), (foreign, "holds something else")):
+    for out, fault in ((file, "is a file"), (file / "below", "Not a directory"), (foreign, "found other files")):
         code, _, errors = run(table.path, *options(out))
         assert code == 2 and len(errors) == 1 and str(out) in errors[0] and fault in errors[0]
     if os.geteuid() != 0:  # root may write everywhere

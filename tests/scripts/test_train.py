@@ -89,6 +89,13 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tiny_data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_without_data_prints_what_it_can(root):
+    out = run_script_file("train.py", "--dry_run", "--recipe", root / "recipes/meshnet5.yaml").stdout
+    assert yaml.safe_load(out.partition("---")[0])["model"]["channels"] == 5
+    assert "parameters  5,682 for 1 channel, 2 classes" in out
+    assert "not known   cases, steps and memory: they depend on the data set; give --data" in out
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     ([], ["--data", "missing"]),
     (["--data", "/nowhere"], ["/nowhere", "prepare.py"]),

@@ -337,3 +337,18 @@ def test_one_validation_case_without_a_number_is_named(tiny_data, tmp_path, monk
     monkeypatch.setattr(loop, "validate", overflow)
     found = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1, check=False)
     assert found.returncode == 3 and "loss of case synthetic-" in found.stderr
+
+
+def test_a_resume_point_of_an_earlier_version_is_taken_up(tiny_data, tmp_path):
+    """Its ``progress`` calls ``without_lesion`` by the name ``silent``."""
+    flags = ["--training.max_epochs", 2]
+    train(tiny_data, tmp_path / "whole", *flags)
+    train(tiny_data, tmp_path / "cut", *flags, "--stop_epoch", 1)
+    (path,) = (tmp_path / "cut" / "state").glob("*.pt")
+    state = torch.load(path, weights_only=True)
+    for rank in state["ranks"]:
+        rank["progress"]["silent"] = rank["progress"].pop("without_lesion")
+    torch.save(state, path)
+    out = train(tiny_data, tmp_path / "cut", *flags).stdout
+    assert "continuing after epoch 1" in out
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")

@@ -72,7 +72,7 @@ def test_a_data_sets_only_class_is_the_one_that_a_model_marks(tmp_path, classes,
 def test_a_network_that_counts_its_classes_twice_wants_them_in_order(tmp_path):
     big, small = (build.build("vnet", {"in_channels": 1, "classes": classes}) for classes in (3, 2))
     model_folder.save_model(tmp_path, big, Card(**{**CARD, "classes": ["background", "fluid", "lesion"]}))
-    with pytest.raises(UserError, match="counts the classes twice; expected the same classes in the same order"):
+    with pytest.raises(UserError, match="has the classes on two axes; expected the same classes in the same order"):
         start_from.start_from(small, tmp_path, init_info(["background", "lesion"]))
 
 

@@ -1,4 +1,4 @@
-"""BIDS trees: lesion masks under ``derivatives/`` find the scan that they were drawn on by their names' entities."""
+"""BIDS trees: lesion masks under ``derivatives/``, matched to the scans they were drawn on by the names' entities."""
 
 import csv
 import os
@@ -19,11 +19,11 @@ MODALITIES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "dwi", "adc", "trace", "s
 
 @dataclass(frozen=True)
 class BidsFile:
-    """A NIfTI file of the tree and what its name says."""
+    """A NIfTI file of the tree and the parts of its name."""
 
     path: str
     entities: dict[str, str]
-    words: tuple[str, ...]  # parts of the name without a dash: the suffix, and in masks the scan's suffix too
+    words: tuple[str, ...]  # parts of the name without a dash: the suffix, and in a mask also the scan's suffix
     derivative: str  # its path from derivatives/ on, or ""
 
     @property
@@ -47,11 +47,11 @@ class BidsFile:
 
 
 def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
-    """Pairs of a BIDS tree, one a lesion mask.
+    """Pairs of scan and mask in a BIDS tree, one for each lesion mask.
 
     A scan must agree with every entity that the mask's name carries (subject, session, acquisition, run, space, …)
-    where it is of the modality that the mask's name speaks of, or the mask speaks of none; a scan of another modality
-    must agree in subject, session and space. What two scans still match is a failure, to be settled with ``filters``.
+    where it is of the modality that the mask's name mentions, or the mask mentions none; scans of another modality must
+    agree in subject, session and space. A mask that matches two scans fails; ``filters`` must choose one of them.
     Entities and the columns of participants.tsv can be group columns; ``acq`` is one by default where it is known.
     """
     listing = Listing([], list(suffixes))
@@ -77,9 +77,10 @@ def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         subject = mask.entities["sub"]
         chosen, reason, ambiguous = scans_of(mask, scans.get(subject, []), suffixes)
         if f"sub-{subject}" not in Path(mask.path).parts[:-1]:
-            reason, ambiguous = "its name and its folder are of different subjects; correct one", True
+            reason, ambiguous = "its name and its folder name different subjects; correct one of them", True
         elif names[case_name(mask)] > 1:
-            reason, ambiguous = f"{names[case_name(mask)]} masks match the same scan; use --include or --exclude", True
+            reason = f"{names[case_name(mask)]} masks match the same scan; choose with --include or --exclude"
+            ambiguous = True
         if reason is None:
             groups = {**people.get(subject, {}), **{k: v for f in (*chosen[::-1], mask) for k, v in f.entities.items()}}
             reason = filters.rejects(groups, need=True)
@@ -90,7 +91,7 @@ def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         files = tuple(s.path for s in chosen)
         listing.cases.append(Case(case_name(mask), subject, files, mask.path, mask.entities.get("ses", ""), groups))
     for scan in (s for group in scans.values() for s in group if s.path not in used):
-        listing.left_out.append((scan.path, "no lesion mask chose it"))
+        listing.left_out.append((scan.path, "no lesion mask belongs to it"))
     if any("acq" in c.groups for c in listing.cases):
         listing.groups = ["acq"]
         for case in listing.cases:
@@ -103,7 +104,7 @@ def walk(root: str) -> list[BidsFile]:
     files = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        # Relative to the root: that the data set itself lies below some folder "derivatives" must not matter.
+        # Relative to the root: the data set itself may lie below a folder called "derivatives".
         inside = Path(folder).relative_to(root).parts
         for name in sorted(n for n in names if n.startswith("sub-") and n.endswith((".nii", ".nii.gz"))):
             parts = name.removesuffix(".gz").removesuffix(".nii").split("_")
@@ -117,14 +118,14 @@ def walk(root: str) -> list[BidsFile]:
 def scans_of(
     mask: BidsFile, scans: Sequence[BidsFile], suffixes: Sequence[str]
 ) -> tuple[list[BidsFile], str | None, bool]:
-    """The scan of each suffix that a mask belongs to; or why there is none, and whether that is an ambiguity."""
+    """The scan of each suffix that a mask belongs to; or why there is none, and whether several match."""
     chosen = []
     for suffix in suffixes:
         strict = mask.modality in (None, suffix)
         candidates = [s for s in scans if s.suffix == suffix and _agree(mask, s, strict)]
         if not candidates:
             return [], f"no {suffix} scan agrees with it", False
-        # The plainest name wins, then the one beside the mask; what is still equal is for the user to settle.
+        # The scan with the fewest extra entities wins, then one in the mask's folder; else the user has to choose.
         ranks = [(len(set(s.entities) - set(mask.entities)), Path(s.path).parent != Path(mask.path).parent)
                  for s in candidates]
         best = [s for s, rank in zip(candidates, ranks) if rank == min(ranks)]
@@ -137,14 +138,14 @@ def scans_of(
 
 def _agree(mask: BidsFile, scan: BidsFile, strict: bool) -> bool:
     keys = set(mask.entities) - OF_THE_MASK if strict else {"sub", "ses"}
-    # Without space- a file is in the scan's own space, so the two must both have it or both lack it.
+    # A file without space- is in the scan's own space, so both must have it or both must lack it.
     return mask.entities.get("space") == scan.entities.get("space") and all(
         mask.entities.get(k) == scan.entities.get(k) for k in keys if k in mask.entities
     )
 
 
 def case_name(mask: BidsFile) -> str:
-    """A case is called as its mask, without what says that it is one."""
+    """The name of a mask without the entities that say that it is a mask."""
     return "_".join(f"{k}-{v}" for k, v in mask.entities.items() if k not in OF_THE_MASK)
 
 

@@ -18,40 +18,40 @@ FORMATS = ("bids", "msd", "kits", "nnunet", "table", "hub", "synthetic")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan, of one or more channels, with its mask; nothing of it has been read yet."""
+    """One scan, of one or more channels, with its mask; the files have not been read yet."""
 
     case: str  # unique in the listing
     subject: str
-    images: tuple[str, ...]  # a file a channel, or one 4D file; other loaders' references
+    images: tuple[str, ...]  # one file for each channel, or one 4D file; for other loaders their own references
     mask: str
     session: str = ""
-    groups: dict[str, str] = field(default_factory=dict)  # every column that --group could name
+    groups: dict[str, str] = field(default_factory=dict)  # every column that --group may name
     loader: str = "files"  # files, synthetic or hub
     channels_last: bool = False  # the one image is 4D and its last axis is channels
-    origin: tuple = ()  # what the loader needs beside
+    origin: tuple = ()  # what else the loader needs
 
 
 @dataclass
 class Listing:
-    """What was found: cases, and for what is not among them a (path, reason) each."""
+    """What was found: the cases, and a (path, reason) for everything that is not one."""
 
     cases: list[Case]
     channels: list[str]  # names
-    classes: list[str] | None = None  # names the source gives to mask values 1, 2, …
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # by choice, or without a partner
-    failed: list[tuple[str, str]] = field(default_factory=list)  # something the user has to mend
+    classes: list[str] | None = None  # the source's names of the mask values 1, 2, …
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # by a filter, or without a matching scan or mask
+    failed: list[tuple[str, str]] = field(default_factory=list)  # what the user has to correct
     groups: list[str] = field(default_factory=list)  # the source's own default for --group
 
 
 @dataclass
 class Loaded:
-    """A case's volumes: ``images`` one a channel, each (X, Y, Z), ``mask`` (X, Y, Z); hashes of what they came from."""
+    """A case's volumes: one image (X, Y, Z) for each channel, the mask (X, Y, Z), and hashes of their files."""
 
     images: list[nib.Nifti1Image]
     mask: nib.Nifti1Image
     image_sha256: list[str]
     mask_sha256: str
-    groups: dict[str, str] = field(default_factory=dict)  # columns known only now
+    groups: dict[str, str] = field(default_factory=dict)  # columns known only after reading
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Filters:
         return Filters(*parsed)
 
     def rejects(self, entities: dict[str, str], need: bool = False) -> str | None:
-        """Why a file with these entities is left out, or None. ``need``: it must have what --include names."""
+        """Why a file with these entities is left out, or None. ``need``: it must have those that --include names."""
         for name, values in self.exclude.items():
             if entities.get(name) in values:
                 return f"--exclude {name}={entities[name]}"

@@ -21,7 +21,7 @@ def find_msd(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
     training = description.get("training")
     pairs = training if isinstance(training, list) else [training]
     if not all(isinstance(p, dict) and {"image", "label"} <= set(p) for p in pairs):
-        raise UserError(f"{root / 'dataset.json'}: found no list 'training' of image and label; write the Decathlon's")
+        raise UserError(f"{root / 'dataset.json'}: expected a list 'training' of image and label pairs; repair it")
     listing = Listing([], [names[i] for i in kept], _classes(description))
     for pair in pairs:
         image, mask = (str(root / pair[k]) for k in ("image", "label"))
@@ -29,14 +29,14 @@ def find_msd(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         _add(listing, filters, name, (image,), mask, channels_last=len(names) > 1, origin=(len(names), tuple(kept)))
     for item in description.get("test") or []:
         scan = item["image"] if isinstance(item, dict) else item
-        listing.left_out.append((str(root / scan), "a test scan, no mask"))
+        listing.left_out.append((str(root / scan), "a test scan without a mask"))
     return listing
 
 
 def find_kits(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
     """KiTS: ``case_00000/imaging.nii.gz`` beside ``segmentation.nii.gz``, in the folder or its ``data`` folder."""
     if suffixes:
-        raise UserError("--suffix: KiTS has one scan a case; leave the flag out")
+        raise UserError("--suffix: KiTS has one scan for each case; leave the flag out")
     root = next((r for r in (Path(path), Path(path) / "data") if any(r.glob("case_*"))), None)
     if root is None:
         raise UserError(f"{path}: found no case_* folder, expected KiTS's case_00000/imaging.nii.gz")
@@ -51,7 +51,7 @@ def find_kits(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
 
 
 def find_nnunet(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
-    """nnU-Net raw: ``imagesTr/NAME_0000.nii.gz`` (a file a channel) and ``labelsTr/NAME.nii.gz``.
+    """nnU-Net raw: ``imagesTr/NAME_0000.nii.gz`` (one file for each channel) and ``labelsTr/NAME.nii.gz``.
 
     ``suffixes`` keeps those channels, by name.
     """
@@ -106,7 +106,7 @@ def _numbered(names: object, path: Path, key: str) -> list[str]:
 
 def _chosen(names: list[str], suffixes: Sequence[str]) -> list[int]:
     if unknown := [s for s in suffixes if s not in names]:
-        raise UserError(f"--suffix: found {unknown[0]!r}, expected some of the data set's channels {', '.join(names)}")
+        raise UserError(f"--suffix: found {unknown[0]!r}, expected channels of the data set: {', '.join(names)}")
     return [names.index(s) for s in suffixes] or list(range(len(names)))
 
 

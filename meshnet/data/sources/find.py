@@ -1,4 +1,4 @@
-"""The cases of a data set: which format reads it, what its listing must satisfy, and one case read."""
+"""The cases of a data set: listed by the source of its format, checked, and read one by one."""
 
 import hashlib
 from collections.abc import Sequence
@@ -37,12 +37,12 @@ def find_cases(form: str, path: str | None, suffixes: Sequence[str], filters: Fi
 
 
 def checked(listing: Listing) -> Listing:
-    """Sort a listing and move to ``failed`` what cannot be a case: a missing file, a mask of another subject."""
+    """Sort a listing and move what cannot be a case to ``failed``: a missing file, a mask of another subject."""
     cases, names = [], set()
     for case in sorted(listing.cases, key=lambda c: c.case):
         reason = _fault(case)
         if case.case in names:
-            reason = f"two cases are called {case.case}; give each its own name"
+            reason = f"two cases are called {case.case}; give each a name of its own"
         names.add(case.case)
         if reason:
             listing.failed.append((case.mask, reason))
@@ -62,14 +62,14 @@ def _fault(case: Case) -> str | None:
             return f"{path}: no such file"
     subjects = {subject_in(p) for p in (*case.images, case.mask)} - {None}
     if len(subjects) > 1:
-        return f"scan and mask are of different subjects ({', '.join(sorted(subjects))}); pair each with its own"
+        return f"scan and mask are of different subjects ({', '.join(sorted(subjects))}); correct the pair"
     return None
 
 
 def signature(case: Case) -> list:
     """What changes when a case's files change, without reading them: paths, sizes, modification times.
 
-    Empty for the other loaders: their ``origin`` says it all.
+    Empty for the other loaders, whose ``origin`` changes instead.
     """
     if case.loader != "files":
         return []
@@ -78,7 +78,7 @@ def signature(case: Case) -> list:
 
 
 def load_case(case: Case, channels: int) -> Loaded:
-    """Read a case's volumes. Raises UserError for every bad file, and where it has not ``channels`` channels."""
+    """Read a case's volumes. Raises UserError for a bad file, or another number of channels than ``channels``."""
     if case.loader == "synthetic":
         loaded = load_synthetic(case)
     elif case.loader == "hub":

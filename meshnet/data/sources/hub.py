@@ -1,10 +1,11 @@
 """Hugging Face datasets with ``Nifti`` columns: only the needed columns are read, and volumes one row at a time.
 
-A dataset is a Hub name (its Parquet files are read where they are, by range requests), a local folder or file of
+A dataset is a Hub name (its Parquet files are read in place, by range requests), a local folder or file of
 Parquet, or a folder that ``save_to_disk`` wrote. Nifti values are structs {bytes, path}, single or in lists.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ SESSION_COLUMNS = ("session", "session_id")
 
 
 def find_hub(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
-    """Rows that have a mask and a scan in each of the columns ``suffixes`` (upper or lower case), without their bytes.
+    """Rows that have a mask and a scan in each of the columns ``suffixes`` (upper or lower case); volumes are not read.
 
     Mask, subject and session are the first columns there are of ``MASK_COLUMNS``, ``SUBJECT_COLUMNS`` and
     ``SESSION_COLUMNS``; the other scalar columns can be filtered on and grouped by. ``<suffix>_acquisition`` is the
@@ -59,9 +60,9 @@ def find_hub(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
 
 
 def load_hub(case: Case) -> Loaded:
-    """One row's volumes. Where a row holds several scans of a column, the one on the mask's grid is meant."""
+    """One row's volumes. Where a column holds several scans in a row, the one on the mask's grid is taken."""
     url, kind, number, columns, mask_column, _ = case.origin
-    row = _heavy_row(url, kind, number, [*columns, mask_column])
+    row = _read_row(url, kind, number, [*columns, mask_column])
     mask_bytes = _content(row[mask_column], case.mask)
     mask = image_from_bytes(mask_bytes, case.mask, "mask")
     images, hashes = [], []
@@ -102,6 +103,7 @@ def _files(path: str) -> list[tuple[str, str, str]]:
 
 
 def _remote_files(name: str) -> list[tuple[str, str, str]]:
+    """``_files`` of a Hub dataset: the Parquet files of its training split where their names say so, else all."""
     from huggingface_hub import HfFileSystem
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -115,6 +117,7 @@ def _remote_files(name: str) -> list[tuple[str, str, str]]:
 
 
 def _column(url: str, by_lower: dict[str, str], names: Sequence[str], what: str) -> str:
+    """The first of ``names`` (lower case) that is a column, as the file spells it."""
     for name in names:
         if name in by_lower:
             return by_lower[name]
@@ -122,6 +125,7 @@ def _column(url: str, by_lower: dict[str, str], names: Sequence[str], what: str)
 
 
 def _parquet(url: str):
+    """A local or remote Parquet file, of which only what is asked for is read."""
     import fsspec
     import pyarrow.parquet
 
@@ -146,11 +150,11 @@ def _light_rows(url: str, kind: str) -> tuple[list[str], list[dict]]:
                     row[name] = value
             return table.column_names, rows
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{url}: cannot be read as {kind} ({error}); copy the data set anew") from error
+        raise UserError(f"{url}: cannot be read as {kind} ({error}); copy the data set again") from error
 
 
 def _without_bytes(column) -> Iterator[object]:
-    """Values of a column, with {} for each Nifti struct, whose bytes stay where they are."""
+    """Values of a column, with {} for each Nifti struct, whose bytes are not read."""
     import pyarrow as pa
 
     struct = pa.types.is_struct(column.type)
@@ -161,34 +165,36 @@ def _without_bytes(column) -> Iterator[object]:
         yield from column.to_pylist()
 
 
-def _heavy_row(url: str, kind: str, number: int, columns: list[str]) -> dict:
+def _read_row(url: str, kind: str, number: int, columns: list[str]) -> dict:
+    """Row ``number`` of a file, counted from 0, with the volumes of ``columns``."""
     import pyarrow as pa
 
     if kind == "arrow":
         with pa.memory_map(url) as handle:
             return pa.ipc.open_stream(handle).read_all().select(columns).slice(number, 1).to_pylist()[0]
     file = _parquet(url)
-    group = 0
-    while number >= file.metadata.row_group(group).num_rows:
-        number -= file.metadata.row_group(group).num_rows
-        group += 1
-    # A row at a time: a row group of whole heads would not fit in memory.
-    for position, batch in enumerate(file.iter_batches(batch_size=1, row_groups=[group], columns=columns)):
-        if position == number:
-            return batch.to_pylist()[0]
-    raise UserError(f"{url}: has no row {number} in row group {group}; copy the data set anew")
+    first = 0  # row of the row group
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if number < first + rows:
+            # A row at a time: a row group of whole heads would not fit in memory.
+            batches = file.iter_batches(batch_size=1, row_groups=[group], columns=columns)
+            for batch in itertools.islice(batches, number - first, None):
+                return batch.to_pylist()[0]
+        first += rows
+    raise UserError(f"{url}: found {first} rows, expected row {number}; copy the data set again")
 
 
 def _content(value: dict | None, name: str) -> bytes:
-    """The bytes of a Nifti value, which holds them itself or tells where they are."""
+    """The bytes of a Nifti value, which holds them or the path of a file."""
     if value and value.get("bytes"):
         return value["bytes"]
     if not value or not value.get("path"):
-        raise UserError(f"{name}: holds neither bytes nor a path; it was saved without its volumes, save it anew")
+        raise UserError(f"{name}: holds neither bytes nor a path; it was saved without its volumes; save it again")
     import fsspec
 
     try:
         with fsspec.open(value["path"], "rb") as handle:
             return handle.read()
     except OSError as error:
-        raise UserError(f"{name}: cannot read {value['path']} ({error}); save the data set anew") from error
+        raise UserError(f"{name}: cannot read {value['path']} ({error}); save the data set again") from error

@@ -7,11 +7,11 @@ import numpy as np
 from meshnet.data.sources.case import Case, Listing, Loaded
 from meshnet.errors import UserError
 
-SYNTHETIC_SEEDS = 10_000  # case seeds a --synthetic_seed; two of those never share a case
+SYNTHETIC_SEEDS = 10_000  # case seeds for each --synthetic_seed, so that two of those never share a case
 
 
 def find_synthetic(cases: int, voxel_mm: float, seed: int, preset: str) -> Listing:
-    """Synthetic cases, one a seed: case i of ``seed`` is drawn from ``seed * 10,000 + i``."""
+    """Synthetic cases: case i of ``seed`` is drawn with the seed ``seed * 10,000 + i``."""
     from meshnet.data.synthetic.case import PRESETS
 
     if not 1 <= cases <= SYNTHETIC_SEEDS or seed < 0:

@@ -11,7 +11,7 @@ RESERVED = ("case", "subject", "session", "mask")
 
 
 def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
-    """One case a line.
+    """One case for each line.
 
     Columns: ``subject``, ``mask``, and the images: those that ``suffixes`` names, else ``image`` and ``image_*``;
     several are channels. ``case`` and ``session`` are optional, every other column can be a group.
@@ -59,7 +59,7 @@ def _read(path: Path) -> list[dict[str, str]]:
             rows = [{(k or "").strip(): (v or "").strip() if isinstance(v, str) else "" for k, v in r.items()}
                     for r in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}), expected CSV in UTF-8; save it anew") from error
+        raise UserError(f"{path}: cannot be read as a table ({error}), expected CSV in UTF-8; save it again") from error
     if not rows:
-        raise UserError(f"{path}: found no lines below the header, expected one a case")
+        raise UserError(f"{path}: found no lines below the header, expected one for each case")
     return rows

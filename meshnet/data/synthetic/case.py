@@ -1,7 +1,7 @@
 """Synthetic heads with strokes: a deformed mean brain, random tissue contrast, procedural lesions, a poor scanner.
 
 Everything random about a case comes from its seed, in millimetres, so one seed is the same patient at every voxel
-size. Synthetic scans are for training and for tests; they are no patient's.
+size. Synthetic scans are for training and for tests; none is of a real patient.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class Preset:
     largest_mm3: float
     extracted: float  # share of brain-extracted cases
     artefacts: float  # probability of each of the scanner's flaws; 0 leaves bias field and noise
-    lookalikes: float  # probability of each kind of thing that is no lesion
+    lookalikes: float  # probability of each kind of structure that resembles a lesion
     warp: float = 1.0  # how far heads differ
     acute: float = 0.35  # share of fresh lesions: even, swollen, between grey matter and fluid on T2w
     fresh: tuple[str, ...] = ("DWI",)  # contrasts on which 85 % are fresh, since old lesions are dark on them
@@ -42,7 +42,7 @@ PRESETS = {
 # Lesions that are nearly all brighter than grey matter: what the built-in weights are trained on.
 PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.7, "FLAIR": 0.18, "DWI": 0.12}, smallest_mm3=2000.0,
                             healthy=0.12, fresh=("FLAIR", "DWI"))
-# The same heads with the fluid in the mask, so that a network learns beside lesions what is most like them.
+# The same heads with the fluid in the mask, so that a network learns to tell it from the lesions that it resembles.
 PRESETS["bright_fluid"] = replace(PRESETS["bright"], fluid=True)
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
@@ -77,15 +77,9 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
     Raises:
         UserError: for an unknown preset or option, or a voxel size outside 0.5–8 mm.
     """
-    if preset not in PRESETS:
-        raise UserError(f"synthetic preset: found {preset!r}, expected one of {', '.join(PRESETS)}; choose one of them")
     if not 0.5 <= voxel_mm <= 8:
         raise UserError(f"synthetic voxel_mm: found {voxel_mm}, expected 0.5 to 8; choose a size in that range")
-    unknown = set(options) - set(Preset.__dataclass_fields__)
-    if unknown:
-        raise UserError(f"synthetic option: found {min(unknown)!r}, expected one of "
-                        f"{', '.join(Preset.__dataclass_fields__)}; remove it")
-    chosen = replace(PRESETS[preset], **options)
+    chosen = find_preset(preset, options)
     shape = tuple(shape or (round(256 / voxel_mm),) * 3)
 
     # Independent streams: what is drawn for one step never shifts another.
@@ -119,6 +113,16 @@ def make_case(seed: int, voxel_mm: float = 1.0, preset: str = "train", shape: tu
             "extracted": extracted, "lesions": len(lesions), "acquired_mm": list(how.acquired_mm),
             "lesion_ml": float((mask == 1).sum() * voxel_mm ** 3 / 1000)}
     return to_lia(image, affine), to_lia(mask, affine), info
+
+
+def find_preset(name: str, options: dict) -> Preset:
+    """The preset ``name`` with the fields ``options`` changed. Raises UserError for an unknown name or field."""
+    if name not in PRESETS:
+        raise UserError(f"synthetic preset: found {name!r}, expected one of {', '.join(PRESETS)}; choose one of them")
+    known = Preset.__dataclass_fields__
+    if unknown := set(options) - set(known):
+        raise UserError(f"synthetic option: found {min(unknown)!r}, expected one of {', '.join(known)}; remove it")
+    return replace(PRESETS[name], **options)
 
 
 def to_lia(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

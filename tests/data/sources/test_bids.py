@@ -35,7 +35,7 @@ def test_the_mask_decides_the_run(arc):
     listing = find_cases("bids", str(arc), ["T2w"], Filters())
     case = next(c for c in listing.cases if c.subject == "M2105")
     assert case.images[0].endswith("sub-M2105/ses-964/anat/sub-M2105_ses-964_acq-spc3_run-11_T2w.nii.gz")
-    assert any("run-6_T2w" in p and "no lesion mask chose it" in why for p, why in listing.left_out)
+    assert any("run-6_T2w" in p and "no lesion mask belongs to it" in why for p, why in listing.left_out)
 
 
 def test_columns_of_the_participants_are_groups_and_filters(arc):
@@ -79,7 +79,7 @@ def test_a_mask_in_another_subjects_folder_or_beside_a_second_one_fails(tmp_path
     touch(tmp_path, MASK, MASK.replace("label-lesion", "label-lesion_desc-second"), "sub-1/anat/sub-1_T2w.nii.gz")
     listing = find_cases("bids", str(tmp_path), ["T2w"], Filters())
     assert [why for p, why in listing.failed if "sub-1_" in p] == [
-        "2 masks match the same scan; use --include or --exclude"
+        "2 masks match the same scan; choose with --include or --exclude"
     ] * 2
 
 
