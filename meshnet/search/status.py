@@ -64,7 +64,7 @@ def _row(study: Study, handle: Handle) -> dict:
 
 
 def _epochs_of(study: Study, trial: Trial) -> int:
-    """Epochs trained for a trial so far; with ``own_schedule`` each rung begins at nothing."""
+    """Epochs trained for a trial so far; with ``own_schedule`` each rung starts from scratch."""
     rungs = study.asha.rungs
     done = [rungs[rung] for rung in trial.scores]
     return sum(done) if study.plan.own_schedule else max(done, default=0)

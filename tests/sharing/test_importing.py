@@ -61,8 +61,8 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
     run_command("import", path, tmp_path / "m", "--channels", "T2w")
     assert read_card(tmp_path / "m").channels == ["T2w"]
     save_model(tmp_path / "trained", MeshNet(4), Card(**CARD))
-    for taken, message in ((tmp_path / "trained", "other than an imported model"), (tmp_path, "no imported model"),
-                           (path, "is a file")):
+    foreign = "other than an imported model"
+    for taken, message in ((tmp_path / "trained", foreign), (tmp_path, foreign), (path, "is a file")):
         with pytest.raises(UserError, match=message):
             run_command("import", path, taken)
     with pytest.raises(UserError, match="is a folder; expected brainchop's"):
