@@ -194,3 +194,19 @@ def model(tmp_path_factory):
     from bright import bright_model
 
     return bright_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A prepared data set's description, without volumes, and two recipes."""
+    import made_up
+
+    from meshnet.data.schema import PREPARED_KEYS
+    from meshnet.files import write_json, write_text
+
+    write_json(tmp_path / "data/prepared.json", dict.fromkeys(PREPARED_KEYS) | {
+        "format_version": 1, "fingerprint": made_up.FINGERPRINT})
+    write_json(tmp_path / "data/splits.json", made_up.splits_of())
+    for channels in (5, 6):
+        write_text(tmp_path / f"m{channels}.yaml", f"model: {{channels: {channels}}}\n")
+    return tmp_path
