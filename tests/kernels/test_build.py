@@ -65,3 +65,15 @@ def test_builds_for_other_cpus_compute_the_same(compiler, flags, lanes, root, tm
     subprocess.run([compiler, *usual, *flags, source, "-o", program], check=True)
     found = subprocess.run([*runner, program, "25" if runner else "60"], stdout=subprocess.PIPE, text=True, check=False)
     assert found.returncode == 0 and (lanes is None or found.stdout.startswith(f"{lanes} lanes")), found.stdout
+
+
+def test_what_was_built_once_is_kept(monkeypatch, tmp_path):
+    compiler, cache = tmp_path / "compiler", tmp_path / "cache"
+    compiler.write_text(f"#!/bin/sh\necho called >> {tmp_path}/calls\nfor last; do :; done\necho built > $last\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "COMPILERS", ("no such compiler", str(compiler)))
+    found = [build.build_library(cache) for _ in range(2)]
+    assert found[0] == found[1] == next(cache.iterdir()) and found[0].read_text() == "built\n"
+    assert len(list(cache.iterdir())) == 1 and (tmp_path / "calls").read_text() == "called\n"
+    monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "another"))
+    assert build.build_library().parent == tmp_path / "another"

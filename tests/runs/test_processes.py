@@ -1,12 +1,14 @@
 """The guard around a command on a node: nothing outlives its parent."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 
+import pytest
 from stand_in import FAMILY, LINUX, wait_for
 
 from meshnet.runs import processes
@@ -73,3 +75,15 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path, root):
     process = guarded(tmp_path, root, "guard-e", sys.executable, "-c", code)
     assert process.wait() == 5
     assert processes.members("guard-e") == []
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps here")
+def test_processes_are_told_apart_where_there_is_no_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started = processes.start_time(process.pid)
+    assert started and processes.alive(process.pid, started) and not processes.alive(process.pid, "another time")
+    process.kill()
+    wait_for(lambda: processes.start_time(process.pid) == "")  # a zombie
+    process.wait()
+    assert processes.start_time(process.pid) == "" and not processes.alive(process.pid, started)

@@ -156,3 +156,12 @@ def test_half_precision_is_that_of_the_weights_alone():
     torch.testing.assert_close(whole(x), network(x), rtol=1e-4, atol=1e-5)
     assert 0 < (half(x) - network(x)).abs().max() < 0.02 * network(x).abs().max()
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name, arguments", [("ukan", {}), ("segresnet", {"image_size": [32, 32, 32]})])
+def test_networks_of_one_size_are_refused(tmp_path, name, arguments):
+    network = nn.Conv3d(1, 2, 1)
+    network.arguments = arguments
+    with pytest.raises(UserError, match=f"{name}: cannot be exported with open sizes"):
+        to_onnx.write_onnx(network, Card(**{**CARD, "name": name}), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
