@@ -1,7 +1,7 @@
-"""From a scan and a model to a mask on the scan's own grid: what infer.py and ``meshnet.segment_scan`` run.
+"""From a scan and a model to a mask on the scan's own grid, for infer.py and ``meshnet.segment_scan``.
 
-``segment_scan`` is the whole way in one call. Its two halves stand beside it, so that a program with many scans can
-read the next one while the network works on this one: ``read_case`` and ``segment_case``.
+``segment_scan`` does everything in one call. ``read_case`` and ``segment_case`` are its two halves, so that a program
+with many scans can read the next one while the network works on this one.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Scan = str | Path | nib.Nifti1Image
 
 @dataclass
 class Case:
-    """A scan that was read and conformed.
+    """A scan that has been read and conformed.
 
-    ``images`` are its channels on their own grids, ``inputs`` what each model sees of it, ``parts`` the seconds that
-    reading, conforming and later steps took.
+    ``images`` are its channels on their own grids. ``inputs`` has one entry per model, a list of the scan's views on
+    that model's grids. ``parts`` are the seconds that reading, conforming and later steps took, by name.
     """
 
     images: list[nib.Nifti1Image]
@@ -51,11 +51,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a scan came to. All images lie on the scan's own grid.
+    """The result for one scan. All images are on the scan's own grid.
 
     ``mask`` holds labels, uint8: 0 and 1 where one class is marked, else the model's classes. ``probabilities`` is the
-    lesion's, float32, where it was asked for. Lesions are 26-connected. ``remarks`` are sentences about what a reader
-    of the mask should know.
+    probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
+    the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
+    step, by name.
     """
 
     mask: nib.Nifti1Image
@@ -71,27 +72,30 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
                  probabilities: bool = False, threshold: float | None = None, min_lesion_mm3: float | None = None,
                  crop: str = "head", max_memory: int | None = None, device: str | None = None,
                  threads: int | None = None) -> Segmentation:
-    """Segment one scan: the same mask, to the voxel, as ``python infer.py``. A MeshNet on a CPU needs no PyTorch.
+    """Segment one scan. The mask is the same, to the voxel, as that of ``python infer.py``.
+
+    A MeshNet with batch norm or without a norm runs on a CPU without importing PyTorch, if there is a C++ compiler.
+    MeshNets with group or instance norm, all other networks and GPUs need PyTorch.
 
     Args:
-        scan: a NIfTI file or image (X, Y, Z) on any grid; of several channels a sequence of them in the model's order,
-            or one image (X, Y, Z, C).
-        model: the built-in one by default; a run or model folder, a weights file, a built-in or Hub name, or what
-            ``load_model`` returned; of several the probabilities are averaged.
-        probabilities: return the lesion's probability as well.
-        threshold: probability from which a voxel is lesion, 0 to 1; the model's own by default.
-        min_lesion_mm3: connected lesions smaller than this are dropped; the model's own by default.
-        crop: ``head`` computes the head alone, ``none`` the whole volume.
-        max_memory: ceiling in bytes for the process while a MeshNet computes.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the fastest there is by default.
-        threads: CPU threads; all by default.
+        scan: a NIfTI file or image (X, Y, Z) on any grid. For several channels, a sequence of them in the model's
+            order, or one image (X, Y, Z, C).
+        model: a run or model folder, a weights file, a built-in or Hub name, or what ``load_model`` returned; None
+            means the built-in model. The probabilities of several models are averaged.
+        probabilities: return the probability of lesion as well.
+        threshold: probability from which a voxel is lesion, 0 to 1; None means the model's own.
+        min_lesion_mm3: connected lesions smaller than this are dropped; None means the model's own.
+        crop: ``head`` computes only the head, ``none`` the whole volume.
+        max_memory: limit in bytes for the process while a MeshNet computes.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None means the fastest one available.
+        threads: CPU threads; None means all.
 
     Raises:
         UserError: one line, for a scan, a model or a setting that cannot be used.
     """
     scans = [scan] if isinstance(scan, (str, Path, nib.spatialimages.SpatialImage)) else list(scan)
     names = [model] if model is None or isinstance(model, (str, Path, Model)) else list(model)
-    models = load_models(names, device=device, threads=threads)
+    models = load_models(names, device=device)  # PyTorch's own number of threads stays as it is for the caller
     return segment_case(read_case(scans, models), models, probabilities=probabilities, threshold=threshold,
                         min_lesion_mm3=min_lesion_mm3, crop=crop, max_memory=max_memory, threads=threads)
 
@@ -100,14 +104,16 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
 
 def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGHTS, device: str | None = None,
                 threads: int | None = None) -> list[Model]:
-    """Trained networks on the device, in eval mode, without PyTorch where the kernels can run all of them.
+    """Trained networks on the device, in evaluation mode; without PyTorch where the kernels can run all of them.
 
     Args:
-        names: as ``segment_scan``'s ``model``; None is the built-in one.
-        weights: which file of the folders; ``model_ema.safetensors`` are averaged weights.
+        names: each like ``model`` of ``segment_scan``; None is the built-in model.
+        weights: which file of the folders; ``model_ema.safetensors`` holds averaged weights.
+        device: as in ``segment_scan``.
+        threads: sets PyTorch's number of threads for the whole process.
 
     Raises:
-        UserError: where one cannot be had, or they do not segment the same classes on the same channels.
+        UserError: where one is not found or not valid, or they differ in classes or channels.
     """
     names = [default_model() if name is None else name for name in names]
     models = [name if isinstance(name, Model) else light.load(name, weights, device) for name in names]
@@ -126,7 +132,7 @@ def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGH
 
 
 def check_alike(name: str | Path | Model, card: Card, first_name: str | Path | Model, first: Card) -> None:
-    """Refuse a model whose probabilities cannot be averaged with those of the first one."""
+    """Raise UserError for a model whose probabilities cannot be averaged with those of the first one."""
     another_order = card.channels != first.channels and sorted(card.channels) == sorted(first.channels)
     if card.marks != first.marks:
         raise UserError(f"--model {name}: marks {card.marks or 'all of its classes'}, expected {first.marks or 'all'} "
@@ -137,10 +143,10 @@ def check_alike(name: str | Path | Model, card: Card, first_name: str | Path | M
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The torch device of that name, or the fastest there is.
+    """The torch device of that name; for None the fastest one available.
 
     Raises:
-        UserError: where there is none of that name here.
+        UserError: where this machine has no such device.
     """
     import torch
 
@@ -159,28 +165,33 @@ def pick_device(name: str | None) -> torch.device:
 # ---------------------------------------------------------------------- the scan, as the models see it
 
 def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
-    """Read a scan's channels and conform them for every model.
+    """Read the channels of one scan and conform them for every model.
+
+    Models with the same grid and scaling share a view.
 
     Raises:
-        UserError: for a bad file, or another number of channels than the models have.
+        UserError: for a bad file, or a number of channels other than the models'.
     """
     wanted, parts = models[0].card.channels, {}
     with timed(parts, "read"):
         images = read_channels(scans, wanted)
-    look = functools.cache(lambda *how: conformed_view(images, *how, parts))
-    inputs = [[look(grid, card.scaling, tuple(card.window) if card.window else None) for grid in card.grids()]
+    view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
+    inputs = [[view(grid, card.scaling, tuple(card.window) if card.window else None) for grid in card.grids()]
               for _, card in models]
     return Case(images, inputs, parts)
 
 
 def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
-    """The images of a case, one for each of the channels ``wanted``."""
-    load = lambda scan, channels=False: (read_image(scan, channels=channels) if isinstance(scan, (str, Path))
-                                         else check_image(scan, "scan", channels=channels))
-    if len(scans) == 1 and len(wanted) > 1:
-        images = split_channels(load(scans[0], True))
-    else:
-        images = [load(scan) for scan in scans]
+    """The images of a case, one for each of the channels ``wanted``, from one file each or from one 4D file.
+
+    Raises:
+        UserError: for a bad file, or another number of channels.
+    """
+    several_in_one = len(scans) == 1 and len(wanted) > 1
+    images = [read_image(scan, channels=several_in_one) if isinstance(scan, (str, Path))
+              else check_image(scan, "scan", channels=several_in_one) for scan in scans]
+    if several_in_one:
+        images = split_channels(images[0])
     if len(images) != len(wanted):
         example = ",".join(f"{name}.nii.gz" for name in wanted)
         what = scans[0] if isinstance(scans[0], (str, Path)) else "scan"
@@ -190,7 +201,7 @@ def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nift
 
 
 def conformed_view(images: Sequence[nib.Nifti1Image], grid, scaling: str, window, parts: dict[str, float]) -> View:
-    """The images on one grid as a network sees them: (C, X, Y, Z), float32 in 0..1, and the affine."""
+    """The images on one grid, as a network sees them. Adds the seconds that this took to ``parts``."""
     with timed(parts, "conform"):
         conformed = [conform(image, grid, scaling, window, images[0]) for image in images]
         volume = as_input(stack_channels([np.asarray(image.dataobj) for image in conformed]))
@@ -208,7 +219,7 @@ def conformed_scan(scans: Sequence[Scan], card: Card) -> np.ndarray:
 def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = False, threshold: float | None = None,
                  min_lesion_mm3: float | None = None, crop: str = "head", max_memory: int | None = None,
                  threads: int | None = None) -> Segmentation:
-    """Segment a case that was read; arguments as ``segment_scan``."""
+    """Segment a case from ``read_case`` with the same ``models``; other arguments as ``segment_scan``."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold: found {threshold:g}, expected 0 to 1")
     card, like, parts = models[0].card, case.images[0], case.parts
@@ -228,22 +239,26 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:
-    """What decides about the mask, on the scan's own grid: the mean over the models and their views (K, X, Y, Z)."""
+    """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
+    and for each model over its views."""
     total, marks = None, models[0].card.mask
-    looks = [(network, *view, len(views)) for (network, _), views in zip(models, case.inputs) for view in views]
-    for network, volume, affine, views in looks:
-        with timed(case.parts, "compute"):
-            found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)
-        found = marks.of(found)
-        with timed(case.parts, "back"):
-            native = to_native(found, affine, case.images[0])
-            native = native if views == 1 else native / np.float32(views)
-            total = native if total is None else total + native
+    for (network, _), views in zip(models, case.inputs):
+        for volume, affine in views:
+            with timed(case.parts, "compute"):
+                found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)
+            found = marks.of(found)
+            with timed(case.parts, "back"):
+                native = to_native(found, affine, case.images[0])
+                native = native if len(views) == 1 else native / np.float32(len(views))
+                total = native if total is None else total + native
     return total if len(models) == 1 else total / len(models)
 
 
 def remarks_on(every: np.ndarray, kept: np.ndarray, spacing_mm: np.ndarray, smallest_mm3: float) -> tuple[str, ...]:
-    """What a reader of the mask ``kept`` should know: what was found beside it (``every``) and dropped for its size."""
+    """The sentences for a reader of the mask: whether lesions were dropped for their size.
+
+    ``every`` and ``kept`` are the labels (X, Y, Z) before and after that.
+    """
     dropped = (np.count_nonzero(every) - np.count_nonzero(kept)) * float(np.prod(spacing_mm)) / 1000
     if not dropped:
         return ()
@@ -252,7 +267,7 @@ def remarks_on(every: np.ndarray, kept: np.ndarray, spacing_mm: np.ndarray, smal
 
 @contextlib.contextmanager
 def timed(parts: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of a ``with`` block to ``parts[name]``."""
+    """Add the seconds that a ``with`` block takes to ``parts[name]``."""
     started = time.perf_counter()
     yield
     parts[name] = round(parts.get(name, 0.0) + time.perf_counter() - started, 3)

@@ -1,4 +1,4 @@
-"""NIfTI files in and out: every bad file is one clear line, and what is written fits the scan it was made from."""
+"""NIfTI files in and out: a bad file is reported in one clear line, and a mask gets the grid of its scan."""
 
 import gzip
 import zlib
@@ -11,17 +11,24 @@ from meshnet.errors import UserError
 from meshnet.files import whole_file
 
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
-# What nibabel and numpy raise for content that is not what its header says.
-NOT_A_FILE = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, OSError, ValueError)
+# Raised by nibabel and numpy where the content does not match its header.
+BAD_CONTENT = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, OSError, ValueError)
 
 
 def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
-    """Read and check one NIfTI file (.nii, .nii.gz); the image that comes back holds its data in memory.
+    """Read and check one NIfTI file (.nii, .nii.gz). The returned image holds its data in memory.
 
-    ``kind``: ``scan`` or ``mask`` (an empty mask is left to the caller to judge). ``channels``: a 4D file's last axis
-    is declared to be channels. Otherwise the result is (X, Y, Z); a last axis of length one is dropped.
-    Integer data without header scaling keep their type, everything else becomes float32 (masks float64, since a
-    broken ``scl_slope`` can make their values tiny). Raises UserError with one line for every bad file.
+    Integer data without scaling in the header keep their type. All other data become float32 (in masks float64, since
+    a broken ``scl_slope`` can make their values tiny).
+
+    Args:
+        path: of the file.
+        kind: ``scan`` or ``mask``. A scan must not be zero everywhere; a mask may.
+        channels: the last axis of a 4D file is channels. Otherwise the image is (X, Y, Z), and a last axis of length
+            one is dropped.
+
+    Raises:
+        UserError: one line, for every bad file.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,12 +41,12 @@ def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> 
 
 
 def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
-    """``read_image`` for a file's content, plain or gzipped; ``name`` stands for it in errors."""
+    """``read_image`` for the content of a file, plain or gzipped; ``name`` stands for the path in errors."""
     if content[:2] == b"\x1f\x8b":
         try:
-            content = gzip.decompress(content)  # to the end, so that the checksum is looked at
+            content = gzip.decompress(content)  # to the end, so that the checksum is verified
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{name}: truncated or damaged gzip ({error}), expected it whole; copy it anew") from error
+            raise UserError(f"{name}: truncated or damaged gzip ({error}), expected it whole; copy it again") from error
     if content[344:348] == b"n+1\0":
         form = nib.Nifti1Image
     elif content[4:8] == b"n+2\0":
@@ -47,17 +54,17 @@ def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bo
     else:
         raise UserError(
             f"{name}: found no NIfTI, expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, or copy it "
-            "anew if it is damaged"
+            "again if it is damaged"
         )
     try:
         return _checked(form.from_bytes(content), name, kind, channels)
-    except NOT_A_FILE as error:
+    except BAD_CONTENT as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{name}: damaged or truncated NIfTI ({reason}), expected it whole; copy it anew") from error
+        raise UserError(f"{name}: damaged or truncated NIfTI ({reason}), expected it whole; copy it again") from error
 
 
 def check_image(image: nib.Nifti1Image, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
-    """``read_image`` for an image that is in memory already; ``name`` stands for it in errors."""
+    """``read_image`` for an image in memory; ``name`` stands for the path in errors."""
     if not isinstance(image, nib.Nifti1Image):
         image = nib.Nifti1Image.from_image(image)
     return _checked(image, name, kind, channels)
@@ -80,7 +87,7 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
         raise UserError(f"{path}: found {data.dtype} voxels (colour or complex), expected numbers; convert it")
     data = data.reshape(shape)
     if data.dtype.kind == "f" and not np.isfinite(data).all():
-        raise UserError(f"{path}: found NaN or infinite voxels, expected finite numbers; repair or leave out the scan")
+        raise UserError(f"{path}: found NaN or infinite voxels, expected finite numbers; repair it or leave it out")
     if kind == "scan":
         if data.dtype.kind == "f":
             data = data.astype(np.float32, copy=False)
@@ -96,20 +103,20 @@ def _check_affine(image: nib.Nifti1Image, path: str) -> None:
     if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
         raise UserError(
             f"{path}: found no affine (sform_code and qform_code are both 0), expected one of them set; convert it "
-            "anew from DICOM, or copy the header from a scan on the same grid (fslcpgeom)"
+            "again from DICOM, or copy the header from a scan on the same grid (fslcpgeom)"
         )
     affine = image.affine
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    # Relative to the voxel's edges, so that micrometre voxels are not called singular.
+    # Relative to the edges of a voxel, so that an affine with micrometre voxels is not called singular.
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(lengths):
         raise UserError(
             f"{path}: found a singular affine {np.round(affine[:3], 4).tolist()}, expected three independent axes; "
-            "convert it anew from DICOM or repair its header"
+            "convert it again from DICOM or repair its header"
         )
 
 
 def split_channels(image: nib.Nifti1Image) -> list[nib.Nifti1Image]:
-    """A (X, Y, Z, C) image as C images of (X, Y, Z); a 3D image as a list of itself."""
+    """An image (X, Y, Z, C) as C images (X, Y, Z); a 3D image as a list of itself."""
     if len(image.shape) == 3:
         return [image]
     data = np.asanyarray(image.dataobj)
@@ -119,7 +126,7 @@ def split_channels(image: nib.Nifti1Image) -> list[nib.Nifti1Image]:
 
 
 def same_grid(image: nib.Nifti1Image, other: nib.Nifti1Image) -> bool:
-    """Whether two 3D images have one shape and their affines place every corner within a tenth of a voxel."""
+    """Whether two 3D images have the same shape, and their affines place every corner within a tenth of a voxel."""
     if image.shape[:3] != other.shape[:3]:
         return False
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]], [1], indexing="ij")).reshape(4, -1)
@@ -130,9 +137,15 @@ def same_grid(image: nib.Nifti1Image, other: nib.Nifti1Image) -> bool:
 def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, name: str = "mask") -> np.ndarray:
     """The classes (X, Y, Z), uint8, of a mask on its own grid.
 
-    Without ``labels`` a voxel belongs to the lesion where its value is > 0; a broken ``scl_slope`` or a soft mask (no
-    value above 1) does not matter, but several values of which one is above 1 are labels and raise UserError.
-    With ``labels`` = {value: class}, unnamed values are background (0); the values must be whole numbers.
+    Args:
+        image: the mask.
+        labels: {value: class}; other values are background (0). Values must then be whole numbers. None: a voxel with
+            a value above 0 is lesion, whatever the value, as in a soft mask or one with a broken ``scl_slope``.
+        name: stands for the mask in errors.
+
+    Raises:
+        UserError: without ``labels`` for several values of which one is above 1, since these are labels; with them for
+            values that are not whole numbers.
     """
     values = np.asanyarray(image.dataobj)
     if labels is None:
@@ -156,10 +169,12 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
 
 
 def image_like(array: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    """(X, Y, Z) as an image with ``like``'s shape, affine, sform and qform codes and units.
+    """``array`` (X, Y, Z) as an image with the affine, the sform and qform codes and the units of ``like``.
 
-    Floating point is kept as float32, everything else as uint8, without scaling. Raises ValueError for another shape,
-    or labels above 255.
+    Floating-point data are stored as float32, all others as uint8, without scaling.
+
+    Raises:
+        ValueError: for another shape than that of ``like``, or labels outside 0..255.
     """
     array = np.asarray(array)
     if array.shape != tuple(like.shape[:3]):
@@ -173,7 +188,9 @@ def image_like(array: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide a mask of 0 and 1
     kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
-    return kind(array.astype(dtype, copy=False), None, header)
+    # nibabel rewrites sform and qform where the affine is not close to the header's, so such an affine is left out.
+    affine = header.get_best_affine()
+    return kind(array.astype(dtype, copy=False), like.affine if np.allclose(like.affine, affine) else affine, header)
 
 
 def save_like(array: np.ndarray, like: nib.Nifti1Image, path: str | Path) -> None:

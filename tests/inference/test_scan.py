@@ -1,6 +1,7 @@
 """From a scan to its mask: channels, grids and classes of one model or of several."""
 
 import json
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from bright import CARD, bright_model, infer, scan_file
+from small import needs_kernels, network
 
+from meshnet import UserError, load_model, segment_scan
 from meshnet.inference import scan
 from meshnet.inference.scan import read_case
 from meshnet.networks.build import Model
@@ -145,3 +148,112 @@ def test_the_orientation_of_the_file_does_not_matter(model, tmp_path):
     other = np.asarray(b.dataobj)
     # Not to the voxel: mri_convert's grid is centred on voxel n / 2, which a flip moves by one voxel.
     assert 2 * (back & other).sum() / (back.sum() + other.sum()) > 0.85
+
+
+def same_image(one: nib.Nifti1Image, other: nib.Nifti1Image) -> bool:
+    """Whether two images hold the same bits of the same type on the same grid, with the same header."""
+    data = [np.asanyarray(image.dataobj) for image in (one, other)]
+    return (data[0].dtype == data[1].dtype and np.array_equal(*data) and np.array_equal(one.affine, other.affine)
+            and all(np.array_equal(one.header[key], other.header[key])
+                    for key in ("sform_code", "qform_code", "xyzt_units", "pixdim", "srow_x", "quatern_b")))
+
+
+@pytest.mark.parametrize("flags, settings", [
+    ([], {}), (["--threshold", 0.3, "--min_lesion_mm3", 0], {"threshold": 0.3, "min_lesion_mm3": 0}),
+    (["--crop", "none", "--max_memory", "8GB", "--threads", 1],
+     {"crop": "none", "max_memory": 8_000_000_000, "threads": 1}),
+])
+def test_one_call_gives_the_mask_of_infer_to_the_bit(tmp_path, flags, settings):
+    folder = bright_model(tmp_path / "model", scale=7.0)
+    path = scan_file(tmp_path / "a.nii.gz")
+    told = json.loads(infer(path, "--model", folder, "--probability", "--no-picture", "--json", *flags).stdout)
+    mask, probability = nib.load(told["mask"]), nib.load(told["probability"])
+    before = torch.get_num_threads()
+    for given in (str(path), path, [path], nib.load(path)):
+        for model in (folder, load_model(folder)):
+            found = segment_scan(given, model, probabilities=True, **settings)
+            assert same_image(found.mask, mask) and same_image(found.probabilities, probability)
+            assert (found.volume_ml, found.lesions, found.largest_ml) == tuple(
+                told[key] for key in ("volume_ml", "lesions", "largest_ml"))
+    assert np.asarray(mask.dataobj).any() and torch.get_num_threads() == before
+    assert segment_scan(path, folder, **settings).probabilities is None
+
+
+def test_a_mask_has_the_grid_and_the_codes_of_its_scan(model, tmp_path):
+    image = nib.load(scan_file(tmp_path / "a.nii.gz", codes=(1, 4)))
+    image.header.set_xyzt_units("micron")
+    found = segment_scan(image, model, probabilities=True)
+    for made in (found.mask, found.probabilities):
+        assert made.shape == image.shape and np.array_equal(made.affine, image.affine)
+        assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == (1, 4)
+        assert made.header["xyzt_units"] == image.header["xyzt_units"]
+        assert np.array_equal(made.header["pixdim"], image.header["pixdim"])
+    assert found.mask.get_data_dtype() == np.uint8 and found.probabilities.get_data_dtype() == np.float32
+    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    assert found.volume_ml == pytest.approx(np.asarray(found.mask.dataobj).sum() * voxel_ml, abs=1e-3)
+
+
+def test_channels_are_a_list_of_files_a_list_of_images_or_one_4d_image(tmp_path):
+    two = bright_model(tmp_path / "two", channels=2)
+    paths = [scan_file(tmp_path / "f.nii.gz"), scan_file(tmp_path / "t.nii.gz", (slice(0, 1),) * 3)]
+    images = [nib.load(path) for path in paths]
+    stacked = np.stack([np.asarray(image.dataobj) for image in images], -1)
+    whole = nib.Nifti1Image(stacked, images[0].affine, images[0].header)
+    first, *others = [segment_scan(given, two).mask for given in (paths, images, whole, [paths[0], images[1]])]
+    assert np.asarray(first.dataobj).any() and all(same_image(first, other) for other in others)
+    assert not same_image(first, segment_scan(paths[::-1], two).mask), "the channels' order matters"
+    for given in (paths[0], images[0], [*paths, paths[0]]):
+        with pytest.raises(UserError, match=r"expected 2 \(channel0, channel1\)"):
+            segment_scan(given, two)
+
+
+def test_a_list_of_models_is_averaged_as_infer_does(model, tmp_path):
+    path, other = scan_file(tmp_path / "a.nii.gz"), bright_model(tmp_path / "other", scale=3.0, shifted=True)
+    infer(path, "-o", tmp_path / "m.nii.gz", "--model", model, other, "--probability", "--no-picture")
+    found = segment_scan(path, [model, load_model(other)], probabilities=True)
+    assert same_image(found.mask, nib.load(tmp_path / "m.nii.gz"))
+    assert same_image(found.probabilities, nib.load(tmp_path / "m_probability.nii.gz"))
+
+
+def test_what_cannot_be_segmented_is_told_in_one_line(model, tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    image = nib.load(path)
+    data = np.asarray(image.dataobj)
+    broken = nib.Nifti1Image(np.where(data > 900, np.nan, data), image.affine, image.header)
+    nowhere = nib.Nifti1Image(data, image.affine, image.header)
+    nowhere.header["sform_code"] = nowhere.header["qform_code"] = 0
+    empty = nib.Nifti1Image(np.zeros_like(data), image.affine, image.header)
+    (tmp_path / "cut.nii.gz").write_bytes(path.read_bytes()[:2000])
+    for given, settings, words in (
+            (broken, {}, "NaN"), (nowhere, {}, "no affine"), (empty, {}, "every voxel is zero"),
+            (tmp_path / "cut.nii.gz", {}, "cut.nii.gz: truncated"),
+            (tmp_path / "none.nii.gz", {}, "no such file"), (path, {"threshold": 1.5}, "threshold: found 1.5"),
+            (path, {"threshold": float("nan")}, "threshold: found nan"),
+            (path, {"crop": "brain"}, "crop: found 'brain'"),
+            (path, {"model": tmp_path / "none"}, "found no such model"), (path, {"device": "toaster"}, "toaster")):
+        with pytest.raises(UserError, match=words) as told:
+            segment_scan(given, **({"model": model} | settings))
+        assert "\n" not in str(told.value)
+
+
+def test_remarks_say_what_was_dropped(model, tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    every = segment_scan(path, model, min_lesion_mm3=0)
+    assert every.remarks == () and every.lesions == 1
+    none = segment_scan(path, model, min_lesion_mm3=500_000)
+    assert not np.asarray(none.mask.dataobj).any() and (none.volume_ml, none.lesions, none.largest_ml) == (0, 0, 0)
+    assert none.remarks == (f"{every.volume_ml:.2f} mL in lesions smaller than 500 mL was found and dropped",)
+
+
+@needs_kernels
+@pytest.mark.parametrize("norm, needs_torch", [("batch", False), ("none", False), ("group", True), ("instance", True)])
+def test_which_meshnets_need_pytorch(tmp_path, norm, needs_torch):
+    save_model(tmp_path / "model", network(dilations=(1, 2), norm=norm), Card(**CARD))
+    path = scan_file(tmp_path / "a.nii.gz")
+    code = ("import sys; from meshnet import segment_scan; "
+            f"found = segment_scan({str(path)!r}, {str(tmp_path / 'model')!r}, device='cpu', probabilities=True); "
+            f"found.probabilities.to_filename({str(tmp_path / 'p.nii.gz')!r}); print('torch' in sys.modules)")
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{needs_torch}\n"
+    here = segment_scan(path, load_model(tmp_path / "model"), probabilities=True)
+    assert np.allclose(np.asarray(here.probabilities.dataobj), nib.load(tmp_path / "p.nii.gz").get_fdata(), atol=1e-4)
