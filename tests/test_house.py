@@ -108,3 +108,15 @@ def test_rooms_say_what_they_hold_and_import_nothing(root):
         for path in (root / "meshnet" / room).rglob("__init__.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             assert len(tree.body) == 1 and ast.get_docstring(tree), path
+
+
+def test_files_and_functions_stay_short(root):
+    """Files of at most 350 lines, functions of at most 60: beyond that there are probably two of them."""
+    long = []
+    for path in [*(root / "meshnet").rglob("*.py"), *root.glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        long += [f"{path}: {text.count(chr(10))} lines"] if text.count("\n") > 350 else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 60:
+                long.append(f"{path}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines")
+    assert not long
