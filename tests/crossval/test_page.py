@@ -1,6 +1,7 @@
 """The page opens in a browser without a network, and names smuggle nothing in."""
 
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import made_up
 import pytest
 
-from meshnet.crossval import report
+from meshnet.crossval import page, report
 
 
 class Browser:
@@ -90,3 +91,10 @@ def test_the_page_opens_in_a_real_browser_without_a_network(written, tmp_path_fa
 def test_names_cannot_smuggle_anything_into_the_page():
     assert "<script" not in report.page.picture(Path(made_up.__file__), "<script>", '"><script>')
     assert "<script" not in report.page.whole("<script>", "<script>", [("<script>", "")])
+
+
+def test_numbers_in_words():
+    assert [page.p_value(p) for p in (math.nan, 0.0009, 0.001, 0.0404, 1)] == [
+        "–", "&lt; 0.001", "0.001", "0.040", "1.000"]
+    assert [page.number(value, ".2f") for value in (math.nan, -0.126, 3)] == ["–", "−0.13", "3.00"]
+    assert [page.interval(*ends) for ends in ((math.nan, math.nan), (-0.71, 0.8))] == ["–", "−0.710 to 0.800"]

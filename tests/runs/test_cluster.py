@@ -80,6 +80,7 @@ def test_ray_tasks_share_the_cores_of_the_living_nodes_or_take_one_beside_their_
 def test_how_ray_tasks_end(ray, job):
     launcher = RayLauncher(4, 0, None, None)
     handles = [launcher.submit(job(name, "")) for name in ("good", "shot", "lost", "running")]
+    assert [cluster.RayLauncher._look(launcher, handle) for handle in handles] == [(None, False)] * 4
     assert ray.asked == [{"num_gpus": 0, "num_cpus": 2, "max_retries": 0}] * 4 and launcher.poll() == []
     ray.ends |= {1: (0, "one"), 2: (247, "two"), 3: Lost()}
     ended = launcher.poll()
@@ -89,6 +90,14 @@ def test_how_ray_tasks_end(ray, job):
     assert launcher.free() == 3 and launcher.adopt(handles[0].job, {}) is None
     launcher.kill(handles[3])
     assert ray.cancelled == [4] and launcher.running() == []
+
+
+@pytest.mark.parametrize("byte, code", [(191, 191), (192, -64), (255, -1), (2, 2)])
+def test_a_byte_from_192_on_is_a_signal(ray, job, byte, code):
+    launcher = RayLauncher(1, 0, None, None)
+    launcher.submit(job("one", ""))
+    ray.ends[1] = (byte, "node")
+    assert [end.code for end in launcher.poll()] == [code]
 
 
 def test_a_ray_task_that_waits_for_a_node_is_not_silent(ray, job, monkeypatch):

@@ -164,3 +164,11 @@ def test_a_job_on_another_host_is_left_alone(tmp_path):
     pid = os.getpid()
     identity = {"token": "t", "slot": 0, "host": "elsewhere", "pid": pid, "started": processes.start_time(pid)}
     assert launcher.adopt(Job("x.py", (), tmp_path, tmp_path / "log"), identity) is None
+
+
+@pytest.mark.parametrize("cores, slots, threads", [(2, 1, 2), (4, 1, 4), (8, 2, 4), (11, 2, 5)])
+def test_without_gpus_there_is_a_slot_for_each_four_cores(monkeypatch, cores, slots, threads):
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
+    launcher = make_launcher("local")
+    assert (launcher.slots, launcher.threads, launcher.gpus) == (slots, threads, [[]] * slots)
+    assert make_launcher("local", workers=3).threads == max(1, cores // 3)

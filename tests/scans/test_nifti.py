@@ -151,3 +151,10 @@ def test_same_grid_allows_rounding_and_nothing_more():
     assert same_grid(scan, image_of(np.ones((50, 60, 20)), nudged))
     assert not same_grid(scan, image_of(np.ones((50, 60, 20)), moved))
     assert not same_grid(scan, image_of(np.ones((50, 60, 21)), scan.affine))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 1)])
+def test_an_axis_may_have_one_voxel(tmp_path, shape):
+    data = np.arange(1, np.prod(shape) + 1, dtype=np.int16).reshape(shape)
+    nib.save(image_of(data), tmp_path / "a.nii.gz")
+    assert (array(read_image(tmp_path / "a.nii.gz")) == data).all()
