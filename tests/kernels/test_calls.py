@@ -1,5 +1,7 @@
 """The compiled convolution against PyTorch, whatever the planes, pairs and threads, and when it is not used."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,3 +75,17 @@ def test_a_library_that_computes_something_else_is_refused():
             return 0
 
     assert not calls.agrees_with_numpy(Idle())
+
+
+def test_threads_are_pytorchs_or_those_that_were_asked_for_or_all(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 2)
+    assert calls.thread_count() == before + 2
+    torch.set_num_threads(before)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(calls, "usable_cores", lambda: 9)
+    for wanted, threads in (("3", 3), ("0", 9), ("all", 9), ("", 9)):
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+        assert calls.thread_count() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert calls.thread_count() == 9
