@@ -69,3 +69,16 @@ def test_every_tile_with_gaps_fits_the_budget(shape, head, threads, channels, di
     for share in np.linspace(least, 0.95, 6):
         tiles = plan_tiles(folded, head, shape, int(share * whole), needs, head)
         assert max(needs(folded, layer_boxes(folded, tile, shape), shape) for tile in tiles) <= share * whole
+
+
+def test_a_tile_may_take_the_whole_budget():
+    folded, shape, head = fuse.fuse(network(8, (1, 2, 3))), (40, 40, 40), ((10, 40),) * 3
+
+    def need(tile):
+        return by_torch.torch_bytes(folded, layer_boxes(folded, tile, shape), shape)
+
+    for budget in (need(head), need(head) - 1, need(head) // 2):
+        tiles = plan_tiles(folded, head, shape, budget, by_torch.torch_bytes)
+        largest = max(map(need, tiles))
+        assert plan_tiles(folded, head, shape, largest, by_torch.torch_bytes) == tiles
+        assert len(plan_tiles(folded, head, shape, largest - 1, by_torch.torch_bytes)) > len(tiles)

@@ -77,3 +77,16 @@ def test_what_was_built_once_is_kept(monkeypatch, tmp_path):
     assert len(list(cache.iterdir())) == 1 and (tmp_path / "calls").read_text() == "called\n"
     monkeypatch.setenv("MESHNET_CACHE", str(tmp_path / "another"))
     assert build.build_library().parent == tmp_path / "another"
+
+
+@pytest.mark.parametrize("machine, flag", [("x86_64", "-march=native"), ("arm64", "-mcpu=native"),
+                                           ("aarch64", "-mcpu=native")])
+def test_the_library_is_built_for_this_very_cpu(monkeypatch, tmp_path, machine, flag):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nfor last; do :; done\necho \"$@\" > $last\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "COMPILERS", (str(compiler),))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    given = build.build_library(tmp_path / "cache").read_text().split()
+    assert [word for word in given if word.endswith("=native")] == [flag]
+    assert set(build.FLAGS) < set(given) and str(build.SOURCE) in given
