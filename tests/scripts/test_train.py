@@ -83,7 +83,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tiny_data, tmp_path):
     splits = json.loads((tiny_data / "splits.json").read_text())
     train_cases = len(splits["folds"][0]["inner"][0]["train"])
     assert "parameters  5,682" in found.stdout
-    assert f"{train_cases} an epoch, {50 * train_cases} in all" in found.stdout
+    assert f"{train_cases} per epoch, {50 * train_cases} in all" in found.stdout
     settings = yaml.safe_load(found.stdout.split("---")[0])
     assert settings["optimizer"]["eps"] == 1e-4
     assert not (tmp_path / "run").exists()
