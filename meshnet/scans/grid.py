@@ -1,6 +1,6 @@
-"""One scan's geometry: conforming (as ``mri_convert --conform``) and the way back to the scan's own grid.
+"""The grid that a model sees: conforming a scan or mask (as ``mri_convert --conform``), and the way back.
 
-Voxel arrays are (X, Y, Z) in the order of the NIfTI file; affines are 4x4, voxel index to RAS+ millimetres.
+Voxel arrays are (X, Y, Z) in the order of the NIfTI file. Affines are 4x4, from voxel index to RAS+ millimetres.
 """
 
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.scans.intensity import _spread, intensity_range
+from meshnet.scans.intensity import intensity_range, stretch_quantiles
 from meshnet.scans.nifti import mask_classes
 from meshnet.scans.resample import resample, resample_mean
 
-CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels from n/2 back to the centre
+CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The voxel grid that a model sees: cubic voxels, axes along the scanner's."""
+    """The voxel grid that a model sees: cubic voxels, axes parallel to the scanner's."""
 
     voxel_mm: float = 1.0
     shape: tuple[int, int, int] | None = None  # None: round(256 / voxel_mm) on each axis
     orientation: str = "LIA"  # one of the 48 axis codes; LIA is mri_convert's and brainchop's
-    centre: str = "n/2"  # what lies on what: voxel n/2 as mri_convert has it, or the middles, so that turning a file
-                         # (its axes exchanged or mirrored) moves nothing
-    averaged: bool = False  # a voxel is the mean of what it covers, not the scan's value at its middle (mri_convert's)
-    offset: float = 0.0  # voxels that the grid is moved by along each of its axes
+    centre: str = "n/2"  # which points of scan and grid coincide: voxel n/2 of each, as in mri_convert, or the
+                         # middles, so that exchanging or mirroring the axes of a file moves nothing
+    averaged: bool = False  # a voxel is the mean over its volume, not (as in mri_convert) the value at its centre
+    offset: float = 0.0  # voxels by which the grid is moved along each of its axes
 
     def __post_init__(self):
         if not np.isfinite(self.voxel_mm) or self.voxel_mm <= 0:
@@ -50,7 +50,7 @@ class Grid:
 
 
 def target_affine(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
-    """The (4, 4) affine of ``grid`` around ``image``: axis-aligned, the scan's centre at the grid's."""
+    """The (4, 4) affine of ``grid`` for ``image``: axes parallel to the scanner's, centre on the scan's centre."""
     back = CENTRES[grid.centre]
     centre_mm = image.affine @ [*(np.array(image.shape[:3]) / 2 - back), 1]
     affine = np.eye(4)
@@ -70,21 +70,33 @@ def conform(
 ) -> nib.Nifti1Image:
     """Resample a scan onto ``grid`` with trilinear interpolation and scale its intensities.
 
-    Where the grid's voxels are larger than the scan's, ``grid.averaged`` gives each the mean of what it covers: less
-    noise, and partial volume as a scanner of that resolution has it.
-    With the defaults this is ``mri_convert --conform``: uint8, the lowest value to 0, the value below which all but
-    0.1 % of the non-zero voxels lie to 255, on a 1,000-bin histogram of the scan; data that are uint8 already keep
-    their values. The other scalings give float32 in 0..1: ``minmax`` (of the scan), ``quantile`` (0.5 % and 99.5 % of
-    the non-zero voxels), ``window`` (``window`` = lowest and highest value, e.g. HU of a CT). ``brainchop_quantile`` is
-    brainchop.org's: conformed to uint8 as above, then 5 % and 95 % of all voxels to 0 and 1, values beyond them kept.
-    Space outside the scan is 0. ``reference``: the image whose centre defines the grid, for further modalities of a
-    case (their affines place them). Raises UserError for a wrong shape or setting.
+    With the defaults this is ``mri_convert --conform``.
+
+    Args:
+        image: the scan (X, Y, Z).
+        grid: where its voxels are larger than the scan's, ``grid.averaged`` makes each the mean over its volume. This
+            has less noise, and the partial volume of a scanner of that resolution.
+        scaling: how intensities are scaled. Space outside the scan becomes 0, in the last one before the stretch.
+
+            - ``conform_uint8``: to uint8. The lowest value becomes 0. The value below which all but 0.1 % of the
+              non-zero voxels lie, on a 1,000-bin histogram, becomes 255. Data that are uint8 keep their values.
+            - ``minmax``, ``quantile``, ``window``: to float32 in 0..1, from the scan's minimum and maximum, from the
+              0.5 % and 99.5 % quantiles of its non-zero voxels, or from the two values of ``window``.
+            - ``brainchop_quantile``: as brainchop.org does it. To uint8 as above, then to float32, so that the 5 % and
+              95 % quantiles of all voxels become 0 and 1 (the stretch). Values beyond them are kept.
+        window: lowest and highest value, such as Hounsfield units of a CT.
+        reference: the image whose centre defines the grid, for further modalities of a case; their own affines place
+            them on it.
+
+    Raises:
+        UserError: for a wrong shape or setting.
     """
     if len(image.shape) != 3:
         raise UserError(f"conform: found an image of shape {image.shape}, expected (X, Y, Z); split its channels first")
     affine = target_affine(reference or image, grid)
     if scaling == "brainchop_quantile":
-        return _image(_spread(np.asarray(conform(image, grid, "conform_uint8", window, reference).dataobj)), affine)
+        conformed = conform(image, grid, "conform_uint8", window, reference)
+        return _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
     top = np.float32(255 if scaling == "conform_uint8" else 1)
@@ -105,11 +117,12 @@ def conform(
 def _along(
     image: nib.Nifti1Image, grid: Grid, affine: np.ndarray, reference: nib.Nifti1Image | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scan's data turned so that its axes run as the grid's (a view), and the (4, 4) way from grid to it.
+    """The scan's data with its axes in the order and direction of the grid's (a view), and the (4, 4) matrix from grid
+    index to index of that view.
 
-    Turned first, and centres laid on each other without the two affines' millimetres, every sum that follows is the
-    same to the last bit however the file's axes were ordered: a voxel's grey value that lies on a rounding edge must
-    not fall to another side when a file is mirrored.
+    The axes are turned first, and the centres are matched in voxels rather than in millimetres. All sums that follow
+    are then the same to the last bit, however the file's axes are ordered. Otherwise a grey value on a rounding edge
+    could fall to either side, depending on whether a file is mirrored.
     """
     turn = nib.orientations.ornt_transform(
         nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(grid.orientation)
@@ -134,9 +147,12 @@ def conform_mask(
     labels: dict[int, int] | None = None,
     reference: nib.Nifti1Image | None = None,
 ) -> nib.Nifti1Image:
-    """Resample a mask onto ``grid`` by nearest neighbour: uint8, ``> 0`` or the classes that ``labels`` gives.
+    """Resample a mask onto ``grid`` by nearest neighbour, to uint8.
 
-    ``reference``: the scan whose centre defines the grid. See ``mask_classes`` for what raises UserError.
+    Args:
+        mask_image: the mask (X, Y, Z).
+        labels: {value: class}; None: values above 0 are lesion. See ``mask_classes``, also for what raises UserError.
+        reference: the scan whose centre defines the grid.
     """
     affine = target_affine(reference or mask_image, grid)
     classes = mask_classes(mask_image, labels)
@@ -145,11 +161,11 @@ def conform_mask(
 
 
 def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1Image) -> np.ndarray:
-    """Bring a result from the conformed grid back to exactly ``like``'s grid.
+    """Resample a result from the conformed grid to exactly the grid of ``like``. Space outside that grid becomes 0.
 
-    Whole-number labels (X, Y, Z) go by nearest neighbour with ties broken opposite to ``conform_mask``, so that a
-    mask on voxels of the same size comes back as it was. Probabilities (X, Y, Z) or (K, X, Y, Z) in floating point go
-    by linear interpolation, float32. What lies outside the conformed grid is 0.
+    Integer labels (X, Y, Z) are resampled by nearest neighbour. Ties are broken opposite to ``conform_mask``, so that a
+    mask on voxels of the same size comes back unchanged. Floating-point probabilities (X, Y, Z) or (K, X, Y, Z) are
+    resampled by linear interpolation, to float32.
     """
     array = np.asarray(array)
     to_source = np.linalg.inv(conformed_affine) @ like.affine
@@ -167,7 +183,8 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
 
 
 def stack_channels(channels: list[np.ndarray]) -> np.ndarray:
-    """Volumes (X, Y, Z) as one (C, X, Y, Z), each channel in one piece of memory with its axes as the first one's."""
+    """Volumes (X, Y, Z) as one (C, X, Y, Z). Each channel is contiguous, its axes in memory ordered as the first one's.
+    """
     axes = sorted(range(3), key=lambda axis: -channels[0].strides[axis])
     return np.stack([channel.transpose(axes) for channel in channels]).transpose(0, *(1 + np.argsort(axes)))
 
@@ -175,8 +192,8 @@ def stack_channels(channels: list[np.ndarray]) -> np.ndarray:
 def _image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
-    # Scanner coordinates: the target grid lies in the scan's own world. The image keeps its affine in float64: the
-    # header's float32 would move it by 1e-5 mm, on the way back differently for each order of the file's axes.
+    # Code 1, scanner coordinates, since the grid is placed in those of the scan. The image keeps its affine in float64:
+    # the header's float32 would move it by 1e-5 mm, and on the way back differently for each order of the file's axes.
     image.set_sform(affine, 1, update_affine=False)
     image.set_qform(affine, 1, update_affine=False)
     return image

@@ -1,4 +1,4 @@
-"""Where the head lies in a conformed volume."""
+"""The box around the head in a conformed volume."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ import numpy as np
 def head_box(volume: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around the head in a conformed volume (X, Y, Z).
 
-    The head is the largest connected part brighter than a third of the way from air to Otsu's threshold (Otsu 1979),
-    after an opening that removes specks of noise, found on every second voxel; a margin of 2 % of each axis is added.
-    Air is the upper quartile of what lies under the threshold, since a scan with negative values has two kinds of it:
-    its own and the space around the scan. A volume without contrast gives the whole volume.
+    The head is the largest connected part that is brighter than a third of the way from air to Otsu's threshold (Otsu
+    1979), after an opening that removes specks of noise. It is found on every second voxel, and a margin of 2 % of each
+    axis is added. The value of air is the upper quartile of all values up to the threshold, since a scan with negative
+    values has two kinds of air: its own, and the space around the scan. Without contrast it is the whole volume.
     """
     from scipy.ndimage import binary_opening, find_objects, label
 
@@ -35,7 +35,8 @@ def head_box(volume: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], tupl
 
 
 def _otsu(values: np.ndarray, low: float, high: float, bins: int = 256) -> float:
-    """The threshold that splits the values into two classes of the largest between-class variance."""
+    """The threshold between ``low`` and ``high`` that splits the values into two classes with the largest variance
+    between them."""
     counts, edges = np.histogram(values, bins, (low, high))
     centres = (edges[:-1] + edges[1:]) / 2
     weight = np.cumsum(counts)[:-1].astype(float)

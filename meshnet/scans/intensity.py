@@ -12,7 +12,15 @@ BRAINCHOP_QUANTILES = (0.05, 0.95)  # of all voxels of the conformed volume
 
 
 def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The values of a scan that ``scaling`` maps to the bottom and the top of its range; the second is the larger."""
+    """The two values of a scan that ``scaling`` maps to the bottom and the top of its range, the lower one first.
+
+    Args:
+        data: the scan, of any shape.
+        window: lowest and highest value, for the scaling ``window`` only.
+
+    Raises:
+        UserError: for an unknown scaling, or a window that is missing, wrong or not asked for.
+    """
     if scaling not in SCALINGS:
         raise UserError(f"scaling: found {scaling!r}, expected one of {', '.join(SCALINGS)}")
     if (scaling == "window") != (window is not None):
@@ -22,7 +30,7 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
             raise UserError(f"window: found {window}, expected LOW < HIGH, such as 0 80")
         return float(window[0]), float(window[1])
     if scaling == "conform_uint8" and data.dtype == np.uint8:
-        return 0.0, 255.0  # mri_convert changes the type only where it differs
+        return 0.0, 255.0  # mri_convert rescales only where the type changes
     low, high = float(data.min()), float(data.max())
     if scaling == "conform_uint8" and high > low:
         high = _all_but_top(data, low, high)
@@ -32,14 +40,14 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
 
 
 def as_input(volume: np.ndarray) -> np.ndarray:
-    """What a network sees of a conformed volume (any shape): float32, and uint8 grey values divided to 0..1."""
+    """A conformed volume, of any shape, as a network sees it: float32, with uint8 grey values scaled to 0..1."""
     if volume.dtype == np.uint8:
         return np.divide(volume, 255, dtype=np.float32)
     return volume.astype(np.float32, copy=False)
 
 
-def _spread(volume: np.ndarray) -> np.ndarray:
-    """A uint8 volume as float32 with the values at 5 % and 95 % of its sorted voxels at 0 and 1."""
+def stretch_quantiles(volume: np.ndarray) -> np.ndarray:
+    """A uint8 volume as float32, scaled so that the values at 5 % and 95 % of its sorted voxels become 0 and 1."""
     up_to = np.cumsum(np.bincount(volume.ravel(), minlength=256))
     low, high = (int(np.searchsorted(up_to, rank, side="right")) for rank in
                  (int(BRAINCHOP_QUANTILES[0] * volume.size), int(np.ceil(BRAINCHOP_QUANTILES[1] * volume.size)) - 1))
@@ -47,7 +55,7 @@ def _spread(volume: np.ndarray) -> np.ndarray:
 
 
 def _all_but_top(data: np.ndarray, low: float, high: float) -> float:
-    """The value below which all but 0.1 % of the non-zero voxels lie, to a bin of the 1,000-bin histogram."""
+    """The value below which all but 0.1 % of the non-zero voxels lie, on the 1,000-bin histogram of ``data``."""
     bin_size = (high - low) / HISTOGRAM_BINS
     bins = ((data - np.float32(low)) * np.float32(1 / bin_size)).astype(np.int32).ravel()
     counts = np.bincount(np.minimum(bins, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)

@@ -1,9 +1,9 @@
 """How well a predicted mask agrees with the true one: overlap, volume, surface distance and lesion-wise scores.
 
-Every score belongs to one case. What is computed where both masks are not empty:
+Every score belongs to one case. Where neither mask is empty:
 
 =================== =================================================================================================
-dice                2TP / (2TP + FP + FN) of the lesion, which is every label above 0 taken together
+dice                2TP / (2TP + FP + FN) of the lesion, which is all labels above 0 together
 dice_macro          mean of the Dice of the background and of each class: the paper's "DICE" (arXiv 2503.05531)
 avd                 |predicted volume − true volume| / true volume (the paper's AVD)
 mcc                 Matthews correlation coefficient over all voxels of the volume
@@ -11,7 +11,7 @@ precision           TP / (TP + FP)
 sensitivity         TP / (TP + FN)
 volume_ml, truth_ml predicted and true volume
 hd95_mm             95th percentile of the surface distances, the larger of the two directions (as MONAI)
-asd_mm              mean of the surface distances of both directions pooled (average symmetric surface distance)
+asd_mm              mean of the surface distances of both directions together (average symmetric surface distance)
 nsd                 share of both surfaces that lies within ``tolerance_mm`` of the other (normalised surface Dice)
 lesion_f1           2TP / (2TP + FP + FN) over 26-connected lesions, as ISLES'22: a true lesion that any predicted voxel
                     touches is a TP, else a FN; a predicted one that touches no true voxel is a FP
@@ -21,7 +21,7 @@ lesions_truth, lesions_predicted   numbers of 26-connected lesions
 A surface is the mask's voxels with at least one of the six face neighbours outside it (outside the volume counts as
 outside the mask); distances run between voxel centres.
 
-Degenerate cases, decided so that a network that predicts nothing never looks good:
+Where a mask is empty, scores are chosen so that a network that predicts nothing never looks good:
 
 =========================== ============ ================== ==================
 score                       both empty   prediction empty   truth empty
@@ -33,8 +33,8 @@ hd95_mm, asd_mm             0            volume's diagonal  volume's diagonal
 nsd, lesion_f1              1            0                  0
 =========================== ============ ================== ==================
 
-The MCC is likewise 0 where one mask fills the whole volume and the other does not, 1 where both do, and −1 where one
-is the other's complement. NaN is left out of means, and the number of cases that a mean is over is reported with it.
+The MCC is also 0 where one mask fills the whole volume and the other does not, 1 where both do, and −1 where one is the
+complement of the other. NaN is left out of means, which are reported with their number of cases.
 """
 
 import math
@@ -61,19 +61,20 @@ class Counts(NamedTuple):
 
 def overlap_metrics(prediction, truth, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
                     classes: int = 2) -> dict[str, float]:
-    """The scores that need only voxel counts (``OVERLAP_KEYS``): cheap enough for every validation case of an epoch.
+    """The scores that need only voxel counts (``OVERLAP_KEYS``): fast enough for every validation case of an epoch.
 
     Args:
-        prediction, truth: (X, Y, Z) boolean or integer labels, numpy arrays or torch tensors on any device. A tensor
-            on a GPU is searched for its lesions there; only the box around them travels.
+        prediction, truth: (X, Y, Z) boolean or integer labels, numpy arrays or torch tensors on any device. For a
+            tensor on a GPU, the box around the lesions is found there, and only that box is copied.
         spacing_mm: voxel size, for the volumes.
-        classes: labels including the background. Above 2, ``NAME_classK`` is added for each class K of dice, avd,
-            mcc, precision and sensitivity, and ``NAME_classes``, their mean over the classes (NaN left out).
+        classes: number of labels, background included. Above 2, each NAME of dice, avd, mcc, precision and
+            sensitivity is also returned for each class K as ``NAME_classK``, and as ``NAME_classes``, the mean over
+            the classes (NaN left out).
 
     Raises:
-        ValueError: shapes differ or are not three-dimensional, or a label is above classes−1 (with classes 2
+        ValueError: if shapes differ or are not three-dimensional, or if a label is above classes − 1 (with 2 classes
             every label above 0 is lesion).
-        TypeError: floating-point volumes (probabilities are to be thresholded first).
+        TypeError: for floating-point volumes; probabilities must be thresholded first.
     """
     p, t, voxels = crop_to_union(prediction, truth)
     return _overlap(p, t, voxels, spacing_mm, classes)
@@ -87,7 +88,7 @@ def case_metrics(prediction, truth, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0
         tolerance_mm: of ``nsd``.
         surface: False leaves out ``SURFACE_KEYS``.
 
-    Surfaces and lesions are those of every label above 0 taken together.
+    Surfaces and lesions are those of all labels above 0 together.
     """
     p, t, voxels = crop_to_union(prediction, truth)
     scores = _overlap(p, t, voxels, spacing_mm, classes)
@@ -104,7 +105,7 @@ def case_metrics(prediction, truth, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0
 def crop_to_union(prediction, truth) -> tuple[np.ndarray, np.ndarray, int]:
     """Both volumes cropped to the box of (prediction > 0) | (truth > 0), as numpy, and the voxels of the whole volume.
 
-    The box of two empty volumes has size 0.
+    The box of two empty volumes has size 0. This is not ``mask.box_of``, since it also works on tensors on a GPU.
     """
     if tuple(prediction.shape) != tuple(truth.shape) or len(truth.shape) != 3:
         raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} must share (X, Y, Z)")
@@ -121,7 +122,7 @@ def crop_to_union(prediction, truth) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _plain(volume):
-    """numpy for whatever lies in main memory, the tensor itself for what lies on a GPU."""
+    """A volume in main memory as a numpy array, one on a GPU as it is. Raises TypeError for floating point."""
     floating = volume.is_floating_point() if hasattr(volume, "is_floating_point") else volume.dtype.kind not in "bui"
     if floating:
         raise TypeError(f"labels must be boolean or integer, not {volume.dtype}; threshold probabilities first")
@@ -136,14 +137,14 @@ def _numpy(volume) -> np.ndarray:
 # Overlap
 
 def count(p: np.ndarray, t: np.ndarray, voxels: int) -> Counts:
-    """Agreement of two boolean arrays that were cropped from volumes of ``voxels`` voxels."""
+    """The agreement of two boolean arrays that were cropped from volumes of ``voxels`` voxels."""
     tp = int(np.count_nonzero(p & t))
     fp, fn = int(np.count_nonzero(p)) - tp, int(np.count_nonzero(t)) - tp
     return Counts(tp, fp, fn, voxels - tp - fp - fn)
 
 
 def dice_of(c: Counts) -> float:
-    """2TP / (2TP + FP + FN); 1 if there is nothing to find and nothing found."""
+    """2TP / (2TP + FP + FN); 1 where both masks are empty."""
     return _ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn, 1.0)
 
 
@@ -213,7 +214,10 @@ def surface_of(mask: np.ndarray) -> np.ndarray:
 
 
 def surface_distances(p: np.ndarray, t: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm from each surface voxel of ``p`` to the nearest of ``t``, and back; neither mask is empty."""
+    """Distances in mm from each surface voxel of ``p`` to the nearest one of ``t``, and the other way round.
+
+    ``p`` and ``t`` are boolean (X, Y, Z), neither of them empty.
+    """
     from scipy.spatial import cKDTree
 
     surfaces = surface_of(p), surface_of(t)
@@ -221,7 +225,7 @@ def surface_distances(p: np.ndarray, t: np.ndarray, spacing_mm: Sequence[float])
     shared = [surfaces[1][surfaces[0]], surfaces[0][surfaces[1]]]
     distances = []
     for i in (0, 1):
-        # A voxel that lies on both surfaces is at distance 0: only the others need a search.
+        # A voxel on both surfaces has distance 0, so only the others need a search.
         away = ~shared[i]
         found = np.zeros(len(points[i]))
         if away.any():
@@ -233,7 +237,7 @@ def surface_distances(p: np.ndarray, t: np.ndarray, spacing_mm: Sequence[float])
 
 def surface_metrics(p: np.ndarray, t: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float,
                     diagonal_mm: float) -> dict[str, float]:
-    """``SURFACE_KEYS`` of two boolean volumes; ``diagonal_mm`` is the distance given where one is empty."""
+    """``SURFACE_KEYS`` of two boolean volumes (X, Y, Z); ``diagonal_mm`` is the distance where one is empty."""
     empty = not p.any(), not t.any()
     if all(empty):
         return {"hd95_mm": 0.0, "asd_mm": 0.0, "nsd": 1.0}
@@ -241,7 +245,7 @@ def surface_metrics(p: np.ndarray, t: np.ndarray, spacing_mm: Sequence[float], t
         return {"hd95_mm": diagonal_mm, "asd_mm": diagonal_mm, "nsd": 0.0}
     forth, back = surface_distances(p, t, spacing_mm)
     total = len(forth) + len(back)
-    # The slack keeps a distance of exactly the tolerance inside it, whatever the spacing's last bit.
+    # A distance of exactly the tolerance is within it, whatever the last bit of the spacing.
     limit = tolerance_mm * (1 + 1e-9)
     return {
         "hd95_mm": float(max(np.percentile(forth, 95), np.percentile(back, 95))),
@@ -254,7 +258,10 @@ def surface_metrics(p: np.ndarray, t: np.ndarray, spacing_mm: Sequence[float], t
 # Lesions
 
 def lesion_metrics(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
-    """``LESION_KEYS`` of two boolean volumes, lesions being 26-connected (ISLES'22, Hernandez Petzsche et al. 2022)."""
+    """``LESION_KEYS`` of two boolean volumes (X, Y, Z).
+
+    Lesions are 26-connected, as in ISLES'22 (Hernandez Petzsche et al. 2022).
+    """
     labels_p, predicted = label_lesions(p)
     labels_t, true = label_lesions(t)
     both = p & t
@@ -265,7 +272,7 @@ def lesion_metrics(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
 
 
 def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """The 26-connected parts of ``mask`` (X, Y, Z), numbered from 1, and how many they are."""
+    """The 26-connected parts of ``mask`` (X, Y, Z), numbered from 1, and their number."""
     from scipy import ndimage
 
     return ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))

@@ -1,6 +1,6 @@
-"""A picture to look at: a mask on three planes of its scan.
+"""A picture of a mask on three planes of its scan.
 
-Needs Pillow alone, so that segmenting a scan does not load matplotlib.
+It needs only Pillow, so that segmenting a scan does not load matplotlib.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.files import whole_file
+from meshnet.scans.mask import box_of, slices
 
-PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: told apart by the colour-blind too
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: distinct to the colour-blind too
 FILL = 0.3           # opacity of the predicted mask
 GAP, MARGIN_MM = 8, 6.0
 INK, PAPER = (225, 225, 225), (12, 12, 12)
@@ -21,20 +23,20 @@ PLANES = (  # name, axis cut through, axis that runs right, its letters left and
 
 def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: np.ndarray | None = None,
                  affine: np.ndarray | None = None, caption: str = "", height: int = 360) -> None:
-    """A PNG of the axial, coronal and sagittal slice with the most lesion, the mask filled, the truth outlined.
+    """A PNG of the axial, coronal and sagittal slices with the most lesion, the mask filled, the truth outlined.
 
     Args:
-        volume: (X, Y, Z), any numbers; shown from its 1st to its 99.5th percentile over what is not air.
+        volume: (X, Y, Z), any numbers; shown from the 1st to the 99.5th percentile of all voxels except air.
         mask: (X, Y, Z), lesion where > 0.
         path: of the picture, written whole.
         truth: (X, Y, Z) or None, lesion where > 0.
-        affine: (4, 4) voxel to RAS+ mm: slices are turned to the radiological view, scaled to mm and lettered.
+        affine: (4, 4), from voxel to RAS+ mm: slices are shown in the radiological view, scaled to mm and lettered.
             None: axes as stored, cubic voxels, no letters.
         caption: a line under the slices.
         height: of the tallest slice, in pixels.
 
-    Slices go through the truth where there is one, so that what was missed is seen; else through the mask; where both
-    are empty through the middle.
+    Slices go through the truth if it is not empty, so that a missed lesion is seen; else through the mask; if both are
+    empty, through the middle of the head.
 
     Raises:
         ValueError: if the shapes differ.
@@ -47,26 +49,29 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
         if other is not None and other.shape != volume.shape:
             raise ValueError(f"{name} {other.shape} and volume {volume.shape} must have the same shape (X, Y, Z)")
     (volume, mask, truth), spacing_mm = _to_ras((volume, mask, truth), affine)
-    low, high = _window(volume)
+    low, high = _grey_range(volume)
     box = _box_of_head(volume, mask if truth is None else mask | truth, low + 0.05 * (high - low), spacing_mm)
     at = _most_lesion(mask, truth, box)
     scale = height / max((box[axis][1] - box[axis][0]) * spacing_mm[axis] for axis in (1, 2))
     panels = []
     for _, cut, across, letters in PLANES:
-        grey, *marks = (None if v is None else _slice(v, cut, at[cut], box) for v in (volume, mask, truth))
+        grey, *masks = (None if v is None else _slice(v, cut, at[cut], box) for v in (volume, mask, truth))
         up = 3 - cut - across
         size = tuple(max(1, round(grey.shape[i] * spacing_mm[axis] * scale)) for i, axis in ((1, across), (0, up)))
         shown = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255
         rgb = np.asarray(Image.fromarray(shown.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
         rgb = np.repeat(rgb[..., None], 3, 2).astype(np.float32)
-        marks = [None if m is None else np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST))
-                 for m in marks]
-        panels.append((_paint(rgb, *marks), letters if affine is not None else ""))
+        masks = [None if m is None else np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST))
+                 for m in masks]
+        panels.append((_paint(rgb, *masks), letters if affine is not None else ""))
     _compose(panels, path, caption, truth is not None)
 
 
 def _to_ras(volumes: Sequence[np.ndarray | None], affine: np.ndarray | None) -> tuple[list, tuple[float, ...]]:
-    """Volumes with their axes turned to run right, forward and up, nothing resampled; their spacing in mm."""
+    """Volumes (X, Y, Z) with their axes turned to run right, forward and up, without resampling; their spacing in mm.
+
+    A volume may be None. Without an affine nothing is turned, and the spacing is 1 mm.
+    """
     if affine is None:
         return list(volumes), (1.0, 1.0, 1.0)
     import nibabel
@@ -78,8 +83,8 @@ def _to_ras(volumes: Sequence[np.ndarray | None], affine: np.ndarray | None) -> 
     return [None if v is None else apply_orientation(v, turn) for v in volumes], spacing_mm
 
 
-def _window(volume: np.ndarray) -> tuple[float, float]:
-    """The grey values shown as black and white."""
+def _grey_range(volume: np.ndarray) -> tuple[float, float]:
+    """The grey values of ``volume`` (X, Y, Z) that are shown as black and as white."""
     some = volume[::2, ::2, ::2]
     some = some[np.isfinite(some)]
     tissue = some[some > some.min()] if some.size else some
@@ -89,34 +94,38 @@ def _window(volume: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1, low + 1)
 
 
-def _box_of_head(volume, lesion, threshold: float, spacing_mm) -> list[tuple[int, int]]:
-    """The box of what is brighter than ``threshold`` or lesion, with a margin; everything where that is empty."""
-    bright, box = volume > threshold, []
-    for axis in range(3):
-        rest = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(bright.any(axis=rest) | lesion.any(axis=rest))  # they may lie differently in memory
-        margin = round(MARGIN_MM / spacing_mm[axis])
-        size = volume.shape[axis]
-        box.append((max(0, filled[0] - margin), min(size, filled[-1] + 1 + margin)) if len(filled) else (0, size))
-    return box
+def _box_of_head(volume: np.ndarray, lesion: np.ndarray, threshold: float, spacing_mm: Sequence[float]) -> Box:
+    """The box around all voxels of ``volume`` (X, Y, Z) that are brighter than ``threshold`` or in ``lesion``, with a
+    margin; the whole volume where there are none."""
+    boxes = [box for box in (box_of(volume > threshold), box_of(lesion)) if box]
+    if not boxes:
+        return tuple((0, size) for size in volume.shape)
+    margins = [round(MARGIN_MM / mm) for mm in spacing_mm]
+    return tuple((max(0, min(a for a, _ in sides) - margin), min(size, max(b for _, b in sides) + margin))
+                 for sides, margin, size in zip(zip(*boxes), margins, volume.shape))
 
 
-def _most_lesion(mask, truth, box) -> list[int]:
-    """The slice on each axis with the most voxels of the truth, else of the mask, else the box's middle."""
+def _most_lesion(mask: np.ndarray, truth: np.ndarray | None, box: Box) -> list[int]:
+    """On each axis the slice with the most voxels of the truth; where it is empty of the mask; else the box's middle.
+    """
     for lesion in (truth, mask):
         if lesion is not None and lesion.any():
             return [int(lesion.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
     return [(low + high) // 2 for low, high in box]
 
 
-def _slice(volume, cut: int, index: int, box) -> np.ndarray:
-    """One slice as rows from the top: up runs up, right (or front) runs to the left, as radiologists look."""
-    window = [slice(low, high) for low, high in box]
-    window[cut] = index
-    return volume[tuple(window)].T[::-1, ::-1]
+def _slice(volume: np.ndarray, cut: int, index: int, box: Box) -> np.ndarray:
+    """Slice ``index`` along axis ``cut`` of ``volume`` (X, Y, Z), cropped to ``box``: (rows from the top, columns).
+
+    As radiologists look at it: the patient's right, or front, is on the left of the picture.
+    """
+    where = list(slices(box))
+    where[cut] = index
+    return volume[tuple(where)].T[::-1, ::-1]
 
 
 def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """A panel (rows, columns, 3), uint8, with the masks (rows, columns) drawn on ``rgb``, which is overwritten."""
     rgb[mask] = (1 - FILL) * rgb[mask] + FILL * np.array(PREDICTED)
     rgb[_outline(mask)] = PREDICTED
     if truth is not None:
@@ -125,14 +134,17 @@ def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.nd
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a 2D mask that touch, by an edge, a pixel outside it."""
+    """The pixels of ``mask`` (rows, columns) with at least one of the four neighbours outside it."""
     padded = np.pad(mask, 1)
     inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
     return mask & ~inside
 
 
-def _compose(panels, path, caption: str, with_truth: bool) -> None:
-    """Slices side by side with their letters, the caption and the legend under them."""
+def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption: str, with_truth: bool) -> None:
+    """Write the picture: panels side by side, the caption and the legend under them.
+
+    ``panels`` are pairs of (rows, columns, 3) uint8 and the letters for the left and the right edge, or none.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(15)

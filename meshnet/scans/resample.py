@@ -1,11 +1,11 @@
-"""Resampling a volume by an affine: an index copy where grids coincide, separable taps where axes are aligned."""
+"""Resampling a volume by an affine: by copying where grids coincide, axis by axis where their axes are parallel."""
 
 import numpy as np
 
-# Voxels. Header affines are float32, so that grids meant to coincide differ by about 1e-5 voxels.
+# In voxels. Header affines are float32, so grids that are meant to coincide differ by about 1e-5 voxels.
 TOLERANCE = 1e-3
-POINTS = 4  # on an axis of a voxel, of which its mean is taken
-SAMPLES = 1 << 24  # taken at once
+POINTS = 4  # samples along each axis of a voxel at most, for its mean
+SAMPLES = 1 << 24  # computed at once
 
 
 def resample(
@@ -14,12 +14,16 @@ def resample(
 ) -> np.ndarray:
     """Sample ``data`` (X, Y, Z) at ``to_source @ index`` for every index of ``shape``.
 
-    ``order`` 0 is nearest neighbour and keeps the type; ``order`` 1 is trilinear and gives float32 (or keeps the type
-    where no value lies between voxels). Beyond the outermost voxel centres (nearest: half a voxel further) the result
-    is ``fill``. ``nudge`` = +1 or -1 breaks nearest-neighbour ties: +1 moves the sampling points a thousandth of a
-    voxel up ``data``'s axes, -1 a thousandth down the *target's* axes, so that a resampling with +1 and one back with
-    -1 undo each other on grids shifted by half a voxel, mirrored axes included. ``out``: an array of ``shape`` and
-    of the result's type to write into.
+    Args:
+        to_source: (4, 4), from index of the result to index of ``data``.
+        shape: of the result.
+        order: 0 is nearest neighbour and keeps the type. 1 is trilinear and returns float32, or keeps the type where no
+            sample lies between voxels.
+        fill: the value beyond the outermost voxel centres (for nearest neighbour, half a voxel further).
+        nudge: breaks nearest-neighbour ties. +1 moves the sampling points a thousandth of a voxel up the axes of
+            ``data``, -1 a thousandth down the axes of the *result*. So resampling with +1 and back with -1 changes
+            nothing on grids half a voxel apart, also where axes are mirrored.
+        out: an array of ``shape`` and of the result's type to write into.
     """
     matrix, offset = to_source[:3, :3].copy(), to_source[:3, 3].copy()
     if nudge > 0:
@@ -43,10 +47,10 @@ def resample(
 
 
 def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], fill: float) -> np.ndarray:
-    """``data`` (X, Y, Z) on a coarser grid, each voxel the mean of trilinear samples spread evenly over it, float32.
+    """``data`` (X, Y, Z) on a coarser grid, float32: each voxel is the mean of trilinear samples spread evenly over it.
 
-    On each axis of ``shape`` there are as many samples as voxels of ``data`` fit, at most ``POINTS``; where none fits
-    twice the result is that of ``resample``.
+    Along each axis a voxel has as many samples as it covers voxels of ``data``, at most ``POINTS``. Where that is one
+    everywhere, the result is that of ``resample``. Arguments as there.
     """
     counts = np.clip(np.rint(np.linalg.norm(to_source[:3, :3], axis=0)), 1, POINTS).astype(int)
     if counts.max() == 1:
@@ -58,7 +62,7 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
     planes = max(1, SAMPLES // int(counts.prod() * shape[1] * shape[2]))
     for first in range(0, shape[0], planes):
         part = out[first:first + planes]
-        samples = np.empty(counts * part.shape, np.float32)  # never as data lies: the order of a sum changes its end
+        samples = np.empty(counts * part.shape, np.float32)  # in C order, however data lie: sums depend on the order
         resample(data, fine, samples.shape, order=1, fill=fill, out=samples)
         split = [edge for count, n in zip(counts, part.shape) for edge in (n, count)]
         samples.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32, out=part)
@@ -71,7 +75,7 @@ def _fits(value: float, dtype: np.dtype) -> bool:
 
 
 def _aligned_axes(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] | None:
-    """For each target axis the source axis that it runs along, or None where the grids are oblique to each other."""
+    """For each axis of the result the axis of the source that it is parallel to; None where the grids are oblique."""
     axes = [int(np.argmax(np.abs(matrix[:, t]))) for t in range(3)]
     if sorted(axes) != [0, 1, 2]:
         return None
@@ -81,14 +85,14 @@ def _aligned_axes(matrix: np.ndarray, shape: tuple[int, int, int]) -> list[int] 
 
 
 def _pick(data: np.ndarray, indices: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
-    """``data`` at whole-number indices on each axis, ``fill`` outside."""
+    """``data`` at integer indices on each axis, ``fill`` outside."""
     inside = [(i >= 0) & (i < n) for i, n in zip(indices, data.shape)]
     out = np.empty_like(data, shape=[len(i) for i in indices]) if out is None else out  # lies in memory as data does
     if not all(m.all() for m in inside):
         out[...] = fill
     kept = [i[m].astype(np.intp) for i, m in zip(indices, inside)]
     if all(len(k) for k in kept):
-        # The indices along an axis rise or fall steadily, so the kept ones fill one slice of the target.
+        # The indices along an axis rise or fall steadily, so those inside are one slice of the result.
         region = tuple(slice(int(np.argmax(m)), int(np.argmax(m)) + int(m.sum())) for m in inside)
         out[region] = data[np.ix_(*kept)] if not _is_slice(kept) else data[_as_slices(kept)]
     return out
@@ -108,7 +112,7 @@ def _as_slices(kept: list[np.ndarray]) -> tuple[slice, ...]:
 
 
 def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
-    """Trilinear interpolation one axis after another, on the part of the target that lies inside ``data``."""
+    """Trilinear interpolation, one axis after another, on the part of the result that lies inside ``data``."""
     out = np.empty([len(p) for p in points], np.float32) if out is None else out
     out[...] = fill
     region = []
@@ -118,7 +122,7 @@ def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: n
             return out
         region.append(slice(int(inside[0]), int(inside[-1]) + 1))
     volume = data
-    # The axis that shrinks most goes first: the later ones then have less to do.
+    # The axis that shrinks most is interpolated first, which leaves least work for the others.
     for axis in sorted(range(3), key=lambda a: (region[a].stop - region[a].start) / data.shape[a]):
         p = np.clip(points[axis][region[axis]], 0, data.shape[axis] - 1)
         low = np.minimum(np.floor(p).astype(np.intp), max(data.shape[axis] - 2, 0))
@@ -133,7 +137,9 @@ def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: n
     return out
 
 
-def _oblique(data, matrix, offset, shape, order, fill, out) -> np.ndarray:
+def _oblique(data: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], order: int,
+             fill: float, out: np.ndarray | None) -> np.ndarray:
+    """``resample`` where the axes of the two grids are not parallel."""
     from scipy.ndimage import affine_transform
 
     if order == 0:  # grid-constant: the outermost voxels reach half a voxel beyond their centres
