@@ -81,19 +81,19 @@ def test_the_memory_of_a_step_is_said_before_training(tiny_data, tmp_path):
     assert out.splitlines()[0].startswith("memory: about") and "epoch 1/1" in out.splitlines()[1]
 
 
-def test_the_memory_foretold_is_that_of_the_box_the_patch_or_the_whole_volume(tiny_cases):
+def test_the_estimated_memory_is_that_of_the_box_the_patch_or_the_whole_volume(tiny_cases):
     config, network = Config(), MeshNet(4, dilations=(1, 2))
     config.training.batch_size = 3
 
-    def foretold(box, precision=None):
+    def estimated(box, precision=None):
         return estimate_step(config, tiny_cases, network, box, precision)
 
     expected = lambda shape, dtype=torch.float32: estimate_training_memory(network, 3, shape, dtype, None)
-    assert foretold([0, 16, 4, 28, 8, 16]) == expected([16, 24, 8])
-    assert foretold(None) == expected(tiny_cases.info["shape"]) > foretold([0, 16, 4, 28, 8, 16])
-    assert foretold(None, "bf16") == expected(tiny_cases.info["shape"], torch.bfloat16)
-    assert foretold(None, "fp16") == expected(tiny_cases.info["shape"], torch.float16) < foretold(None)
+    assert estimated([0, 16, 4, 28, 8, 16]) == expected([16, 24, 8])
+    assert estimated(None) == expected(tiny_cases.info["shape"]) > estimated([0, 16, 4, 28, 8, 16])
+    assert estimated(None, "bf16") == expected(tiny_cases.info["shape"], torch.bfloat16)
+    assert estimated(None, "fp16") == expected(tiny_cases.info["shape"], torch.float16) < estimated(None)
     config.model.patch = [8, 16, 8]
-    assert foretold([0, 16, 4, 28, 8, 16]) == expected([8, 16, 8])
+    assert estimated([0, 16, 4, 28, 8, 16]) == expected([8, 16, 8])
     config.model.name = "unet"
-    assert foretold(None) is None
+    assert estimated(None) is None
