@@ -22,6 +22,15 @@ def test_plans_by_hand():
     assert memory.second_convolutions(sizes, (1,)) == 1 + 10
 
 
+def test_the_loss_takes_copies_of_the_logits_beside_the_maps():
+    without, logits = (1, 10, 20, 10, 0), (1, 10, 20, 10, 7)
+    for peak in (lambda sizes: memory.plan_peak(sizes, (1,), True), lambda sizes: memory.plain_peak(sizes, 2),
+                 lambda sizes: memory.blocks_peak(sizes, False)):
+        assert peak(logits) == peak(without) + 4 * 7
+    assert memory.plain_peak(without, 2) == 2 * 40 + 3 * 20 and memory.plain_peak(without, 1) == 40 + 3 * 20
+    assert [memory.blocks_peak(without, compiled) for compiled in (True, False)] == [40 + 3 * 20, 40 + 5 * 20]
+
+
 def test_more_room_means_fewer_second_convolutions():
     model = MeshNet(26)
     shape = (1, 1, 96, 96, 96)
