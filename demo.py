@@ -1,7 +1,7 @@
-"""The whole way once, on synthetic strokes: prepare, train, score on cases never seen, segment a scan, draw it.
+"""Every step once, on synthetic strokes: prepare, train, score on unseen cases, segment a scan, draw the mask.
 
-``make demo`` runs it. Everything lands in demo/; run again, it goes on where it stopped. Synthetic throughout: no
-patient's scan is used, and the network that comes out is a toy.
+``make demo`` runs it. Everything is written to demo/; a second run continues where the first one stopped. All data are
+synthetic: no patient's scan is used, and the network is a toy.
 """
 
 import subprocess
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def call(script: str, *arguments: object) -> None:
-    """Run one of the root's scripts, as a user would, and stop with it if it fails."""
+    """Run one of the scripts as a user would; exit with its code if it fails."""
     shown = [str(a.relative_to(ROOT)) if isinstance(a, Path) else str(a) for a in arguments]
     print(f"\n$ python {script} {' '.join(shown)}", flush=True)
     code = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=ROOT, check=False).returncode
@@ -48,9 +48,9 @@ def call(script: str, *arguments: object) -> None:
 
 
 def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
-    """Lesion Dice on the test cases: the run's, the best single intensity threshold's; and over how many cases.
+    """Lesion Dice on the test cases of the run and of the best single intensity threshold, and the number of cases.
 
-    The threshold is chosen on those very cases, above or below, which favours it.
+    The threshold, and whether lesions are above or below it, is chosen on the same cases, which favours it.
     """
     import csv
 
@@ -69,7 +69,7 @@ def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
 
 
 def write_scan(path: Path) -> None:
-    """A synthetic scan of its own as a NIfTI file, on a finer and differently oriented grid than the data set."""
+    """Write a new synthetic scan to a NIfTI file, on a finer and differently oriented grid than the data set."""
     import nibabel as nib
 
     from meshnet.data.synthetic.case import make_case

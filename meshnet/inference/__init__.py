@@ -1,1 +1,1 @@
-"""A network over a scan: the head cropped, the volume tiled, a mask on the scan's own grid."""
+"""A network applied to a scan: cropped to the head, cut into tiles, and a mask on the scan's own grid."""

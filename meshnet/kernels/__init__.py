@@ -1,1 +1,1 @@
-"""Compiled code for CPUs and its gradients: convolutions, norms and activations. Without a compiler torch does it."""
+"""Compiled code for CPUs: convolutions, norms and activations, with gradients. Without a compiler PyTorch is used."""

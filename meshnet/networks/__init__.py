@@ -1,1 +1,1 @@
-"""Architectures, and the folder that a trained one is kept in."""
+"""Network architectures, and the folder of a trained network."""

@@ -1,4 +1,4 @@
-"""``python -m meshnet.networks`` prints every network with its parameters and the paper's."""
+"""``python -m meshnet.networks`` prints the parameter count of every network beside the paper's."""
 
 import torch
 
@@ -9,13 +9,13 @@ from meshnet.networks.meshnet import MeshNet
 
 
 def table() -> list[dict]:
-    """One row a network: name, parameters (1 input, 2 classes), the paper's, and why they differ."""
+    """One row per network: name, parameters (1 input, 2 classes), parameters in the paper, why they differ."""
     rows = []
     for channels, paper in ((5, 5_682), (16, 56_194), (26, 147_474)):
         rows.append({"name": f"meshnet (channels {channels})", "parameters": count_parameters(MeshNet(channels)),
                      "paper": paper, "why": ""})
     for name, row in NETWORKS.items():
-        # On the meta device nothing is allocated; SwinUNETR reads numbers while it is built and cannot be built there.
+        # The meta device allocates nothing. SwinUNETR reads numbers while it is built, which does not work there.
         with torch.device("cpu" if name == "swin_unetr" else "meta"):
             parameters = count_parameters(build_baseline(name))
         rows.append({"name": name, "parameters": parameters, "paper": row.paper_parameters, "why": row.why})
@@ -24,7 +24,7 @@ def table() -> list[dict]:
 
 def main() -> None:
     OneLineParser("python -m meshnet.networks",
-                  description="Print every network with its parameters beside the paper's.").parse_args()
+                  description="Print the parameter count of every network beside the paper's.").parse_args()
     try:
         rows = table()
     except ImportError as error:

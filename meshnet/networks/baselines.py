@@ -1,6 +1,6 @@
-"""The networks that MeshNet is compared with, one name each, in the sizes of the paper's table (arXiv 2503.05531).
+"""The networks that MeshNet is compared with, by name, in the sizes of the paper's table (arXiv 2503.05531).
 
-Most are MONAI's; U-Mamba and U-KAN are this project's own. ``python -m meshnet.networks.baselines`` prints the table.
+Most are MONAI's. U-Mamba and U-KAN are written here. ``python -m meshnet.networks`` prints the table.
 """
 
 import dataclasses
@@ -22,9 +22,13 @@ def make_segresnet(in_channels: int, classes: int, **options) -> nn.Module:
 
 def make_mednext(in_channels: int, classes: int, encoder: Sequence[int], decoder: Sequence[int],
                  blocks: Sequence[int], resampling_shortcuts: bool, **options) -> nn.Module:
-    """MONAI's MedNeXt with down blocks that expand as the stage they lead to, as the authors' code has it.
+    """MONAI's MedNeXt, with down blocks that expand like the stage that they lead to, as in the authors' code.
 
-    ``resampling_shortcuts`` False leaves out the 1×1×1 convolutions beside the down and up blocks.
+    Args:
+        encoder, decoder: expansion ratio of each stage.
+        blocks: number of blocks of each stage.
+        resampling_shortcuts: whether the down and up blocks have 1×1×1 convolutions beside them.
+        options: further arguments of MONAI's constructor.
     """
     from monai.networks.blocks.mednext_block import MedNeXtDownBlock
     from monai.networks.nets.mednext import MedNeXt
@@ -67,7 +71,7 @@ def make_unetr(in_channels: int, classes: int, image_size: Sequence[int] = (256,
     size = [math.ceil(n / 16) * 16 for n in image_size]
     model = UNETR(in_channels, classes, img_size=size, **options)
     for block in model.vit.blocks:
-        block.norm_cross_attn = nn.Identity()  # weights that nothing uses
+        block.norm_cross_attn = nn.Identity()  # removes weights that are never used
     return model
 
 
@@ -112,23 +116,23 @@ class Network:
     """A row of the table."""
 
     make: Callable[..., nn.Module]
-    multiple: int  # sizes that the network itself takes; others are padded
-    stages: tuple[str, ...]  # classes of the modules that layer checkpointing recomputes
+    multiple: int  # the network takes sizes that are multiples of this; others are padded
+    stages: tuple[str, ...]  # class names of the modules that layer checkpointing recomputes
     paper_parameters: int
     why: str = ""  # why the count differs from the paper's
 
 
 MEDNEXT_STAGES = ("MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtUpBlock")
 MAMBA_STAGES = ("ResidualBlock", "MambaLayer")
-DUMMY = "the authors' code counts one dummy number"
-HEADS = "the authors' code counts 454 weights of deep-supervision heads that stay unused"
+DUMMY = "the authors' code counts one dummy parameter"
+HEADS = "the authors' code counts 454 weights of unused deep-supervision heads"
 NETWORKS = {
     "umamba_bot": Network(make_umamba_bot, 16, MAMBA_STAGES, 7_351_400, HEADS),
     "mednext_m": Network(make_mednext_m, 16, MEDNEXT_STAGES, 17_548_963, DUMMY),
     "segresnet": Network(make_segresnet, 8, ("ResBlock",), 1_176_186),
     "umamba_enc": Network(make_umamba_enc, 16, MAMBA_STAGES, 7_514_280, HEADS),
     "mednext_s": Network(make_mednext_s, 16, MEDNEXT_STAGES, 5_201_315,
-                         DUMMY + "; no shortcuts beside the resampling blocks, which gives the paper's count"),
+                         DUMMY + "; no shortcuts beside the resampling blocks, as the paper's count implies"),
     "swin_unetr": Network(make_swin_unetr, 32, ("SwinTransformerBlock", "UnetrBasicBlock", "UnetrUpBlock"), 18_346_844),
     "mednext_b": Network(make_mednext_b, 16, MEDNEXT_STAGES, 10_526_307, DUMMY),
     "ukan": Network(make_ukan, 32, ("DoubleConv", "KANBlock"), 44_070_082),
@@ -136,7 +140,7 @@ NETWORKS = {
                      95_763_682),
     "unet": Network(make_unet, 16, ("Convolution",), 1_979_610, ""),
     "residual_unet": Network(make_residual_unet, 16, ("Convolution", "ResidualUnit"), 1_979_610,
-                             "the paper's count under this name is that of the U-Net without residual units (unet)"),
+                             "the paper's count under this name is of the U-Net without residual units (unet)"),
     "vnet": Network(make_vnet, 16, ("InputTransition", "DownTransition", "UpTransition", "OutputTransition"),
                     45_597_898),
 }
@@ -145,9 +149,9 @@ NETWORKS = {
 class Baseline(nn.Module):
     """A network of the table that takes a volume of any size.
 
-    What is not a multiple of the network's own step is padded with zeros at the far ends and cut again afterwards. Each
-    axis is padded to at least two steps, so that norms always see more than one voxel. A network with an
-    ``image_size`` takes nothing larger (``model.patch`` and sliding windows are the way there).
+    A size that is not a multiple of ``multiple`` is padded with zeros at the far ends, and the result is cropped again.
+    Each axis is padded to at least twice that, so that norms always see more than one voxel. A network with an
+    ``image_size`` takes nothing larger; larger volumes need ``model.patch`` and sliding windows.
 
     Input (B, in_channels, X, Y, Z), logits (B, classes, X, Y, Z).
     """
@@ -157,12 +161,12 @@ class Baseline(nn.Module):
         self.network = network
         self.multiple = multiple
         self.arguments = arguments
-        self.patch: list[int] | None = None  # inference slides a window of this size; None: the whole volume at once
+        self.patch: list[int] | None = None  # size of inference's sliding window; None: the whole volume at once
         if "image_size" in arguments:
             self.patch = self.padded_size(arguments["image_size"])
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
-        """The size that reaches the network. Raises ``ValueError`` for one that it cannot take."""
+        """The (X, Y, Z) size that the network sees for an input of ``size``. Raises ValueError if it is too large."""
         if "image_size" in self.arguments:
             fixed = [math.ceil(n / self.multiple) * self.multiple for n in self.arguments["image_size"]]
             if any(n > limit for n, limit in zip(size, fixed)):
@@ -180,9 +184,9 @@ class Baseline(nn.Module):
 
 
 class Recomputed:
-    """Mixed into a stage's class: its inner activations are recomputed in the backward pass instead of kept.
+    """Mixed into the class of a stage: activations within it are recomputed in the backward pass instead of kept.
 
-    Batch-norm statistics move in the first pass alone.
+    Batch-norm statistics are updated in the first pass only.
     """
 
     def forward(self, *inputs):
@@ -193,7 +197,7 @@ class Recomputed:
 
 
 def add_checkpointing(network: nn.Module, stages: Sequence[str]) -> None:
-    """Let the outermost modules of the classes ``stages`` be recomputed; names of parameters stay as they are."""
+    """Make the outermost modules of the classes ``stages`` recompute; the names of parameters stay the same."""
     for module in network.modules():
         if type(module) is nn.BatchNorm3d:
             module.__class__ = StatisticsOnceBatchNorm3d
@@ -217,7 +221,7 @@ def build_baseline(name: str, in_channels: int = 1, classes: int = 2, checkpoint
 
     Args:
         name: a key of ``NETWORKS``.
-        checkpointing: layer checkpointing, which changes memory and time but no result.
+        checkpointing: layer checkpointing, which changes memory and time, but not the results.
         options: further arguments of the network's own constructor (``image_size`` for ``unetr``).
 
     Raises:

@@ -1,5 +1,4 @@
-"""A name to a network, with fresh weights or trained ones."""
-
+"""From a name to a network, with fresh or trained weights."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ MESHNET_FIELDS = ("channels", "dilations", "norm", "norm_affine", "norm_groups",
 
 
 class Model(NamedTuple):
-    """A trained network and its card. ``network`` is a module, or what ``inference.light`` makes of a MeshNet."""
+    """A trained network and its card. ``network`` is a module, or a ``FusedMeshNet`` of ``inference.light``."""
 
     network: Any
     card: Card
@@ -31,7 +30,7 @@ def build(name: str, arguments: dict) -> nn.Module:
         name: ``meshnet`` or one of ``meshnet.networks.baselines.NETWORKS`` (imported only when asked for).
         arguments: of the constructor; ``in_channels``, ``classes`` and ``checkpointing`` are common to all.
 
-    The module carries ``name`` and ``arguments``, from which ``build`` makes the same network again.
+    The module's attributes ``name`` and ``arguments`` are what ``build`` needs to make the same network again.
 
     Raises:
         UserError: for an unknown name or arguments that the network does not take.
@@ -52,13 +51,13 @@ def build(name: str, arguments: dict) -> nn.Module:
 
 
 def arguments_from_config(model_config, in_channels: int, classes: int, shape: tuple[int, int, int]) -> dict:
-    """What ``build`` needs for a ``ModelConfig``.
+    """The ``arguments`` of ``build`` for a ``ModelConfig``.
 
     Args:
         model_config: ``meshnet.config.ModelConfig``.
         in_channels, classes: of the data set.
-        shape: voxels of one training case after the crop. Networks with a learned position for every patch of the
-            input (UNETR) are built for ``model.patch``, or for this shape where there are no patches.
+        shape: (X, Y, Z) of a training case after cropping. UNETR learns a position for every patch of its input, so it
+            is built for ``model.patch``, or for this shape if there is none.
     """
     common = {"in_channels": in_channels, "classes": classes, "checkpointing": model_config.checkpointing}
     if model_config.name == "meshnet":
@@ -77,14 +76,15 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     Args:
         name: a model or run folder, a ``.safetensors`` file beside its ``config.json``, a built-in name, or a Hub name
             ``user/name[@revision]``.
-        weights: which file of the folder: ``model.safetensors`` (best), ``last.safetensors``,
-            ``model_ema.safetensors``. A ``.safetensors`` path given as ``name`` decides by itself.
+        weights: which file of the folder: ``model.safetensors`` (best), ``last.safetensors`` or
+            ``model_ema.safetensors``. Ignored if ``name`` is a ``.safetensors`` file.
 
     Returns:
-        The network on the CPU, in float32 and in eval mode, and its card: ``network, card = load_model(name)``.
+        The network, on the CPU, in float32 and in evaluation mode, and its card:
+        ``network, card = load_model(name)``.
 
     Raises:
-        UserError: one line, for every way in which the files can be wrong.
+        UserError: one line, where there is no such model or its files are not valid.
     """
     path = find_weights(name, weights)
     card = read_card(path.parent)
@@ -93,6 +93,6 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     except UserError as error:
         raise UserError(f"{path.parent / CONFIG}: {error}") from None
     load_into(model, path)
-    if card.patch and card.name != "meshnet":  # a MeshNet sees the same in patches and in the whole
+    if card.patch and card.name != "meshnet":  # a MeshNet needs no patches: its tiles are exact
         model.patch = card.patch
     return Model(model, card)

@@ -1,4 +1,4 @@
-"""A model's ``config.json``: its architecture, and how a scan must look before it reaches the network."""
+"""A model's ``config.json`` as ``Card``: its architecture, and how a scan must be prepared for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 class Card:
     """All that is needed to use a model's weights.
 
-    ``channels`` and ``classes`` are names, background first; ``arguments`` are the network's constructor's.
+    ``channels`` and ``classes`` are names, of classes the background first. ``arguments`` are those of the network's
+    constructor.
     """
 
     channels: list[str]
@@ -34,45 +35,45 @@ class Card:
     averaged: bool = False
     scaling: str = "conform_uint8"
     window: list[float] | None = None
-    shifted: bool = False  # a second grid, half a voxel further, is looked at as well and the mean is taken
-    crop: list[int] | None = None  # the box that training read of every case
-    patch: list[int] | None = None
+    shifted: bool = False  # also segment on a grid moved by half a voxel, and average
+    crop: list[int] | None = None  # the box of every case that training used: x0, x1, y0, y1, z0, z1
+    patch: list[int] | None = None  # size of the sliding window for networks other than MeshNet
     threshold: float = 0.5  # probability from which a voxel is lesion
     min_lesion_mm3: float = 0.0  # smaller lesions are dropped
     training_data: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str | None = __version__
-    marks: str | None = None  # the one class that is marked where the others are there to be told apart from it
-    others: dict[str, Any] = field(default_factory=dict)  # keys of the file that this program does not know
+    marks: str | None = None  # the only class that a mask shows; None: all (see ``scans.mask.Marks``)
+    others: dict[str, Any] = field(default_factory=dict)  # keys of the file that are not fields of this class
 
     def __post_init__(self):
         assert self.channels and self.classes, "a card names its channels and classes"
 
     @classmethod
     def from_dict(cls, values: dict) -> Card:
-        """A card from what its file holds; keys that are left out have their defaults."""
+        """A card from the content of its file; keys that are missing there have their defaults."""
         known = {one.name for one in fields(cls)} - {"others"}
         given = {"version": None} | {key: value for key, value in values.items() if key in known}
         return cls(**given, others={key: value for key, value in values.items() if key not in (*known, "format")})
 
     def to_dict(self) -> dict:
-        """What the file holds."""
+        """The content of the file."""
         values = asdict(self)
         others = values.pop("others")
         return {"format": FORMAT, **values, **others}
 
     def changed(self, **values) -> Card:
-        """The same card with other ``values``."""
+        """A copy of the card with other ``values``."""
         return replace(self, **values)
 
     @property
     def mask(self) -> Marks:
-        """Which of the classes ends up in a mask, and from what probability."""
+        """Which of the classes a mask shows, and from what probability."""
         return Marks(tuple(self.classes), self.marks, self.threshold)
 
     def grids(self) -> list[Grid]:
-        """The grids on which the model sees a scan: its own and, where it is ``shifted``, one moved by half a voxel on
-        each axis: the voxels of one lie between those of the other."""
+        """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
+        each axis, whose voxels lie between those of the first."""
         if not isinstance(self.shifted, bool):
             raise UserError(f"shifted: found {self.shifted!r}, expected true or false")
         grid = Grid(self.voxel_mm, tuple(self.shape) if self.shape else None, self.orientation, self.centre,
@@ -81,10 +82,10 @@ class Card:
 
 
 def read_card(folder: str | Path) -> Card:
-    """``config.json`` of a model folder.
+    """The card of a model folder, from its ``config.json``.
 
     Raises:
-        UserError: where it is missing, not JSON, of another format, or lacks what a network needs.
+        UserError: where it is missing, not JSON, of another format, or incomplete.
     """
     path = Path(folder) / CONFIG
     try:
@@ -96,8 +97,8 @@ def read_card(folder: str | Path) -> Card:
         raise UserError(f"{path}: not valid JSON ({error}); copy the model folder again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; this file is not from this program or "
-                        "from a newer version of it")
+        raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; this file is not from this program, "
+                        "or from a newer version of it")
     for key, kind in (("name", str), ("arguments", dict), ("channels", list), ("classes", list)):
         if not isinstance(values.get(key), kind) or not values[key]:
             raise UserError(f"{path}: found {key} = {values.get(key)!r}, expected a {kind.__name__} that is not empty")

@@ -1,4 +1,4 @@
-"""A training step that keeps some maps and computes the others again."""
+"""A training step of a MeshNet that keeps some maps for the backward pass and computes the others again."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,12 @@ from torch import nn
 
 from meshnet.kernels import convolution, normalise
 
-# ---------------------------------------------------------------- the step itself
 
 class CheckpointedMeshNet(torch.autograd.Function):
-    """Blocks and head of a MeshNet as one function, which keeps the convolutions' outputs that its plan names."""
+    """The blocks and the last layer of a MeshNet as one operation of autograd.
+
+    Of the outputs of convolutions it keeps those of the blocks in ``plan``.
+    """
 
     @staticmethod
     def forward(ctx, blocks: Sequence[nn.Module], head: nn.Module, plan: tuple[int, ...], x: torch.Tensor,
@@ -29,13 +31,13 @@ class CheckpointedMeshNet(torch.autograd.Function):
                 if i in plan:
                     kept.append(y)
                 del y
-            # As a product, since the library's convolution would copy its whole input into its own layout first.
+            # A matrix product, since the library's convolution would first copy its input into another layout.
             logits = torch.matmul(head.weight[:, :, 0, 0, 0].to(dtype), z.flatten(2)).unflatten(2, z.shape[2:])
             if head.bias is not None:
                 logits += head.bias.to(dtype)[:, None, None, None]
         ctx.statistics = statistics
         ctx.save_for_backward(x)
-        ctx.kept = kept  # not saved by autograd, which would hold all of them until the end of the backward pass
+        ctx.kept = kept  # not saved by autograd, which would keep all of them until the end of the backward pass
         return logits
 
     @staticmethod
@@ -47,27 +49,36 @@ class CheckpointedMeshNet(torch.autograd.Function):
         held = dict(zip(ctx.plan, ctx.kept))
         ctx.kept = None
         with torch.autocast(x.device.type, enabled=False):
-            grad_x, grad_parameters = walk_back(ctx, x, held, gradient.to(ctx.dtype))
+            grad_x, grad_parameters = blocks_backward(ctx, x, held, gradient.to(ctx.dtype))
         names = [p for module in (*ctx.blocks, ctx.head) for p in module.parameters()]
         return (None, None, None, grad_x, *(grad_parameters.get(p) for p in names))
 
 
 def run_checkpointed(blocks: Sequence[nn.Module], head: nn.Module, plan: tuple[int, ...],
                      x: torch.Tensor) -> torch.Tensor:
-    """``head(blocks(x))``, keeping for the backward pass what ``plan`` says."""
+    """``head(blocks(x))`` for ``x`` (B, C, X, Y, Z): logits (B, K, X, Y, Z).
+
+    ``plan`` are the numbers of the blocks whose convolution's output is kept for the backward pass.
+    """
     parameters = [p for module in (*blocks, head) for p in module.parameters()]
     return CheckpointedMeshNet.apply(list(blocks), head, tuple(plan), x, *parameters)
 
 
 def convolve_block(block: nn.Module, x: torch.Tensor, purpose: str = "convolution") -> torch.Tensor:
-    """The convolution of ``block``, in the type of ``x``."""
+    """The convolution of ``block`` on ``x`` (B, C, X, Y, Z), in its type; a profile shows it as ``purpose``."""
     conv = block.conv
     bias = None if conv.bias is None else conv.bias.detach().to(x.dtype)
     return convolution.convolve(x, conv.weight.detach().to(x.dtype), bias, conv.dilation[0], purpose)
 
 
-def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor):
-    """The gradients of ``x`` and of each parameter; ``held`` is emptied on the way."""
+def blocks_backward(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor,
+                    ) -> tuple[torch.Tensor | None, dict[nn.Parameter, torch.Tensor]]:
+    """The gradients of ``x`` and of each parameter.
+
+    Args:
+        held: {block: output of its convolution}, which is emptied on the way.
+        gradient: of the logits (B, K, X, Y, Z).
+    """
     blocks = ctx.blocks
     gradient, result = head_backward(ctx, x, held, gradient)
     for i in reversed(range(len(blocks))):
@@ -77,7 +88,7 @@ def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: tor
         weight, dilation = conv.weight.detach().to(ctx.dtype), conv.dilation[0]
         wanted, needs_bias = i > 0 or x.requires_grad, conv.bias is not None
         z = activated(ctx, x, held, i - 1)
-        if convolution.usable(gradient, weight):  # the input's gradient needs no input: let go of it first
+        if convolution.usable(gradient, weight):  # the input's gradient needs no input, so that is freed first
             _, grad_weight, grad_bias = convolution.gradients(z, weight, dilation, gradient, (False, True, needs_bias))
             del z
             gradient, *_ = convolution.gradients(None, weight, dilation, gradient, (wanted, False, False))
@@ -92,7 +103,7 @@ def walk_back(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: tor
 
 
 def activated(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], block: int) -> torch.Tensor:
-    """The output of ``block`` once more (-1: the input). Convolutions that this takes are put into ``held``."""
+    """The output of ``block`` computed again (-1: the input), for which missing convolutions are added to ``held``."""
     if block < 0:
         return x.to(ctx.dtype)
     if block not in held:
@@ -100,8 +111,9 @@ def activated(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], block: int) -
     return normalise.normalise(ctx.blocks[block], held[block], ctx.statistics[block])[0]
 
 
-def head_backward(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor):
-    """The gradient of the head's input, and those of its parameters."""
+def head_backward(ctx, x: torch.Tensor, held: dict[int, torch.Tensor], gradient: torch.Tensor,
+                  ) -> tuple[torch.Tensor, dict[nn.Parameter, torch.Tensor]]:
+    """The gradients of the last layer's input and of its parameters. Arguments as ``blocks_backward``."""
     head, space = ctx.head, gradient.shape[2:]
     gradient = gradient.flatten(2)
     z = activated(ctx, x, held, len(ctx.blocks) - 1).flatten(2)

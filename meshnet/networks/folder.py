@@ -1,9 +1,8 @@
-"""A model folder: weights (safetensors) beside ``config.json``, in and out.
+"""Model folders: weights (safetensors) beside ``config.json``, written, read and found by name.
 
-A run folder, ``weights/NAME/`` and a Hub repository have the same form. ``config.json`` holds all that is needed to use
-the weights: the architecture, and how a scan must look before it reaches the network.
+Run folders, ``weights/NAME/`` and repositories on the Hub have this form. ``config.json`` holds all that is needed to
+use the weights: the architecture, and how a scan must be prepared for it.
 """
-
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def save_model(folder: str | Path, model: nn.Module, card: Card, weights: str = 
 
     Args:
         model: a network from ``build`` or a ``MeshNet``; its tensors are written as they are, from any device.
-        card: how a scan must look before it reaches the network; ``name`` and ``arguments`` are filled in.
+        card: how a scan must be prepared; ``name`` and ``arguments`` are filled in from the model.
     """
     card = card.changed(name=getattr(model, "name", "meshnet"), arguments=model.arguments)
     save_weights(Path(folder) / weights, model.state_dict())
@@ -39,7 +38,7 @@ def save_model(folder: str | Path, model: nn.Module, card: Card, weights: str = 
 
 
 def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:
-    """Write tensors to a safetensors file, whole or not at all."""
+    """Write the tensors of ``state`` to a safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -82,10 +81,10 @@ def check_weights(state: dict[str, torch.Tensor], model: nn.Module, path: Path) 
 
 
 def load_into(model: nn.Module, path: Path) -> nn.Module:
-    """``model`` with the weights of a safetensors file, ready for inference.
+    """``model`` with the weights of a safetensors file, in evaluation mode.
 
     Raises:
-        UserError: where the file is not whole or belongs to another network.
+        UserError: where the file is not valid or belongs to another network.
     """
     state = read_weights(path)
     check_weights(state, model, path)
@@ -97,7 +96,7 @@ def default_model() -> Path:
     """The folder of the built-in model.
 
     Raises:
-        UserError: where this copy of the program has none.
+        UserError: where it is missing from this copy of the program.
     """
     folder = BUILT_IN / DEFAULT_NAME
     if not (folder / CONFIG).is_file():
@@ -106,12 +105,12 @@ def default_model() -> Path:
 
 
 def find_folder(name: str | Path) -> Path:
-    """The local folder of a model, run, built-in name, or Hub name ``user/name[@revision]``.
+    """The local folder of a model: a folder, a ``.safetensors`` file, a built-in name or a Hub name.
 
-    What exists on disk goes before names; a Hub name may be downloaded.
+    A folder on disk goes before a name. A Hub name ``user/name[@revision]`` is downloaded if it is not in the cache.
 
     Raises:
-        UserError: where nothing of that name can be had.
+        UserError: where there is no such model.
     """
     path = Path(name)
     if path.is_dir():
@@ -130,6 +129,6 @@ def find_folder(name: str | Path) -> Path:
 
 
 def find_weights(name: str | Path, weights: str = WEIGHTS) -> Path:
-    """The weights file of a model, as ``load_model`` describes ``name`` and ``weights``."""
+    """The path of a model's weights. Arguments as ``build.load_model``."""
     is_file = Path(name).suffix == ".safetensors" and not Path(name).is_dir()
     return find_folder(name) / (Path(name).name if is_file else weights)

@@ -1,9 +1,10 @@
-"""The memory of a training step: what to keep for the backward pass, what to compute again, and what it will take.
+"""The memory of a training step of a MeshNet: which maps to keep, which to compute again, and an estimate in bytes.
 
-A plain step keeps two maps a block, the convolution's output and the activation's, since both have a gradient to give.
-Here a block keeps the convolution's output at most: norm and activation follow from it at little cost. Blocks whose
-output is not kept are convolved a second time, from the nearest output below that is. Which ones to keep is chosen for
-a budget in bytes (``plan_checkpoints``), with the fewest second convolutions. The norms' statistics move once.
+A plain step keeps two maps per block, the outputs of convolution and activation, since both are needed for gradients.
+With checkpointing a block keeps at most the convolution's output: norm and activation follow from it at little cost.
+Blocks that keep nothing are convolved a second time, from the nearest kept output below. ``plan_checkpoints`` chooses
+what to keep for a budget in bytes, with as few second convolutions as possible. The statistics of norms are updated
+once.
 """
 
 import functools
@@ -15,8 +16,8 @@ from torch import nn
 
 from meshnet.kernels import calls, normalise
 
-PLANNED = 0.95  # the share of a budget that maps are planned into: threads and libraries take some for themselves
-LOSS_COPIES = 4  # logits, their gradient, and what a loss makes of them on the way
+PLANNED = 0.95  # share of a budget that is planned for maps; threads and libraries need the rest
+LOSS_COPIES = 4  # logits, their gradient, and two intermediate results of a loss
 
 
 # ---------------------------------------------------------------- plans
@@ -28,13 +29,13 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
     Args:
         shape: of the input, (B, C, X, Y, Z).
         bytes_per_value: of a map: 4 for float32, 2 for fp16 and bf16.
-        budget: bytes that the step may take above what the process held before it; None asks for the least memory
-            that computes no convolution more than twice.
+        budget: bytes that the step may add to what the process holds; None asks for the least memory with which no
+            convolution is computed more than twice.
         device: where the step will run; None means where the model is.
 
     Returns:
-        None if a plain step fits (nothing is computed twice), else the kept blocks' numbers; of the plans that fit the
-        one with the fewest second convolutions. If none fits, the plan that needs least.
+        None if a plain step fits, so that nothing is computed twice. Else the numbers of the blocks that are kept: of
+        the plans that fit, the one with the fewest second convolutions; if none fits, the one with the least memory.
     """
     compiled = goes_by_kernels(model, bytes_per_value, device)
     if budget is not None:
@@ -48,19 +49,19 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
 
 
 def maps_kept(model: nn.Module, compiled: bool) -> int:
-    """Maps that a plain step keeps for a block: the convolution's output and the activation's, and what PyTorch keeps
-    between them where an activation or dropout needs its own input or mask."""
+    """The number of maps that a plain step keeps per block: the outputs of convolution and activation, and in PyTorch
+    a third one, where an activation needs its input or dropout its mask."""
     return 2 if compiled or not (model.arguments["dropout"] or model.arguments["activation"] != "relu") else 3
 
 
 def goes_by_kernels(model: nn.Module, bytes_per_value: int, device: torch.device | None = None) -> bool:
-    """Whether a step's convolutions go by the compiled kernels: float32 on the CPU."""
+    """Whether the kernels compute the convolutions of a step: in float32 on the CPU."""
     device = device or model.head.weight.device
     return device.type == "cpu" and bytes_per_value == 4 and calls.available()
 
 
 def map_sizes(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) -> tuple[int, ...]:
-    """Bytes of the input and of each block's map, then of the logits (float32, as the loss sees them)."""
+    """The bytes of the input, of a map of each block, and of the logits (float32, as the loss sees them)."""
     batch, channels, *space = shape
     voxels = batch * int(torch.Size(space).numel())
     widths = [channels, *(block.conv.out_channels for block in model.blocks)]
@@ -69,13 +70,13 @@ def map_sizes(model: nn.Module, shape: tuple[int, ...], bytes_per_value: int) ->
 
 @functools.lru_cache(64)
 def choose_plan(sizes: tuple[int, ...], budget: int | None, compiled: bool, kept: int = 2) -> tuple | None:
-    """``plan_checkpoints`` from the maps' bytes and what ``maps_kept`` says."""
+    """``plan_checkpoints`` for the bytes of ``map_sizes``; ``kept`` is the result of ``maps_kept``."""
     blocks = len(sizes) - 2
     if budget is not None and plain_peak(sizes, kept) <= budget:
         return None
     if blocks <= 12:
         plans = [p for n in range(blocks + 1) for p in itertools.combinations(range(blocks), n)]
-    else:  # too many to look at all: evenly spaced ones
+    else:  # too many to try all of them: evenly spaced ones
         plans = [tuple(range(start, blocks, every)) for every in range(1, blocks + 1) for start in range(every)]
     costed = [(plan_peak(sizes, plan, compiled), second_convolutions(sizes, plan), plan) for plan in plans]
     fitting = [c for c in costed if budget is not None and c[0] <= budget]
@@ -83,23 +84,25 @@ def choose_plan(sizes: tuple[int, ...], budget: int | None, compiled: bool, kept
 
 
 def second_convolutions(sizes: Sequence[int], plan: Sequence[int]) -> int:
-    """How much is convolved twice, as the sum of the maps that those convolutions read."""
+    """The amount of second convolutions under ``plan``: the bytes of the maps that they read."""
     return sum(sizes[block] for block in range(len(sizes) - 2) if block not in plan)
 
 
 def plain_peak(sizes: Sequence[int], kept: int = 2) -> int:
-    """Bytes at the height of a plain step: ``kept`` maps a block, the gradient on its way down, and the loss's own."""
+    """The peak of a plain step in bytes: ``kept`` maps per block, the gradient on its way down, and the loss's own."""
     return kept * sum(sizes[1:-1]) + 3 * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
 
 
 def blocks_peak(sizes: Sequence[int], compiled: bool) -> int:
-    """Bytes at the height of a step that keeps each block's output and computes a block again, norm and activation
-    included, when its turn comes: what one block takes then, by the kernels or by PyTorch, was measured."""
+    """The peak in bytes of a step that keeps the output of each block, and computes a whole block again in its turn.
+
+    The maps that one block then takes, with the kernels or PyTorch, were measured.
+    """
     return sum(sizes[1:-1]) + (3 if compiled else 5) * max(sizes[1:-1]) + LOSS_COPIES * sizes[-1]
 
 
 def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
-    """Bytes at the height of a step under ``plan``, found by walking through it."""
+    """The peak of a step under ``plan`` in bytes, found by going through the step."""
     maps, peak, live = sizes[1:-1], 0, 0
     for block, size in enumerate(maps):  # forward: input and output of a convolution, or its output and activation
         before = maps[block - 1] if block else sizes[0]
@@ -119,7 +122,10 @@ def plan_peak(sizes: Sequence[int], plan: Sequence[int], compiled: bool) -> int:
 
 
 def recompute_peak(maps: Sequence[int], held: dict[int, int], block: int, beside: int) -> int:
-    """Bytes at the height of ``activated``; ``held`` then has what that puts there."""
+    """The peak of ``checkpointing.activated`` in bytes, with ``beside`` bytes in use elsewhere.
+
+    What that function adds to its ``held`` is added to this one, {block: bytes}.
+    """
     peak = 0
     for b in range(max((b for b in held if b <= block), default=-1) + 1, block + 1):
         held[b] = maps[b]
@@ -129,16 +135,17 @@ def recompute_peak(maps: Sequence[int], held: dict[int, int], block: int, beside
 
 def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int], dtype: torch.dtype = torch.float32,
                              device: torch.device | None = None) -> int:
-    """Bytes that one training step takes above what the process held before: forward, loss and backward.
+    """The bytes that one training step (forward, loss and backward) adds to what the process holds.
 
     Args:
         model: a MeshNet with ``checkpointing`` and ``memory_budget`` as they will be.
         batch: cases in one forward pass.
         shape: (X, Y, Z) of a case.
-        dtype: what the maps are computed in.
-        device: where; None means where the model is.
+        dtype: of the maps.
+        device: where the step will run; None means where the model is.
 
-    Parameters, gradients and the optimiser's state are left out: below 3 MB for the largest published MeshNet.
+    Parameters, their gradients and the state of the optimizer are left out; they take less than 3 MB in the largest
+    published MeshNet.
     """
     size = torch.empty((), dtype=dtype).element_size()
     whole = (batch, model.arguments["in_channels"], *shape)
@@ -155,12 +162,12 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
 
 
 def working_bytes(model: nn.Module, shape: Sequence[int]) -> int:
-    """What the compiled kernels take for themselves while they convolve one case."""
+    """The bytes that the compiled kernels need for themselves while they convolve one case."""
     box = tuple((0, n) for n in shape)
     return max(calls.column_bytes([block.conv.out_channels] * 2, [block.conv.dilation[0]], [box, box], shape)
                for block in model.blocks)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers in ``model``."""
+    """The number of trainable parameters of ``model``."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

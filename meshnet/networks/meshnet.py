@@ -1,7 +1,7 @@
-"""MeshNet: a column of dilated 3×3×3 convolutions at full resolution.
+"""MeshNet: dilated 3×3×3 convolutions one after another, all at full resolution.
 
-Source of the architecture: arXiv 2503.05531 (dilations 1-2-4-8-16-16-8-4-2, then a 1×1×1 layer to the classes). The
-published networks vary in norm, activation, bias and dilations, so all of these are arguments.
+The architecture is from arXiv 2503.05531: dilations 1-2-4-8-16-16-8-4-2, then a 1×1×1 layer to the classes. Published
+networks differ in norm, activation, bias and dilations, so all of these are arguments.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
 
 
 class Block(nn.Sequential):
-    """Convolution 3×3×3 with dilation and equal padding, norm, activation, dropout; sizes stay the same."""
+    """A dilated 3×3×3 convolution with equal padding, then norm, activation and dropout. The size stays the same."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int, norm: str, norm_affine: bool, norm_groups: int,
                  activation: str, bias: bool, dropout: float):
@@ -58,19 +58,21 @@ class MeshNet(nn.Module):
         channels: X, the feature maps of every block.
         in_channels: modalities of a case.
         classes: labels, background included.
-        dilations: one 3×3×3 block each; a final 1×1×1 convolution to the classes follows.
-        norm: ``batch``, ``instance``, ``group`` or ``none``; ``norm_affine`` gives it weights;
-            ``norm_groups`` 0 means as many groups as channels.
+        dilations: one per 3×3×3 block; a 1×1×1 convolution to the classes follows the blocks.
+        norm: ``batch``, ``instance``, ``group`` or ``none``.
+        norm_affine: whether the norm has a weight and a bias.
+        norm_groups: groups of the group norm; 0 means as many as channels.
         activation: ``relu``, ``elu`` or ``gelu``.
         bias: of the 3×3×3 convolutions (the last layer's is ``final_bias``).
         dropout: probability of dropping a whole channel after each block.
-        checkpointing: parts of the blocks are recomputed in the backward pass instead of kept; results stay the same.
-            The attribute ``memory_budget`` (bytes a step may take, None at first) does so as far as a step needs it.
+        checkpointing: recompute parts of the blocks in the backward pass instead of keeping them. Results stay the
+            same. The attribute ``memory_budget`` (bytes that a step may take, None at first) does so only as far as a
+            step needs it.
 
-    Input (B, in_channels, X, Y, Z), output logits (B, classes, X, Y, Z); any size of at least one voxel.
+    Input (B, in_channels, X, Y, Z), of any size. Output: logits (B, classes, X, Y, Z).
 
     Raises:
-        ValueError: for an argument outside what is listed above.
+        ValueError: for an argument that is not as described above.
     """
 
     def __init__(self, channels: int = 26, in_channels: int = 1, classes: int = 2,
@@ -89,7 +91,7 @@ class MeshNet(nn.Module):
             "norm": norm, "norm_affine": norm_affine, "norm_groups": norm_groups, "activation": activation,
             "bias": bias, "final_bias": final_bias, "dropout": dropout,
         }
-        self.card: Card | None = None  # of the model folder that it was loaded from
+        self.card: Card | None = None  # of the model folder it was loaded from
         self.checkpointing = checkpointing
         self.memory_budget: int | None = None
         widths = [in_channels] + [channels] * len(dilations)
@@ -100,18 +102,18 @@ class MeshNet(nn.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """How far, in voxels, an input voxel can reach (61 for the paper's dilations)."""
+        """How far, in voxels, an input voxel influences the output (61 for the paper's dilations)."""
         return sum(self.arguments["dilations"])
 
     @property
     def recomputes_exactly(self) -> bool:
-        """Whether single convolutions can be computed again: not past dropout, nor norms that span processes."""
+        """Whether single convolutions can be computed again: not with dropout, nor with norms over processes."""
         return not self.arguments["dropout"] and all(map(normalise.without_state, self.blocks))
 
     def checkpoint_plan(self, shape: Sequence[int], bytes_per_value: int, device: torch.device | None = None,
                         ) -> tuple[int, ...] | None:
-        """The blocks that keep their convolution's output in a training step on ``shape`` (B, C, X, Y, Z); None where
-        everything is kept."""
+        """The numbers of the blocks that keep their convolution's output in a training step on an input of ``shape``
+        (B, C, X, Y, Z); None where everything is kept."""
         if not self.checkpointing and self.memory_budget is None:
             return None
         return memory.plan_checkpoints(self, shape, bytes_per_value, self.memory_budget, device)
@@ -120,17 +122,21 @@ class MeshNet(nn.Module):
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
         if plan is not None and self.recomputes_exactly:
             return run_checkpointed(self.blocks, self.head, plan, x)
-        for block in self.blocks:  # else torch's own checkpointing, a block at a time
+        for block in self.blocks:  # with a plan: torch's own checkpointing, one block at a time
             x = block(x) if plan is None else recomputed(block, block, x)
         return self.head(x)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, weights: str = WEIGHTS) -> "MeshNet":
-        """A trained network, on the CPU and in eval mode, from a model folder, a run folder, a built-in name or a Hub
-        repository (``user/name[@revision]``). Its attribute ``card`` says how a scan must look before it reaches it.
+        """A trained network, on the CPU and in evaluation mode. Its attribute ``card`` says how to prepare a scan.
+
+        Args:
+            name: a model or run folder, a ``.safetensors`` file, a built-in name, or a Hub name
+                ``user/name[@revision]``.
+            weights: which file of the folder.
 
         Raises:
-            UserError: one line, where there is no such model, its files are not whole, or it is no MeshNet.
+            UserError: one line, where there is no such model, its files are not valid, or it is not a MeshNet.
         """
         path = folder.find_weights(name, weights)
         card = read_card(path.parent)
@@ -145,16 +151,22 @@ class MeshNet(nn.Module):
 
         Args:
             path: the folder.
-            card: how a scan must look before it reaches the network; by default that of the model that this one was
-                loaded from, else plain names of channels and classes on the default grid.
+            card: how a scan must be prepared; by default the card of the model that this one was loaded from, else
+                ``plain_card()``.
         """
         folder.save_model(path, self, card or self.card or self.plain_card())
 
     def push_to_hub(self, repository: str, card: Card | None = None, private: bool = True, licence: str = "mit") -> str:
-        """Push the network with a generated model card to ``user/name``; returns the commit's address.
+        """Push the network with a generated model card to the Hub. Returns the address of the commit.
+
+        Args:
+            repository: ``user/name``.
+            card: as in ``save_pretrained``.
+            private: of a repository that is new.
+            licence: named in the model card.
 
         Raises:
-            UserError: for a name or a token that the Hub refuses, or no network.
+            UserError: for a name or a token that the Hub refuses, or without a connection.
         """
         from meshnet import hub
         from meshnet.networks.readme import model_readme
@@ -167,13 +179,13 @@ class MeshNet(nn.Module):
             return hub.upload(Path(temporary), repository, "model", private, hub.MODEL_FILES)
 
     def plain_card(self) -> Card:
-        """A card with plain names and the default grid."""
+        """A card with numbered channels and classes and the default grid."""
         inputs, classes = self.arguments["in_channels"], self.arguments["classes"]
         return Card([f"channel {i}" for i in range(1, inputs + 1)],
                     ["background", *(f"class {i}" for i in range(1, classes))])
 
 
 def map_bytes(x: torch.Tensor) -> int:
-    """Bytes of one value of the maps that a network makes from ``x``."""
+    """The bytes of one value of the maps that a network computes from ``x``."""
     kind = x.device.type
     return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype).itemsize

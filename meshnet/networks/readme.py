@@ -1,4 +1,4 @@
-"""README.md of a model or a data set on the Hub, written from what is on disk beside it."""
+"""README.md of a model or a data set on the Hub, written from the files beside it."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from meshnet.networks.memory import count_parameters
 
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
 AVERAGED = ", each voxel the mean of what it covers"
-SHIFTED = "the same on a grid half a voxel further, whose probabilities are averaged with the first one's, "
+SHIFTED = "segmented a second time on a grid moved by half a voxel, with averaged probabilities, "
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex
@@ -23,24 +23,24 @@ CITATION = """```bibtex
   archivePrefix = {arXiv}
 }
 ```"""
-PUBLIC = ("suffix", "cases", "voxel_mm", "seed", "preset")  # of a source: nothing that can name a subject or a path
-# A path in free text: absolute, from home or a folder up, after a space or punctuation, to the next of these; spaces
-# within are taken along where a slash follows.
+PUBLIC = ("suffix", "cases", "voxel_mm", "seed", "preset")  # of a source: cannot name a subject or a path
+# A path in free text: absolute, from home or from a parent folder. It begins after a space or punctuation and ends
+# before the next one, except that a space within belongs to it if a slash follows.
 LOCAL_PATH = re.compile(
     r"(?<![\w.-])(?:file:/*|~?/|\.\.?/|[A-Za-z]:[\\/]|\\\\)(?=[\w.~-])[^\s,;:)\]}'\"]*(?: [^\s/,;]+/\S*)*"
 )
 LIMITS = """Research software. It is not a medical device and must not be used for diagnosis or treatment.
-It was tested on the data named above and on nothing else; on other scanners, sequences, ages or kinds of lesion it may
-fail without a warning. Look at every mask."""
+It was tested only on the data named above; on other scanners, sequences, ages or kinds of lesion it may fail without
+warning. Look at every mask."""
 
 
 def front_matter(**fields) -> str:
-    """The YAML block at the top that the Hub reads."""
+    """The YAML block at the top of a README, which the Hub reads."""
     return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---\n"
 
 
 def summarise_cases(path: Path) -> list[tuple[str, str]]:
-    """Mean (standard deviation) over the cases of a ``test_cases.csv``; scores that are not numbers are left out."""
+    """Label and mean (standard deviation) of each score in a ``test_cases.csv``; NaN and infinity are left out."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as handle:
@@ -57,14 +57,14 @@ def summarise_cases(path: Path) -> list[tuple[str, str]]:
 
 
 def safe_source(source):
-    """What prepare.py noted of a data set's source, as far as it names no path, subject or file of this machine."""
+    """What prepare.py recorded about the source of a data set, without paths, subjects and files of this machine."""
     if not isinstance(source, dict):
         return public_source(source)
     return {"format": source.get("format")} | {key: source[key] for key in PUBLIC if source.get(key)}
 
 
 def public_source(source) -> str:
-    """Where data came from, in words, without a path on this machine."""
+    """The source of a data set in words, without paths of this machine."""
     if not isinstance(source, dict):
         return LOCAL_PATH.sub("a local path", str(source))
     details = ", ".join(f"{key} {source[key]}" for key in PUBLIC if source.get(key))
@@ -73,7 +73,7 @@ def public_source(source) -> str:
 
 
 def public_training_data(known):
-    """A card's ``training_data`` without a path of this machine or a filter, which may name a subject."""
+    """A card's ``training_data`` without paths of this machine and without filters, which may name a subject."""
     if not isinstance(known, dict):
         return known if known is None else public_source(known)
     clean = {key: LOCAL_PATH.sub("a local path", value) if isinstance(value, str) else value
@@ -82,7 +82,7 @@ def public_training_data(known):
 
 
 def describe_training(card: Card) -> str:
-    """What the network was trained on, a line a fact, without a path."""
+    """What the network was trained on, one fact per line."""
     known = card.training_data
     if not known:
         return "Not recorded."
@@ -93,14 +93,16 @@ def describe_training(card: Card) -> str:
 
 def model_readme(model, card: Card, repository: str, tests: Path, picture: str | None, licence: str,
                  report: str = "") -> str:
-    """The model card.
+    """The README of a model.
 
     Args:
-        model: the network, for its size.
+        model: the network, for its number of parameters.
+        card: of the model.
         repository: ``user/name``.
         tests: the run's ``test_cases.csv``, which may be absent.
-        picture: name of a picture beside the card.
-        report: Markdown of a cross-validation's table, or nothing.
+        picture: name of a picture beside the README.
+        licence: named in the README.
+        report: Markdown of a cross-validation's table, or "".
     """
     targets = card.marks or ", ".join(card.classes[1:])
     scores = summarise_cases(tests)
@@ -133,7 +135,13 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
 
 
 def dataset_readme(info: dict, repository: str, licence: str) -> str:
-    """The card of a prepared data set."""
+    """The README of a prepared data set.
+
+    Args:
+        info: content of its ``prepared.json``.
+        repository: ``user/name``.
+        licence: named in the README.
+    """
     shape = "×".join(map(str, info["shape"]))
     return "\n\n".join([
         front_matter(license=licence, task_categories=["image-segmentation"], tags=["medical", "mri", "meshnet"]) +

@@ -1,7 +1,7 @@
 """U-KAN in three dimensions: a convolutional U-Net whose deepest levels are tokenised Kolmogorov-Arnold layers.
 
-Source: U-KAN, arXiv 2406.02918 (two-dimensional), each of its operations taken to 3D. Splines as in KAN,
-arXiv 2404.19756: cubic, five intervals on [-1, 1].
+Sources: U-KAN, arXiv 2406.02918, with each of its two-dimensional operations in 3D. KAN, arXiv 2404.19756, for the
+splines: cubic, five intervals on [-1, 1].
 """
 
 import itertools
@@ -29,7 +29,8 @@ def spline_basis(x: torch.Tensor, knots: torch.Tensor, degree: int = DEGREE) -> 
 
 
 class KANLinear(nn.Module):
-    """A learned function on every edge: a SiLU with a weight plus a cubic spline with a weight, summed over inputs."""
+    """A learned function of every input for every output, summed over inputs: a weighted SiLU plus a weighted cubic
+    spline."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """U-Mamba: a residual U-Net with selective state-space (Mamba) layers at the bottleneck or after every encoder stage.
 
 Sources: U-Mamba, arXiv 2401.04722; Mamba, arXiv 2312.00752. Written from the papers and the published layer sizes. The
-selective scan is plain PyTorch and runs anywhere; on a GPU with ``mamba_ssm`` installed its kernel takes over.
+selective scan is plain PyTorch and runs anywhere; on a GPU the kernel of ``mamba_ssm`` is used, if installed.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ FEATURES = (16, 32, 64, 128, 256)
 # Blocks in each encoder stage, and in each decoder stage from the deepest up: the rule of the U-Mamba code.
 ENCODER_BLOCKS, DECODER_BLOCKS = (2, 2, 2, 1, 1), (2, 2, 2, 1)
 STATES, CONV_WIDTH, EXPANSION = 16, 4, 2
-SCAN_BLOCK = 16384  # tokens whose states are held at once; the rest is recomputed in the backward pass
+SCAN_BLOCK = 16384  # tokens whose states are kept at a time; states are recomputed in the backward pass
 
 
 def scan_recurrence(decay: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """``h[t] = decay[t] * h[t-1] + inputs[t]`` with ``h[-1] = 0``, along dimension 1 of (B, L, M), without a gradient.
 
-    The sequence is cut into about √L chunks: all chunks advance side by side, then each takes over the state at the end
-    of the one before. 2√L vector steps take the place of L, and nothing is divided by a vanishing product of decays.
+    The sequence is cut into about √L chunks. All chunks advance side by side, then each adds the final state of the one
+    before. This takes 2√L vector steps instead of L, without dividing by a product of decays, which may vanish.
     """
     batch, length, width = inputs.shape
     step = max(1, math.isqrt(length))
@@ -57,8 +57,9 @@ class Recurrence(torch.autograd.Function):
         return flow * previous, flow
 
 
-def scan_block(u, step, decay_rates, into, out, state):
-    """One block of ``selective_scan``: (outputs (B, L, D), last state (B, D, N))."""
+def scan_block(u: torch.Tensor, step: torch.Tensor, decay_rates: torch.Tensor, into: torch.Tensor, out: torch.Tensor,
+               state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block of ``selective_scan`` from ``state`` (B, D, N): outputs (B, L, D) and the last state (B, D, N)."""
     batch, length, width = u.shape
     decay = torch.exp(step.unsqueeze(-1) * decay_rates)
     inputs = (step * u).unsqueeze(-1) * into.unsqueeze(2)
@@ -93,7 +94,7 @@ def selective_scan(u: torch.Tensor, step: torch.Tensor, decay_rates: torch.Tenso
 
 
 class Mamba(nn.Module):
-    """One Mamba layer over (B, L, width) tokens; parameter names and sizes are those of ``mamba_ssm.Mamba``."""
+    """One Mamba layer on tokens (B, L, width). Parameters have the names and sizes of ``mamba_ssm.Mamba``."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -123,8 +124,9 @@ class Mamba(nn.Module):
         return self.out_proj((y * functional.silu(gate)).to(tokens.dtype))
 
 
-def kernel_scan(u, step, decay_rates, into, out):
-    """``selective_scan`` by ``mamba_ssm``'s CUDA kernel, which wants (B, D, L)."""
+def kernel_scan(u: torch.Tensor, step: torch.Tensor, decay_rates: torch.Tensor, into: torch.Tensor,
+                out: torch.Tensor) -> torch.Tensor:
+    """``selective_scan`` by the CUDA kernel of ``mamba_ssm``, which takes (B, D, L)."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     arguments = (x.float().transpose(1, 2).contiguous() for x in (u, step))
@@ -133,7 +135,7 @@ def kernel_scan(u, step, decay_rates, into, out):
 
 
 class MambaLayer(nn.Module):
-    """Layer norm and Mamba over the voxels of (B, C, X, Y, Z), in C order; no residual, as published."""
+    """Layer norm and Mamba on the voxels of (B, C, X, Y, Z), in C order, without a residual, as published."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -146,7 +148,7 @@ class MambaLayer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3×3 convolutions with instance norm and a shortcut, with a 1×1×1 convolution on it if ``project``."""
+    """Two 3×3×3 convolutions with instance norm, and a shortcut, which has a 1×1×1 convolution if ``project``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, project: bool = False):
         super().__init__()
@@ -162,7 +164,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_stage(inputs: int, outputs: int, blocks: int, stride: int = 1) -> nn.Sequential:
-    """A projecting block and ``blocks - 1`` plain ones."""
+    """A block with a projecting shortcut, then ``blocks - 1`` without."""
     plain = [ResidualBlock(outputs, outputs) for _ in range(blocks - 1)]
     return nn.Sequential(ResidualBlock(inputs, outputs, stride, project=True), *plain)
 
@@ -172,10 +174,10 @@ class UMamba(nn.Module):
 
     Args:
         in_channels, classes: of the data.
+        every_stage: Mamba after each encoder stage (Enc), or at the bottleneck only (Bot).
         features: channels of each stage; every stage after the first halves the size.
-        every_stage: Mamba after each encoder stage (Enc), or at the bottleneck alone (Bot).
 
-    Input (B, in_channels, X, Y, Z) with sizes that are multiples of 2 ** (stages - 1); logits of the same size.
+    Input (B, in_channels, X, Y, Z) with sizes that are multiples of 2 ** (stages - 1). Output: logits of the same size.
     """
 
     def __init__(self, in_channels: int, classes: int, every_stage: bool, features: Sequence[int] = FEATURES):

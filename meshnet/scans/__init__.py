@@ -1,1 +1,1 @@
-"""A scan and its mask: files, grids, grey values, what a mask measures. Values in, values out; no torch."""
+"""Scans and masks: files, grids, intensities, lesions, scores. Values in, values out; no torch."""
