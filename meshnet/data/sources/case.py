@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from meshnet.errors import UserError
@@ -41,6 +42,13 @@ class Listing:
     left_out: list[tuple[str, str]] = field(default_factory=list)  # by a filter, or without a matching scan or mask
     failed: list[tuple[str, str]] = field(default_factory=list)  # what the user has to correct
     groups: list[str] = field(default_factory=list)  # the source's own default for --group
+    guesses: dict[str, list[str]] = field(default_factory=dict)  # what was taken for a meaning: cases it was done for
+    notes: list[str] = field(default_factory=list)  # what the user should know though nothing is wrong with a case
+    together: list[list[str]] = field(default_factory=list)  # subjects that may be one patient: one fold for each list
+
+    def guess(self, words: str, case: str) -> None:
+        """Note that ``words`` were taken for granted for a case; ``--list`` prints it."""
+        self.guesses.setdefault(words, []).append(case)
 
 
 @dataclass
@@ -56,13 +64,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Filters:
-    """``--include`` and ``--exclude``: entity (or column) name → values."""
+    """What a user says about the files: entity (or column) name → values, patterns of paths, and equivalences."""
 
     include: dict[str, frozenset[str]] = field(default_factory=dict)
     exclude: dict[str, frozenset[str]] = field(default_factory=dict)
+    image_pattern: str | None = None
+    mask_pattern: str | None = None
+    same: tuple[tuple[str, str], ...] = ()  # (entity of the mask, entity of the scan that has the same value, or none)
 
     @staticmethod
-    def parse(include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Filters:
+    def parse(include: Sequence[str] = (), exclude: Sequence[str] = (), image_pattern: str | None = None,
+              mask_pattern: str | None = None, same: Sequence[str] = ()) -> Filters:
         """From ``["acq=tse3", "run=1,2"]``; naming an entity again adds values. Raises UserError for another form."""
         parsed = []
         for flag, items in (("--include", include), ("--exclude", exclude)):
@@ -73,17 +85,34 @@ class Filters:
                     raise UserError(f"{flag}: found {item!r}, expected ENTITY=VALUE, such as acq=tse3")
                 values[name] = values.get(name, frozenset()) | frozenset(wanted.split(","))
             parsed.append(values)
-        return Filters(*parsed)
+        pairs = tuple((a, b) for a, _, b in (item.partition("=") for item in same))
+        if wrong := [item for item, pair in zip(same, pairs) if not all(re.fullmatch("[A-Za-z0-9]+", p) for p in pair)]:
+            raise UserError(f"--same: found {wrong[0]!r}, expected ENTITY=ENTITY, such as space=rec, or ENTITY=none")
+        return Filters(*parsed, image_pattern, mask_pattern, pairs)
 
-    def rejects(self, entities: dict[str, str], need: bool = False) -> str | None:
-        """Why a file with these entities is left out, or None. ``need``: it must have those that --include names."""
+    def rejects(
+        self, entities: dict[str, str], need: bool = False, settled: frozenset[str] = frozenset()
+    ) -> str | None:
+        """Why a file with these entities is left out, or None. ``need``: it must have those that --include names.
+
+        ``settled`` entities are not looked at.
+        """
         for name, values in self.exclude.items():
-            if entities.get(name) in values:
+            if name not in settled and entities.get(name) in values:
                 return f"--exclude {name}={entities[name]}"
         for name, values in self.include.items():
-            if (name in entities or need) and entities.get(name) not in values:
+            if name not in settled and (name in entities or need) and entities.get(name) not in values:
                 return f"--include {name}={','.join(sorted(values))}, found {entities.get(name, 'none')}"
         return None
+
+
+def matches(pattern: str | None, path: str, root: str) -> bool:
+    """Whether a path is of a pattern (``*`` matches ``/`` as well): by its name, or as a whole below ``root``."""
+    if pattern is None:
+        return True
+    inside = PurePath(path)
+    inside = inside.relative_to(root) if inside.is_relative_to(root) else inside
+    return fnmatchcase(inside.name, pattern) or fnmatchcase(inside.as_posix(), pattern.removeprefix("./"))
 
 
 def subject_in(path: str) -> str | None:

@@ -56,7 +56,10 @@ def test_atlas_names_pair_within_their_space(tmp_path):
 def test_a_mask_in_the_scans_own_space_takes_no_scan_in_a_template(tmp_path):
     touch(tmp_path, MASK, "derivatives/warped/sub-1/anat/sub-1_space-MNI_T2w.nii.gz")
     listing = find_cases("bids", str(tmp_path), ["T2w"], Filters())
-    assert not listing.cases and (str(tmp_path / MASK), "no T2w scan agrees with it") in listing.left_out
+    assert not listing.cases and dict(listing.left_out)[str(tmp_path / MASK)] == (
+        "no T2w scan agrees with it in space: the mask says none (the space of its scan), sub-1_space-MNI_T2w.nii.gz "
+        "MNI; if they are on one grid, add --same space=none, or --same space=ENTITY for the entity of the scan that "
+        "holds this value")
 
 
 MASK = "derivatives/lesion/sub-1/anat/sub-1_label-lesion_mask.nii.gz"
@@ -79,7 +82,7 @@ def test_a_mask_in_another_subjects_folder_or_beside_a_second_one_fails(tmp_path
     touch(tmp_path, MASK, MASK.replace("label-lesion", "label-lesion_desc-second"), "sub-1/anat/sub-1_T2w.nii.gz")
     listing = find_cases("bids", str(tmp_path), ["T2w"], Filters())
     assert [why for p, why in listing.failed if "sub-1_" in p] == [
-        "2 masks match the same scan; choose with --include or --exclude"
+        "2 masks match the same scan; choose with --include or --exclude, or with --mask_pattern"
     ] * 2
 
 
