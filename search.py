@@ -16,7 +16,7 @@ from pathlib import Path
 from meshnet.config import Config, resolve, to_dict
 from meshnet.data.schema import SPLITS
 from meshnet.errors import UserError, run_script
-from meshnet.recipe import dump, load_search, parse
+from meshnet.recipe import dump_config, load_search, parse
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.search.drive import drive, refuse_other_host, report
@@ -101,7 +101,7 @@ def main() -> int | None:
         raise UserError(f"{folder}: found a file, expected a folder for the study")
     folder.mkdir(parents=True, exist_ok=True)
     sampler = make_sampler(arguments.sampler, space, arguments.seed)
-    recipe = lambda parameters, horizon: dump(to_dict(with_fields(config, space.fields(parameters), horizon)))
+    recipe = lambda parameters, horizon: dump_config(with_fields(config, space.fields(parameters), horizon))
     plan = StudyPlan(
         folder, recipe, ("--data", data, "--fold", str(arguments.fold), "--seed", str(arguments.seed)),
         tuple(arguments.inner_folds), arguments.metric, arguments.horizon == "rung", arguments.max_retries,
@@ -122,7 +122,7 @@ def main() -> int | None:
 
         # -------------------------------------------------------------- results
         report(study, screen, state, began, recipe, space)
-    return 130 if state == "interrupted" else 0
+    return 128 + study.ended_by if state == "interrupted" else 0
 
 
 # ---------------------------------------------------------------------- before it starts
@@ -153,7 +153,7 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
 
 def with_fields(config: Config, fields: dict, horizon: int) -> Config:
     """``config`` with the searched values, validated."""
-    changed = copy.deepcopy(config)
+    changed = copy.deepcopy(config.written or config)
     changed.training.max_epochs = horizon
     for field, value in fields.items():
         section, name = field.split(".")
@@ -189,4 +189,4 @@ def find_data(arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, grace=60)  # its runs are given time to end

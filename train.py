@@ -4,14 +4,15 @@ The same command again continues where the run stopped. See docs/training.md and
 """
 
 import argparse
+import hashlib
 import os
 import sys
 from pathlib import Path
 
-from meshnet.config import Config, identity, to_dict
+from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
 from meshnet.errors import UserError, run_script
-from meshnet.recipe import dump, parse
+from meshnet.recipe import dump_config, parse
 
 DIVERGED = 3  # exit code of a run whose loss became NaN or infinite
 
@@ -83,6 +84,7 @@ def main() -> int | None:
     accelerator = make_accelerator(config, folder)
     same["cases_per_step"] = cases_per_step(config, accelerator.num_processes)
     same["precision"] = accelerator.mixed_precision
+    same["init_sha256"] = arguments.init and content_of(arguments.init)
     where = {"data": os.path.abspath(data.path), "recipe": arguments.recipe, "stop_epoch": stop_epoch}
     with open_run_folder(accelerator, folder, config, same, where, arguments.resume, arguments.allow_changed) as begun:
         card = model_card(config, data, box, {"cases": len(train), "fold": arguments.fold, "seed": arguments.seed,
@@ -170,6 +172,15 @@ def began_as(init: str | None) -> str | None:
     return Path(init).name if init and Path(init).exists() else init
 
 
+def content_of(init: str) -> str:
+    """The fingerprint of the weights that training starts from, which stays when their folder gets another name."""
+    from meshnet.networks.folder import find_weights
+    from meshnet.sharing.published import find
+
+    with open(find_weights(find(init)), "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def push(folder: Path, repository: str, finished: bool) -> None:
     """Push a finished run to the Hub and print its address; the message of a failure says how to push it later."""
     from meshnet.sharing.push import push_run
@@ -190,7 +201,7 @@ def describe_without_data(arguments: argparse.Namespace, config: Config) -> str:
     from meshnet.networks.memory import count_parameters
 
     network = build(config.model.name, arguments_from_config(config.model, 1, 2, (256, 256, 256)))
-    return dump(to_dict(config)) + "\n".join([
+    return dump_config(config) + "\n".join([
         "---",
         f"recipe      {' '.join(arguments.recipe) or 'none'}",
         f"parameters  {count_parameters(network):,} for 1 channel, 2 classes and 256 x 256 x 256 voxels",
@@ -212,7 +223,7 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
     per_step = cases_per_step(config, processes)
     steps = steps_per_epoch(config, len(train), processes)
     shape = [b - a for a, b in zip(box[::2], box[1::2])] if box else data.info["shape"]
-    return dump(to_dict(config)) + "\n".join([
+    return dump_config(config) + "\n".join([
         "---",
         f"recipe      {' '.join(arguments.recipe) or 'none'}",
         f"data        {data.path}: {len(data)} cases, channels {', '.join(data.info['channels'])}, "

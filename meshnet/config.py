@@ -7,12 +7,12 @@ checked configuration of them. ``meshnet.recipe`` reads files and flags into thi
 import copy
 import dataclasses
 import math
-import re
 import types
 import typing
 from dataclasses import dataclass, field
 
 from meshnet.errors import UserError
+from meshnet.machine import parse_size
 
 MODELS = ("meshnet", "segresnet", "mednext_s", "mednext_b", "mednext_m", "swin_unetr", "unetr", "vnet",
           "residual_unet", "unet", "umamba_bot", "umamba_enc", "ukan")
@@ -180,21 +180,15 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # augmentation
     tracking: TrackingConfig = field(default_factory=TrackingConfig)  # trackers
 
+    written = None  # no field: of a resolved configuration, the same without what follows from other values
+
 
 # What does not change the weights that come out, and so may differ between a run and its resumption.
-NOT_IDENTITY = ("data.workers", "tracking", "training.keep_states", "training.save_every_steps",
+NOT_IDENTITY = ("data.workers", "data.scaling", "tracking", "training.keep_states", "training.save_every_steps",
                 "training.memory_budget", "model.checkpointing", "scheduler.verbose")
 
 
-SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_size(text: str, where: str) -> int:
-    """``2GB``, ``1.5GiB``, ``800MB`` in bytes (a GB is 10⁹), or a UserError that names ``where``."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]+)\s*", text)
-    if not match or match[2].upper() not in SIZE_UNITS:
-        raise UserError(f"{where}: found {text!r}, expected a size such as 2GB or 800MB")
-    return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def describe_limits(metadata: dict) -> str:
@@ -208,7 +202,8 @@ def describe_limits(metadata: dict) -> str:
 def coerce(value, kind, where: str):
     """``value`` as ``kind`` (a type hint of this file), or a UserError that names ``where``.
 
-    YAML reads ``1e-3`` as a string; a float field takes it as the number that it is. Booleans are no numbers.
+    A text becomes the number or switch that it spells, so that files, flags and overrides mean the same. Booleans are no
+    numbers.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -219,12 +214,14 @@ def coerce(value, kind, where: str):
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: found {value!r}, expected a list")
         return [coerce(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
-    if kind is dict and isinstance(value, dict):
+    if kind is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, str):
-        return value
+    if kind is bool and isinstance(value, str) and value.lower() in SWITCHES:
+        return SWITCHES[value.lower()]
+    if kind is str and isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -232,7 +229,7 @@ def coerce(value, kind, where: str):
             number = math.nan
         if math.isfinite(number) and (kind is float or number == int(number)):
             return kind(number)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping with names as keys"}
     raise UserError(f"{where}: found {value!r}, expected {names.get(kind, kind)}")
 
 
@@ -255,9 +252,11 @@ def resolve(config: Config) -> Config:
     Raises:
         UserError: naming the field, the value found and what is allowed.
     """
-    resolved = with_types(config)
-    validate(resolved)
+    written = with_types(config)
+    validate(written)
+    resolved = copy.deepcopy(written)
     derive_values(resolved)
+    resolved.written = written
     return resolved
 
 
@@ -276,7 +275,7 @@ def with_types(config: Config) -> Config:
         where = f"optimizer.param_groups[{index}]"
         unknown = set(group) - {"match", "lr", "weight_decay"}
         if unknown or "match" not in group:
-            raise UserError(f"{where}: found keys {sorted(group)}, expected match and any of lr, weight_decay")
+            raise UserError(f"{where}: found keys {sorted(map(str, group))}, expected match and any of lr, weight_decay")
         group["match"] = coerce(group["match"], str, f"{where}.match")
         for key in set(group) - {"match"}:
             group[key] = coerce(group[key], float, f"{where}.{key}")
@@ -327,8 +326,12 @@ def derive_values(config: Config) -> None:
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
     if scheduler.monitor is None:
         scheduler.monitor = "val_loss" if scheduler.mode == "min" else "val_dice"
-    better = "min" if scheduler.monitor.removesuffix("_ema").endswith(("loss", "avd")) else "max"
-    scheduler.mode = scheduler.mode or better
+    scheduler.mode = scheduler.mode or direction(scheduler.monitor)
+
+
+def direction(monitor: str) -> str:
+    """Whether more or less of a monitored metric is better: ``max`` or ``min``."""
+    return "min" if monitor.removesuffix("_ema").endswith(("loss", "avd")) else "max"
 
 
 def to_dict(config: Config) -> dict:

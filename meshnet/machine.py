@@ -1,9 +1,14 @@
-"""The machine that the program runs on: its cores, its memory, and the cache folder."""
+"""The machine that the program runs on: its cores, its memory, sizes of memory in words, and the cache folder."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from meshnet.errors import UserError
+
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def cache_folder() -> Path:
@@ -25,3 +30,11 @@ def resident_bytes() -> int:
             return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def parse_size(text: str, where: str) -> int:
+    """``2GB``, ``1.5GiB``, ``800MB`` in bytes (a GB is 10⁹), or a UserError that names ``where``."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]+)\s*", text)
+    if not match or match[2].upper() not in SIZE_UNITS:
+        raise UserError(f"{where}: found {text!r}, expected a size such as 2GB or 800MB")
+    return int(float(match[1]) * SIZE_UNITS[match[2].upper()])

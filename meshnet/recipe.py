@@ -6,57 +6,41 @@ section belongs to ``search.py`` and is passed on unread.
 
 import argparse
 import dataclasses
-import json
+import functools
 import re
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from meshnet.config import Config, resolve
+from meshnet.config import Config, coerce, direction, resolve, to_dict, with_types
 from meshnet.errors import OneLineParser, UserError
+from meshnet.mapping import Mapping, dump, parse_yaml, read_file
 
 SEARCH_SECTION = "search"
 RUN_SECTION = "run"  # of a run folder's config.yaml, which is a recipe as well
 
 
-def strip_json_comments(text: str) -> str:
-    """``text`` without ``// …`` and ``/* … */`` outside strings; line breaks stay, so error positions stay true."""
-    pattern = r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/'
-
-    def keep(match: re.Match) -> str:
-        token = match.group(0)
-        return token if token.startswith('"') else re.sub(r"[^\n]", " ", token)
-
-    return re.sub(pattern, keep, text, flags=re.DOTALL)
-
-
-def read_mapping(path: str | Path) -> dict:
-    """A YAML or JSON file as a dictionary; an empty file is an empty one.
+def read_mapping(path: str | Path) -> Mapping:
+    """A recipe file as a mapping; an empty file is an empty one.
 
     Raises:
-        UserError: if the file is missing, cannot be parsed, or holds anything but a mapping.
+        UserError: if the file is missing, cannot be parsed, or holds anything but a mapping; if its search or run
+            section is none.
     """
-    import yaml
-
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; those of the program are in recipes/") from None
-    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
-        raise UserError(f"{path}: cannot be read as a recipe ({error}); expected a YAML or JSON text file") from None
-    try:
-        value = json.loads(strip_json_comments(text) or "{}") if path.suffix == ".json" else yaml.safe_load(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: {error.msg}; expected JSON (comments are allowed)") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {line}{getattr(error, 'problem', error)}; expected YAML") from None
-    value = {} if value is None else value
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: found a {type(value).__name__}, expected sections such as optimizer: and training:")
+    value = read_file(Path(path), "recipe", "those of the program are in recipes/")
+    for section, example in ((SEARCH_SECTION, "'lr: loguniform(1e-4, 4e-2)'"), (RUN_SECTION, "'fold: 0'")):
+        found = value.get(section, {})
+        if not isinstance(found, dict) or (section == SEARCH_SECTION and section in value and not found):
+            raise UserError(f"{path}:{value.lines[section]}: section '{section}': found {describe(found)}, expected "
+                            f"keys and values below it, such as {example}")
     return value
+
+
+def describe(value: object) -> str:
+    """What stands where a section belongs, in words."""
+    kinds = {list: "a list", dict: "an empty mapping", type(None): "nothing"}
+    return kinds.get(type(value)) or f"{value!r}"
 
 
 def set_field(config: Config, section: str, name: str, value: object, where: str) -> None:
@@ -80,24 +64,39 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def apply_mapping(config: Config, mapping: dict, where: str) -> None:
-    """Put the sections of ``mapping`` into ``config`` and check them, so that an error names the file."""
+    """Put the sections of ``mapping`` into ``config`` and check them, so that an error names the file and the line."""
+    lines = getattr(mapping, "lines", {})
+    at = lambda key: f"{where}:{lines[key]}" if key in lines else where
+    let_follow(config, mapping.get("scheduler"))
     for section, values in mapping.items():
         if section in (SEARCH_SECTION, RUN_SECTION):
             continue
+        if section not in vars(config):
+            set_field(config, str(section), "", None, at(section))
         if not isinstance(values, dict):
-            set_field(config, str(section), "", None, where) if section not in vars(config) else None
-            raise UserError(f"{where}: section '{section}': found {values!r}, expected keys and values below it")
+            raise UserError(f"{at(section)}: section '{section}': found {describe(values)}, expected keys and values "
+                            "below it, or nothing of that section")
         for name, value in values.items():
-            set_field(config, str(section), str(name), value, where)
-    check_values(config, where)
-
-
-def check_values(config: Config, where: str) -> None:
-    """Check the values read so far, so that an error names the file or flag (``where``) that brought it."""
+            set_field(config, str(section), str(name), value, at(f"{section}.{name}"))
     try:
         resolve(config)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        field = re.match(r"\w+\.\w+", str(error))
+        raise UserError(f"{at(field[0] if field else '')}: {error}") from None
+
+
+def let_follow(config: Config, changes: object) -> None:
+    """Let the direction follow a monitored metric that ``changes``, the scheduler's next values, set without one.
+
+    A saved configuration of an earlier version names both, and a direction that agrees with its metric says no more
+    than the metric does. The other way round, the default pair gives way to a direction that is set alone.
+    """
+    old, changes = config.scheduler, changes if isinstance(changes, dict) else {}
+    watched = old.monitor or ("val_loss" if old.mode == "min" else "val_dice")
+    if "monitor" in changes and "mode" not in changes and isinstance(watched, str) and old.mode == direction(watched):
+        old.mode = None
+    if "mode" in changes and "monitor" not in changes and (old.monitor, old.mode) == ("val_dice", "max"):
+        old.monitor = None
 
 
 def load_recipes(paths: list[str | Path]) -> Config:
@@ -130,28 +129,24 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
     Raises:
         UserError: for anything wrong in a file or a flag, in one line.
     """
-    from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
-
     arguments = sys.argv[1:] if arguments is None else arguments
     first = OneLineParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="+", default=[], action="extend")
     first.add_argument("--override", nargs="+", default=[], action="extend")
     files, rest = first.parse_known_args(arguments)
     config = load_recipes(files.recipe)
+    given = [text.partition("=")[0].strip() for text in files.override]
+    given += [text[2:].partition("=")[0] for text in rest if text.startswith("--")]
+    let_follow(config, {key.removeprefix("scheduler."): True for key in given if key.startswith("scheduler.")})
     for text in files.override:
         apply_override(config, text)
 
-    class Parser(ArgumentParser):
-        error = OneLineParser.error
-
-    parser = Parser(prog=prog, description=description, allow_abbrev=False,
-                    argument_generation_mode=ArgumentGenerationMode.NESTED, nested_mode=NestedMode.WITHOUT_ROOT,
-                    add_config_path_arg=False)
+    parser = flag_parser(prog, description)
     add_flags(parser)
     parser.add_argument("--recipe", nargs="+", metavar="FILE", default=[], help="YAML or JSON, later files win")
     parser.add_argument("--override", nargs="+", metavar="SECTION.FIELD=VALUE", default=[],
                         help="the same as --section.field value, for any field")
-    parser.add_arguments(Config, dest="config", default=config)
+    parser.add_arguments(Config, dest="config", default=with_types(config))
     found = parser.parse_args(rest)
     found.recipe = files.recipe
     written = found.config
@@ -162,24 +157,59 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
         raise UserError(f"--{error}" if re.match(r"[a-z]+\.\w+", str(error)) else str(error)) from None
 
 
+def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser for ``--section.field`` that reads values as a file's are read."""
+    from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
+
+    hints = {f"--{section.name}.{name}": hint for section in dataclasses.fields(Config)
+             for name, hint in typing.get_type_hints(section.default_factory).items()}
+
+    class Parser(ArgumentParser):
+        error = OneLineParser.error
+
+        def _preprocessing(self, *given, **more) -> None:
+            super()._preprocessing(*given, **more)
+            for action in self._actions:
+                hint = next((hints[flag] for flag in action.option_strings if flag in hints), None)
+                if hint is not None and dict not in (hint, *typing.get_args(hint)):
+                    action.type = functools.partial(read_flag, hint)
+                    if action.choices and type(None) in typing.get_args(hint):
+                        action.choices = [*action.choices, None]
+
+    return Parser(prog=prog, description=description, allow_abbrev=False,
+                  argument_generation_mode=ArgumentGenerationMode.NESTED, nested_mode=NestedMode.WITHOUT_ROOT,
+                  add_config_path_arg=False)
+
+
+def read_flag(hint: object, text: str) -> object:
+    """The text of a flag as the type of its field (of one item, if that is a list)."""
+    if typing.get_origin(hint) is list:
+        hint = typing.get_args(hint)[0]
+    elif type(None) in typing.get_args(hint) and text in ("null", "~"):
+        return None
+    try:
+        return coerce(text, hint, "")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
+
+
 def apply_override(config: Config, text: str) -> None:
     """``optimizer.lr=0.0003`` into ``config``; the value is read as YAML."""
-    import yaml
-
     key, equals, value = text.partition("=")
     section, dot, name = key.strip().partition(".")
     if not equals or not dot:
         raise UserError(f"--override {text}: expected section.field=value, such as optimizer.lr=0.0003")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--override {text}: the value cannot be read; quote it for the shell") from None
+    parsed, _ = parse_yaml(value, f"--override {text}")
     set_field(config, section, name, parsed, f"--override {text}")
-    check_values(config, f"--override {text}")
+    try:
+        with_types(config)  # values that must agree with others are checked once all are known
+    except UserError as error:
+        raise UserError(f"--override {text}: {error}") from None
 
 
-def dump(mapping: dict) -> str:
-    """``mapping`` as YAML in its own order, short lists on one line."""
-    import yaml
-
-    return yaml.safe_dump(mapping, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+def dump_config(config: Config, head: dict | None = None) -> str:
+    """A configuration as a recipe: what was set and the defaults, and in a comment what follows from these."""
+    written = to_dict(config.written or config)
+    follows = ", ".join(f"{section}.{name}: {value}" for section, part in to_dict(config).items()
+                        for name, value in part.items() if value != written[section][name] and value is not None)
+    return dump({**(head or {}), **written}) + (f"# follows from the rest: {follows}\n" if follows else "")

@@ -11,7 +11,7 @@ from meshnet.crossval.plan import FORMAT, Planned, planned_runs, run_folder, wri
 from meshnet.data.schema import SPLITS
 from meshnet.data.splits import content_hash
 from meshnet.files import write_json, write_text
-from meshnet.recipe import dump
+from meshnet.mapping import dump
 from meshnet.runs.folder import write_cases
 from meshnet.scans.metrics import LESION_KEYS, OVERLAP_KEYS, SURFACE_KEYS
 

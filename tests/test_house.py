@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-GROUND = ["errors", "files", "machine", "config", "recipe", "hub", "plots"]
+GROUND = ["errors", "files", "machine", "mapping", "config", "recipe", "hub", "plots"]
 GONE = {"modelfolder"}  # says where its one name went, for model cards of earlier versions
 ROOMS = ["scans", "kernels", "runs", "data", "networks", "inference", "training", "search", "crossval", "sharing"]
 ORDER = [*GROUND, *ROOMS]  # the files of the ground one by one, then the rooms

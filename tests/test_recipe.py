@@ -10,7 +10,8 @@ import yaml
 
 from meshnet.config import Config, identity, resolve, to_dict
 from meshnet.errors import UserError
-from meshnet.recipe import dump, load_recipes, load_search, parse, read_mapping, strip_json_comments
+from meshnet.mapping import dump, strip_json_comments
+from meshnet.recipe import dump_config, load_recipes, load_search, parse, read_mapping
 
 GUIDE = {
     "guide_adamw": {"optimizer.name": "AdamW", "optimizer.lr": 1e-4, "optimizer.betas": [0.9, 0.999],
@@ -176,6 +177,63 @@ def test_the_dumped_config_is_a_recipe_of_itself(tmp_path):
     assert yaml.safe_load(path.read_text())["run"] == {"fold": 0}
     assert resolve(load_recipes([path])) == config
     assert read_mapping(path)["run"]["fold"] == 0
+
+
+OLD = "scheduler: {name: OneCycleLR, max_lr: null, monitor: val_dice, mode: max}\noptimizer: {lr: 0.001}\n"
+
+
+@pytest.mark.parametrize(("text", "given", "monitor", "mode"), [
+    # what earlier versions saved: both are there, although nobody set them
+    (OLD, ["--scheduler.monitor", "val_loss"], "val_loss", "min"),
+    (OLD, ["--scheduler.monitor=val_avd"], "val_avd", "min"),
+    (OLD, ["--override", "scheduler.monitor=val_loss"], "val_loss", "min"),
+    (OLD, ["--scheduler.mode", "min"], "val_loss", "min"),
+    (OLD, ["--scheduler.monitor", "val_mcc"], "val_mcc", "max"),
+    (OLD.replace("val_dice, mode: max", "val_loss, mode: min"), ["--scheduler.monitor", "val_dice"], "val_dice", "max"),
+    ("scheduler: {mode: min}\n", ["--scheduler.monitor", "val_mcc"], "val_mcc", "max"),
+    # what a person said stays
+    ("scheduler: {monitor: val_loss}\n", [], "val_loss", "min"),
+    ("scheduler: {monitor: val_loss, mode: max}\n", ["--optimizer.lr", "0.1"], "val_loss", "max"),
+    (OLD, ["--scheduler.mode", "max", "--override", "scheduler.monitor=val_loss"], "val_loss", "max"),
+])
+def test_the_direction_follows_the_metric_that_is_set_on_top(tmp_path, text, given, monitor, mode):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    config = flags("--recipe", path, *given)[1]
+    assert (config.scheduler.monitor, config.scheduler.mode) == (monitor, mode)
+    # and in a file on top
+    if given and "--override" not in given and "=" not in given[0]:
+        top = tmp_path / "top.yaml"
+        top.write_text(dump({"scheduler": {given[0].split(".")[1]: given[1]}}) if "scheduler" in given[0] else "")
+        config = flags("--recipe", path, top)[1]
+        assert (config.scheduler.monitor, config.scheduler.mode) == (monitor, mode)
+
+
+@pytest.mark.parametrize(("begun", "more", "expected"), [
+    ([], ["--scheduler.monitor", "val_loss"], ("val_loss", "min", 0.001)),
+    ([], ["--scheduler.mode", "min"], ("val_loss", "min", 0.001)),
+    ([], ["--scheduler.max_lr", "0.02"], ("val_dice", "max", 0.02)),
+    (["--scheduler.max_lr", "0.5"], [], ("val_dice", "max", 0.5)),
+    (["--scheduler.max_lr", "0.5"], ["--scheduler.max_lr", "0.02"], ("val_dice", "max", 0.02)),
+    (["--scheduler.monitor", "val_avd"], ["--scheduler.monitor", "val_dice"], ("val_dice", "max", 0.001)),
+])
+def test_a_saved_configuration_says_what_was_set_and_no_more(tmp_path, begun, more, expected):
+    path = tmp_path / "saved.yaml"
+    first = flags(*begun)[1]
+    path.write_text(dump_config(first, {"run": {"fold": 0}}))
+    assert flags("--recipe", path)[1] == first
+    config = flags("--recipe", path, *more)[1]
+    assert (config.scheduler.monitor, config.scheduler.mode, config.optimizer.lr) == expected
+    path.write_text(dump_config(config))  # and once more
+    assert flags("--recipe", path)[1] == config
+
+
+def test_a_saved_configuration_tells_in_a_comment_what_followed():
+    text = dump_config(flags("--scheduler.monitor", "val_loss")[1])
+    assert text.endswith("# follows from the rest: optimizer.lr: 0.001, scheduler.mode: min\n")
+    found = yaml.safe_load(text)
+    assert found["scheduler"]["monitor"] == "val_loss"
+    assert found["scheduler"]["mode"] is None and found["optimizer"]["lr"] is None
 
 
 def test_help_answers_without_torch(root):

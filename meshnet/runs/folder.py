@@ -68,12 +68,13 @@ def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
 
     Args:
         path: the run's config.yaml, for the message.
-        old, new: flat identities; a key that one of them lacks counts as a difference.
+        old, new: flat identities; a key that ``old`` lacks came with a later version and is not compared.
         allow: continue anyway, unless something in ``BUILT_IN`` changed.
 
     Raises:
         UserError: if they differ and ``allow`` is False, or not enough.
     """
+    old, new = without_places(old, new), {key: value for key, value in without_places(new, old).items() if key in old}
     changed = differences(old, new)
     built_in = [key for key in changed if key in BUILT_IN or key.startswith(BUILT_IN[:4])]
     if built_in and allow:
@@ -82,6 +83,21 @@ def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
     if changed and not allow:
         raise UserError(f"{path}: this run was started with other settings: {'; '.join(changed.values())}; use another "
                         "--run_dir, or --allow_changed to continue anyway")
+
+
+def without_places(one: Mapping, other: Mapping) -> dict:
+    """The identity ``one`` as it is compared with ``other``: weights to start from by their content, or by the name of
+    their folder where an earlier version recorded no more; a precision asked for gives way to the one in use.
+    """
+    kept = dict(one)
+    if one.get("init_sha256") and other.get("init_sha256"):
+        kept.pop("init", None)
+    elif one.get("init"):
+        kept["init"] = os.path.basename(os.path.normpath(one["init"]))
+        kept.pop("init_sha256", None)
+    if one.get("precision") and other.get("precision"):
+        kept.pop("training.precision", None)
+    return kept
 
 
 def differences(old: Mapping, new: Mapping) -> dict[str, str]:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from meshnet.config import Config, identity, parse_size, resolve, to_dict
+from meshnet.config import Config, identity, resolve
 from meshnet.data import augment
 from meshnet.data.reader import PreparedData
 from meshnet.errors import UserError
 from meshnet.files import lock, write_json, write_text
+from meshnet.machine import parse_size
 from meshnet.networks import build
 from meshnet.networks.card import CONFIG, Card
-from meshnet.recipe import dump, load_recipes, read_mapping
+from meshnet.recipe import dump_config, load_recipes, read_mapping
 from meshnet.runs.folder import (
     CONFIG_YAML,
     CURVES,
@@ -148,8 +149,8 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
                **{key: value for key, value in where.items() if key != "data"}, "data_path": where["data"],
                "git_commit": git_commit(), "versions": versions(),
                "processes": accelerator.num_processes, "device": str(accelerator.device)}
-        write_text(path, dump({"run": {key: value for key, value in run.items() if key not in identity(config)},
-                               **to_dict(config)}))
+        write_text(path, dump_config(config, {"run": {key: value for key, value in run.items()
+                                                  if key not in identity(config)}}))
         accelerator.wait_for_everyone()
         yield begun
 
@@ -157,8 +158,8 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
 def read_identity(path: Path) -> dict:
     """The flat identity recorded in a run's config.yaml."""
     run = read_mapping(path).get("run", {})
-    keys = ("fold", "inner_fold", "seed", "init", "split_hash", "data", "cases_per_step", "precision")
-    return identity(resolve(load_recipes([path]))) | {key: run.get(key) for key in keys}
+    keys = ("fold", "inner_fold", "seed", "init", "init_sha256", "split_hash", "data", "cases_per_step", "precision")
+    return identity(resolve(load_recipes([path]))) | {key: run[key] for key in keys if key in run}
 
 
 def clear(folder: Path) -> None:
