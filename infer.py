@@ -16,6 +16,7 @@ from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.runs.folder import AVERAGED
 
 MOST_THREADS = 1024
+MOST_CAPTION = 160  # characters under a picture
 COMMON = """The three most common commands:
 
     python infer.py scan.nii.gz                     mask, volume and picture, by the built-in model
@@ -23,6 +24,9 @@ COMMON = """The three most common commands:
     python infer.py scan.nii.gz --model runs/mine   another model (python infer.py --list_models)
 
 python infer.py --help lists all flags."""
+WRITTEN = (".nii", ".nii.gz")
+UNWRITTEN = (".mgz", ".mgh", ".nrrd", ".nhdr", ".img", ".hdr", ".mha", ".mhd", ".mnc", ".dcm", ".gz", ".zip", ".png",
+             ".jpg", ".tif", ".tiff", ".npy", ".npz", ".json", ".csv", ".txt", ".h5")
 MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
 
 
@@ -49,7 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each scan instead of text")
     parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=True,
                         help="draw the mask on three planes as NAME_lesion.png")
-    parser.add_argument("--overwrite", action="store_true", help="with several scans: replace existing masks")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace masks that this program did not write, and with several scans all existing ones")
     parser.add_argument("--list_models", action="store_true", help="list the models available by name and exit")
     return parser
 
@@ -81,7 +86,7 @@ def main() -> int | None:
     failures = 0
     # Reading and conforming the next scan overlaps with computing this one.
     with ThreadPoolExecutor(1) as reader:
-        todo = [case for case in share if len(cases) == 1 or arguments.overwrite or not case["mask"].is_file()]
+        todo = [case for case in share if len(cases) == 1 or arguments.overwrite or not os.path.exists(case["mask"])]
         for case in share:
             if case not in todo:
                 print(f"{case['mask']}: exists, skipped; --overwrite replaces it", file=sys.stderr)
@@ -95,7 +100,9 @@ def main() -> int | None:
             ahead += [reader.submit(read_case, other["scans"], models)
                       for other in todo[position + beside:position + beside + 1]]
             try:
-                result = segment_and_write(ahead.pop(0).result(), models, case, arguments)
+                read = ahead.pop(0)
+                check_output(case, arguments)
+                result = segment_and_write(read.result(), models, case, arguments)
             except UserError as error:
                 if len(cases) == 1:
                     raise
@@ -142,7 +149,10 @@ def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
         UserError: if the output cannot be written, or two cases would write the same mask.
     """
     target = Path(output) if output else None
-    names_a_file = target is not None and target.name.endswith((".nii", ".nii.gz"))
+    names_a_file = target is not None and target.name.endswith(WRITTEN)
+    if target and not names_a_file and not target.is_dir() and target.name.lower().endswith((*WRITTEN, *UNWRITTEN)):
+        raise UserError(f"-o {target}: names a file of a format that is not written, expected an ending of .nii.gz or "
+                        ".nii, or a folder")
     if names_a_file and len(cases) > 1:
         raise UserError(f"-o {target}: names one mask for {len(cases)} scans; give a folder")
     planned: dict[Path, dict] = {}
@@ -169,6 +179,29 @@ def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
     return list(planned.values())
 
 
+def check_output(case: dict, arguments: argparse.Namespace) -> None:
+    """Refuse to write a file that does not fit into its folder, or to replace one that this program did not write.
+
+    Raises:
+        UserError: naming the file.
+    """
+    from meshnet.inference.scan import is_ours
+
+    mask = case["mask"]
+    longest = mask.with_name(stem(mask) + "_probability.nii.gz") if arguments.probability else mask
+    limit = os.pathconf(mask.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if len(os.fsencode(longest.name)) > limit:
+        raise UserError(f"{case['scans'][0]}: its mask would have a name of {len(os.fsencode(longest.name))} bytes, "
+                        f"expected at most {limit}; give a shorter one with -o")
+    if arguments.overwrite:
+        return
+    beside = [mask, longest, mask.with_name(stem(mask) + ".png")] if arguments.picture else [mask, longest]
+    foreign = [path for path in beside if path.exists() and not is_ours(mask)]
+    if foreign:
+        raise UserError(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
+                        "kept; --overwrite replaces it, -o writes elsewhere")
+
+
 # ---------------------------------------------------------------------- network and scans
 
 def get_models(arguments: argparse.Namespace) -> list:
@@ -189,7 +222,7 @@ def import_ahead(picture: bool) -> None:
     if picture:
         import PIL.Image  # noqa: F401
 
-        import meshnet.runs.curves  # noqa: F401
+        import meshnet.scans.overlay  # noqa: F401
 
 
 def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace) -> dict:
@@ -215,20 +248,31 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
         written["picture"] = mask.with_name(stem(mask) + ".png")
         with timed(parts, "picture"):
             draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), written["picture"],
-                         affine=like.affine)
+                         affine=like.affine, caption="; ".join(case.remarks)[:MOST_CAPTION])
     with timed(parts, "write"), whole_file(mask) as temporary:
         nib.save(found.mask, temporary)  # last: an existing mask is a finished case
     return {"scan": [str(path) for path in planned["scans"]], **{key: str(path) for key, path in written.items()},
-            "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml, "parts": parts}
+            "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
+            "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
 
 
 def report(result: dict, as_json: bool) -> None:
-    """Print the result of one scan."""
+    """Print the result of one scan; what is doubtful about it goes to standard error."""
+    for warning in result["warnings"]:
+        print(printable(f"warning: {result['scan'][0]}: {warning}"), file=sys.stderr)
     if as_json:
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), flush=True)  # in ASCII
         return
     lesions = "1 lesion" if result["lesions"] == 1 else f"{result['lesions']} lesions"
-    print(f"{result['mask']}: {result['volume_ml']:.2f} mL in {lesions} ({result['seconds']:.1f} s)", flush=True)
+    empty = f"; {'; '.join(result['remarks'])}" if result["remarks"] and not result["lesions"] else ""
+    print(printable(f"{result['mask']}: {result['volume_ml']:.2f} mL in {lesions}{empty} ({result['seconds']:.1f} s)"),
+          flush=True)
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal's encoding cannot show, such as the bytes of a foreign file name, as escapes."""
+    encoding = sys.stdout.encoding or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def segment(model, card: dict, image: nib.Nifti1Image, like: nib.Nifti1Image) ->
         conformed = conform(image, grid, card.scaling, card.window)
         volume = np.asarray(conformed.dataobj, np.float32)[None] / 255
         probability += to_native(predict(model, volume, threads=1)[1], conformed.affine, like) / len(views)
-    return clean(probability >= card.threshold, np.ones(3), card.min_lesion_mm3)
+    return clean(probability >= card.threshold, 1.0, card.min_lesion_mm3)
 
 
 def score_patient(seed: int, folder: str) -> tuple[str, float, list[float], float]:

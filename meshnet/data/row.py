@@ -10,21 +10,31 @@ import numpy as np
 
 from meshnet.data import schema
 from meshnet.data.schema import FORMAT_VERSION, SHARDS, union_box
-from meshnet.data.sources.case import Case
+from meshnet.data.sources.case import Case, Loaded
 from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import hash_of, whole_file
-from meshnet.scans import grid, head, intensity, nifti, resample
+from meshnet.scans import checks, grid, head, intensity, nifti, resample
 from meshnet.scans import mask as masks
+from meshnet.scans.checks import (
+    check_channels,
+    extent_remarks,
+    grey_remarks,
+    header_remarks,
+    mask_remarks,
+)
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.head import head_box
+from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import box_of
-from meshnet.scans.nifti import mask_classes, same_grid
+from meshnet.scans.nifti import is_soft, mask_classes, same_grid
 
 if TYPE_CHECKING:
     import pyarrow
 
-CODE = (grid, head, intensity, masks, nifti, resample, schema)  # a change in these, or in this file, redoes the cases
+FILLS_HEAD = 0.5  # share of the head from which a mask is asked about
+# A change in these, or in this file, prepares every case again.
+CODE = (checks, grid, head, intensity, masks, nifti, resample, schema)
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,14 @@ def make_row(case: Case, settings: Settings) -> dict:
     mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first)
     mask_array = np.ascontiguousarray(mask.dataobj)
     scale = (settings.scaling, settings.window)
-    volumes = [np.asarray(conform(image, settings.grid, *scale, reference=first).dataobj) for image in loaded.images]
+    volumes = [np.asarray(conform(image, settings.grid, *scale, reference=first, exact=False).dataobj)
+               for image in loaded.images]
     image_array = np.ascontiguousarray(np.stack(volumes))
     boxes = [_flat(box) for box in (*map(head_box, volumes), box_of(mask_array)) if box is not None]
     groups = {**case.groups, **loaded.groups}
     if missing := [g for g in settings.groups if g not in groups]:
         raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
+    warnings = look(case, loaded, settings, volumes, nib.Nifti1Image(classes, native.affine), mask)
     return {
         "case": case.case, "subject": case.subject, "session": case.session,
         **{f"group_{g}": groups[g] for g in settings.groups},
@@ -91,8 +103,32 @@ def make_row(case: Case, settings: Settings) -> dict:
         "lesion_ml": lesion_voxels * abs(float(np.linalg.det(native.affine[:3, :3]))) / 1000,
         "head_box": union_box(boxes),
         "image_paths": list(case.images), "mask_path": case.mask,
-        "image_sha256": loaded.image_sha256, "mask_sha256": loaded.mask_sha256,
+        "image_sha256": loaded.image_sha256, "mask_sha256": loaded.mask_sha256, "warnings": warnings,
     }
+
+
+def look(case: Case, loaded: Loaded, settings: Settings, volumes: list[np.ndarray], native: nib.Nifti1Image,
+         conformed: nib.Nifti1Image) -> list[str]:
+    """What is doubtful about a case, in sentences, from its scans and from its mask before and after conforming.
+
+    Raises:
+        UserError: for what is certainly wrong: a channel that is empty, a lesion that the grid cuts off.
+    """
+    names = [f"channel {i}" for i in range(1, len(volumes) + 1)]
+    seen = np.stack([as_input(volume) for volume in volumes])
+    remarks = [line for image in loaded.images for line in header_remarks(image)]
+    remarks += extent_remarks(loaded.images[0], settings.grid.voxel_mm)
+    remarks += check_channels(seen, names, case.images[0])
+    for image, volume, name in zip(loaded.images, seen, names):
+        remarks += grey_remarks(image, volume, settings.scaling, name)
+    remarks += mask_remarks(native, conformed, settings.marks, case.mask)
+    remarks += ["the mask is soft: its upper half was taken as lesion"] if is_soft(np.asanyarray(
+        loaded.mask.dataobj)) and not settings.labels else []
+    head = seen[0] > seen[0].min()
+    share = float((np.asarray(conformed.dataobj) > 0).sum() / max(head.sum(), 1))
+    if share > FILLS_HEAD:
+        remarks.append(f"the mask marks {share:.0%} of the head; is it a mask of lesions?")
+    return list(dict.fromkeys(remarks))
 
 
 def _scan_of_mask(case: Case, images: list[nib.Nifti1Image], mask: nib.Nifti1Image) -> nib.Nifti1Image:

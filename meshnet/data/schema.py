@@ -42,6 +42,7 @@ def features(groups: Sequence[str]) -> "datasets.Features":
         "native_affine": List(real), "conformed_affine": List(real),
         "lesion_voxels": whole, "lesion_ml": real, "head_box": List(whole),
         "image_paths": List(text), "mask_path": text, "image_sha256": List(text), "mask_sha256": text,
+        "warnings": List(text),
     })
 
 

@@ -102,13 +102,20 @@ def run_jobs(jobs: dict[int, tuple], workers: int, out: Path) -> Iterator[tuple[
                 f"{out}: a worker process was killed, probably for lack of memory; run again with fewer --workers than "
                 f"{workers}: finished cases are kept"
             ) from error
+        except KeyboardInterrupt:  # a case may take long, and a shard is written whole or not at all
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and end with the parent, which cannot stop its workers when killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore Ctrl-C and a closed terminal, which the parent handles, and end with the parent, which cannot stop its
+    workers when killed."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
     def follow() -> None:
         multiprocessing.parent_process().join()
@@ -156,7 +163,11 @@ def write_dataset(
         "subjects": len({r["subject"] for r in rows}),
         "lesion_ml": f"{volumes_ml.min():.2f} to {volumes_ml.max():.2f} mL, median {np.median(volumes_ml):.2f}",
         "fingerprint": identity,
+        "warnings": {r["case"]: r["warnings"] for r in rows if r["warnings"]},
     }
+    for case, lines in prepared["warnings"].items():
+        for line in lines:
+            print(f"warning\t{case}: {line}", file=sys.stderr)
     with disk_faults(out):
         _write_dataset_files(out, shards, settings, identity)
         write_json(out / SPLITS, splits)

@@ -24,14 +24,16 @@ from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card
 from meshnet.networks.folder import default_model
+from meshnet.scans.checks import check_channels, extent_remarks, fitted, grey_remarks, header_remarks
 from meshnet.scans.grid import conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
-from meshnet.scans.mask import clean, lesion_volumes_mm3
+from meshnet.scans.mask import clean, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
 
 if TYPE_CHECKING:
     import torch
 
+SIGNATURE = b"MeshNet"  # in the header's free text
 View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z), float32 in 0..1, and its affine
 Scan = str | Path | nib.Nifti1Image
 
@@ -47,6 +49,7 @@ class Case:
     images: list[nib.Nifti1Image]
     inputs: list[list[View]]
     parts: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,26 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     Models with the same grid and scaling share a view.
 
     Raises:
-        UserError: for a bad file, or a number of channels other than the models'.
+        UserError: for a bad file, a number of channels other than the models', or a channel that is empty or lies
+            elsewhere than the first.
     """
-    wanted, parts = models[0].card.channels, {}
+    card, parts = models[0].card, {}
     with timed(parts, "read"):
-        images = read_channels(scans, wanted)
+        images = read_channels(scans, card.channels)
+    remarks = [line for image in images for line in header_remarks(image)]
+    remarks += extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
-    inputs = [[view(grid, card.scaling, tuple(card.window) if card.window else None) for grid in card.grids()]
-              for _, card in models]
-    return Case(images, inputs, parts)
+    inputs = []
+    for _, each in models:
+        grids = [fitted(grid, images[0]) for grid in each.grids()]
+        remarks += [line for _, lines in grids for line in lines]
+        inputs.append([view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids])
+    with timed(parts, "check"):
+        volume = inputs[0][0][0]
+        remarks += check_channels(volume, card.channels, str(scans[0]) if isinstance(scans[0], (str, Path)) else "scan")
+        for image, channel, name in zip(images, volume, card.channels):
+            remarks += grey_remarks(image, channel, card.scaling, name)
+    return Case(images, inputs, parts, list(dict.fromkeys(remarks)))
 
 
 def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
@@ -203,7 +217,7 @@ def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nift
 def conformed_view(images: Sequence[nib.Nifti1Image], grid, scaling: str, window, parts: dict[str, float]) -> View:
     """The images on one grid, as a network sees them. Adds the seconds that this took to ``parts``."""
     with timed(parts, "conform"):
-        conformed = [conform(image, grid, scaling, window, images[0]) for image in images]
+        conformed = [conform(image, grid, scaling, window, images[0], exact=False) for image in images]
         volume = as_input(stack_channels([np.asarray(image.dataobj) for image in conformed]))
     return volume, conformed[0].affine
 
@@ -225,17 +239,17 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     card, like, parts = models[0].card, case.images[0], case.parts
     found = average(case, models, crop, max_memory, threads)
     smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
-    spacing_mm = np.linalg.norm(like.affine[:3, :3], axis=0)
+    voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
         every = card.mask.labels(found, threshold)
-        labels = clean(every, spacing_mm, smallest)
-        sizes = lesion_volumes_mm3(labels, spacing_mm)
+        labels = clean(every, voxel_mm3, smallest)
+        sizes = lesion_volumes_mm3(labels, voxel_mm3)
     lesion = None
     if probabilities:
-        lesion = image_like(found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32), like)
-    return Segmentation(image_like(labels, like), round(float(sum(sizes)) / 1000, 3), len(sizes),
+        lesion = signed(image_like(found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32), like))
+    return Segmentation(signed(image_like(labels, like)), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3), lesion,
-                        remarks_on(every, labels, spacing_mm, smallest), parts)
+                        (*case.remarks, *remarks_on(every, labels, voxel_mm3, smallest)), parts)
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:
@@ -254,15 +268,29 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     return total if len(models) == 1 else total / len(models)
 
 
-def remarks_on(every: np.ndarray, kept: np.ndarray, spacing_mm: np.ndarray, smallest_mm3: float) -> tuple[str, ...]:
+def remarks_on(every: np.ndarray, kept: np.ndarray, voxel_mm3: float, smallest_mm3: float) -> tuple[str, ...]:
     """The sentences for a reader of the mask: whether lesions were dropped for their size.
 
     ``every`` and ``kept`` are the labels (X, Y, Z) before and after that.
     """
-    dropped = (np.count_nonzero(every) - np.count_nonzero(kept)) * float(np.prod(spacing_mm)) / 1000
+    dropped = (np.count_nonzero(every) - np.count_nonzero(kept)) * voxel_mm3 / 1000
     if not dropped:
         return ()
     return (f"{dropped:.2f} mL in lesions smaller than {smallest_mm3 / 1000:g} mL was found and dropped",)
+
+
+def signed(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """``image`` with this program's name in its header, by which ``is_ours`` knows it again."""
+    image.header["descrip"] = SIGNATURE
+    return image
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether a file is a mask or a probability map that this program wrote."""
+    try:
+        return bytes(nib.load(path).header["descrip"].item()).startswith(SIGNATURE)
+    except (OSError, ValueError, KeyError, nib.filebasedimages.ImageFileError):
+        return False
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.scans.intensity import intensity_range, stretch_quantiles
+from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
 from meshnet.scans.nifti import mask_classes
 from meshnet.scans.resample import resample, resample_mean
 
@@ -67,6 +67,7 @@ def conform(
     scaling: str = "conform_uint8",
     window: tuple[float, float] | None = None,
     reference: nib.Nifti1Image | None = None,
+    exact: bool = True,
 ) -> nib.Nifti1Image:
     """Resample a scan onto ``grid`` with trilinear interpolation and scale its intensities.
 
@@ -87,6 +88,9 @@ def conform(
         window: lowest and highest value, such as Hounsfield units of a CT.
         reference: the image whose centre defines the grid, for further modalities of a case; their own affines place
             them on it.
+        exact: as ``mri_convert`` has it: a scan ends at the centres of its outermost voxels, and its lowest and highest
+            values set the range. False, as infer.py and prepare.py: it ends at their faces, so that a lesion in the
+            first thick slice is not lost, and a handful of extreme voxels does not set the range.
 
     Raises:
         UserError: for a wrong shape or setting.
@@ -95,15 +99,18 @@ def conform(
         raise UserError(f"conform: found an image of shape {image.shape}, expected (X, Y, Z); split its channels first")
     affine = target_affine(reference or image, grid)
     if scaling == "brainchop_quantile":
-        conformed = conform(image, grid, "conform_uint8", window, reference)
+        conformed = conform(image, grid, "conform_uint8", window, reference, exact)
         return _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
+    if not exact:
+        low, high = without_extremes(data, scaling, low, high) or (low, high)
+    reach = 0.0 if exact else 0.5
     top = np.float32(255 if scaling == "conform_uint8" else 1)
     if grid.averaged:
-        volume = resample_mean(data, to_source, grid.size, fill=low)
+        volume = resample_mean(data, to_source, grid.size, fill=low, reach=reach)
     else:
-        volume = resample(data, to_source, grid.size, order=1, fill=low)
+        volume = resample(data, to_source, grid.size, order=1, fill=low, reach=reach)
     if (low, high, scaling, volume.dtype) != (0, 255, "conform_uint8", np.uint8):
         volume = volume.astype(np.float32)
         volume -= np.float32(low)
@@ -174,9 +181,9 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
         if array.ndim == 4:
             result = np.empty((len(array), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)  # as NIfTI files are read
             for one, a in zip(result, array.astype(np.float32, copy=False)):
-                resample(a, to_source, shape, order=1, out=one)
+                resample(a, to_source, shape, order=1, out=one, reach=0.5)
             return result
-        return resample(array.astype(np.float32, copy=False), to_source, shape, order=1)
+        return resample(array.astype(np.float32, copy=False), to_source, shape, order=1, reach=0.5)
     if array.dtype == bool:
         array = array.astype(np.uint8)
     return resample(array, to_source, shape, order=0, nudge=-1)

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshnet.scans.metrics import label_lesions
-
 
 @dataclass(frozen=True)
 class Marks:
@@ -66,22 +64,35 @@ def slices(box: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
     return tuple(slice(a, b) for a, b in box)
 
 
-def lesion_volumes_mm3(mask: np.ndarray, spacing_mm: np.ndarray) -> list[float]:
-    """The volume in mm³ of each 26-connected lesion of ``mask`` (X, Y, Z); ``spacing_mm`` are the voxel's edges."""
+def voxel_volume_mm3(affine: np.ndarray) -> float:
+    """The volume of a voxel in mm³ by the determinant of its (4, 4) affine, which is right for sheared grids as well;
+    nine digits, so that sound headers give round numbers."""
+    return float(f"{abs(np.linalg.det(affine[:3, :3])):.9g}")
+
+
+def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The 26-connected parts of ``mask`` (X, Y, Z), numbered from 1, and their number."""
+    from scipy import ndimage
+
+    return ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
+
+
+def lesion_volumes_mm3(mask: np.ndarray, voxel_mm3: float) -> list[float]:
+    """The volume in mm³ of each 26-connected lesion of ``mask`` (X, Y, Z)."""
     box = box_of(mask)
     if box is None:
         return []
     labels, count = label_lesions(mask[slices(box)] > 0)
-    return (np.bincount(labels.ravel(), minlength=count + 1)[1:] * float(np.prod(spacing_mm))).tolist()
+    return (np.bincount(labels.ravel(), minlength=count + 1)[1:] * voxel_mm3).tolist()
 
 
-def clean(mask: np.ndarray, spacing_mm: np.ndarray, smallest_mm3: float) -> np.ndarray:
+def clean(mask: np.ndarray, voxel_mm3: float, smallest_mm3: float) -> np.ndarray:
     """``mask`` (X, Y, Z) without the 26-connected lesions smaller than ``smallest_mm3`` mm³."""
     box = box_of(mask)
     if smallest_mm3 <= 0 or box is None:
         return mask
     labels, _ = label_lesions(mask[slices(box)] > 0)
-    keep = np.bincount(labels.ravel()) * float(np.prod(spacing_mm)) >= smallest_mm3
+    keep = np.bincount(labels.ravel()) * voxel_mm3 >= smallest_mm3
     keep[0] = False
     cleaned = np.zeros_like(mask)
     cleaned[slices(box)] = np.where(keep[labels], mask[slices(box)], 0)

@@ -43,6 +43,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from meshnet.scans.mask import label_lesions
+
 SURFACE_KEYS = ("hd95_mm", "asd_mm", "nsd")
 LESION_KEYS = ("lesion_f1", "lesions_truth", "lesions_predicted")
 OVERLAP_KEYS = ("dice", "dice_macro", "avd", "mcc", "precision", "sensitivity", "volume_ml", "truth_ml")
@@ -269,10 +271,3 @@ def lesion_metrics(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
     false = predicted - len(np.unique(labels_p[both]))
     return {"lesion_f1": _ratio(2 * hit, hit + true + false, 1.0),
             "lesions_truth": float(true), "lesions_predicted": float(predicted)}
-
-
-def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """The 26-connected parts of ``mask`` (X, Y, Z), numbered from 1, and their number."""
-    from scipy import ndimage
-
-    return ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))

@@ -10,6 +10,11 @@ import numpy as np
 from meshnet.errors import UserError
 from meshnet.files import whole_file
 
+UNITS_MM = {"meter": 1000.0, "micron": 0.001}  # other units are millimetres, or not declared
+GRID_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+               "qoffset_z", "srow_x", "srow_y", "srow_z")
+HEAD_MM = (10, 2000)  # between which a scan's longest side lies where a header declares another unit
+WHOLE = 1e-3  # by which a value may differ from a whole number, or from the mask's one value
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
 # Raised by nibabel and numpy where the content does not match its header.
 BAD_CONTENT = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, OSError, ValueError)
@@ -96,7 +101,29 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
     header = image.header.copy()
     header.set_data_dtype(data.dtype if data.dtype.kind in "iuf" else np.uint8)
     header.set_slope_inter(1, 0)
-    return type(image)(data, image.affine, header)
+    scale = UNITS_MM.get(header.get_xyzt_units()[0], 1.0)
+    if scale == 1:
+        return type(image)(data, image.affine, header)
+    return _in_millimetres(type(image)(data, image.affine, header), scale, path)
+
+
+def _in_millimetres(image: nib.Nifti1Image, scale: float, path: str) -> nib.Nifti1Image:
+    """An image whose header declares another unit, with an affine in mm; its own header goes along for ``image_like``.
+
+    Raises:
+        UserError: where that makes it no head by its size.
+    """
+    affine = np.diag([scale, scale, scale, 1]) @ image.affine
+    extent = np.linalg.norm(affine[:3, :3], axis=0) * image.shape[:3]
+    if not HEAD_MM[0] <= extent.max() <= HEAD_MM[1]:
+        unit = image.header.get_xyzt_units()[0]
+        raise UserError(f"{path}: found an extent of {extent.max():g} mm, since its header declares the unit {unit}, "
+                        f"expected a head; if the sizes are in mm, set xyzt_units to 2 (fslmodhd, nifti_tool)")
+    header = image.header.copy()
+    header.set_xyzt_units("mm")
+    converted = type(image)(np.asanyarray(image.dataobj), affine, header)
+    converted.extra["header"] = image.header
+    return converted
 
 
 def _check_affine(image: nib.Nifti1Image, path: str) -> None:
@@ -122,7 +149,7 @@ def split_channels(image: nib.Nifti1Image) -> list[nib.Nifti1Image]:
     data = np.asanyarray(image.dataobj)
     header = image.header.copy()
     header.set_data_shape(image.shape[:3])
-    return [nib.Nifti1Image(data[..., c], image.affine, header) for c in range(image.shape[3])]
+    return [nib.Nifti1Image(data[..., c], image.affine, header, dict(image.extra)) for c in range(image.shape[3])]
 
 
 def same_grid(image: nib.Nifti1Image, other: nib.Nifti1Image) -> bool:
@@ -140,7 +167,8 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
     Args:
         image: the mask.
         labels: {value: class}; other values are background (0). Values must then be whole numbers. None: a voxel with
-            a value above 0 is lesion, whatever the value, as in a soft mask or one with a broken ``scl_slope``.
+            a value above 0 is lesion, whatever the value (a broken ``scl_slope``); of a soft mask, with fractions
+            between 0 and its largest value, the upper half is.
         name: stands for the mask in errors.
 
     Raises:
@@ -149,23 +177,47 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
     """
     values = np.asanyarray(image.dataobj)
     if labels is None:
-        positive = values > 0
-        top = values.max()
-        if top > 1 and not (values[positive] == top).all():
-            found = np.unique(values[positive])
-            shown = ", ".join(f"{v:g}" for v in found[:8]) + (", …" if len(found) > 8 else "")
-            raise UserError(
-                f"{name}: found the values {shown}, expected 0 and one other; say with --labels which ones are lesion"
-            )
-        return positive.astype(np.uint8)
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        return _lesion(values, name)
+    whole = np.rint(values)
+    if values.dtype.kind == "f" and np.abs(values - whole).max(initial=0) > WHOLE:
         raise UserError(
             f"{name}: found fractions, expected whole-number labels for --labels; check the scl_slope in its header"
         )
     classes = np.zeros(values.shape, np.uint8)
     for value, number in labels.items():
-        classes[values == value] = number
+        classes[whole == value] = number
     return classes
+
+
+def _lesion(values: np.ndarray, name: str) -> np.ndarray:
+    """Whether a voxel is lesion, uint8, by a mask of one class: 0 and one other value, or a soft mask."""
+    positive = values > 0
+    top = float(values.max(initial=0))
+    if is_soft(values):
+        return (values >= top / 2).astype(np.uint8) if top > 1 else (values >= 0.5).astype(np.uint8)
+    if top > 1 and not (np.abs(values[positive] - top) <= WHOLE * top).all():
+        found = np.unique(values[positive])
+        shown = ", ".join(f"{v:g}" for v in found[:8]) + (", …" if len(found) > 8 else "")
+        raise UserError(
+            f"{name}: found the values {shown}, expected 0 and one other; say with --labels which ones are lesion"
+        )
+    return positive.astype(np.uint8)
+
+
+def is_soft(values: np.ndarray) -> bool:
+    """Whether a mask holds probabilities or an interpolated outline: fractions between 0 and its largest value.
+
+    A broken ``scl_slope`` gives one fraction, or whole labels times one; those are no soft mask.
+    """
+    if values.dtype.kind != "f":
+        return False
+    positive = values[values > 0]
+    if not positive.size:
+        return False
+    top = float(positive.max())
+    between = (positive < top * (1 - WHOLE)) & (np.abs(positive - np.rint(positive)) > WHOLE * max(top, 1))
+    tails = positive < WHOLE * top
+    return bool((between | tails).any()) and (top >= 0.5)
 
 
 def image_like(array: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -182,15 +234,24 @@ def image_like(array: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
     dtype = np.float32 if array.dtype.kind == "f" else np.uint8
     if dtype is np.uint8 and array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError("labels outside 0..255 do not fit uint8")
-    header = like.header.copy()
+    kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
+    header = _grid_header(like.extra.get("header", like.header), kind)
     header.set_data_shape(array.shape)
     header.set_data_dtype(dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide a mask of 0 and 1
-    kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
     # nibabel rewrites sform and qform where the affine is not close to the header's, so such an affine is left out.
     affine = header.get_best_affine()
     return kind(array.astype(dtype, copy=False), like.affine if np.allclose(like.affine, affine) else affine, header)
+
+
+def _grid_header(source, kind: type) -> nib.Nifti1Header:
+    """A new header with what ``source`` says of its grid, and nothing else: no name, intent, free text, colour map,
+    display window or extension of the scan belongs to a mask."""
+    header = kind.header_class()
+    for name in GRID_FIELDS:
+        header[name] = source[name]
+    header["pixdim"][:4] = source["pixdim"][:4]
+    header["xyzt_units"] = source["xyzt_units"]
+    return header
 
 
 def save_like(array: np.ndarray, like: nib.Nifti1Image, path: str | Path) -> None:

@@ -10,7 +10,7 @@ SAMPLES = 1 << 24  # computed at once
 
 def resample(
     data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], order: int, fill: float = 0.0, nudge: int = 0,
-    out: np.ndarray | None = None,
+    out: np.ndarray | None = None, reach: float = 0.0,
 ) -> np.ndarray:
     """Sample ``data`` (X, Y, Z) at ``to_source @ index`` for every index of ``shape``.
 
@@ -19,7 +19,9 @@ def resample(
         shape: of the result.
         order: 0 is nearest neighbour and keeps the type. 1 is trilinear and returns float32, or keeps the type where no
             sample lies between voxels.
-        fill: the value beyond the outermost voxel centres (for nearest neighbour, half a voxel further).
+        fill: the value outside the volume.
+        reach: how far, in voxels, the volume goes beyond its outermost centres: 0 as mri_convert has it, 0.5 to the
+            voxels' faces, with the values of the outermost voxels. Nearest neighbour always reaches the faces.
         nudge: breaks nearest-neighbour ties. +1 moves the sampling points a thousandth of a voxel up the axes of
             ``data``, -1 a thousandth down the axes of the *result*. So resampling with +1 and back with -1 changes
             nothing on grids half a voxel apart, also where axes are mirrored.
@@ -32,7 +34,7 @@ def resample(
         offset -= matrix @ np.full(3, TOLERANCE)
     axes = _aligned_axes(matrix, shape)
     if axes is None:
-        return _oblique(data, matrix, offset, shape, order, fill, out)
+        return _oblique(data, matrix, offset, shape, order, fill, out, reach)
     # Source coordinates along each target axis; target axis t runs along source axis axes[t].
     points = [matrix[s, t] * np.arange(shape[t]) + offset[s] for t, s in enumerate(axes)]
     if data.dtype.kind in "iu" and not (float(fill).is_integer() and _fits(fill, data.dtype)):
@@ -43,10 +45,11 @@ def resample(
     on_grid = all(np.abs(p - w).max(initial=0) < slack for p, w in zip(points, whole))
     if order == 0 or on_grid:
         return _pick(data, whole, fill, out)
-    return _interpolate(data, points, fill, out)
+    return _interpolate(data, points, fill, out, reach)
 
 
-def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], fill: float) -> np.ndarray:
+def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], fill: float,
+                  reach: float = 0.0) -> np.ndarray:
     """``data`` (X, Y, Z) on a coarser grid, float32: each voxel is the mean of trilinear samples spread evenly over it.
 
     Along each axis a voxel has as many samples as it covers voxels of ``data``, at most ``POINTS``. Where that is one
@@ -54,7 +57,7 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
     """
     counts = np.clip(np.rint(np.linalg.norm(to_source[:3, :3], axis=0)), 1, POINTS).astype(int)
     if counts.max() == 1:
-        return resample(data, to_source, shape, order=1, fill=fill)
+        return resample(data, to_source, shape, order=1, fill=fill, reach=reach)
     fine = to_source.astype(float)
     fine[:3, :3] /= counts
     fine[:3, 3] -= fine[:3, :3] @ ((counts - 1) / 2)
@@ -63,7 +66,7 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
     for first in range(0, shape[0], planes):
         part = out[first:first + planes]
         samples = np.empty(counts * part.shape, np.float32)  # in C order, however data lie: sums depend on the order
-        resample(data, fine, samples.shape, order=1, fill=fill, out=samples)
+        resample(data, fine, samples.shape, order=1, fill=fill, out=samples, reach=reach)
         split = [edge for count, n in zip(counts, part.shape) for edge in (n, count)]
         samples.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32, out=part)
         fine[:3, 3] += fine[:3, 0] * counts[0] * planes
@@ -111,13 +114,14 @@ def _as_slices(kept: list[np.ndarray]) -> tuple[slice, ...]:
     return tuple(slices)
 
 
-def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
+def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None,
+                 reach: float) -> np.ndarray:
     """Trilinear interpolation, one axis after another, on the part of the result that lies inside ``data``."""
     out = np.empty([len(p) for p in points], np.float32) if out is None else out
     out[...] = fill
     region = []
     for p, n in zip(points, data.shape):
-        inside = np.flatnonzero((p >= -TOLERANCE) & (p <= n - 1 + TOLERANCE))
+        inside = np.flatnonzero((p >= -reach - TOLERANCE) & (p <= n - 1 + reach + TOLERANCE))
         if not len(inside):
             return out
         region.append(slice(int(inside[0]), int(inside[-1]) + 1))
@@ -138,11 +142,35 @@ def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: n
 
 
 def _oblique(data: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], order: int,
-             fill: float, out: np.ndarray | None) -> np.ndarray:
+             fill: float, out: np.ndarray | None, reach: float) -> np.ndarray:
     """``resample`` where the axes of the two grids are not parallel."""
     from scipy.ndimage import affine_transform
 
     if order == 0:  # grid-constant: the outermost voxels reach half a voxel beyond their centres
         return affine_transform(data, matrix, offset, tuple(shape), out, order=0, mode="grid-constant", cval=fill)
     data = data.astype(np.float32, copy=False)
-    return affine_transform(data, matrix, offset, tuple(shape), out, order=1, mode="constant", cval=fill)
+    if not reach:
+        return affine_transform(data, matrix, offset, tuple(shape), out, order=1, mode="constant", cval=fill)
+    result = np.empty(shape, np.float32) if out is None else out
+    affine_transform(data, matrix, offset, tuple(shape), result, order=1, mode="nearest")
+    first, last = _inside(matrix, offset, shape, data.shape, reach)
+    index = np.arange(shape[2])
+    result[(index < first[..., None]) | (index > last[..., None])] = fill
+    return result
+
+
+def _inside(matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], source: tuple[int, ...],
+            reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """The first and last index (X, Y) along the last axis of the result whose samples lie within ``reach`` voxels of
+    the centres of a volume of shape ``source``; last < first where none does."""
+    i, j = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij", sparse=True)
+    first, last = np.zeros(shape[:2]), np.full(shape[:2], shape[2] - 1.0)
+    for (a, b, c), start, n in zip(matrix, offset, source):
+        base = a * i + b * j + start
+        low, high = -reach - TOLERANCE - base, n - 1 + reach + TOLERANCE - base
+        if abs(c) < 1e-12:
+            last = np.where((low <= 0) & (high >= 0), last, -1)
+            continue
+        one, two = low / c, high / c
+        first, last = np.maximum(first, np.minimum(one, two)), np.minimum(last, np.maximum(one, two))
+    return np.ceil(first), np.floor(last)

@@ -181,7 +181,7 @@ def test_one_call_gives_the_mask_of_infer_to_the_bit(tmp_path, flags, settings):
 
 def test_a_mask_has_the_grid_and_the_codes_of_its_scan(model, tmp_path):
     image = nib.load(scan_file(tmp_path / "a.nii.gz", codes=(1, 4)))
-    image.header.set_xyzt_units("micron")
+    image.header.set_xyzt_units("mm", "sec")
     found = segment_scan(image, model, probabilities=True)
     for made in (found.mask, found.probabilities):
         assert made.shape == image.shape and np.array_equal(made.affine, image.affine)

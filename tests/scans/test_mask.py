@@ -32,6 +32,6 @@ def test_small_lesions_are_dropped_by_volume_and_26_connected():
     mask[0, 0, 0] = mask[1, 1, 1] = 1  # one lesion, joined at a corner: 2 voxels
     mask[4, 4, 4] = 1
     spacing = np.array([2.0, 1.0, 1.5])
-    assert sorted(lesion_volumes_mm3(mask, spacing)) == [3.0, 6.0]
-    assert clean(mask, spacing, 6.0).sum() == 2 and clean(mask, spacing, 6.1).sum() == 0
-    assert np.array_equal(clean(mask, spacing, 0), mask)
+    assert sorted(lesion_volumes_mm3(mask, float(np.prod(spacing)))) == [3.0, 6.0]
+    assert clean(mask, float(np.prod(spacing)), 6.0).sum() == 2 and clean(mask, float(np.prod(spacing)), 6.1).sum() == 0
+    assert np.array_equal(clean(mask, float(np.prod(spacing)), 0), mask)

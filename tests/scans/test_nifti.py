@@ -8,7 +8,15 @@ import pytest
 from small import affine_of, array, image_of
 
 from meshnet.errors import UserError
-from meshnet.scans.nifti import image_from_bytes, mask_classes, read_image, same_grid, save_like, split_channels
+from meshnet.scans.nifti import (
+    image_from_bytes,
+    image_like,
+    mask_classes,
+    read_image,
+    same_grid,
+    save_like,
+    split_channels,
+)
 
 
 def test_save_like_keeps_the_scans_header(tmp_path):
@@ -139,7 +147,43 @@ def test_labels_merge_and_rename_values():
     with pytest.raises(UserError, match="fractions"):
         mask_classes(image_of(np.full((2, 2, 2), 0.5)), {1: 1})
     assert mask_classes(image_of(np.array([0, 255] * 4).reshape(2, 2, 2))).sum() == 4
-    assert mask_classes(image_of(np.array([0, 0.2, 0.7, 1]).reshape(1, 2, 2))).sum() == 3
+
+
+def test_of_a_soft_mask_the_upper_half_is_lesion():
+    """Probabilities and interpolated outlines; their tails are no lesion."""
+    assert mask_classes(image_of(np.array([0, 0.2, 0.7, 1]).reshape(1, 2, 2))).ravel().tolist() == [0, 0, 1, 1]
+    assert mask_classes(image_of(np.array([0, 1e-7, 1, 1]).reshape(1, 2, 2))).ravel().tolist() == [0, 0, 1, 1]
+    assert mask_classes(image_of(np.array([0, 63.75, 200.5, 255]).reshape(1, 2, 2))).ravel().tolist() == [0, 0, 1, 1]
+    assert mask_classes(image_of(np.array([0, 0.017, 0.017, 0]).reshape(1, 2, 2))).sum() == 2  # a broken slope
+    assert mask_classes(image_of(np.array([0, 1.0001, 0.9999, 0]).reshape(1, 2, 2))).sum() == 2  # rounding
+    assert mask_classes(image_of(np.array([0, 1.0001, 1.9999, 3]).reshape(1, 2, 2)), {2: 1}).sum() == 1
+
+
+def test_sizes_in_another_declared_unit_are_read_in_it(tmp_path):
+    affine = np.diag([0.004, 0.004, 0.004, 1])
+    image = image_of(np.arange(125_000).reshape(50, 50, 50), affine)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii.gz")
+    read = read_image(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read.affine, np.diag([4, 4, 4, 1]), atol=1e-5)
+    made = image_like(np.zeros((50, 50, 50), np.uint8), read)
+    assert made.header.get_xyzt_units()[0] == "meter" and made.header["pixdim"][1] == image.header["pixdim"][1]
+    np.testing.assert_allclose(made.affine, affine, atol=1e-9)
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "b.nii.gz")
+    with pytest.raises(UserError, match=r"b\.nii\.gz: found an extent of .* mm, .* declares the unit micron"):
+        read_image(tmp_path / "b.nii.gz")
+
+
+def test_a_mask_has_nothing_of_its_scan_but_the_grid():
+    like = image_of(np.ones((3, 4, 5)))
+    like.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of a patient"))
+    like.header["descrip"], like.header["aux_file"], like.header["db_name"] = b"name", b"colours", b"name"
+    like.header["intent_code"], like.header["intent_name"], like.header["cal_max"] = 3, b"test", 9
+    header = image_like(np.zeros((3, 4, 5), np.uint8), like).header
+    assert not header.extensions
+    for field in ("descrip", "aux_file", "db_name", "intent_code", "intent_name", "cal_max"):
+        assert header[field].item() in (0, b""), field
 
 
 def test_same_grid_allows_rounding_and_nothing_more():

@@ -1,0 +1,187 @@
+"""Whether a scan is what a network can be given: its header, its extent, its channels, its grey values.
+
+What is certainly wrong raises a UserError. What is doubtful is returned as remarks: sentences that infer.py, prepare.py
+and ``segment_scan`` pass on. A sound scan draws none.
+"""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.errors import UserError
+from meshnet.scans.grid import Grid, target_affine
+from meshnet.scans.head import head_box
+from meshnet.scans.intensity import without_extremes
+from meshnet.scans.mask import voxel_volume_mm3
+
+SIZES_DIFFER = 0.02  # share by which voxel sizes of one header may differ
+SHORT_MM = 60  # no head is shorter than this along any axis
+FEW_SLICES = 5
+THICK = 3.5  # voxels of the model, above which a scan's slices are thick for it
+THICK_MM = 3.0  # below this slices are never called thick
+FEW_LEVELS = 16  # of 256 grey levels, between which 98 % of the head's voxels lie
+COVERED = 0.1, 0.6  # share of the first channel's head that another covers: below them refused, and said
+CUT, CUT_SHARE = 0.5, 0.002  # voxels beyond the grid, and share of a lesion there, that are rounding
+CHANGED, CHANGED_ML = 0.2, 0.5  # share and mL by which conforming may change a lesion without a word
+
+
+def header_remarks(image: nib.Nifti1Image) -> list[str]:
+    """Where a header contradicts itself: pixdim, qform and sform that disagree."""
+    header, remarks = image.header, []
+    affine = image.affine
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
+    scale = sizes / pixdim if pixdim.all() else np.ones(3)
+    unit = float(np.median(scale)) if _declared_scale(header) != 1 else 1.0
+    if pixdim.all() and (np.abs(scale / unit - 1) > SIZES_DIFFER).any():
+        remarks.append(f"the header contradicts itself: voxels of {_mm(pixdim)} by pixdim and {_mm(sizes)} by the "
+                       "affine; the affine was used, check the volume")
+    if int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0:
+        remarks += _forms_remarks(header)
+    return remarks
+
+
+def _forms_remarks(header) -> list[str]:
+    qform, sform = header.get_qform(), header.get_sform()
+    if abs(np.linalg.det(sform[:3, :3])) < 1e-12 or abs(np.linalg.det(qform[:3, :3])) < 1e-12:
+        return []
+    axes = ["".join(nib.aff2axcodes(form)) for form in (qform, sform)]
+    if axes[0] != axes[1]:
+        return [f"the header contradicts itself: axes {axes[0]} by qform and {axes[1]} by sform; sform was used, check "
+                "left and right"]
+    return []
+
+
+def _declared_scale(header) -> float:
+    return {"micron": 1e-3, "meter": 1e3}.get(header.get_xyzt_units()[0], 1.0)
+
+
+def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
+    """Whether a scan is as large as a head, and sliced finely enough for a model with voxels of ``voxel_mm``."""
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    shape = np.array(image.shape[:3])
+    extent, remarks = spacing * shape, []
+    if extent.min() < SHORT_MM:
+        remarks.append(f"the scan measures {_mm(extent, 0)}, less than a head along one axis; what lies outside it "
+                       "cannot be marked")
+    elif shape.min() < FEW_SLICES:
+        remarks.append(f"the scan has only {shape.min()} slices; lesions between them cannot be marked")
+    thickest = spacing.max()
+    if thickest > max(THICK_MM, THICK * voxel_mm) and spacing.max() > 1.5 * spacing.min():
+        remarks.append(f"slices of {thickest:.1f} mm are thick for a model with voxels of {voxel_mm:g} mm; small "
+                       "lesions may be missed and outlines are coarse")
+    return remarks
+
+
+def fitted(grid: Grid, image: nib.Nifti1Image) -> tuple[Grid, list[str]]:
+    """``grid``, made larger on both sides where the head of ``image`` does not fit into it, and a remark that says so.
+
+    The voxels' places in the world stay the same.
+    """
+    shape = np.array(grid.size)
+    to_grid = np.linalg.inv(target_affine(image, grid)) @ image.affine
+    if not _outside(to_grid, tuple((0, n) for n in image.shape[:3]), shape).any():
+        return grid, []
+    box = head_box(np.asanyarray(image.dataobj))
+    lacks = _outside(to_grid, box, shape)
+    if not lacks.any():
+        return grid, []
+    larger = tuple(int(n) for n in shape + 2 * lacks)
+    return replace(grid, shape=larger), [
+        f"the scan is larger than the model's grid of {_mm(shape * grid.voxel_mm, 0)}: the grid was enlarged to "
+        f"{_mm(np.array(larger) * grid.voxel_mm, 0)}, and what lies outside the head was not trained on"]
+
+
+def _outside(to_grid: np.ndarray, box, shape: np.ndarray) -> np.ndarray:
+    """Voxels (3,) that a box of the scan reaches beyond the grid, the larger of both sides."""
+    corners = np.array(np.meshgrid(*[(a - 0.5, b - 0.5) for a, b in box], [1], indexing="ij")).reshape(4, -1)
+    places = (to_grid @ corners)[:3]
+    beyond = np.maximum(-0.5 - places.min(axis=1), places.max(axis=1) - (shape - 0.5))
+    return np.ceil(np.maximum(beyond - 0.5, 0)).astype(int)  # half a voxel is rounding
+
+
+def check_channels(volume: np.ndarray, names: list[str], where: str) -> list[str]:
+    """Whether every channel of a conformed volume (C, X, Y, Z) holds something, where the first one does.
+
+    Raises:
+        UserError: for a channel that is constant, or lies elsewhere than the first one.
+    """
+    remarks = []
+    heads = [channel > channel.min() for channel in volume[:, ::2, ::2, ::2]]
+    for name, head in zip(names, heads):
+        if not head.any():
+            raise UserError(f"{where}: channel {name} is empty on the model's grid, expected it to overlap the first "
+                            f"channel ({names[0]}); check its affine, or whether it belongs to this patient")
+    first = heads[0]
+    for name, head in zip(names[1:], heads[1:]):
+        covered = float((first & head).sum() / first.sum())
+        if covered < COVERED[0]:
+            raise UserError(f"{where}: channel {name} covers {100 * covered:.0f} % of channel {names[0]}, expected "
+                            "overlap; check its affine, or whether it belongs to this patient")
+        if covered < COVERED[1]:
+            remarks.append(f"channel {name} covers only {100 * covered:.0f} % of channel {names[0]}")
+    return remarks
+
+
+def grey_remarks(image: nib.Nifti1Image, volume: np.ndarray, scaling: str, name: str) -> list[str]:
+    """Whether a channel uses the grey levels that its scaling gave it.
+
+    Args:
+        image: the channel's scan.
+        volume: the same conformed (X, Y, Z), float32 in 0..1.
+        scaling: one of ``config.SCALINGS``.
+        name: of the channel.
+    """
+    data = np.asanyarray(image.dataobj)
+    found = without_extremes(data, scaling, float(data.min()), float(data.max())) if scaling != "window" else None
+    if found:
+        return [f"{name}: a few voxels from {data.min():g} to {data.max():g} lie far outside all others, which go from "
+                f"{found[0]:g} to {found[1]:g}; they were clipped"]
+    small = volume[::3, ::3, ::3]
+    inside = small[small > small.min()]
+    if inside.size < 100:
+        return []
+    low, high = np.quantile(inside, (0.01, 0.99))
+    if (high - low) * 255 >= FEW_LEVELS:
+        return []
+    return [f"{name}: 98 % of the head lies within {max(1, round(float(high - low) * 255))} of 256 grey levels, so the "
+            "mask is doubtful; check the intensities of the scan"]
+
+
+def mask_remarks(native: nib.Nifti1Image, conformed: nib.Nifti1Image, marks: int | None, name: str) -> list[str]:
+    """Whether a lesion is the same before and after conforming.
+
+    Args:
+        native, conformed: classes (X, Y, Z) on the two grids.
+        marks: the one class that is the lesion; None: every class is.
+        name: of the mask, for errors.
+
+    Raises:
+        UserError: where the grid cuts off part of the lesion.
+    """
+    before, after = (np.asarray(image.dataobj) for image in (native, conformed))
+    before, after = (classes > 0 if marks is None else classes == marks for classes in (before, after))
+    total = np.count_nonzero(before)
+    if not total:
+        return []
+    voxel_ml = voxel_volume_mm3(native.affine) / 1000
+    to_grid = np.linalg.inv(conformed.affine) @ native.affine
+    places = to_grid[:3, :3] @ np.argwhere(before).T + to_grid[:3, 3:]
+    shape = np.array(after.shape)[:, None]
+    outside = int(((places < -0.5 - CUT) | (places > shape - 0.5 + CUT)).any(axis=0).sum())
+    if outside > CUT_SHARE * total:
+        size = " x ".join(map(str, after.shape))
+        raise UserError(f"{name}: {outside * voxel_ml:.2f} of {total * voxel_ml:.2f} mL of the lesion lie outside the "
+                        f"grid of {size} voxels, expected all of it inside; prepare with a larger --shape")
+    ml = np.count_nonzero(after) * voxel_volume_mm3(conformed.affine) / 1000
+    if not ml:
+        return [f"the lesion of {total * voxel_ml:.2f} mL has no voxel left on the grid; take a smaller --voxel_mm"]
+    if abs(ml - total * voxel_ml) > max(CHANGED_ML, CHANGED * total * voxel_ml):
+        return [f"the lesion of {total * voxel_ml:.2f} mL has {ml:.2f} mL on the grid"]
+    return []
+
+
+def _mm(sizes: np.ndarray, digits: int = 2) -> str:
+    return " x ".join(f"{float(size):.{digits}f}".rstrip("0").rstrip(".") if digits else f"{float(size):.0f}"
+                      for size in sizes) + " mm"
