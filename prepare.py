@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--inner", type=int, default=3, help="inner folds (default 3; 1: validate on the training subjects)")
     g.add_argument("--split_seed", type=int, default=0, help="of the folds (default 0)")
 
+    add_corrections(p)
     g = p.add_argument_group("synthetic")
     g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
     g.add_argument("--synthetic_seed", type=int, default=0, help="another number gives other cases (default 0)")
@@ -72,6 +73,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
     return p
+
+
+def add_corrections(p: argparse.ArgumentParser) -> None:
+    """A flag for each thing that is otherwise taken from names; ``--list`` prints what was."""
+    g = p.add_argument_group("where names mislead")
+    g.add_argument("--image_pattern", metavar="GLOB", help="only scans whose path in the data set, or name, is like "
+                   "this, such as '*_acq-space_*'")
+    g.add_argument("--mask_pattern", metavar="GLOB", help="only masks whose path or name is like this; bids: these are "
+                   "the lesion masks, whatever their names and JSON files say")
+    g.add_argument("--same", action="append", default=[], metavar="ENTITY=ENTITY",
+                   help="bids: a mask's entity has the value of another one of its scan, such as space=rec or "
+                        "space=suffix; ENTITY=none: it is not compared")
+    g.add_argument("--subject", metavar="PATTERN|CSV", help="which part of a case's name is the patient, as a regular "
+                   "expression ('pat(\\d+)_'), or a table with the columns case and subject")
+    g.add_argument("--apart", action="store_true", help="fold by subject alone, even where subjects have the same scan "
+                   "or their names look like time points of one patient")
 
 
 def main() -> int:
@@ -85,8 +102,11 @@ def main() -> int:
     if arguments.format == "synthetic":
         options = {"cases": arguments.cases, "voxel_mm": arguments.voxel_mm, "seed": arguments.synthetic_seed,
                    "preset": arguments.synthetic_preset}
-    filters = Filters.parse(arguments.include, arguments.exclude)
-    listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, **options)
+    filters = Filters.parse(arguments.include, arguments.exclude, arguments.image_pattern, arguments.mask_pattern,
+                            arguments.same)
+    listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, arguments.subject,
+                         arguments.apart, **options)
+    print_notes(listing.notes)
     if arguments.list:
         return print_listing(listing)
     if not listing.cases:
@@ -94,15 +114,11 @@ def main() -> int:
         raise UserError(f"{arguments.path}: found no pair of scan and mask; use --list to see why")
 
     # ---- conform them, each into its own shard -----------------------------------------------------------------
-    from meshnet.data.writer import open_folder, prepare_cases, write_dataset
+    from meshnet.data.sources.patients import join_rows
+    from meshnet.data.writer import open_folder, prepare_cases, small_columns, write_dataset
 
     settings, classes = make_settings(arguments, listing)
-    subjects = {c.subject for c in listing.cases}
-    if len(subjects) < arguments.outer:
-        raise UserError(
-            f"--outer {arguments.outer}: found {len(subjects)} subject(s), expected at least {arguments.outer}; use "
-            "fewer folds (--outer 1 --inner 1 trains and validates on all subjects) or add subjects"
-        )
+    check_folds(arguments, listing)
     out = open_folder(arguments.out)
     done, failed = prepare_cases(listing.cases, settings, out, arguments.workers or default_workers())
     failed = listing.failed + failed
@@ -113,9 +129,14 @@ def main() -> int:
         raise UserError(f"{arguments.path or arguments.format}: none of the {len(failed)} case(s) could be prepared; "
                         "see the reasons above")
     given = ("format", "path", "suffix", "include", "exclude", "labels")
-    source = {**{name: getattr(arguments, name) for name in given}, **options}
+    said = ("image_pattern", "mask_pattern", "same", "subject", "apart")
+    source = {**{name: getattr(arguments, name) for name in given}, **options,
+              **{name: getattr(arguments, name) for name in said if getattr(arguments, name)}}
+    if arguments.format == "hub" and not arguments.apart:
+        print_notes(join_rows(listing, [small_columns(out / name) for name in done]))
     prepared = write_dataset(out, done, settings, source, listing.channels, classes,
-                             {"outer": arguments.outer, "inner": arguments.inner, "seed": arguments.split_seed})
+                             {"outer": arguments.outer, "inner": arguments.inner, "seed": arguments.split_seed,
+                              "together": listing.together})
     box = prepared["box"]
     print(f"{out}: {len(done)} case(s), {prepared['subjects']} subject(s), lesions {prepared['lesion_ml']}")
     print(f"head box {box[0]}:{box[1]} {box[2]}:{box[3]} {box[4]}:{box[5]}, {prepared['box_share']:.0%} of the grid")
@@ -131,6 +152,12 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.path is not None and arguments.format == "synthetic":
         raise UserError(f"--format synthetic: found PATH {arguments.path}, expected none; synthetic cases are drawn, "
                         "not read")
+    files = tuple(f for f in FORMATS if f not in ("hub", "synthetic"))
+    for flag, formats in (("same", ("bids",)), ("image_pattern", files), ("mask_pattern", files),
+                          ("subject", (*files, "hub"))):
+        if getattr(arguments, flag) and arguments.format not in formats:
+            raise UserError(f"--{flag}: found --format {arguments.format}, expected one of {', '.join(formats)}; leave "
+                            "the flag out")
     if not arguments.out and not arguments.list:
         raise UserError("--out: missing, expected the folder to write; or use --list to write nothing")
     if arguments.format in ("bids", "hub") and not arguments.suffix:
@@ -144,6 +171,19 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.window and not arguments.window[0] < arguments.window[1]:
         low, high = arguments.window
         raise UserError(f"--window: found {low:g} {high:g}, expected LOW < HIGH, such as 0 80")
+
+
+def check_folds(arguments: argparse.Namespace, listing) -> None:
+    """Refuse more outer folds than there are patients, before anything is prepared."""
+    from meshnet.data.splits import shown_units, units_of
+
+    units = units_of([c.subject for c in listing.cases], listing.together)
+    if len(units) < arguments.outer:
+        raise UserError(
+            f"--outer {arguments.outer}: found {len(units)} subject(s){shown_units(units)}, expected at least "
+            f"{arguments.outer}; use fewer folds (--outer 1 --inner 1 trains and validates on all subjects) or add "
+            "subjects"
+        )
 
 
 def make_settings(arguments: argparse.Namespace, listing) -> tuple:
@@ -190,11 +230,20 @@ def print_listing(listing) -> int:
     """What ``--list`` prints: a line for each pair, and for each scan or mask left out. Returns the exit code."""
     for case in listing.cases:
         print(f"{case.case}\t{' + '.join(case.images)}\t{case.mask}")
+    for words, cases in listing.guesses.items():
+        shown = ", ".join(cases[:3]) + (", …" if len(cases) > 3 else "")
+        print(f"guessed for {len(cases)} case(s) ({shown}): {words}")
     for path, reason in listing.left_out:
         print(f"left out\t{path}\t{reason}")
     print_faults(listing.failed)
     print(f"{len(listing.cases)} pair(s), {len(listing.left_out)} left out, {len(listing.failed)} failed")
     return 1 if listing.failed else 0
+
+
+def print_notes(notes: list[str]) -> None:
+    """A line on stderr for each thing that the user should know though no case has failed."""
+    for note in notes:
+        print(f"note\t{' '.join(note.split())}", file=sys.stderr)
 
 
 def print_faults(failed: list[tuple[str, str]]) -> None:

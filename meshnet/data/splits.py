@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ def make_splits(
     outer: int = 3,
     inner: int = 3,
     seed: int = 0,
+    together: Sequence[Sequence[str]] = (),
 ) -> dict:
     """Divide subjects into ``outer`` test folds and, within the rest, ``inner`` validation folds.
 
@@ -31,19 +32,19 @@ def make_splits(
     ``outer`` = 1 trains on all subjects and leaves none to test on; ``inner`` = 1 validates on the training subjects:
     for final models and for overfitting on purpose, not for a score to report.
 
+    The subjects of each list in ``together`` may be one patient: they are counted and placed as one. splits.json then
+    names them under ``together``.
+
     Returns what splits.json holds. Raises UserError for fewer subjects than folds.
     """
     if outer < 1 or inner < 1:
         raise UserError(f"--outer {outer} --inner {inner}: expected whole numbers of at least 1")
-    volume, group = _by_subject(subjects, volumes_ml, groups)
+    units = units_of(subjects, together)
+    first = {subject: unit[0] for unit in units for subject in unit}  # a unit has the name of its first subject
+    members = {unit[0]: unit for unit in units}
+    volume, group = _by_subject([first[s] for s in subjects], volumes_ml, groups)
     names = sorted(volume)
-    fewest_training = len(names) if outer == 1 else len(names) - -(-len(names) // outer)
-    if len(names) < outer or fewest_training < inner:
-        raise UserError(
-            f"--outer {outer} --inner {inner}: found {len(names)} subject(s), expected at least {outer} for the outer "
-            f"folds and {inner} training subjects for the inner ones; use fewer folds (--outer 1 --inner 1 trains "
-            "and validates on all subjects) or add subjects"
-        )
+    _check_number(units, outer, inner)
     merged = []
     tests = _deal(names, volume, group, outer, np.random.default_rng([seed, 0]), merged)
     folds = []
@@ -52,9 +53,10 @@ def make_splits(
         training = sorted(set(names) - set(test))
         parts = _deal(training, volume, group, inner, np.random.default_rng([seed, f + 1]), [])
         folds.append({
-            "test": sorted(test),
+            "test": _all(test, members),
             "inner": [
-                {"train": sorted(set(training) - set(part)) if inner > 1 else training, "val": sorted(part)}
+                {"train": _all(set(training) - set(part) if inner > 1 else training, members),
+                 "val": _all(part, members)}
                 for part in parts
             ],
         })
@@ -65,7 +67,40 @@ def make_splits(
         "stratify": {"volume_quantiles": QUANTILES, "merged": merged},
         "folds": folds,
     }
+    if len(first) > len(names):
+        splits["together"] = [unit for unit in units if len(unit) > 1]
     return {"hash": content_hash(splits), **splits}
+
+
+def units_of(subjects: Sequence[str], together: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The subjects in sorted lists, one for each patient: lists of ``together`` that share a subject are one."""
+    unit = {subject: [subject] for subject in subjects}
+    for group in together:
+        joined = sorted({s for subject in group if subject in unit for s in unit[subject]})
+        unit |= dict.fromkeys(joined, joined)
+    return sorted({unit[0]: unit for unit in unit.values()}.values())
+
+
+def _check_number(units: Sequence[Sequence[str]], outer: int, inner: int) -> None:
+    """Refuse fewer patients than folds."""
+    fewest_training = len(units) if outer == 1 else len(units) - -(-len(units) // outer)
+    if len(units) < outer or fewest_training < inner:
+        raise UserError(
+            f"--outer {outer} --inner {inner}: found {len(units)} subject(s){shown_units(units)}, expected at least "
+            f"{outer} for the outer folds and {inner} training subjects for the inner ones; use fewer folds (--outer 1 "
+            "--inner 1 trains and validates on all subjects) or add subjects"
+        )
+
+
+def shown_units(units: Sequence[Sequence[str]]) -> str:
+    """What to add to a number of patients where it is smaller than that of subjects."""
+    total = sum(map(len, units))
+    return f", those kept together counted as one ({total} with --apart)" if total > len(units) else ""
+
+
+def _all(names: Iterable[str], members: dict[str, list[str]]) -> list[str]:
+    """Every subject of the units of these names, sorted."""
+    return sorted(subject for name in names for subject in members[name])
 
 
 def _by_subject(subjects, volumes_ml, groups) -> tuple[dict[str, float], dict[str, tuple[str, ...]]]:

@@ -78,7 +78,8 @@ def table(tmp_path):
         lines = []  # noqa: RUF012 (a fresh class each test)
 
         def add(self, name, image=None, mask=None, **save_options):
-            image, mask = head(0) if image is None else image, lesion(0) if mask is None else mask
+            seed = 100 + len(self.lines)  # a scan of its own: the same one twice would be said to be one patient
+            image, mask = head(seed) if image is None else image, lesion(0) if mask is None else mask
             for kind, data in (("T2w", image), ("mask", mask)):
                 target = tmp_path / f"{name}_{kind}.nii.gz"
                 if isinstance(data, bytes):

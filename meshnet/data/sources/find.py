@@ -7,13 +7,19 @@ from pathlib import Path
 import nibabel as nib
 
 from meshnet.data.sources.case import Case, Filters, Listing, Loaded, subject_in
+from meshnet.data.sources.patients import name_patients
 from meshnet.data.sources.synthetic import find_synthetic, load_synthetic
 from meshnet.errors import UserError
 from meshnet.scans.nifti import read_image, split_channels
 
 
-def find_cases(form: str, path: str | None, suffixes: Sequence[str], filters: Filters, **options) -> Listing:
+def find_cases(
+    form: str, path: str | None, suffixes: Sequence[str], filters: Filters, subject: str | None = None,
+    apart: bool = False, **options,
+) -> Listing:
     """List the cases of a source. ``options`` go to ``synthetic`` (cases, voxel_mm, seed, preset).
+
+    ``subject`` and ``apart`` say which cases are of one patient, see ``name_patients``.
 
     Raises UserError where nothing can be found there.
     """
@@ -32,8 +38,9 @@ def find_cases(form: str, path: str | None, suffixes: Sequence[str], filters: Fi
 
         find = {"msd": challenges.find_msd, "kits": challenges.find_kits,
                 "nnunet": challenges.find_nnunet}[form]
-    listing = find(path, suffixes, filters)
-    return checked(listing)
+    listing = checked(find(path, suffixes, filters))
+    name_patients(listing, subject, apart)
+    return listing
 
 
 def checked(listing: Listing) -> Listing:

@@ -17,6 +17,8 @@ def is_ghost(name: str) -> bool:
         BACKUPS)
 
 
-def ghost_in(path: str) -> str | None:
-    """The first part of a relative path that is a ghost, else None; ``.`` and ``..`` are none."""
-    return next((part for part in PurePath(path).parts if part not in (".", "..") and is_ghost(part)), None)
+def ghost_in(path: str | PurePath, root: str | PurePath) -> str | None:
+    """The first part of a path below ``root`` that is a ghost, else None; of a path elsewhere its name alone counts."""
+    path = PurePath(path)
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else path.parts[-1:]
+    return next((part for part in parts if part not in (".", "..") and is_ghost(part)), None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from meshnet.data.schema import STATE
 from meshnet.data.sources.case import Case, Filters, Listing, Loaded
+from meshnet.data.sources.ghosts import ghost_in
 from meshnet.errors import UserError
 from meshnet.scans.nifti import image_from_bytes, same_grid
 
@@ -93,7 +94,8 @@ def _files(path: str) -> list[tuple[str, str, str]]:
             state = json.loads((local / STATE).read_text(encoding="utf-8"))
             found = [(local / f["filename"], "arrow") for f in state["_data_files"]]
         else:
-            found = [(f, "parquet") for f in ([local] if local.is_file() else sorted(local.rglob("*.parquet")))]
+            found = [(f, "parquet") for f in ([local] if local.is_file() else sorted(
+                f for f in local.rglob("*.parquet") if not ghost_in(f, local)))]
         files = [(str(f), kind, f"{f.stat().st_size}-{f.stat().st_mtime_ns}") for f, kind in found]
     else:
         files = _remote_files(path)

@@ -1,10 +1,11 @@
 """A table of cases: CSV (or TSV) with image columns, mask, subject, and whatever else may group them."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from meshnet.data.sources.case import Case, Filters, Listing
+from meshnet.data.sources.case import Case, Filters, Listing, matches
+from meshnet.data.sources.ghosts import ghost_in
+from meshnet.data.sources.text import read_table
 from meshnet.errors import UserError
 
 RESERVED = ("case", "subject", "session", "mask")
@@ -17,8 +18,10 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
     several are channels. ``case`` and ``session`` are optional, every other column can be a group.
     Paths are relative to the table. Lines without a mask are left out.
     """
-    rows = _read(Path(path))
-    columns = list(rows[0])
+    table = read_table(path, ("subject", "mask"), "\t,;" if path.endswith(".tsv") else ",;\t")
+    columns = table.columns
+    if not table.rows:
+        raise UserError(f"{path}: found no lines below the header, expected one for each case; add them")
     images = list(suffixes) or [c for c in columns if c == "image" or c.startswith("image_")]
     missing = [c for c in ("subject", "mask", *images) if c not in columns]
     if missing or not images:
@@ -28,12 +31,16 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
             "columns with --suffix"
         )
     folder = Path(path).parent
-    listing = Listing([], [c.removeprefix("image_") for c in images])
+    listing = Listing([], [c.removeprefix("image_") for c in images], notes=table.notes)
     seen: dict[str, int] = {}
-    for line, row in enumerate(rows, 2):
+    for line, row in table.rows:
         where = f"{path}, line {line}"
         if reason := filters.rejects(row, need=True):
             listing.left_out.append((where, reason))
+            continue
+        if line in table.short and not all(row[c] for c in ("subject", "mask", *images)):
+            reason = f"found {table.short[line]} values, expected {len(columns)} as the header has; complete the line"
+            listing.failed.append((where, reason))
             continue
         if not row["mask"]:
             listing.left_out.append((where, "no mask"))
@@ -46,20 +53,16 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         name = row.get("case") or (base if seen[base] == 1 else f"{base}_{seen[base]}")
         groups = {c: row[c] for c in columns if c not in (*images, *RESERVED)}
         files = tuple(str(folder / row[c]) for c in images)
+        if any(ghost_in(f, folder) for f in (*files, str(folder / row["mask"]))):
+            listing.left_out.append((where, "left behind by a system or an editor, no scan"))
+            continue
+        if not all(matches(filters.image_pattern, f, str(folder)) for f in files):
+            listing.left_out.append((where, f"--image_pattern {filters.image_pattern}"))
+            continue
+        if not matches(filters.mask_pattern, str(folder / row["mask"]), str(folder)):
+            listing.left_out.append((where, f"--mask_pattern {filters.mask_pattern}"))
+            continue
         listing.cases.append(
             Case(name, row["subject"], files, str(folder / row["mask"]), row.get("session", ""), groups)
         )
     return listing
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-            rows = [{(k or "").strip(): (v or "").strip() if isinstance(v, str) else "" for k, v in r.items()}
-                    for r in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}), expected CSV in UTF-8; save it again") from error
-    if not rows:
-        raise UserError(f"{path}: found no lines below the header, expected one for each case")
-    return rows
