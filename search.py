@@ -7,20 +7,20 @@ docs/search.md explains rungs, horizons and brackets.
 """
 
 import argparse
-import copy
 import os
 import re
 import time
 from pathlib import Path
 
-from meshnet.config import Config, resolve, to_dict
 from meshnet.data.schema import SPLITS
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import dump_config, load_search, parse
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.search.drive import drive, refuse_other_host, report
+from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
+from meshnet.search.settings import changes, recipe_of, refuse_lost_ledger, renew
 from meshnet.search.space import Space, parse_space
 from meshnet.search.status import Screen, show_status
 
@@ -81,8 +81,10 @@ def main() -> int | None:
     block = load_search(arguments.recipe) or load_search([PAPER_SPACE])
     space = parse_space(block, "search")
     rungs = choose_rungs(arguments, space)
-    check_space(config, space)
-    data = find_data(arguments)
+    own_schedule = arguments.horizon == "rung"
+    points = Points(config, space, rungs if own_schedule else rungs[-1:])
+    points.check(print)
+    data, marks = find_data(arguments)
     better = arguments.direction or ("min" if re.search("loss|avd", arguments.metric) else "max")
     brackets = arguments.brackets or (2 if arguments.sampler == "model" and len(rungs) > 1 else 1)
     try:
@@ -104,17 +106,20 @@ def main() -> int | None:
     recipe = lambda parameters, horizon: dump_config(with_fields(config, space.fields(parameters), horizon))
     plan = StudyPlan(
         folder, recipe, ("--data", data, "--fold", str(arguments.fold), "--seed", str(arguments.seed)),
-        tuple(arguments.inner_folds), arguments.metric, arguments.horizon == "rung", arguments.max_retries,
-        arguments.silent_after)
+        tuple(arguments.inner_folds), arguments.metric, own_schedule, arguments.max_retries, arguments.silent_after,
+        check=lambda: check_data(data, marks))
     settings = {"space": block, "rungs": rungs, "eta": str(asha.eta), "brackets": brackets, "metric": arguments.metric,
-                "direction": better, "horizon": arguments.horizon, "recipe": to_dict(config), "fold": arguments.fold,
-                "inner_folds": arguments.inner_folds, "seed": arguments.seed, "data": data}
+                "direction": better, "horizon": arguments.horizon, "recipe": recipe_of(config, space),
+                "fold": arguments.fold, "inner_folds": arguments.inner_folds, "seed": arguments.seed, **marks}
     with Ledger(arguments.ledger or folder / "ledger.sqlite", folder / "driver.lock") as ledger:
-        ledger.settings(settings)
+        if ledger.is_empty():
+            refuse_lost_ledger(folder, ledger.path)
+        ledger.settings(settings, lambda found: renew(found, settings, space, folder), changes)
         launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
                                  arguments.accelerate_config, arguments.ray_address)
         screen = Screen()
-        study = Study(plan, asha, ledger, launcher, lambda number: sampler.suggest(number, asha), screen.say)
+        suggest = lambda number: points.suggest(sampler, number, asha, arguments.seed, screen.say)
+        study = Study(plan, asha, ledger, launcher, suggest, screen.say)
 
         # -------------------------------------------------------------- search
         began = time.time()
@@ -122,7 +127,7 @@ def main() -> int | None:
 
         # -------------------------------------------------------------- results
         report(study, screen, state, began, recipe, space)
-    return 128 + study.ended_by if state == "interrupted" else 0
+    return 130 if state == "interrupted" else 0
 
 
 # ---------------------------------------------------------------------- before it starts
@@ -151,28 +156,9 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
         raise UserError(f"--min_epochs {low} --max_epochs {high}: {error}") from None
 
 
-def with_fields(config: Config, fields: dict, horizon: int) -> Config:
-    """``config`` with the searched values, validated."""
-    changed = copy.deepcopy(config.written or config)
-    changed.training.max_epochs = horizon
-    for field, value in fields.items():
-        section, name = field.split(".")
-        setattr(getattr(changed, section), name, value)
-    return resolve(changed)
-
-
-def check_space(config: Config, space: Space) -> None:
-    """Refuse a space with values that the rest of the recipe does not allow, before any trial starts."""
-    for dimension in space.dimensions:
-        for value in dimension.ends():
-            try:
-                with_fields(config, {dimension.field: value}, config.training.max_epochs)
-            except UserError as error:
-                raise UserError(f"search: {dimension.name} = {value}: {error}") from None
-
-
-def find_data(arguments: argparse.Namespace) -> str:
-    """The absolute path of the data set. A missing one, or a missing fold, is refused here rather than in every trial.
+def find_data(arguments: argparse.Namespace) -> tuple[str, dict]:
+    """The absolute path of the data set, and what tells it from others. A missing one, or a missing fold, is refused
+    here rather than in every trial.
     """
     from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
@@ -185,8 +171,28 @@ def find_data(arguments: argparse.Namespace) -> str:
         fold_subjects(splits, arguments.fold, inner_fold)
     if len(set(arguments.inner_folds)) < len(arguments.inner_folds):
         raise UserError(f"--inner_folds: found {arguments.inner_folds}, expected each one once")
-    return os.path.abspath(folder)
+    return os.path.abspath(folder), read_marks(folder)
+
+
+def read_marks(folder: str | Path) -> dict:
+    """Fingerprint and splits of a data set, which its name does not change."""
+    from meshnet.data.schema import load_prepared
+    from meshnet.data.splits import load_splits
+
+    prepared, splits = load_prepared(folder), load_splits(Path(folder) / SPLITS)
+    return {"fingerprint": prepared["fingerprint"], "split_hash": splits["hash"]}
+
+
+def check_data(data: str, marks: dict) -> None:
+    """Stop a study whose data set is prepared anew while it runs. One that cannot be read is left to the run."""
+    try:
+        now = read_marks(data)
+    except (UserError, OSError):
+        return
+    if changed := changes(marks, now):
+        raise UserError(f"{data}: {'; '.join(changed)}; trials on both cannot be ranked together: bring the earlier "
+                        "one back and run the same command again, or use another --study")
 
 
 if __name__ == "__main__":
-    run_script(main, grace=60)  # its runs are given time to end
+    run_script(main)

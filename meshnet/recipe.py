@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from meshnet.config import Config, coerce, direction, resolve, to_dict, with_types
+from meshnet.config import NOT_IDENTITY, Config, coerce, direction, identity, resolve, to_dict, with_types
 from meshnet.errors import OneLineParser, UserError
 from meshnet.mapping import Mapping, dump, parse_yaml, read_file
 
@@ -105,6 +105,21 @@ def load_recipes(paths: list[str | Path]) -> Config:
     for path in paths:
         apply_mapping(config, read_mapping(path), str(path))
     return config
+
+
+def load_text(text: str, where: str) -> Config:
+    """The defaults with a recipe's text on them, not yet resolved."""
+    config = Config()
+    value, lines = parse_yaml(text, where)
+    apply_mapping(config, Mapping(value or {}, lines=lines), where)
+    return config
+
+
+def fill_defaults(flat: dict[str, object]) -> dict[str, object]:
+    """A recorded identity as this version records it: fields that came later have their defaults, and those that decide
+    nothing any more are left out."""
+    ignored = lambda key: key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY
+    return identity(resolve(Config())) | {key: value for key, value in flat.items() if not ignored(key)}
 
 
 def load_search(paths: list[str | Path]) -> dict:

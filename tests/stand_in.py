@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from meshnet.data.schema import FORMAT_VERSION, PREPARED, PREPARED_KEYS
 from meshnet.data.splits import make_splits
 from meshnet.files import write_json
 
@@ -82,13 +83,15 @@ search:
 
 
 class Bench:
-    """A folder with a data set (its splits alone), a space, and the stand-in."""
+    """A folder with a data set (its splits and fingerprint alone), a space, and the stand-in."""
 
     def __init__(self, folder: Path, root: Path):
         self.folder, self.root = folder, root
         (folder / "data").mkdir()
         names = [f"s{i}" for i in range(12)]
         write_json(folder / "data" / "splits.json", make_splits(names, [1.0] * 12, [()] * 12))
+        write_json(folder / "data" / PREPARED, {
+            **dict.fromkeys(PREPARED_KEYS), "format_version": FORMAT_VERSION, "fingerprint": "f1"})
         self.trainer = self.write("trainer.py", TRAINER)
         self.write("driver.py", DRIVER)
         self.write("space.yaml", SPACE)

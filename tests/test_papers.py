@@ -167,8 +167,8 @@ def check_training(script: str, words: list[str]) -> None:
     module["check_flags"](arguments, *([config] if script == "train.py" else []))
     if script == "search.py":
         space = module["parse_space"](load_search(arguments.recipe) or load_search([module["PAPER_SPACE"]]), "search")
-        module["choose_rungs"](arguments, space)
-        module["check_space"](config, space)
+        rungs = module["choose_rungs"](arguments, space)
+        module["Points"](config, space, rungs[-1:]).check(print)
 
 
 def existing(recipe: str) -> str:

@@ -14,11 +14,12 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import csv_text, try_lock, write_text
+from meshnet.runs.folder import differences
 from meshnet.search.asha import Asha, Decision
 
 TABLES = """
@@ -135,22 +136,32 @@ class Ledger:
                 raise
 
     # ---------------------------------------------------------------- the study
-    def settings(self, wanted: dict) -> dict:
-        """Record the settings of a new study, or check that they are those it was started with."""
+    def settings(
+        self, wanted: dict, renew: Callable[[dict], dict] = dict,
+        changes: Callable[[dict, dict], list[str]] = lambda old, new: list(differences(old, new).values()),
+    ) -> dict:
+        """Record the settings of a new study, or check that they are those it was started with.
+
+        renew: brings what an earlier version recorded to the form of ``wanted``. changes: what differs, in words.
+        """
         with one_line(self.path):
-            found = dict(self.database.execute("SELECT key, value FROM study"))
+            recorded = dict(self.database.execute("SELECT key, value FROM study"))
+        if recorded:
+            changed = changes(renew({key: json.loads(value) for key, value in recorded.items()}), wanted)
+            if changed:
+                raise UserError(f"{self.path}: the study was started with other settings: {'; '.join(changed)}; use "
+                                "the same settings, or another --study")
         text = {key: json.dumps(value, sort_keys=True) for key, value in wanted.items()}
-        if not found:
+        if text != recorded:
             with self._transaction() as database:
+                database.execute("DELETE FROM study")
                 database.executemany("INSERT INTO study VALUES (?, ?)", text.items())
-            return wanted
-        for key in sorted(set(text) | set(found)):
-            if text.get(key) != found.get(key):
-                raise UserError(
-                    f"{self.path}: the study was started with {key} {found.get(key)}, found {text.get(key)}; "
-                    "use the same settings, or another --study"
-                )
         return wanted
+
+    def is_empty(self) -> bool:
+        """Whether no trial was ever started."""
+        with one_line(self.path):
+            return not self.database.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
 
     def rebuild(self, study: Asha) -> None:
         """Bring a new ``study`` to the recorded state."""

@@ -30,6 +30,7 @@ from meshnet.runs.folder import DONE, FAILED, read_metrics
 from meshnet.runs.jobs import USER_ERROR, Ended, Job, Launcher, is_retried
 from meshnet.search.asha import Asha, Decision
 from meshnet.search.ledger import Ledger
+from meshnet.search.settings import refuse_other_trial
 
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"
@@ -58,6 +59,7 @@ class StudyPlan:
     max_retries: int = 3
     silent_after: float = 600.0
     script: str = "train.py"
+    check: Callable[[], None] = lambda: None  # called before each run, ends the study where it must not go on
 
 
 @dataclass
@@ -174,10 +176,17 @@ class Study:
         return self.waiting.popleft()
 
     def _start(self, run: TrialRun) -> None:
+        self.plan.check()
         path = self._recipe_path(run)
-        if not path.exists():
-            parameters = self.asha.trials[run.decision.trial].parameters
-            write_text(path, self.plan.recipe(parameters, self._horizon(run)))
+        try:
+            text = self.plan.recipe(self.asha.trials[run.decision.trial].parameters, self._horizon(run))
+        except UserError as error:  # a point that cannot be, drawn by an earlier version
+            self._fail(run, str(error))
+            return
+        if path.exists():
+            refuse_other_trial(path, text)
+        else:
+            write_text(path, text)
         handle = self.launcher.submit(self._job(run))
         run.attempt = self.ledger.attempt(run.decision, run.fold, handle.where, handle.identity())
         self.running[handle.token] = run

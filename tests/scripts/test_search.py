@@ -172,4 +172,4 @@ def test_a_study_folder_that_is_none_ends_in_one_line(bench):
 def test_another_command_for_the_same_study_is_refused(bench):
     bench.run("study", "--max_trials", "2")
     output = bench.run("study", "--max_trials", "2", "--eta", "3", code=2)
-    assert 'started with eta "2", found "3"' in output
+    assert "started with other settings: eta was '2' and is now '3'; use" in output

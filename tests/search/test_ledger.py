@@ -61,9 +61,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
         ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
-        with pytest.raises(UserError, match="started with eta 2, found 3"):
+        with pytest.raises(UserError, match="started with other settings: eta was 2 and is now 3; use"):
             ledger.settings({"eta": 3, "space": {"lr": "uniform(0, 1)"}})
-        with pytest.raises(UserError, match='started with metric None, found "val_loss"'):
+        with pytest.raises(UserError, match="settings: metric was None and is now 'val_loss'; use"):
             ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}, "metric": "val_loss"})
 
 
