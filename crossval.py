@@ -12,7 +12,6 @@ every run. Exit code 0: all runs are finished; 1: some failed, the report lists 
 import argparse
 import contextlib
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,12 +166,12 @@ def plan_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
 def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
     """Train and score what is missing, then the ensembles. Returns whether everything is finished.
 
-    Ctrl-C and SIGTERM end the runs, which the next call continues; runs that outlive a killed crossval.py are adopted.
+    A signal that asks to end ends the runs, which the next call continues; runs that outlive a killed crossval.py are
+    adopted.
     """
     from meshnet.crossval.queue import Queue
     from meshnet.runs.launch import make_launcher
 
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
                              arguments.accelerate_config, arguments.ray_address)
     queue = Queue(plan, out, launcher, arguments.silent_after)
@@ -183,9 +182,8 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
     finally:
         launcher.close(patience=5)
         queue.remember()
-        signal.signal(signal.SIGTERM, before)
     return not queue.given_up
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, grace=60)  # its runs are given time to end

@@ -127,7 +127,7 @@ def main() -> int | None:
 
         # -------------------------------------------------------------- results
         report(study, screen, state, began, recipe, space)
-    return 130 if state == "interrupted" else 0
+    return 128 + study.ended_by if state == "interrupted" else 0
 
 
 # ---------------------------------------------------------------------- before it starts
@@ -195,4 +195,4 @@ def check_data(data: str, marks: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, grace=60)  # its runs are given time to end

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
-from meshnet.errors import UserError, run_script
+from meshnet.errors import DIVERGED, UserError, run_script, surrounding
 from meshnet.recipe import dump_config, parse
-
-DIVERGED = 3  # exit code of a run whose loss became NaN or infinite
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +39,7 @@ def main() -> int | None:
     if arguments.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler prints otherwise
     if arguments.test:
-        from meshnet.crossval.scoring import test_run
-        from meshnet.hub import data_folder
-
-        return test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
+        return score(arguments)
 
     if arguments.push_to_hub:
         from meshnet.hub import check_push
@@ -128,17 +123,27 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
     from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
 
-    data = PreparedData(data_folder(arguments.data))
+    with surrounding():
+        data = PreparedData(data_folder(arguments.data))
+        splits = load_splits(data.path / SPLITS)
+        subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
     if config.data.scaling not in (None, data.info["scaling"]):
         raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected data.scaling "
                         f"{config.data.scaling}; run prepare.py --scaling {config.data.scaling}")
-    splits = load_splits(data.path / SPLITS)
-    subjects = fold_subjects(splits, arguments.fold, arguments.inner_fold)
     train, val = (data.indices(subjects[part]) for part in ("train", "val"))
     if not train or not val:
         raise UserError(f"--fold {arguments.fold} --inner_fold {arguments.inner_fold}: found {len(train)} training and "
                         f"{len(val)} validation cases, expected some of each; prepare with fewer folds or more cases")
     return data, splits, train, val
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Score a finished run on its test fold. Whatever hinders it lies around the run: its data set, its files."""
+    from meshnet.crossval.scoring import test_run
+    from meshnet.hub import data_folder
+
+    with surrounding():
+        return test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
 
 
 def fit(run, begun: bool, stop_epoch: int) -> bool:
@@ -154,7 +159,8 @@ def fit(run, begun: bool, stop_epoch: int) -> bool:
     say(f"memory: {describe_memory(taken)}")
     resumed = begun and loop.resume(run)
     if resumed and (run.progress.finished or run.progress.epoch >= stop_epoch):
-        say(f"{run.folder}: already finished after epoch {run.progress.epoch}")
+        end = "finished" if run.progress.finished else f"at --stop_epoch {stop_epoch}"
+        say(f"{run.folder}: already {end}, after epoch {run.progress.epoch}; nothing to train")
     elif resumed:
         say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
     try:

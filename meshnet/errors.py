@@ -1,20 +1,78 @@
-"""A user's mistake ends in one line on stderr and exit code 2; a fault of ours keeps its traceback."""
+"""How a script ends: a mistake, the surroundings or a signal is one line on stderr and an exit code; a fault of ours
+keeps its traceback.
+
+==== ==============================================================================================
+0    done
+2    the user can correct it: a wrong flag, file or data set
+3    train.py: the loss became NaN or infinite
+4    the surroundings failed: disk full, data set or share away, shared memory, GPU lost. Only where search.py or
+     crossval.py started the process, which then tries again later; a person reads the line, and the code is 2
+5    out of memory
+128+ a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
+==== ==============================================================================================
+"""
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import os
+import re
+import signal
+import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 # The packages of requirements.txt by the names under which they are imported. Scripts load the first ones at their top.
 LOADED_FIRST = ("numpy", "scipy", "nibabel")
 REQUIRED = (*LOADED_FIRST, "yaml", "simple_parsing", "torch", "accelerate", "datasets", "huggingface_hub",
             "safetensors", "pandas", "sklearn", "nilearn", "monai", "einops", "matplotlib", "tqdm", "wandb")
+USER_ERROR, DIVERGED, SURROUNDINGS, OUT_OF_MEMORY = 2, 3, 4, 5  # exit codes
+TOKEN = "MESHNET_JOB"  # in the environment of every process that search.py or crossval.py started
+GRACE = 10.0  # seconds that a script has to end after a signal
+
+SPACE, AGAIN = "free some space", "then run the same command again"
+DISK = f"check the disk or the share, {AGAIN}"
+RIGHTS = f"check who may write there, or choose another folder, {AGAIN}"
+REMEDIES = {  # what a failing system call says about the surroundings, and what to do
+    errno.ENOSPC: f"{SPACE}, {AGAIN}", errno.EDQUOT: f"{SPACE}, {AGAIN}", errno.EFBIG: f"raise ulimit -f, {AGAIN}",
+    errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.EROFS: RIGHTS,
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT,
+                     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO), DISK),
+    errno.EMFILE: f"raise ulimit -n, {AGAIN}", errno.ENFILE: f"close other programs, {AGAIN}",
+}
+GONE = (errno.ENOENT, errno.ENOTDIR)  # a file that is named in the error
+WORDS = (  # what libraries say instead of an error number
+    (re.compile(r"no space left on device|database or disk is full|PytorchStreamWriter failed|"
+                r"unexpected pos \d+ vs|iostream error", re.IGNORECASE), errno.ENOSPC),
+    (re.compile(r"disk quota exceeded", re.IGNORECASE), errno.EDQUOT),
+    (re.compile(r"read-only file system|readonly database", re.IGNORECASE), errno.EROFS),
+    (re.compile(r"stale (NFS )?file handle", re.IGNORECASE), errno.ESTALE),
+    (re.compile(r"disk I/O error|input/output error", re.IGNORECASE), errno.EIO),
+    (re.compile(r"too many open files", re.IGNORECASE), errno.EMFILE),
+)
+NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)")  # as Python and Rust write it into a message
+MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|bad_alloc", re.IGNORECASE)
+GPU = re.compile(r"CUDA-capable device|unspecified launch failure|uncorrectable|GPU is lost|NVML|NCCL error|"
+                 r"driver shutting down|CUDA error: (unknown error|initialization error)", re.IGNORECASE)
 
 
 class UserError(Exception):
     """Something the user can correct: one line with the path or flag, what was found, what was expected, what to do."""
+
+
+class Surroundings(UserError):
+    """As ``UserError``, where neither the command nor the run is at fault but what surrounds it: the same command goes
+    on once that is right again."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end; ``number`` is the signal's."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__(number)
+        self.number = number
 
 
 def check_packages() -> None:
@@ -31,36 +89,192 @@ def explain_missing(names: str) -> str:
             "with .venv/bin/python, which 'make test' sets up, or pip install -r requirements.txt")
 
 
-def run_script(main: Callable[[], int | None]) -> None:
+# ---------------------------------------------------------------------- the end of a script
+
+def run_script(main: Callable[[], int | None], grace: float = GRACE) -> None:
     """Call ``main`` and leave the process with its exit code.
 
-    ``UserError``, an unwritable path and a full disk become one line and exit code 2; Ctrl-C becomes exit code 130. A
-    reader of standard output that has left, as ``head`` does, ends the script without a word, exit code 141. A package
-    of requirements.txt that is not installed becomes one line as well; optional ones have messages of their own.
+    What the user can correct, what the surroundings do and a signal become one line on stderr and an exit code, see the
+    top of this file. A reader of standard output that has left, as ``head`` does, ends the script without a word, exit
+    code 141. Everything else keeps its traceback.
+
+    grace: seconds after a signal in which ``main`` may tidy up.
+    """
+    with ended_by_signals(grace):
+        try:
+            code = main() or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            mute()
+            code = 141  # as the shell names a process that SIGPIPE ended
+        except BaseException as error:
+            code, line = describe_end(error)
+            if not line:
+                raise
+            say_last(line)
+    sys.exit(code)
+
+
+def describe_end(error: BaseException) -> tuple[int, str]:
+    """Exit code and the line to print for what ended a script; ``(1, "")`` for a fault of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        number = getattr(error, "number", signal.SIGINT)
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        return 128 + number, f"interrupted{by}"
+    if isinstance(error, UserError):
+        return code_of(isinstance(error, Surroundings)), f"error: {' '.join(str(error).split())}"
+    if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED:
+        return USER_ERROR, f"error: {explain_missing(error.name)}"
+    if not isinstance(error, Exception):
+        return 1, ""
+    line = explain(error)
+    if line:
+        return code_of(True), f"error: {line}"
+    if is_memory(error):
+        return OUT_OF_MEMORY, (f"error: out of memory ({first_line(error)}); use a smaller batch or patch, "
+                               "--training.memory_budget or fewer --workers, or more memory")
+    return 1, ""
+
+
+def code_of(surroundings: bool) -> int:
+    """The exit code for a person, or for the driver that started this process."""
+    return SURROUNDINGS if surroundings and os.environ.get(TOKEN) else USER_ERROR
+
+
+def explain(error: BaseException) -> str:
+    """One line if an error, or one that led to it, comes from the surroundings; "" otherwise."""
+    seen, one = [], error
+    while one is not None and one not in seen:
+        number = number_of(one)
+        name = getattr(one, "filename", None) if isinstance(one, OSError) else None
+        if number in REMEDIES:
+            return f"{name or 'output'}: {os.strerror(number)}; {REMEDIES[number]}"
+        if number in GONE and name and one is error:
+            return f"{name}: {os.strerror(number)}; {DISK}"
+        if isinstance(one, RuntimeError) and GPU.search(str(one)):
+            return f"GPU: {first_line(one)}; check it (nvidia-smi), {AGAIN}"
+        seen.append(one)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return ""
+
+
+def number_of(error: BaseException) -> int | None:
+    """The system's error number behind an error, from its words where it has no other; None where it has none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, UserError | KeyError):
+        return None
+    text = str(error)
+    if found := NUMBER.search(text):
+        return int(found[1] or found[2])
+    return next((number for words, number in WORDS if words.search(text)), None)
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of its GPU, was not enough."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(MEMORY.search(str(error)))) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's words, at most 200 characters; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def say_last(line: str) -> None:
+    """Print the last line of a script on stderr; a log on a full disk keeps neither it nor the exit code back."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        mute()
+
+
+def mute() -> None:
+    """Send what is still to be printed nowhere: Python complains otherwise, and changes the exit code, as it leaves."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+
+
+@contextlib.contextmanager
+def decoration(what: str, without: str = "goes on without it") -> Iterator[None]:
+    """Around pictures and trackers: whatever goes wrong is said in one line, and ends nothing.
+
+    what: names it, the path first where there is one.
     """
     try:
-        code = main() or 0
-        sys.stdout.flush()
+        yield
+    except Exception as error:  # noqa: BLE001 - a picture or a tracker is never worth a run
+        with contextlib.suppress(OSError):
+            print(f"warning: {what}: {type(error).__name__}: {first_line(error)}; {without}", file=sys.stderr,
+                  flush=True)
+
+
+@contextlib.contextmanager
+def surrounding() -> Iterator[None]:
+    """Around what depends on files that no setting of a run can mend: a ``UserError`` there is ``Surroundings``."""
+    try:
+        yield
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except ModuleNotFoundError as error:
-        if error.name not in REQUIRED:
-            raise
-        print(f"error: {explain_missing(error.name)}", file=sys.stderr)
-        code = 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it leaves
-        code = 141  # as the shell names a process that SIGPIPE ended
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        print(f"error: {error.filename or 'output'}: {os.strerror(error.errno)}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        raise Surroundings(str(error)) from error
+
+
+# ---------------------------------------------------------------------- signals
+
+def ending_signals() -> list[int]:
+    """The signals that ask a script to end: SIGINT and SIGTERM always, whatever a shell set for its background jobs;
+    SIGHUP unless it is ignored, as nohup has it."""
+    hup = getattr(signal, "SIGHUP", None)
+    kept = [hup] if hup is not None and signal.getsignal(hup) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *kept]
+
+
+@contextlib.contextmanager
+def ended_by_signals(grace: float) -> Iterator[None]:
+    """Raise ``Interrupted`` in the main thread for a signal that asks to end. Where that is not heard for ``grace``
+    seconds, as in a long computation outside Python, the process ends all the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    heard = []
+
+    def stop(number, _):
+        if not heard:  # a second one must not disturb what the first one tidies up
+            heard.append(number)
+            raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
+    theirs, ours = socket.socketpair()
+    ours.setblocking(False)
+    fd_before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+    over = threading.Event()
+    threading.Thread(target=_end_late, args=(theirs, over, grace, set(before)), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(fd_before)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        ours.close()
+
+
+def _end_late(told: socket.socket, over: threading.Event, grace: float, numbers: set[int]) -> None:
+    """End the process ``grace`` seconds after the first of ``numbers`` arrived, unless it is ``over`` by then."""
+    with told:
+        while heard := told.recv(1):
+            if heard[0] in numbers:
+                if not over.wait(grace):
+                    os.write(2, f"interrupted by {signal.Signals(heard[0]).name}\n".encode())
+                    os._exit(128 + heard[0])
+                return
 
 
 class OneLineParser(argparse.ArgumentParser):

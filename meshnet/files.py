@@ -10,10 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from meshnet.errors import UserError
+from meshnet.errors import REMEDIES, UserError, number_of
 
+PROBE = 1 << 20  # bytes that are written to ask a disk whether it takes any
+MOST_BYTES = 143  # of a file name; less than 255, since encrypted home folders take no more
 UMASK = os.umask(0o022)
 os.umask(UMASK)
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name beside a file called ``name``, with the same ending and at most as many bytes as fit."""
+    hidden = f".tmp-{os.getpid()}-{name}"
+    if len(os.fsencode(hidden)) <= MOST_BYTES:
+        return hidden
+    return f".tmp-{os.getpid()}-{hash_of(os.fsencode(name).hex())[:16]}{''.join(Path(name).suffixes[-2:])[-12:]}"
 
 
 @contextlib.contextmanager
@@ -21,20 +31,60 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on leaving without an error it is fsynced and renamed to ``path``.
 
     The temporary name keeps the ending (``.nii.gz``), since writers choose their format by it. On an error the
-    temporary file is removed and ``path`` is as it was.
+    temporary file is removed and ``path`` is as it was. An error of the disk is an OSError that names ``path``, in
+    whatever words the library that was writing put it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~UMASK)  # some writers make files that only their owner can read
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with named(path, temporary):
+            yield temporary
+            temporary.chmod(0o666 & ~UMASK)  # some writers make files that only their owner can read
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a share that is away: what went wrong before is what is said
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Give an error of the disk the name of the file that was being written.
+
+    Writers have words of their own for a full disk (``unexpected pos 64 vs 0``, ``encoder error -2``), or report it
+    without a number. So after such an error the disk is asked, by a few more bytes at the end of ``temporary``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is None and temporary is not None:
+            ask_disk(path, temporary, error)
+        if error.errno is not None and error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if temporary is not None and not isinstance(error, MemoryError):
+            ask_disk(path, temporary, error)
+        raise
+
+
+def ask_disk(path: Path, temporary: Path, error: Exception) -> None:
+    """Raise an OSError about ``path`` if its disk takes no more, or if ``error`` says so in the words of a library."""
+    number = number_of(error) if isinstance(error, OSError | RuntimeError) or "os error" in str(error) else None
+    try:
+        with open(temporary, "ab") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as found:
+        number = found.errno
+    if number in REMEDIES:
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

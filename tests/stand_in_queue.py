@@ -16,6 +16,11 @@ from meshnet.runs.jobs import Ended
 class FakeHandle:
     job: object
 
+    since = float("inf")
+
+    def output(self):
+        return "error: the stand-in's own words"
+
     def identity(self):
         return {"run": str(self.job.run_dir)}
 

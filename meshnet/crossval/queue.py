@@ -18,7 +18,7 @@ from meshnet.crossval.plan import (
 )
 from meshnet.files import try_lock, write_json
 from meshnet.runs.folder import LOCK
-from meshnet.runs.jobs import Ended, Handle, Job, Launcher, is_retried
+from meshnet.runs.jobs import Ended, Handle, Job, Launcher, Trouble, is_retried, surroundings_of
 
 RETRIES = 2  # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
 RUNNING = "running.json"
@@ -38,6 +38,7 @@ class Queue:
         self.handles: dict[QueueItem, Handle] = {}
         self.attempts: dict[QueueItem, int] = {}
         self.given_up: dict[QueueItem, str] = {}
+        self.trouble = Trouble()
         self.said = len([run for run in self.runs if self.complete(run)])
         if self.said:
             print(f"finished earlier: {self.said} of {len(self.runs)} runs", flush=True)
@@ -96,7 +97,11 @@ class Queue:
                                         if handle in running])
 
     def step(self) -> bool:
-        """Handle processes that ended, start new ones; False when nothing is running and nothing is left."""
+        """Handle processes that ended, start new ones; False when nothing is running and nothing is left.
+
+        Raises:
+            Surroundings: when the disk, the data set or another of the runs' surroundings failed several in a row.
+        """
         for ended in self.launcher.poll():
             item = next(item for item, handle in self.handles.items() if handle is ended.handle)
             del self.handles[item]
@@ -107,7 +112,7 @@ class Queue:
         todo = [item for item in self.items() if item[0] not in busy]
         waiting = 0
         for item in todo:
-            if not self.launcher.free():
+            if not self.launcher.free() or self.trouble.waits():
                 break
             if item[1] == "train" and is_held(self.out / "runs" / item[0]):
                 waiting += 1  # a killed call started it but could not record it: it will finish by itself
@@ -126,6 +131,11 @@ class Queue:
             print(f"[{self.said}/{len(self.runs)}] {name}: validation Dice {validation_dice(folder):.4f}",
                   flush=True)
         if done:
+            self.trouble.over()
+            return
+        if line := surroundings_of(ended):
+            seconds = self.trouble.add(ended.handle.since, line)
+            print(f"{name}: {kind} ended, not by its own fault: {line}; trying again in {seconds:.0f} s", flush=True)
             return
         self.attempts[item] = self.attempts.get(item, 0) + 1
         log = self.out / "logs" / f"{name}.log"

@@ -1,15 +1,22 @@
 """Training batches: the order of cases, crops, patches and augmentation."""
 
+import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from meshnet.data.augment import Augment, case_seed
 from meshnet.data.reader import PreparedData
+from meshnet.errors import AGAIN, Surroundings, first_line
 from meshnet.scans.intensity import as_input
 
 BATCH_KEYS = ("image", "mask")
+SHARED = Path("/dev/shm")
+NO_SHARED = re.compile(r"/torch_\w*|\(shm\)|shared memory|Bus error|ancdata|/psm_|shm_open")
+WORKER_ENDED = re.compile(r"DataLoader worker .*(killed|exited)", re.DOTALL)
 
 
 class TrainingCases(torch.utils.data.Dataset):
@@ -67,9 +74,33 @@ def batches_of_rank(order: list[int], batch_size: int, rank: int, world: int) ->
 
 
 def load_batches(cases: TrainingCases, batches: list[list[int]], epoch: int, workers: int) -> Iterator[dict]:
-    """Batches in order, read ahead by ``workers`` processes: image (B, C, X, Y, Z), mask (B, X, Y, Z), index (B,)."""
+    """Batches in order, read ahead by ``workers`` processes: image (B, C, X, Y, Z), mask (B, X, Y, Z), index (B,).
+
+    Raises:
+        Surroundings: where the worker processes have too little shared memory, or one was killed.
+    """
     # A generator of its own: making an iterator draws from torch's global one otherwise, once more in a resumed epoch.
-    return iter(torch.utils.data.DataLoader(
-        cases, batch_sampler=[[(index, epoch) for index in batch] for batch in batches], num_workers=workers,
-        generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="fork" if workers else None))
+    try:
+        yield from torch.utils.data.DataLoader(
+            cases, batch_sampler=[[(index, epoch) for index in batch] for batch in batches], num_workers=workers,
+            generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork" if workers else None)
+    except (RuntimeError, OSError) as error:
+        line = explain_worker(error, workers) if workers else ""
+        if not line:
+            raise
+        raise Surroundings(line) from error
+
+
+def explain_worker(error: Exception, workers: int) -> str:
+    """One line where a worker process of the loader could not hand over a batch; "" for any other error."""
+    text, flag = str(error), f"--data.workers {workers}"
+    if NO_SHARED.search(text):
+        free = f"{shutil.disk_usage(SHARED).free / 2**20:.1f} MiB free" if SHARED.is_dir() else "missing"
+        return (f"{flag}: found too little shared memory for worker processes ({SHARED}: {free}), or a file of the "
+                "data set gone while it was read; give the container more (docker run --shm-size=2g) or use "
+                f"--data.workers 0, {AGAIN}")
+    if WORKER_ENDED.search(text):
+        return (f"{flag}: a worker process that reads cases was killed, probably for lack of memory "
+                f"({first_line(error)}); use fewer --data.workers, {AGAIN}")
+    return ""

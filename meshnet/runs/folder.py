@@ -25,7 +25,7 @@ from pathlib import Path
 
 from meshnet import ROOT
 from meshnet.errors import UserError
-from meshnet.files import write_csv, write_text
+from meshnet.files import named, write_csv, write_text
 
 CONFIG_YAML, METRICS, CASES, TEST_CASES = "config.yaml", "metrics.jsonl", "cases.csv", "test_cases.csv"
 LAST, AVERAGED, CURVES, TRACKING = "last.safetensors", "model_ema.safetensors", "curves.png", "tracking.json"
@@ -109,7 +109,8 @@ def differences(old: Mapping, new: Mapping) -> dict[str, str]:
 
 def append_metrics(folder: Path, row: dict) -> None:
     """Append a line to metrics.jsonl. A line cut off by a kill is dropped when the run is resumed."""
-    with open(folder / METRICS, "a", encoding="utf-8") as handle:
+    path = folder / METRICS
+    with named(path), open(path, "a", encoding="utf-8") as handle:
         handle.write(json.dumps(row) + "\n")
         handle.flush()
         os.fsync(handle.fileno())

@@ -19,8 +19,10 @@ A local job outlives a driver that is killed: keep ``handle.identity()`` (plain 
 
 import abc
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,10 +33,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshnet import ROOT
+from meshnet.errors import DIVERGED, OUT_OF_MEMORY, SURROUNDINGS, USER_ERROR, Surroundings, explain
 from meshnet.runs.folder import HEARTBEAT
 
-USER_ERROR, DIVERGED = 2, 3  # exit codes of train.py: wrong flag, file or data set; loss became NaN or infinite
 HOPELESS = (USER_ERROR, DIVERGED)  # another attempt would end the same way
+PAUSES = (2.0, 8.0, 30.0)  # seconds before another try, after the surroundings ended one, two, three runs in a row
+PROBE = 1 << 16  # bytes that are written to ask a disk whether it takes any
+NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
+# How accelerate launch and torchrun print the exit code of the script, which theirs hides.
+INNER = re.compile(r"returned non-zero exit status (\d+)|died with <Signals\.\w+: (\d+)>|exitcode\s*: (-?\d+) \(pid")
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,92 @@ def describe_exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
+def inner_code(code: int | None, output: str) -> int | None:
+    """The exit code of the script, where ``accelerate launch`` ends with 1 whatever its own was."""
+    if code != 1:
+        return code
+    found = [int(ended or other) if ended or other else -int(by) for ended, by, other in INNER.findall(output)]
+    known = [number for number in (SURROUNDINGS, DIVERGED, USER_ERROR, OUT_OF_MEMORY) if number in found]
+    return (known or found or [code])[0]
+
+
+def surroundings_of(ended: Ended) -> str:
+    """What around a job ended it, in one line; "" where it may have been the job itself.
+
+    Told by the exit code, by what it printed, by a fault in mapped memory, and by asking the disk: a job whose log lies
+    on a full disk can say nothing.
+    """
+    if ended.code in (0, DIVERGED, OUT_OF_MEMORY):
+        return ""
+    lines = [line.strip() for line in ended.handle.output().splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
+    full = next((line for line in reversed(lines) if NO_SPACE.search(line)), "")
+    if full or (said and ended.code == SURROUNDINGS):
+        return full.removeprefix("error: ") or said
+    if ended.code == USER_ERROR:
+        return ""
+    if asked := ask_folder(ended.handle.job.run_dir):
+        return asked
+    if ended.code == SURROUNDINGS:
+        return f"{ended.handle.job.log}: exit code {SURROUNDINGS} without a word, as when a disk or share was away"
+    if ended.code is not None and hasattr(signal, "SIGBUS") and ended.code in (-signal.SIGBUS, 128 + signal.SIGBUS):
+        return (f"{ended.handle.job.log}: killed by SIGBUS, as when a data set's file or shared memory (/dev/shm) is "
+                "gone or full while it is read; check both")
+    return ""
+
+
+def ask_folder(folder: Path) -> str:
+    """What hinders writing into a folder, in one line; "" if nothing does."""
+    probe = folder / f".tmp-{os.getpid()}-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(probe, "wb") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            error.filename = str(folder)
+        return explain(error)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return ""
+
+
+class Trouble:
+    """Ends in a row that the surroundings of the runs caused: no run's fault. Says when to try again and when to stop.
+
+    Runs that were already running at the last one share its trouble and count once.
+    """
+
+    def __init__(self, pauses: tuple[float, ...] = PAUSES):
+        self.pauses, self.count, self.seen, self.until = pauses, 0, -1.0, 0.0
+
+    def waits(self) -> bool:
+        """Whether it is too early to start another run."""
+        return time.monotonic() < self.until
+
+    def over(self) -> None:
+        """A run got on: the surroundings are right again."""
+        self.count = 0
+
+    def add(self, since: float, line: str) -> float:
+        """Note an end of a run that started at ``since``; the seconds until the next try.
+
+        Raises:
+            Surroundings: when enough of them came in a row.
+        """
+        now = time.monotonic()
+        if since > self.seen:
+            if self.count == len(self.pauses):
+                raise Surroundings(f"{line}; found this {self.count + 1} times in a row, so nothing more is started; "
+                                   "nothing is lost: the same command goes on once it is mended")
+            self.until, self.seen = now + self.pauses[self.count], now
+            self.count += 1
+        return max(0.0, self.until - now)
+
+
 class Launcher(abc.ABC):
     """What all launchers share: slots, heartbeats and the list of running jobs."""
 
@@ -189,6 +282,7 @@ class Launcher(abc.ABC):
         ended = []
         for handle in self.running():
             code, over = self._look(handle)
+            code = inner_code(code, handle.output(5000)) if over else code
             reason = describe_exit(code)
             if not over and self._silent(handle):
                 self._stop(handle, 0)
@@ -204,9 +298,14 @@ class Launcher(abc.ABC):
         self.handles.pop(handle.slot, None)
 
     def close(self, patience: float = 0.0) -> None:
-        """End every running job."""
+        """End every running job, in ``patience`` seconds all together where they listen."""
+        if patience > 0:
+            self.ask_all()
         for handle in self.running():
             self.kill(handle, patience)
+
+    def ask_all(self) -> None:  # noqa: B027 - a launcher need not be able to
+        """Ask every running job to end, before any is waited for; nothing where the launcher has no way to ask."""
 
     @abc.abstractmethod
     def adopt(self, job: Job, identity: dict) -> Handle | None:

@@ -1,14 +1,15 @@
 """Runs on this machine: each slot has its own GPUs or its share of the CPU cores."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
 
-from meshnet.errors import UserError
+from meshnet.errors import TOKEN, UserError
 from meshnet.machine import usable_cores
 from meshnet.runs.jobs import Handle, Job, Launcher, full_command, visible_gpus
-from meshnet.runs.processes import TOKEN, alive, end_job, start_time
+from meshnet.runs.processes import alive, end_job, signal_all, start_time
 
 
 class LocalLauncher(Launcher):
@@ -64,6 +65,11 @@ class LocalLauncher(Launcher):
         end_job(handle.token, handle.pid if ours else None, patience)
         if child:
             child.wait()
+
+    def ask_all(self) -> None:
+        for handle in self.running():
+            ours = handle.token in self.children or alive(handle.pid, handle.started)
+            signal_all(handle.token, handle.pid if ours else None, signal.SIGTERM)
 
     def adopt(self, job: Job, identity: dict) -> Handle | None:
         """As in ``Launcher``. A job on another host, or whose slot no longer exists, is not taken over."""

@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
+from meshnet.errors import TOKEN
 from meshnet.files import try_lock
 
-TOKEN = "MESHNET_JOB"
 PROC = Path("/proc")
 GUARD_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -67,11 +67,11 @@ def end_job(token: str, pid: int | None = None, patience: float = 0.0) -> None:
     ``pid``: the leader, whose process group is signalled too. It must be the job's own (see ``alive``).
     """
     if patience > 0:
-        _signal_all(token, pid, signal.SIGTERM)
+        signal_all(token, pid, signal.SIGTERM)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and (members(token) or (pid and start_time(pid))):
             time.sleep(0.05)
-    _signal_all(token, pid, signal.SIGKILL)
+    signal_all(token, pid, signal.SIGKILL)
     while left := [one for one in members(token) if one != os.getpid()]:  # a child may be born between two looks
         for one in left:
             with contextlib.suppress(ProcessLookupError):
@@ -79,7 +79,8 @@ def end_job(token: str, pid: int | None = None, patience: float = 0.0) -> None:
         time.sleep(0.02)
 
 
-def _signal_all(token: str, pid: int | None, number: int) -> None:
+def signal_all(token: str, pid: int | None, number: int) -> None:
+    """Send a signal to every process of a job, and to the group of its leader ``pid``."""
     if pid is not None and start_time(pid):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, number)

@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from meshnet.errors import UserError
+from meshnet.errors import UserError, decoration, ending_signals
 from meshnet.files import write_json, write_text
 from meshnet.search.space import Space
 from meshnet.search.status import STALE_SECONDS, Screen, read_status, snapshot, status_table
@@ -28,10 +28,12 @@ def refuse_other_host(folder: Path) -> None:
 
 
 def drive(study, screen: Screen, began: float, prepare) -> str:
-    """Run the study to its end or to Ctrl-C; returns "finished" or "interrupted". No process is ever left behind."""
-    asked = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.append(1))
+    """Run the study to its end or to a signal that asks to end; returns "finished" or "interrupted". No process is ever
+    left behind."""
+    asked: list[int] = []
+    numbers = ending_signals()
+    for number in numbers:
+        signal.signal(number, lambda number, _: asked.append(number))
     shown = 0.0
     state = "running"
     try:
@@ -46,20 +48,20 @@ def drive(study, screen: Screen, began: float, prepare) -> str:
                 screen.draw(status_table(publish(study, "running", began)))
             time.sleep(0.05)
         else:
-            state = "interrupted"
+            state, study.ended_by = "interrupted", asked[0]
             study.say("stopping the runs; the same command continues later (Ctrl-C again kills them at once)")
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
             study.stop(PATIENCE)
     except KeyboardInterrupt:
         state = "interrupted"
-    except UserError:
+    except (UserError, OSError):
         with contextlib.suppress(OSError, UserError):  # a full disk, for example, also prevents this
             study.stop(0)
             publish(study, "stopped", began)
         raise
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
         try:
             study.stop(0)
@@ -86,7 +88,9 @@ def report(study, screen: Screen, state: str, began: float, recipe, space: Space
         head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
                 f"{best['epochs']} epochs\n")
         write_text(study.plan.folder / "best.yaml", head + recipe(best["parameters"], horizon))
-        from meshnet.search import figures
-
-        figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)
     screen.end(status_table(status))
+    if best:
+        with decoration(f"{study.plan.folder}: its figures are not drawn", "nothing else depends on them"):
+            from meshnet.search import figures
+
+            figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)

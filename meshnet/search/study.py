@@ -7,7 +7,9 @@ whether this driver or an earlier one started the run.
 * ``metrics.jsonl`` reaches the rung, or ``DONE`` says that the run stopped early: the run is done.
 * ``failed.json`` (diverged), output that says "out of memory", or exit code 2: the trial gets the worst score at once,
   with the reason.
-* output that says "No space left on device": the study stops with that message; the run continues once there is space.
+* the surroundings failed (exit code 4, a full disk, a fault in mapped memory): no trial pays for it. The run is tried
+  again after a pause; when that happens several times in a row, or the disk is full, the study stops with that message
+  and goes on where it was once the surroundings are right again.
 * anything else (killed, silent, node lost): the run is retried from its last resume point, at most ``max_retries``
   times; then the trial gets the worst score.
 
@@ -18,16 +20,17 @@ The score of a rung is the mean over inner folds of the best value of the metric
 import json
 import math
 import re
+import signal
 import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meshnet.errors import UserError
+from meshnet.errors import OUT_OF_MEMORY, USER_ERROR, UserError
 from meshnet.files import write_text
 from meshnet.runs.folder import DONE, FAILED, read_metrics
-from meshnet.runs.jobs import USER_ERROR, Ended, Job, Launcher, is_retried
+from meshnet.runs.jobs import NO_SPACE, Ended, Job, Launcher, Trouble, is_retried, surroundings_of
 from meshnet.search.asha import Asha, Decision
 from meshnet.search.ledger import Ledger
 from meshnet.search.settings import refuse_other_trial
@@ -35,9 +38,9 @@ from meshnet.search.settings import refuse_other_trial
 DRIVER_DIED = "the driver died"
 INTERRUPTED = "interrupted"
 DISK_FULL = "the disk is full"
-FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL)  # not the run's fault: not counted as failures
-OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
-NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
+AROUND = "the surroundings failed"
+FORGIVEN = (DRIVER_DIED, INTERRUPTED, DISK_FULL, AROUND)  # not the run's fault: not counted as failures
+NO_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
 HOPELESS_TRIALS = 3  # the study stops after this many failures (other than divergence) without a single score
 
 
@@ -85,6 +88,8 @@ class Study:
     running: dict[str, TrialRun] = field(default_factory=dict)  # by the handle's token
     results: dict[int, dict[int, float]] = field(default_factory=dict)  # trial → fold → score at the current rung
     refused: int = 0
+    trouble: Trouble = field(default_factory=Trouble)
+    ended_by: int = signal.SIGINT  # the signal that interrupted it
 
     # ---------------------------------------------------------------- beginning and end
     def resume(self) -> None:
@@ -131,6 +136,8 @@ class Study:
 
     def stop(self, patience: float) -> None:
         """End every run; the study can be resumed later."""
+        if patience > 0:
+            self.launcher.ask_all()
         for handle in self.launcher.running():
             self.launcher.kill(handle, patience)
             run = self.running.pop(handle.token, None)
@@ -165,6 +172,8 @@ class Study:
         return self.trial_dir(run.decision.trial) / name
 
     def _next(self) -> TrialRun | None:
+        if self.trouble.waits():
+            return None
         if self.waiting:
             return self.waiting.popleft()
         decision = self.asha.next_decision(self.suggest)
@@ -197,14 +206,14 @@ class Study:
         if run is None:  # its trial has failed in this same step
             return
         finished = self._finished(run)
-        if not finished and ended.code != 0 and NO_SPACE.search(ended.handle.output()):
-            self.ledger.attempt_ended(run.attempt, DISK_FULL, ended.handle.where)
-            raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; free some space, then "
-                            "run the same command again")
+        if not finished and (line := self._surroundings(ended, run)):
+            self._put_off(ended, run, line)
+            return
         reason = "" if finished else self._final_reason(ended, run)
         why = "" if finished else reason or ended.reason or "ended before its rung"
         self.ledger.attempt_ended(run.attempt, why, ended.handle.where)
         if finished:
+            self.trouble.over()
             self._settle(run.decision.trial)
         elif reason:
             self._fail(run, reason)
@@ -217,6 +226,25 @@ class Study:
                 self.waiting.appendleft(run)
             else:
                 self._fail(run, f"{why}, {failures} times" if failures > 1 else why)
+
+    def _surroundings(self, ended: Ended, run: TrialRun) -> str:
+        """What around a run ended it, in one line; "" where it was the run itself, or may have been."""
+        return "" if (self.run_dir(run) / FAILED).exists() else surroundings_of(ended)
+
+    def _put_off(self, ended: Ended, run: TrialRun, line: str) -> None:
+        """Keep a run open that its surroundings ended, to be tried again.
+
+        Raises:
+            UserError: where the disk is full, or the surroundings have failed several runs in a row.
+        """
+        full = NO_SPACE.search(line)
+        self.ledger.attempt_ended(run.attempt, DISK_FULL if full else AROUND, ended.handle.where)
+        if full:
+            raise UserError(f"{ended.handle.job.log}: {DISK_FULL} on {ended.handle.where}; free some space, then "
+                            "run the same command again")
+        self.waiting.appendleft(run)
+        seconds = self.trouble.add(ended.handle.since, line)
+        self.say(f"{self._name(run)}: ended, not by its own fault: {line}; tried again in {seconds:.0f} s")
 
     def _finished(self, run: TrialRun) -> bool:
         """Record the scores of the run folder; whether the run is done. Its score is then in ``results``."""
@@ -244,7 +272,7 @@ class Study:
         if failed.exists():
             return f"diverged: {json.loads(failed.read_text())['reason']}"
         output = ended.handle.output()
-        if ended.code != 0 and OUT_OF_MEMORY.search(output):
+        if ended.code == OUT_OF_MEMORY or (ended.code != 0 and NO_MEMORY.search(output)):
             return "out of memory"
         if ended.code == USER_ERROR:
             lines = output.strip().splitlines()

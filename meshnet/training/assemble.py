@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from meshnet.config import Config, identity, resolve
 from meshnet.data import augment
 from meshnet.data.reader import PreparedData
-from meshnet.errors import UserError
+from meshnet.errors import TOKEN, Surroundings, UserError, decoration, surrounding
 from meshnet.files import lock, write_json, write_text
 from meshnet.machine import parse_size
 from meshnet.networks import build
@@ -98,6 +99,7 @@ def make_accelerator(config: Config, folder: Path):
 
     Raises:
         UserError: for fp16 without a GPU, which Accelerate would silently run in float32.
+        Surroundings: where a driver gave this process a GPU that is not there, instead of days on the CPU.
     """
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
@@ -110,6 +112,11 @@ def make_accelerator(config: Config, folder: Path):
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.training.accumulation, sync_with_dataloader=False),
         log_with=config.tracking.trackers or None, project_dir=str(folder))
+    promised = os.environ.get("CUDA_VISIBLE_DEVICES", "") if os.environ.get(TOKEN) else ""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if promised and promised != "-1" and not on_cpu and accelerator.device.type == "cpu":
+        raise Surroundings(f"GPU {promised}: found none that PyTorch can use, expected the one this run was given; "
+                           "check it (nvidia-smi), then run the same command again")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("training.precision: found fp16 on a CPU, expected a GPU for it; use --training.precision bf16 "
                         "or no, or an accelerate configuration without fp16")
@@ -131,26 +138,30 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
     path = folder / CONFIG_YAML
     begun = path.is_file() and resume
     if begun:
-        check_same(path, read_identity(path), same, allow_changed)
+        with surrounding():  # a driver starts every run with the settings it began with
+            check_same(path, read_identity(path), same, allow_changed)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         yield begun
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / LOCK, f"{folder}: another process is training in it; wait for it or use another --run_dir"):
+    taken = f"{folder}: another process is training in it; wait for it or use another --run_dir"
+    with contextlib.ExitStack() as held:
+        with surrounding():
+            held.enter_context(lock(folder / LOCK, taken))
         for stray in (*folder.glob(".tmp-*"), *(folder / STATES).glob(".tmp-*")):  # of a killed run
             stray.unlink()
         if not resume:
             clear(folder)
-        for name in (DONE, FAILED):
-            (folder / name).unlink(missing_ok=True)
         run = {**json.loads(json.dumps(same)),
                **{key: value for key, value in where.items() if key != "data"}, "data_path": where["data"],
                "git_commit": git_commit(), "versions": versions(),
                "processes": accelerator.num_processes, "device": str(accelerator.device)}
         write_text(path, dump_config(config, {"run": {key: value for key, value in run.items()
                                                   if key not in identity(config)}}))
+        for name in (DONE, FAILED):  # last: on a full disk a finished run stays one
+            (folder / name).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
         yield begun
 
@@ -208,16 +219,17 @@ def mark_failed(folder: Path, reason: str) -> None:
 
 
 def finish_run(run, say) -> None:
-    """Draw the curves, print the best score, and write ``DONE`` where the run is finished."""
-    from meshnet.runs import curves
-
-    run.tracker.end()
-    if not run.accelerator.is_main_process:
-        return
-    curves.draw_run(read_metrics(run.folder), run.folder / CURVES, run.folder.name)
-    progress = run.progress
-    if progress.best_epoch > 0:
-        say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
-    if progress.finished:
+    """Write ``DONE`` where the run is finished, print the best score; only then close the trackers, draw the curves."""
+    progress, main = run.progress, run.accelerator.is_main_process
+    if main and progress.finished:
         write_json(run.folder / DONE, {"epochs": progress.epoch, "best_epoch": progress.best_epoch,
                                          "val_dice": progress.best_dice})
+    if main and progress.best_epoch > 0:
+        say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
+    run.tracker.end()
+    if not main:
+        return
+    with decoration(f"{run.folder / CURVES}: not drawn", "nothing else depends on it"):
+        from meshnet.runs import curves
+
+        curves.draw_run(read_metrics(run.folder), run.folder / CURVES, run.folder.name)

@@ -223,7 +223,7 @@ def validate_and_keep(run: Run, heart: Heartbeat, say, scheduled: bool = True) -
             "validations; the network has collapsed to 'no lesion anywhere': try a lower --loss.background_weight, "
             "--loss.name dice_ce, or another --optimizer.lr")
     if run.config.tracking.trackers and run.config.tracking.pictures and main:
-        run.tracker.log_pictures(picture_cases(run, rows), step=epoch)
+        run.tracker.log_pictures(lambda: picture_cases(run, rows), step=epoch)
     return summary | ({"collapsed": True} if collapsed else {})
 
 

@@ -3,11 +3,12 @@
 A state is one file, ``state/step-00000120.pt``, of tensors and plain values, read with ``weights_only=True``.
 """
 
+import pickle
 from pathlib import Path
 
 import torch
 
-from meshnet.errors import UserError
+from meshnet.errors import Surroundings
 from meshnet.files import whole_file
 
 
@@ -30,15 +31,15 @@ def load_state(folder: Path) -> dict | None:
     """The newest resume point, on the CPU, or None where there is none.
 
     Raises:
-        UserError: if it cannot be read (a disk fault; not a kill, since files are renamed into place).
+        Surroundings: if it cannot be read (a disk fault; not a kill, since files are renamed into place).
     """
     states = list_states(folder)
     if not states:
         return None
     try:
         return torch.load(states[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{states[-1]}: cannot be read ({type(error).__name__}); delete it to continue from the "
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise Surroundings(f"{states[-1]}: cannot be read ({type(error).__name__}); delete it to continue from the "
                         "previous one, or use another --run_dir") from None
 
 
