@@ -140,3 +140,26 @@ def test_a_change_by_hand_is_noticed(tmp_path):
     path.write_text(json.dumps(splits))
     with pytest.raises(UserError, match="was edited"):
         load_splits(path)
+
+
+def test_subjects_that_may_be_one_patient_share_their_folds():
+    subjects, volumes, groups = cohort(24)
+    together = [subjects[0:2], subjects[5:8], [subjects[7], subjects[20]], ["nobody", "else"]]
+    splits = make_splits(subjects, volumes, groups, together=together)
+    assert splits["together"] == [subjects[0:2], [*subjects[5:8], subjects[20]]]
+    for fold in range(3):
+        for inner in range(3):
+            parts = fold_subjects(splits, fold, inner)
+            assert sorted(parts["train"] + parts["val"] + parts["test"]) == subjects
+            for group in splits["together"]:
+                assert sum(bool(set(group) & set(part)) for part in parts.values()) == 1
+
+
+def test_subjects_by_themselves_are_divided_as_ever():
+    assert make_splits(*cohort(24), together=[["M0001"]]) == make_splits(*cohort(24))
+    assert make_splits(*cohort(24))["hash"] == "94876c6f3b9ce5fe40c9111bcc9e8d2182137419058cd125b74453b6e3c0e9fd"
+
+
+def test_patients_kept_together_count_as_one():
+    with pytest.raises(UserError, match=r"found 2 subject\(s\), those kept together counted as one \(3 with --apart\)"):
+        make_splits(["a", "b", "c"], [1, 2, 3], [()] * 3, together=[["a", "c"]])

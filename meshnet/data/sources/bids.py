@@ -205,7 +205,7 @@ def scans_of(
         if not candidates:
             return [], _why_none(mask, alike, suffix), False, []
         # The scan with the fewest extra entities wins, then one in the mask's folder; else the user has to choose.
-        ranks = [(len(set(s.entities) - set(mask.entities)), Path(s.path).parent != Path(mask.path).parent)
+        ranks = [(_extra(mask, s), Path(s.path).parent != Path(mask.path).parent)
                  for s in candidates]
         best = [s for s, rank in zip(candidates, ranks) if rank == min(ranks)]
         if len(best) > 1:
@@ -222,6 +222,11 @@ def scans_of(
                        "(--image_pattern says it otherwise)")
         chosen += best
     return chosen, None, False, won
+
+
+def _extra(mask: BidsFile, scan: BidsFile) -> int:
+    """How many entities of a scan its mask's name lacks; the mask's own, such as desc-, are none of the scan."""
+    return sum(k not in mask.entities or (k in OF_THE_MASK and mask.entities[k] != v) for k, v in scan.entities.items())
 
 
 def _why_none(mask: BidsFile, alike: Sequence[BidsFile], suffix: str) -> str:

@@ -132,7 +132,7 @@ def _dataset_json(path: str) -> tuple[Path, dict, list[str]]:
 
 def _path(root: Path, given: object, key: str) -> str:
     """A path of ``dataset.json``: relative to its folder, or absolute, or with variables as nnU-Net has them."""
-    if not isinstance(given, str) or not given.strip():
+    if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise UserError(f"{root / DATASET}: found {str(given)[:60]!r} in {key}, expected the path of a file; repair it")
     return str(root / os.path.expandvars(given.strip().replace("\\", "/")))
 
@@ -170,7 +170,7 @@ def _channels(image: str, channels: int, ending: str) -> list[str]:
     files = [f"{stem}_{i:04d}{ending}" for i in range(channels)]
     if stem.endswith("_0000"):
         files = [f"{stem.removesuffix('_0000')}_{i:04d}{ending}" for i in range(channels)]
-    return [image] if channels == 1 and Path(image).is_file() and not Path(files[0]).is_file() else files
+    return [image] if channels == 1 and os.path.isfile(image) and not os.path.isfile(files[0]) else files
 
 
 def _tests(root: Path, description: dict, listing: Listing) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """The cases of a data set: listed by the source of its format, checked, and read one by one."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def find_cases(
         return find_synthetic(**options)
     if form == "hub":
         from meshnet.data.sources.hub import find_hub as find
-    elif not Path(path).exists():
+    elif not os.path.exists(path):  # False, too, for a name that no file can have
         raise UserError(f"{path}: no such file or folder, expected a {form} data set; check the path")
     elif form == "bids":
         from meshnet.data.sources.bids import find_bids as find
@@ -65,7 +66,7 @@ def _fault(case: Case) -> str | None:
     if case.loader != "files":
         return None
     for path in (*case.images, case.mask):
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             return f"{path}: no such file"
     subjects = {subject_in(p) for p in (*case.images, case.mask)} - {None}
     if len(subjects) > 1:

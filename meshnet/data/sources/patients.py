@@ -2,12 +2,12 @@
 
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from meshnet.data.sources.case import Case, Listing, subject_in
 from meshnet.data.sources.text import read_table
@@ -71,7 +71,7 @@ def by_pattern(listing: Listing, pattern: str) -> None:
 
 def by_table(listing: Listing, path: str) -> None:
     """The subject of a case is what a table with the columns case and subject says."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--subject {path}: no such file, expected a table with the columns case and subject")
     table = read_table(path, ("case", "subject"), "\t,;" if path.lower().endswith(".tsv") else ",;\t")
     if not {"case", "subject"} <= set(table.columns):

@@ -44,7 +44,7 @@ def read_text(path: str | Path) -> tuple[str, str | None]:
     try:
         text = content.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line = content[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
         try:
             if encoding:
                 raise

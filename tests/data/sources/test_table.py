@@ -37,3 +37,28 @@ def test_scan_and_mask_of_different_subjects_fail(tmp_path):
     touch(tmp_path, "sub-1_T2w.nii.gz", "sub-2_mask.nii.gz")
     (tmp_path / "t.csv").write_text("subject,image,mask\n1,sub-1_T2w.nii.gz,sub-2_mask.nii.gz\n")
     assert "different subjects (1, 2)" in find_cases("table", str(tmp_path / "t.csv"), [], Filters()).failed[0][1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_of_spreadsheets(tmp_path, encoding, separator):
+    touch(tmp_path, "ä.nii.gz", "m.nii.gz")
+    text = "Subject,Session,image,mask\r\nJürg,1,ä.nii.gz,m.nii.gz\r\n\r\n"
+    (tmp_path / "t.csv").write_bytes(text.replace(",", separator).encode(encoding))
+    listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+    assert [(c.subject, c.images[0]) for c in listing.cases] == [("Jürg", str(tmp_path / "ä.nii.gz"))]
+
+
+def test_lines_of_another_length_are_named(tmp_path):
+    touch(tmp_path, "a.nii.gz", "m.nii.gz")
+    path = tmp_path / "t.csv"
+    path.write_text("subject,image,mask,site\n1,a.nii.gz,m.nii.gz\n2,a.nii.gz\n")
+    listing = find_cases("table", str(path), [], Filters())
+    assert names(listing) == ["1"] and listing.failed == [
+        (f"{path}, line 3", "found 2 values, expected 4 as the header has; complete the line")]
+    path.write_text("subject,image,mask\n1,a.nii.gz,m.nii.gz,Oslo\n")
+    with pytest.raises(UserError, match="line 2: found 4 values, expected 3"):
+        find_cases("table", str(path), [], Filters())
+    path.write_text("subject,image,mask,image\n1,a.nii.gz,m.nii.gz,a.nii.gz\n")
+    with pytest.raises(UserError, match="line 1: found 2 columns called 'image'"):
+        find_cases("table", str(path), [], Filters())
