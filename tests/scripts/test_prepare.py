@@ -496,3 +496,47 @@ def test_of_several_classes_one_is_the_lesion(tmp_path, run):
     assert info["marks"] == "fluid" and len(table) == 6
     assert all(row["lesion_voxels"] == (schema.volume(table, i, "mask_native") == 2).sum()
                for i, row in enumerate(table.select_columns(["lesion_voxels"])))
+
+
+def time_points(root):
+    """An nnU-Net folder of four patients with two time points; the first patient's are the same scan."""
+    for i, name in enumerate(f"p{p}_t{t}" for p in range(4) for t in range(2)):
+        for folder in ("imagesTr", "labelsTr"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        save(root / "imagesTr" / f"{name}_0000.nii.gz", head(max(i, 1)))
+        save(root / "labelsTr" / f"{name}.nii.gz", lesion(i))
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T2w"}, "labels": {"background": 0}}))
+    return [root, "--format", "nnunet", "--voxel_mm", "8", "--outer", "2", "--inner", "2"]
+
+
+def test_time_points_of_a_patient_are_in_one_fold_and_it_is_said(tmp_path, run):
+    flags = time_points(tmp_path / "raw")
+    code, text, errors = run(*flags, "--list")
+    assert code == 0 and "guessed for 2 case(s) (p0_t0, p0_t1): p0_t0, p0_t1 are of the same patient p0" in text
+    assert sum("\t" in line for line in text.splitlines()) == 8
+    assert [line.split("\t")[0] for line in errors] == ["note", "note"] and "hold the same scan" in errors[1]
+    code, _, errors = run(*flags, "--out", tmp_path / "a")
+    splits = load_splits(tmp_path / "a/splits.json")
+    assert code == 0 and splits["together"] == [[f"p{p}_t0", f"p{p}_t1"] for p in range(4)]
+    assert sum(line.startswith("note\t") for line in errors) == 2
+    for fold in splits["folds"]:
+        assert len({name[:2] for name in fold["test"]}) == len(fold["test"]) / 2
+    code, _, errors = run(*flags, "--out", tmp_path / "b", "--apart")
+    assert not [line for line in errors if line.startswith("note\t")]
+    assert code == 0 and "together" not in load_splits(tmp_path / "b/splits.json")
+    code, text, _ = run(*flags, "--out", tmp_path / "c", "--subject", r"(p\d)")
+    assert code == 0 and "8 case(s), 4 subject(s)" in text
+    assert json.loads((tmp_path / "c/prepared.json").read_text())["source"]["subject"] == r"(p\d)"
+    code, _, errors = run(*flags[:-4], "--outer", "5", "--inner", "1", "--out", tmp_path / "d")
+    assert code == 2 and "found 4 subject(s), those kept together counted as one (8 with --apart)" in errors[-1]
+
+
+@pytest.mark.parametrize(("flags", "fault"), [
+    (["--format", "synthetic", "--subject", "x"], "--subject: found --format synthetic, expected one of bids"),
+    (["x", "--format", "hub", "--suffix", "T2w", "--mask_pattern", "x"], "--mask_pattern: found --format hub"),
+    (["x", "--format", "msd", "--same", "space=rec"], "--same: found --format msd, expected one of bids"),
+    (["x", "--format", "table", "--image_pattern", ""], "--out: missing"),
+])
+def test_corrections_that_a_format_cannot_have_are_refused(run, flags, fault):
+    code, _, errors = run(*flags)
+    assert code == 2 and len(errors) == 1 and fault in errors[0]
