@@ -2,13 +2,16 @@
 
 import errno
 import importlib.metadata
+import os
 import re
+import signal
+import sqlite3
 import subprocess
 import sys
 
 import pytest
 
-from meshnet.errors import REQUIRED, OneLineParser, UserError, run_script
+from meshnet.errors import REQUIRED, TOKEN, OneLineParser, UserError, run_script
 
 
 def ended(main) -> int:
@@ -85,3 +88,106 @@ def test_required_packages_are_those_of_the_requirements(root):
     listed = [line.split("==")[0] for line in (root / "requirements.txt").read_text().splitlines() if "==" in line]
     installed = [known[name][0].lower().replace("_", "-") for name in REQUIRED]
     assert sorted(installed) == sorted(name.lower() for name in listed)
+
+
+# ---------------------------------------------------------------------- the surroundings, by whatever words
+def chained(last, first):
+    last.__context__ = first
+    return last
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "No space left on device"),
+    (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), "No space left on device"),
+    (sqlite3.OperationalError("database or disk is full"), "No space left on device"),
+    (ValueError("Error while serializing: I/O error: quota reached (os error 122)"), os.strerror(errno.EDQUOT)),
+    (RuntimeError("Caught OSError in DataLoader worker process 1.\n[Errno 116] Stale file handle"), "tale file handle"),
+    (chained(ValueError("while closing"), OSError(errno.EROFS, "x", "runs/a")), "error: runs/a: Read-only file system"),
+    (OSError(errno.EIO, "x", "data/s.arrow"), "error: data/s.arrow: Input/output error; check the disk or the share"),
+    (FileNotFoundError(errno.ENOENT, "x", "runs/a/state"), "error: runs/a/state: No such file or directory"),
+    (RuntimeError("CUDA error: unspecified launch failure\nCompile with"), "GPU: CUDA error: unspecified launch"),
+])
+def test_the_surroundings_are_one_line_and_a_driver_is_told_so(error, said, capsys, monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert ended(raising(error)) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1 and "run the same command again" in line
+    monkeypatch.setenv(TOKEN, "x")
+    assert ended(raising(error)) == 4
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_has_a_code_of_its_own(error, capsys):
+    assert ended(raising(error)) == 5
+    assert capsys.readouterr().err.startswith("error: out of memory (")
+
+
+def test_a_file_that_was_looked_for_on_the_way_hides_no_fault_of_ours():
+    with pytest.raises(ValueError, match="ours"):
+        run_script(raising(chained(ValueError("ours"), FileNotFoundError(errno.ENOENT, "x", "optional.json"))))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_keeps_the_exit_code(root):
+    code = ("import sys\nfrom meshnet.errors import run_script\n"
+            "def main():\n    print('much', flush=False)\n    raise OSError(28, 'x', 'runs/a')\nrun_script(main)")
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=full, stderr=full, check=False,
+                               env={**os.environ, TOKEN: "x"})
+    assert found.returncode == 4
+
+
+# ---------------------------------------------------------------------- signals
+WAITING = """
+import time
+from meshnet.errors import run_script
+def main():
+    print("ready", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            {then}
+run_script(main, grace=0.5)
+"""
+
+
+def signalled(root, number, then="raise", ignored=()):
+    """Exit code (None: still running) and stderr of a script that gets a signal, some of which it was born ignoring."""
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in ignored}
+    try:
+        process = subprocess.Popen([sys.executable, "-c", WAITING.format(then=then)], cwd=root, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    try:
+        return process.wait(3 if number in ignored and number == signal.SIGHUP else 20), process.stderr.read()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None, process.communicate()[1]
+
+
+POSIX = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+
+
+@POSIX
+@pytest.mark.parametrize("ignored", [(), ("SIGINT",)], ids=["foreground", "background"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_script_in_one_line(root, name, ignored):
+    number = getattr(signal, name)
+    words = "interrupted\n" if name == "SIGINT" else f"interrupted by {name}\n"
+    assert signalled(root, number, ignored=[getattr(signal, one) for one in ignored]) == (128 + number, words)
+
+
+@POSIX
+def test_a_signal_that_is_not_heard_ends_a_script_all_the_same(root):
+    assert signalled(root, signal.SIGTERM, then="pass") == (143, "interrupted by SIGTERM\n")
+
+
+@POSIX
+def test_nohup_is_believed(root):
+    assert signalled(root, signal.SIGHUP, ignored=[signal.SIGHUP]) == (None, "")

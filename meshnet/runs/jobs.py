@@ -209,7 +209,7 @@ def ask_folder(folder: Path) -> str:
     except OSError as error:
         if error.errno != errno.ENOENT:
             error.filename = str(folder)
-        return explain(error)
+        return explain(error) or f"{folder}: {os.strerror(error.errno)}; expected a folder to write into"
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -222,8 +222,8 @@ class Trouble:
     Runs that were already running at the last one share its trouble and count once.
     """
 
-    def __init__(self, pauses: tuple[float, ...] = PAUSES):
-        self.pauses, self.count, self.seen, self.until = pauses, 0, -1.0, 0.0
+    def __init__(self, pauses: tuple[float, ...] | None = None):
+        self.pauses, self.count, self.seen, self.until = PAUSES if pauses is None else pauses, 0, -1.0, 0.0
 
     def waits(self) -> bool:
         """Whether it is too early to start another run."""

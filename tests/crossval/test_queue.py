@@ -10,6 +10,7 @@ from stand_in_queue import ALL, FakeLauncher, run_script, what
 
 import crossval
 from meshnet.crossval import results
+from meshnet.errors import Surroundings
 from meshnet.files import write_json, write_text
 from meshnet.recipe import load_recipes
 
@@ -133,3 +134,17 @@ def test_ensembles_are_scored_after_all_their_restarts(place, monkeypatch):
         assert {name.replace("ensemble2", f"restart{r}") for r in range(2)} <= before
     runs, _, _ = results.read_runs(place / "out")
     assert {run.model for run in runs} == {"m5", "m5 (ensemble)"}
+
+
+def test_what_the_surroundings_end_is_tried_again_and_several_in_a_row_stop(place, monkeypatch, capsys):
+    monkeypatch.setattr("meshnet.runs.jobs.PAUSES", (0, 0, 0))
+    bad = "m5/fold1_restart0"
+    for_a_while = FakeLauncher(outcome=lambda kind, name, attempt: 4 if name == bad and attempt < 4 else 0)
+    assert run_script(place, monkeypatch, for_a_while, recipes=("m5",), restarts="1") == 0
+    assert Counter(for_a_while.log)["train", bad] == 4
+    assert f"{bad}: train ended, not by its own fault: the stand-in's own words" in capsys.readouterr().out
+    for_ever = FakeLauncher(outcome=lambda kind, name, attempt: 4)
+    with pytest.raises(Surroundings, match="found this 4 times in a row"):
+        run_script(place, monkeypatch, for_ever, recipes=("m6",), restarts="1")
+    assert for_ever.closed == 1
+    assert run_script(place, monkeypatch, FakeLauncher(), recipes=("m6",), restarts="1") == 0

@@ -1,12 +1,22 @@
 """Batches: who gets which case and when, patches, and memory that stays flat."""
 
 import collections
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from meshnet.data.batches import TrainingCases, batches_of_rank, cut_patch, epoch_order, load_batches
+from meshnet.data.batches import (
+    TrainingCases,
+    batches_of_rank,
+    cut_patch,
+    epoch_order,
+    explain_worker,
+    load_batches,
+)
+from meshnet.errors import Surroundings
 
 
 @pytest.mark.parametrize(("cases", "batch", "accumulation", "world"),
@@ -77,3 +87,29 @@ def test_a_loader_holds_memory_flat(tiny_cases):
         for _ in load_batches(cases, batches, epoch, 0):
             pass
     assert anonymous() - before < 2000  # kB; 200 cases of 65 kB would be 13,000
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...", "shared memory"),
+    ("unable to write to file </torch_71_3>: No space left on device (28)", "shared memory"),
+    ("unable to open shared memory object </torch_5> in read-write mode: No such file or directory (2)", "--shm-size"),
+    ("received 0 items of ancdata", "--data.workers 0"),
+    ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "was killed"),
+])
+def test_workers_that_cannot_hand_over_a_batch_are_explained(words, said):
+    line = explain_worker(RuntimeError(words), 3)
+    assert line.startswith("--data.workers 3: ") and said in line
+    assert "No space left on device" not in line or "shared memory" not in said  # not taken for a full disk
+    assert explain_worker(RuntimeError("shapes differ"), 3) == ""
+
+
+class Deadly(torch.utils.data.Dataset):
+    """Cases whose worker is killed, as a system short of memory does."""
+
+    def __getitem__(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_a_matter_of_the_surroundings():
+    with pytest.raises(Surroundings, match=r"--data.workers 1: a worker process that reads cases was killed"):
+        list(load_batches(Deadly(), [[0], [1]], 0, 1))

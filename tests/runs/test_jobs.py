@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import train
+from meshnet.errors import Surroundings
 from meshnet.runs import jobs
 from meshnet.runs.jobs import DIVERGED, HOPELESS, USER_ERROR, describe_exit, full_command, is_retried
 from meshnet.runs.launch import make_launcher
@@ -75,3 +76,55 @@ def test_a_silent_job_is_killed_and_a_beating_one_is_not(job, monkeypatch):
         assert launcher.poll() == []
     clock[0] += 61
     assert [end.handle for end in launcher.poll()] == [beating] and launcher.free() == 2
+
+
+def ended(tmp_path, code, output=""):
+    job = jobs.Job("train.py", (), tmp_path / "run", tmp_path / "log")
+    return jobs.Ended(SimpleNamespace(job=job, output=lambda most=0: output), code, "", 1.0)
+
+
+@pytest.mark.parametrize(("code", "output", "line"), [
+    (4, "epoch 1\nerror: data/a: found no prepared.json\n", "data/a: found no prepared.json"),
+    (4, "", "exit code 4 without a word"),
+    (1, "OSError: [Errno 28] No space left on device: 'x'", "No space left on device"),
+    (2, "error: a.pt: No space left on device", "a.pt: No space left on device"),
+    (-7, "epoch 1", "killed by SIGBUS"),
+    (2, "error: --fold: found 9", ""), (3, "No space", ""), (5, "error: out of memory", ""), (1, "ValueError", ""),
+    (-9, "", ""), (None, "", ""), (0, "No space left on device", ""),
+])
+def test_what_is_the_surroundings_fault_and_what_may_be_the_runs(tmp_path, code, output, line):
+    found = jobs.surroundings_of(ended(tmp_path, code, output))
+    assert line in found and bool(line) == bool(found) and not list((tmp_path / "run").glob("*"))
+
+
+def test_a_run_folder_that_cannot_be_made_is_asked_about(tmp_path):
+    (tmp_path / "run").write_text("a file where the share was")
+    assert str(tmp_path / "run") in jobs.surroundings_of(ended(tmp_path, 1))
+
+
+@pytest.mark.parametrize(("output", "code"), [
+    ("subprocess.CalledProcessError: Command '['python']' returned non-zero exit status 4.", 4),
+    ("  exitcode  : -15 (pid: 6)\n  exitcode  : 3 (pid: 5)", 3),
+    ("died with <Signals.SIGBUS: 7>.", -7), ("Traceback", 1),
+])
+def test_the_exit_code_behind_accelerate_launch(output, code):
+    assert jobs.inner_code(1, output) == code and jobs.inner_code(2, output) == 2
+
+
+def test_trouble_of_runs_that_ran_together_counts_once_and_several_in_a_row_stop(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    trouble = jobs.Trouble((2, 8))
+    assert trouble.add(50, "away") == 2 and trouble.waits()
+    now[0] = 101
+    assert trouble.add(51, "away") == 1 and trouble.count == 1  # it ran beside the first
+    now[0] = 103
+    assert not trouble.waits() and trouble.add(102.5, "away") == 8
+    trouble.over()
+    now[0] = 120
+    assert trouble.add(115, "away") == 2
+    now[0] = 130
+    trouble.add(125, "away")
+    now[0] = 150
+    with pytest.raises(Surroundings, match=r"^away; found this 3 times in a row, .* the same command goes on"):
+        trouble.add(145, "away")

@@ -97,3 +97,37 @@ def test_the_estimated_memory_is_that_of_the_box_the_patch_or_the_whole_volume(t
     assert estimated([0, 16, 4, 28, 8, 16]) == expected([8, 16, 8])
     config.model.name = "unet"
     assert estimated(None) is None
+
+
+def test_a_run_is_recorded_as_done_before_it_is_decorated(tiny_data, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    broken = []
+
+    def draw(*_):
+        broken.append((folder / "DONE").is_file())
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr("meshnet.runs.curves.draw_run", draw)
+    found = train(tiny_data, folder, "--training.max_epochs", 1)
+    assert broken == [True] and found.returncode == 0
+    assert (f"warning: {folder}/curves.png: not drawn: ValueError: no such backend; nothing else depends on it\n"
+            in found.stderr)
+
+
+@pytest.mark.parametrize(("damage", "said"), [
+    (lambda data, folder: (data / "splits.json").unlink(), "splits.json"),
+    (lambda data, folder: (folder / "state" / "step-00000004.pt").write_bytes(b"half"), "cannot be read"),
+    (lambda data, folder: data.rename(data.with_name("away")), "found no prepared.json"),
+], ids=["splits", "resume point", "data set"])
+def test_a_driver_is_told_that_the_surroundings_failed(tiny_data, tmp_path, damage, said):
+    import shutil
+
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_data, data)
+    train(data, folder, "--training.max_epochs", 2, "--stop_epoch", 1)
+    for state in (folder / "state").iterdir():
+        state.rename(folder / "state" / "step-00000004.pt")
+    damage(data, folder)
+    for environment, code in (({}, 2), ({"MESHNET_JOB": "x"}, 4)):
+        found = train(data, folder, "--training.max_epochs", 2, check=False, env=environment)
+        assert (found.returncode, found.stderr.count("error: ")) == (code, 1) and said in found.stderr

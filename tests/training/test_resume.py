@@ -1,11 +1,13 @@
 """Resume points: whole or not there, the new one before the old one goes."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from meshnet.errors import UserError
+from meshnet.errors import Surroundings, UserError
 from meshnet.training import resume
 
 
@@ -76,3 +78,37 @@ def test_nothing_is_unpickled(tmp_path):
     with pytest.raises((UserError, pickle.UnpicklingError)):
         resume.load_state(tmp_path)
     assert not (tmp_path / "evil").exists()
+
+
+LIMITED = """
+import resource, sys, torch
+from pathlib import Path
+from meshnet.networks.folder import save_weights
+from meshnet.errors import run_script
+from meshnet.training.resume import save_state
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow beyond it, as on a disk that is full
+big = {"weights": torch.zeros(50_000)}
+run_script(lambda: {"torch": lambda: save_state(folder, 2, big, 3),
+                    "safetensors": lambda: save_weights(folder / "last.safetensors", big)}[sys.argv[2]]() and 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.parametrize(("library", "name"), [("torch", "step-00000002.pt"), ("safetensors", "last.safetensors")])
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_what_was_there(tmp_path, root, library, name):
+    """Neither library says what hindered it: torch has ``unexpected pos``, safetensors an error of its own."""
+    resume.save_state(tmp_path, 1, {"value": torch.ones(2)}, 3)
+    found = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, library], cwd=root, capture_output=True, text=True,
+                           check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert found.stderr.startswith(f"error: {tmp_path / name}: File too large; raise ulimit -f")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert resume.load_state(tmp_path)["value"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", b"\x80\x02 something else"])
+def test_a_resume_point_that_is_broken_is_no_fault_of_the_run(tmp_path, content):
+    (tmp_path / "step-00000004.pt").write_bytes(content)
+    with pytest.raises(Surroundings, match=r"step-00000004.pt: cannot be read .*; delete it to continue"):
+        resume.load_state(tmp_path)

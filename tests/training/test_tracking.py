@@ -4,14 +4,16 @@ import importlib.util
 import json
 import sqlite3
 import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import run_script_file
 
 from meshnet.config import TrackingConfig
 from meshnet.errors import UserError
-from meshnet.training.tracking import MODULES, check_installed
+from meshnet.training.tracking import MODULES, Tracker, check_installed
 
 GUIDE_NAMES = ("learning_rate", "train_loss", "val_dice", "val_loss")
 INSTALLED = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
@@ -135,3 +137,95 @@ def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"'mlflow' is not installed; pip install -r requirements-tracking.txt"):
         check_installed(TrackingConfig(trackers=["mlflow"]))
+
+
+class Fake:
+    """One of Accelerate's trackers, and the Accelerator that begins it; ``refuse(arguments)`` raises or does not."""
+
+    is_main_process = True
+
+    def __init__(self, name, refuse):
+        self.name, self.refuse = name, refuse
+        self.log_with, self.trackers, self.sent, self.tries = [name], [], [], []
+        self.tracker = SimpleNamespace(info=SimpleNamespace(run_id="new"))
+
+    def init_trackers(self, project, config, arguments):
+        self.tries.append(arguments[self.name])
+        self.refuse(arguments[self.name])
+        self.trackers.append(self)
+
+    def log(self, values, step):
+        self.sent.append((values, step))
+        if step == 2:
+            raise ConnectionError("the server is gone\nand more")
+
+    def log_images(self, *_, **__):
+        raise AssertionError("no picture was drawn")
+
+    def store_init_configuration(self, values):
+        self.sent.append(values)
+
+    def finish(self):
+        self.sent.append("finished")
+
+    def end_training(self):
+        self.sent.append("ended")
+
+
+def tracker_of(tmp_path, name, refuse=lambda arguments: None):
+    fake = Fake(name, refuse)
+    return Tracker(fake, TrackingConfig(trackers=[name]), tmp_path, {"optimizer.lr": 0.1}), fake
+
+
+def refusing(key, value):
+    def refuse(arguments):
+        if arguments.get(key) == value:
+            raise RuntimeError("not to be had\nhere")
+    return refuse
+
+
+def test_an_mlflow_run_that_is_not_there_any_more_becomes_a_new_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(get_tracking_uri=lambda: "file:there", end_run=print))
+    (tmp_path / "tracking.json").write_text('{"name": "run-1", "begun": ["mlflow"], "mlflow": "old"}')
+    tracker, fake = tracker_of(tmp_path, "mlflow", refusing("run_id", "old"))
+    tracker.begin(1)
+    assert [arguments["run_id"] for arguments in fake.tries] == ["old", None]
+    assert fake.sent == [{"optimizer.lr": 0.1}]  # the new run is told the configuration
+    assert json.loads((tmp_path / "tracking.json").read_text())["mlflow"] == "new"
+    assert capsys.readouterr().err == ("warning: tracking.trackers: mlflow: run old, cannot be continued in "
+                                       "file:there: a new run there (not to be had)\n")
+
+
+def test_weights_and_biases_without_its_server_is_logged_offline(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    tracker, fake = tracker_of(tmp_path, "wandb", refusing("mode", None))
+    tracker.begin(0)
+    assert [arguments.get("mode") for arguments in fake.tries] == [None, "offline"] and tracker.open == [fake]
+    assert "send it later with wandb sync (not to be had)" in capsys.readouterr().err
+
+
+def test_a_tracker_that_cannot_begin_or_fails_later_is_left_out_and_the_run_goes_on(tmp_path, capsys):
+    tracker, fake = tracker_of(tmp_path, "tensorboard", refusing("purge_step", 1))
+    tracker.begin(0)
+    tracker.log({"val_dice": 0.5}, 1)
+    tracker.end()
+    assert fake.sent == ["ended"] and tracker.open == []
+    tracker, fake = tracker_of(tmp_path, "tensorboard")
+    tracker.begin(0)
+    for step in (1, 2, 3):
+        tracker.log({"val_dice": 0.5}, step)
+    assert [sent[1] for sent in fake.sent[1:]] == [1, 2]
+    assert capsys.readouterr().err == (
+        "warning: tracking.trackers: tensorboard cannot begin: RuntimeError: not to be had; goes on without it\n"
+        "warning: tracking.trackers: tensorboard failed: ConnectionError: the server is gone; goes on without it\n")
+
+
+def test_pictures_that_cannot_be_drawn_and_a_broken_record_end_nothing(tmp_path, capsys):
+    (tmp_path / "tracking.json").write_text("{half a")
+    tracker, _ = tracker_of(tmp_path, "tensorboard")
+    tracker.begin(0)
+    tracker.log_pictures(lambda: 1 / 0, 4)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "tracking.json: cannot be read" in said[0]
+    assert "the pictures of epoch 4 are not drawn: ZeroDivisionError" in said[1]
+    assert json.loads((tmp_path / "tracking.json").read_text())["begun"] == ["tensorboard"]
