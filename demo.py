@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from meshnet.errors import run_script
+from meshnet.errors import OneLineParser, run_script
 from meshnet.runs.folder import TEST_CASES
 
 ROOT = Path(__file__).resolve().parent
@@ -20,6 +18,7 @@ SCAN_SEED = 987_654  # of a patient that is not in the data set
 
 
 def main() -> int:
+    OneLineParser("demo.py", description=__doc__.splitlines()[0]).parse_args()
     data, run = FOLDER / "data", FOLDER / "run"
     call("prepare.py", "--format", "synthetic", "--cases", CASES, "--voxel_mm", VOXEL_MM, "--outer", 5, "--inner", 8,
          "--out", data)
@@ -54,6 +53,8 @@ def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
     """
     import csv
 
+    import numpy as np
+
     from meshnet.data.reader import PreparedData
     from meshnet.scans.metrics import overlap_metrics
 
@@ -71,6 +72,7 @@ def held_out_scores(data: Path, run: Path) -> tuple[float, float, int]:
 def write_scan(path: Path) -> None:
     """Write a new synthetic scan to a NIfTI file, on a finer and differently oriented grid than the data set."""
     import nibabel as nib
+    import numpy as np
 
     from meshnet.data.synthetic.case import make_case
     from meshnet.files import whole_file

@@ -26,7 +26,8 @@ _HOMES = {
 }
 __all__ = list(_HOMES)
 
-if Path(sys.argv[0]).resolve().parent == ROOT:  # one of the scripts: here, since it imports the rooms next
+# One of the scripts: here, since it imports the rooms next.
+if sys.argv and sys.argv[0].endswith(".py") and Path(sys.argv[0]).resolve().parent == ROOT:
     check_packages()
 
 

@@ -6,6 +6,7 @@ scores of single cases are never uploaded.
 
 import contextlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,5 +176,6 @@ def copy_to(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":  # what model cards of earlier versions say
-    raise SystemExit("error: python -m meshnet.hub is now share.py: python share.py push FOLDER user/name, and "
-                     "python share.py pull user/name FOLDER")
+    print("error: python -m meshnet.hub is now share.py: python share.py push FOLDER user/name, and python share.py pull "
+          "user/name FOLDER", file=sys.stderr)
+    sys.exit(2)

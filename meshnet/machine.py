@@ -12,9 +12,9 @@ SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB"
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: ``MESHNET_CACHE``, else the user's cache folder."""
+    """Where built libraries and downloaded models are kept: ``MESHNET_CACHE``, else the user's cache folder."""
     if "MESHNET_CACHE" in os.environ:
-        return Path(os.environ["MESHNET_CACHE"])
+        return Path(os.environ["MESHNET_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meshnet"
 
 

@@ -26,14 +26,15 @@ def modules(root):
 def imported(path, known):
     """The modules among ``known`` that a file imports anywhere: at its top, in functions, under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
+        names = []  # for each imported name what it may be: a module, or something of one
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+            names = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        below = [name.removeprefix("meshnet.") for name in names if name.startswith("meshnet.")]
-        yield from [name for name in below if name in known][:1]
+            names = [(alias.name,) for alias in node.names]
+        for either in names:
+            below = [name.removeprefix("meshnet.") for name in either if name.startswith("meshnet.")]
+            yield from [name for name in below if name in known][:1]
 
 
 def faults(root):
@@ -58,6 +59,7 @@ def test_imports_run_one_way(root):
     ("scans/first.py", "from meshnet.training import loop", "scans.first imports training"),
     ("runs/first.py", "def f():\n    import meshnet.search.second", "runs.first imports search.second"),
     ("data/first.py", "from meshnet.data.second import x", "circle: "),
+    ("scans/first.py", "from meshnet import errors, training", "scans.first imports training"),
 ])
 def test_a_wrong_import_is_found(tmp_path, where, line, fault):
     room, other = tmp_path / "meshnet" / where, tmp_path / "meshnet" / "data" / "second.py"

@@ -23,7 +23,6 @@ from meshnet.config import Config
 from meshnet.recipe import load_search, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-SCAN_PY = importlib.util.find_spec("meshnet.inference.scan") is not None
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "srun ")
 RECIPE = "recipes/meshnet26.yaml"  # in the place of a recipe that only a run of the reader's would write
@@ -143,7 +142,7 @@ def check_script(script: str, words: list[str], monkeypatch) -> None:
         return
     known = known_flags()
     assert not [word for word in words if word.startswith("--") and "." not in word and word not in known]
-    parser = (module.get("make_parser") or module["parser"])()
+    parser = module["make_parser"]()
     if script == "crossval.py":
         arguments, rest = parser.parse_known_args(words)
         for recipe in arguments.recipes:
@@ -210,7 +209,7 @@ def known_flags() -> set[str]:
             parsers = [argparse.ArgumentParser()]
             module["add_flags"](parsers[0])
         else:
-            parsers = [(module.get("make_parser") or module["parser"])()]
+            parsers = [module["make_parser"]()]
         for parser in parsers:
             known.update(parser._option_string_actions)
             for action in parser._actions:
@@ -268,7 +267,6 @@ def examples() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.skipif(not SCAN_PY, reason="segment_scan is not there yet")
 @pytest.mark.parametrize("where, code", examples(), ids=[where for where, _ in examples()])
 def test_example_runs(where, code, examples_folder, monkeypatch, capsys):
     monkeypatch.chdir(examples_folder)

@@ -165,6 +165,6 @@ def draw_case(path: Path, data, case: str, network, card: Card) -> None:
 
     index = next(i for i, row in enumerate(data.rows) if row["case"] == case)
     image = data.image(index)
-    labels = card.mask.labels(card.mask.of(predict.predict(network, image)))
+    labels = card.marking.labels(card.marking.of(predict.predict(network, image)))
     affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
-    overlay.draw_overlay(image[0], labels, path, card.mask.truth(data.read(index, "mask")), affine, case)
+    overlay.draw_overlay(image[0], labels, path, card.marking.truth(data.read(index, "mask")), affine, case)

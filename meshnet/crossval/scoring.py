@@ -69,7 +69,7 @@ def score_probabilities(probabilities: np.ndarray, card: Card, data: PreparedDat
     row = data.rows[index]
     native_affine = np.array(row["native_affine"]).reshape(4, 4)
     like = nib.Nifti1Image(np.zeros(row["native_shape"], np.uint8), native_affine)
-    marks = card.mask
+    marks = card.marking
     probabilities, classes = marks.of(probabilities), marks.count
     truth = marks.truth(data.read(index, "mask_native"))
     native = marks.labels(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like))

@@ -30,7 +30,7 @@ class PreparedData:
         self.rows = self.table.remove_columns(list(schema.VOLUMES)).to_list()
 
     @property
-    def mask(self) -> Marks:
+    def marking(self) -> Marks:
         """Which class is scored, and the probability from which a network in training marks it."""
         return Marks(tuple(self.info["classes"]), self.info.get("marks"))
 

@@ -80,7 +80,7 @@ def make_row(case: Case, settings: Settings) -> dict:
                         "--allow_empty")
     first = loaded.images[0]
     same = {c: c for c in labels.values()} if labels else None
-    mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first)
+    mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first, exact=False)
     mask_array = np.ascontiguousarray(mask.dataobj)
     scale = (settings.scaling, settings.window)
     volumes = [np.asarray(conform(image, settings.grid, *scale, reference=first, exact=False).dataobj)

@@ -83,22 +83,28 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
     Args:
         scan: a NIfTI file or image (X, Y, Z) on any grid. For several channels, a sequence of them in the model's
             order, or one image (X, Y, Z, C).
-        model: a run or model folder, a weights file, a built-in or Hub name, or what ``load_model`` returned; None
-            means the built-in model. The probabilities of several models are averaged.
+        model: a run or model folder, a weights file, a built-in or Hub name, what ``load_model`` returned, or a
+            ``MeshNet`` of ``from_pretrained``; None means the built-in model. The probabilities of several
+            models are averaged.
         probabilities: return the probability of lesion as well.
         threshold: probability from which a voxel is lesion, 0 to 1; None means the model's own.
         min_lesion_mm3: connected lesions smaller than this are dropped; None means the model's own.
         crop: ``head`` computes only the head, ``none`` the whole volume.
         max_memory: limit in bytes for the process while a MeshNet computes.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None means the fastest one available.
-        threads: CPU threads; None means all.
+        threads: CPU threads while a MeshNet computes; None means all.
 
     Raises:
         UserError: one line, for a scan, a model or a setting that cannot be used.
     """
     scans = [scan] if isinstance(scan, (str, Path, nib.spatialimages.SpatialImage)) else list(scan)
-    names = [model] if model is None or isinstance(model, (str, Path, Model)) else list(model)
-    models = load_models(names, device=device)  # PyTorch's own number of threads stays as it is for the caller
+    if not scans:
+        raise UserError("scan: found an empty list, expected a file, an image, or one for each channel")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads: found {threads}, expected 1 or more")
+    given = list(model) if isinstance(model, (list, tuple)) and not isinstance(model, Model) else [model]
+    # PyTorch's own number of threads stays as it is for the caller.
+    models = load_models([as_model(each) for each in given], device=device)
     return segment_case(read_case(scans, models), models, probabilities=probabilities, threshold=threshold,
                         min_lesion_mm3=min_lesion_mm3, crop=crop, max_memory=max_memory, threads=threads)
 
@@ -119,6 +125,7 @@ def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGH
         UserError: where one is not found or not valid, or they differ in classes or channels.
     """
     names = [default_model() if name is None else name for name in names]
+    labels = [f"model {i}" if isinstance(name, Model) else str(name) for i, name in enumerate(names, 1)]
     models = [name if isinstance(name, Model) else light.load(name, weights, device) for name in names]
     if None in models or any(hasattr(network, "parameters") for network, _ in models):
         import torch
@@ -126,22 +133,37 @@ def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGH
         if threads:
             torch.set_num_threads(threads)
         models = [name if isinstance(name, Model) else load_model(name, weights) for name in names]
-        for model in models:
-            if hasattr(model.network, "to"):
-                model.network.to(pick_device(device)).eval()
-    for name, model in zip(names, models):
-        check_alike(name, model.card, names[0], models[0].card)
+        for given, (network, _) in zip(names, models):
+            if hasattr(network, "to") and (device or not isinstance(given, Model)):  # whoever loaded it placed it
+                network.to(pick_device(device)).eval()
+    for label, model in zip(labels, models):
+        check_alike(label, model.card, labels[0], models[0].card)
     return models
 
 
-def check_alike(name: str | Path | Model, card: Card, first_name: str | Path | Model, first: Card) -> None:
+def as_model(given) -> str | Path | Model | None:
+    """What ``segment_scan`` is given as a model, with a ``MeshNet`` from ``from_pretrained`` and its card as a Model.
+
+    Raises:
+        UserError: for a network without a card, of which nobody knows how a scan must look.
+    """
+    if given is None or isinstance(given, (str, Path, Model)):
+        return given
+    card = getattr(given, "card", None)
+    if card is None:
+        raise UserError(f"model: found a {type(given).__name__} without a card, expected a name, what load_model "
+                        "returned, or a MeshNet of MeshNet.from_pretrained")
+    return Model(given.eval(), card)
+
+
+def check_alike(name: str, card: Card, first_name: str, first: Card) -> None:
     """Raise UserError for a model whose probabilities cannot be averaged with those of the first one."""
     another_order = card.channels != first.channels and sorted(card.channels) == sorted(first.channels)
     if card.marks != first.marks:
-        raise UserError(f"--model {name}: marks {card.marks or 'all of its classes'}, expected {first.marks or 'all'} "
-                        f"as {first_name}; config.json says it as marks")
+        raise UserError(f"{name}: marks {card.marks or 'all of its classes'}, expected {first.marks or 'all'} as "
+                        f"{first_name}; the field marks of config.json decides it")
     if card.classes != first.classes or another_order or len(card.channels) != len(first.channels):
-        raise UserError(f"--model {name}: has classes {card.classes} and channels {card.channels}, expected "
+        raise UserError(f"{name}: has classes {card.classes} and channels {card.channels}, expected "
                         f"{first.classes} and {first.channels} as {first_name}")
 
 
@@ -236,12 +258,14 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     """Segment a case from ``read_case`` with the same ``models``; other arguments as ``segment_scan``."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold: found {threshold:g}, expected 0 to 1")
+    if min_lesion_mm3 is not None and not min_lesion_mm3 >= 0:
+        raise UserError(f"min_lesion_mm3: found {min_lesion_mm3:g}, expected 0 or more")
     card, like, parts = models[0].card, case.images[0], case.parts
     found = average(case, models, crop, max_memory, threads)
     smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
     voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
-        every = card.mask.labels(found, threshold)
+        every = card.marking.labels(found, threshold)
         labels = clean(every, voxel_mm3, smallest)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
     lesion = None
@@ -255,7 +279,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
     and for each model over its views."""
-    total, marks = None, models[0].card.mask
+    total, marks = None, models[0].card.marking
     for (network, _), views in zip(models, case.inputs):
         for volume, affine in views:
             with timed(case.parts, "compute"):

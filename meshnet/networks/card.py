@@ -39,7 +39,7 @@ class Card:
     crop: list[int] | None = None  # the box of every case that training used: x0, x1, y0, y1, z0, z1
     patch: list[int] | None = None  # size of the sliding window for networks other than MeshNet
     threshold: float = 0.5  # probability from which a voxel is lesion
-    min_lesion_mm3: float = 0.0  # smaller lesions are dropped
+    min_lesion_mm3: float = 0  # smaller lesions are dropped
     training_data: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str | None = __version__
@@ -67,7 +67,7 @@ class Card:
         return replace(self, **values)
 
     @property
-    def mask(self) -> Marks:
+    def marking(self) -> Marks:
         """Which of the classes a mask shows, and from what probability."""
         return Marks(tuple(self.classes), self.marks, self.threshold)
 

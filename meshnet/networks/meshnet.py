@@ -16,7 +16,7 @@ from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.kernels import convolution, normalise
 from meshnet.networks import folder, memory
-from meshnet.networks.card import WEIGHTS, Card, read_card
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.checkpointing import run_checkpointed
 from meshnet.networks.norms import make_norm, recomputed
 
@@ -142,7 +142,12 @@ class MeshNet(nn.Module):
         card = read_card(path.parent)
         if card.name != "meshnet":
             raise UserError(f"{path.parent}: is a {card.name}, expected a MeshNet; load it with meshnet.load_model")
-        model = folder.load_into(cls(**card.arguments), path)
+        try:
+            model = cls(**card.arguments)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path.parent / CONFIG}: model meshnet: {error}") from error
+        model.name = "meshnet"
+        folder.load_into(model, path)
         model.card = card
         return model
 
@@ -169,11 +174,11 @@ class MeshNet(nn.Module):
             UserError: for a name or a token that the Hub refuses, or without a connection.
         """
         from meshnet import hub
-        from meshnet.networks.readme import model_readme
+        from meshnet.networks.readme import model_readme, public_card
 
         hub.check_push(repository)
         with tempfile.TemporaryDirectory() as temporary:
-            self.save_pretrained(temporary, card)
+            self.save_pretrained(temporary, public_card(card or self.card or self.plain_card()))
             text = model_readme(self, read_card(temporary), repository, Path(temporary) / "none", None, licence)
             write_text(Path(temporary) / "README.md", text)
             return hub.upload(Path(temporary), repository, "model", private, hub.MODEL_FILES)

@@ -81,6 +81,11 @@ def public_training_data(known):
     return clean | ({"source": public_source(known["source"])} if "source" in known else {})
 
 
+def public_card(card: Card) -> Card:
+    """``card`` as it may leave this machine: without local paths and filters, which may name a subject."""
+    return card.changed(training_data=public_training_data(card.training_data))
+
+
 def describe_training(card: Card) -> str:
     """What the network was trained on, one fact per line."""
     known = card.training_data

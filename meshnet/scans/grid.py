@@ -89,8 +89,9 @@ def conform(
         reference: the image whose centre defines the grid, for further modalities of a case; their own affines place
             them on it.
         exact: as ``mri_convert`` has it: a scan ends at the centres of its outermost voxels, and its lowest and highest
-            values set the range. False, as infer.py and prepare.py: it ends at their faces, so that a lesion in the
-            first thick slice is not lost, and a handful of extreme voxels does not set the range.
+            values set the range. False, as infer.py and prepare.py: a voxel that lies partly in the scan has its
+            value, so that a lesion in the first thick slice is not lost, and a handful of extreme voxels does not set
+            the range.
 
     Raises:
         UserError: for a wrong shape or setting.
@@ -105,12 +106,11 @@ def conform(
     low, high = intensity_range(data, scaling, window)
     if not exact:
         low, high = without_extremes(data, scaling, low, high) or (low, high)
-    reach = 0.0 if exact else 0.5
     top = np.float32(255 if scaling == "conform_uint8" else 1)
     if grid.averaged:
-        volume = resample_mean(data, to_source, grid.size, fill=low, reach=reach)
+        volume = resample_mean(data, to_source, grid.size, fill=low, covers=not exact)
     else:
-        volume = resample(data, to_source, grid.size, order=1, fill=low, reach=reach)
+        volume = resample(data, to_source, grid.size, order=1, fill=low, covers=not exact)
     if (low, high, scaling, volume.dtype) != (0, 255, "conform_uint8", np.uint8):
         volume = volume.astype(np.float32)
         volume -= np.float32(low)
@@ -153,6 +153,7 @@ def conform_mask(
     grid: Grid = Grid(),
     labels: dict[int, int] | None = None,
     reference: nib.Nifti1Image | None = None,
+    exact: bool = True,
 ) -> nib.Nifti1Image:
     """Resample a mask onto ``grid`` by nearest neighbour, to uint8.
 
@@ -160,11 +161,12 @@ def conform_mask(
         mask_image: the mask (X, Y, Z).
         labels: {value: class}; None: values above 0 are lesion. See ``mask_classes``, also for what raises UserError.
         reference: the scan whose centre defines the grid.
+        exact: as in ``conform``.
     """
     affine = target_affine(reference or mask_image, grid)
     classes = mask_classes(mask_image, labels)
     to_source = np.linalg.inv(mask_image.affine) @ affine
-    return _image(resample(classes, to_source, grid.size, order=0, nudge=1), affine)
+    return _image(resample(classes, to_source, grid.size, order=0, nudge=1, covers=not exact), affine)
 
 
 def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1Image) -> np.ndarray:
@@ -181,9 +183,9 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
         if array.ndim == 4:
             result = np.empty((len(array), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)  # as NIfTI files are read
             for one, a in zip(result, array.astype(np.float32, copy=False)):
-                resample(a, to_source, shape, order=1, out=one, reach=0.5)
+                resample(a, to_source, shape, order=1, out=one, covers=True)
             return result
-        return resample(array.astype(np.float32, copy=False), to_source, shape, order=1, reach=0.5)
+        return resample(array.astype(np.float32, copy=False), to_source, shape, order=1, covers=True)
     if array.dtype == bool:
         array = array.astype(np.uint8)
     return resample(array, to_source, shape, order=0, nudge=-1)

@@ -10,7 +10,7 @@ SAMPLES = 1 << 24  # computed at once
 
 def resample(
     data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], order: int, fill: float = 0.0, nudge: int = 0,
-    out: np.ndarray | None = None, reach: float = 0.0,
+    out: np.ndarray | None = None, covers: bool = False, reach: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sample ``data`` (X, Y, Z) at ``to_source @ index`` for every index of ``shape``.
 
@@ -20,8 +20,9 @@ def resample(
         order: 0 is nearest neighbour and keeps the type. 1 is trilinear and returns float32, or keeps the type where no
             sample lies between voxels.
         fill: the value outside the volume.
-        reach: how far, in voxels, the volume goes beyond its outermost centres: 0 as mri_convert has it, 0.5 to the
-            voxels' faces, with the values of the outermost voxels. Nearest neighbour always reaches the faces.
+        covers: whether a voxel of the result that lies partly in the volume has its outermost value. Else the volume
+            ends at its outermost centres, as mri_convert has it (for nearest neighbour, at its faces).
+        reach: instead of ``covers``: voxels (3,) of ``data`` by which it goes beyond its outermost centres.
         nudge: breaks nearest-neighbour ties. +1 moves the sampling points a thousandth of a voxel up the axes of
             ``data``, -1 a thousandth down the axes of the *result*. So resampling with +1 and back with -1 changes
             nothing on grids half a voxel apart, also where axes are mirrored.
@@ -32,6 +33,8 @@ def resample(
         offset += TOLERANCE
     elif nudge < 0:
         offset -= matrix @ np.full(3, TOLERANCE)
+    if reach is None:
+        reach = covering_reach(matrix) if covers else np.zeros(3)
     axes = _aligned_axes(matrix, shape)
     if axes is None:
         return _oblique(data, matrix, offset, shape, order, fill, out, reach)
@@ -39,17 +42,18 @@ def resample(
     points = [matrix[s, t] * np.arange(shape[t]) + offset[s] for t, s in enumerate(axes)]
     if data.dtype.kind in "iu" and not (float(fill).is_integer() and _fits(fill, data.dtype)):
         data = data.astype(np.float32)
-    data = data.transpose(axes)
+    data, reach = data.transpose(axes), reach[axes]
+    points = [_covered(p, n, r) for p, n, r in zip(points, data.shape, reach)]
     whole = [np.rint(p) for p in points]
     slack = 2 * TOLERANCE
     on_grid = all(np.abs(p - w).max(initial=0) < slack for p, w in zip(points, whole))
     if order == 0 or on_grid:
         return _pick(data, whole, fill, out)
-    return _interpolate(data, points, fill, out, reach)
+    return _interpolate(data, points, fill, out)
 
 
 def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int, int], fill: float,
-                  reach: float = 0.0) -> np.ndarray:
+                  covers: bool = False) -> np.ndarray:
     """``data`` (X, Y, Z) on a coarser grid, float32: each voxel is the mean of trilinear samples spread evenly over it.
 
     Along each axis a voxel has as many samples as it covers voxels of ``data``, at most ``POINTS``. Where that is one
@@ -57,8 +61,11 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
     """
     counts = np.clip(np.rint(np.linalg.norm(to_source[:3, :3], axis=0)), 1, POINTS).astype(int)
     if counts.max() == 1:
-        return resample(data, to_source, shape, order=1, fill=fill, reach=reach)
+        return resample(data, to_source, shape, order=1, fill=fill, covers=covers)
     fine = to_source.astype(float)
+    matrix, offset = fine[:3, :3].copy(), fine[:3, 3].copy()
+    near = covering_reach(matrix)  # of a voxel's middle; its samples lie up to half a voxel further
+    reach = near + np.abs(matrix).sum(axis=1) / 2 if covers else None
     fine[:3, :3] /= counts
     fine[:3, 3] -= fine[:3, :3] @ ((counts - 1) / 2)
     out = np.empty(shape, np.float32)
@@ -70,7 +77,23 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
         split = [edge for count, n in zip(counts, part.shape) for edge in (n, count)]
         samples.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32, out=part)
         fine[:3, 3] += fine[:3, 0] * counts[0] * planes
+    if covers:
+        _fill_outside(out, matrix, offset, data.shape, near, fill)
     return out
+
+
+def covering_reach(matrix: np.ndarray) -> np.ndarray:
+    """How far (3,), in voxels of the source, the centre of a result's voxel may lie beyond the outermost centres if the
+    two voxels still touch. ``matrix`` (3, 3) goes from the result's voxels to the source's."""
+    return 0.5 + np.abs(matrix).sum(axis=1) / 2 - 5 * TOLERANCE  # a shared face is no overlap
+
+
+def _covered(points: np.ndarray, n: int, reach: float) -> np.ndarray:
+    """Source coordinates on one axis, with those within ``reach`` of the outermost of ``n`` centres moved onto them."""
+    if not reach:
+        return points
+    near = (points >= -reach - TOLERANCE) & (points <= n - 1 + reach + TOLERANCE)
+    return np.where(near, np.clip(points, 0, n - 1), points)
 
 
 def _fits(value: float, dtype: np.dtype) -> bool:
@@ -114,14 +137,13 @@ def _as_slices(kept: list[np.ndarray]) -> tuple[slice, ...]:
     return tuple(slices)
 
 
-def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None,
-                 reach: float) -> np.ndarray:
+def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
     """Trilinear interpolation, one axis after another, on the part of the result that lies inside ``data``."""
     out = np.empty([len(p) for p in points], np.float32) if out is None else out
     out[...] = fill
     region = []
     for p, n in zip(points, data.shape):
-        inside = np.flatnonzero((p >= -reach - TOLERANCE) & (p <= n - 1 + reach + TOLERANCE))
+        inside = np.flatnonzero((p >= -TOLERANCE) & (p <= n - 1 + TOLERANCE))
         if not len(inside):
             return out
         region.append(slice(int(inside[0]), int(inside[-1]) + 1))
@@ -142,32 +164,38 @@ def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: n
 
 
 def _oblique(data: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], order: int,
-             fill: float, out: np.ndarray | None, reach: float) -> np.ndarray:
+             fill: float, out: np.ndarray | None, reach: np.ndarray) -> np.ndarray:
     """``resample`` where the axes of the two grids are not parallel."""
     from scipy.ndimage import affine_transform
 
-    if order == 0:  # grid-constant: the outermost voxels reach half a voxel beyond their centres
+    if order == 0 and not reach.any():  # grid-constant: the outermost voxels reach half a voxel beyond their centres
         return affine_transform(data, matrix, offset, tuple(shape), out, order=0, mode="grid-constant", cval=fill)
-    data = data.astype(np.float32, copy=False)
-    if not reach:
+    data = data if order == 0 else data.astype(np.float32, copy=False)
+    if not reach.any():
         return affine_transform(data, matrix, offset, tuple(shape), out, order=1, mode="constant", cval=fill)
-    result = np.empty(shape, np.float32) if out is None else out
-    affine_transform(data, matrix, offset, tuple(shape), result, order=1, mode="nearest")
-    first, last = _inside(matrix, offset, shape, data.shape, reach)
-    index = np.arange(shape[2])
-    result[(index < first[..., None]) | (index > last[..., None])] = fill
+    result = np.empty(shape, data.dtype) if out is None else out
+    affine_transform(data, matrix, offset, tuple(shape), result, order=order, mode="nearest")
+    _fill_outside(result, matrix, offset, data.shape, reach, fill)
     return result
 
 
+def _fill_outside(result: np.ndarray, matrix: np.ndarray, offset: np.ndarray, source: tuple[int, ...],
+                  reach: np.ndarray, fill: float) -> None:
+    """Put ``fill`` where ``result`` (X, Y, Z) is further than ``reach`` from the voxels of a volume ``source``."""
+    first, last = _inside(matrix, offset, result.shape, source, reach)
+    index = np.arange(result.shape[2])
+    result[(index < first[..., None]) | (index > last[..., None])] = fill
+
+
 def _inside(matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], source: tuple[int, ...],
-            reach: float) -> tuple[np.ndarray, np.ndarray]:
+            reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first and last index (X, Y) along the last axis of the result whose samples lie within ``reach`` voxels of
     the centres of a volume of shape ``source``; last < first where none does."""
     i, j = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij", sparse=True)
     first, last = np.zeros(shape[:2]), np.full(shape[:2], shape[2] - 1.0)
-    for (a, b, c), start, n in zip(matrix, offset, source):
+    for (a, b, c), start, n, r in zip(matrix, offset, source, reach):
         base = a * i + b * j + start
-        low, high = -reach - TOLERANCE - base, n - 1 + reach + TOLERANCE - base
+        low, high = -r - TOLERANCE - base, n - 1 + r + TOLERANCE - base
         if abs(c) < 1e-12:
             last = np.where((low <= 0) & (high >= 0), last, -1)
             continue

@@ -63,8 +63,11 @@ def best_trials(study: Asha, count: int) -> set[int]:
 
 
 def rung_colours(study: Asha) -> list[str]:
-    """One colour for each rung."""
-    return list(plots.colour_of([str(epochs) for epochs in study.rungs]).values())
+    """One colour for each rung, dark to bright, however many there are."""
+    from matplotlib import colormaps, colors
+
+    steps = max(len(study.rungs) - 1, 1)
+    return [colors.to_hex(colormaps["viridis"](0.85 * rung / steps)) for rung in range(len(study.rungs))]
 
 
 def epochs_in_words(epochs: int) -> str:

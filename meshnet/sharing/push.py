@@ -46,9 +46,9 @@ def stage_model(folder: Path, staged: Path, model, card: Card, repository: str, 
     """Collect in ``staged`` what goes to the Hub: no case names, no paths, no resume points."""
     import yaml
 
-    from meshnet.networks.readme import model_readme, public_training_data
+    from meshnet.networks.readme import model_readme, public_card
 
-    card = card.changed(training_data=public_training_data(card.training_data))
+    card = public_card(card)
     write_json(staged / CONFIG, card.to_dict())
     weights = [folder / name for name in (WEIGHTS, AVERAGED)]
     # A picture of a case is pushed only if its owner named it picture.png.

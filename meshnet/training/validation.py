@@ -20,7 +20,7 @@ def score_share(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[tu
     """
     accelerator = run.accelerator
     network.eval()
-    rows, info, marks = [], run.data.info, run.data.mask
+    rows, info, marks = [], run.data.info, run.data.marking
     for position in range(accelerator.process_index, len(run.val), accelerator.num_processes):
         index = run.val[position]
         with accelerator.autocast():
@@ -49,10 +49,10 @@ def picture_cases(run: Run, rows: list[dict]) -> dict[str, Path]:
     for name, index in chosen.items():
         image = run.data.image(index)
         probabilities = predict.predict(run.network, image, device=run.accelerator.device)
-        guess = run.data.mask.labels(run.data.mask.of(probabilities))
+        guess = run.data.marking.labels(run.data.marking.of(probabilities))
         paths[name] = run.folder / "pictures" / f"{name}.png"
         affine = np.array(run.data.rows[index]["conformed_affine"]).reshape(4, 4)
-        draw_overlay(image[0], guess, paths[name], run.data.mask.truth(run.data.read(index, "mask")), affine,
+        draw_overlay(image[0], guess, paths[name], run.data.marking.truth(run.data.read(index, "mask")), affine,
                      run.data.rows[index]["case"])
     return paths
 

@@ -257,3 +257,54 @@ def test_which_meshnets_need_pytorch(tmp_path, norm, needs_torch):
     assert told.stdout == f"{needs_torch}\n"
     here = segment_scan(path, load_model(tmp_path / "model"), probabilities=True)
     assert np.allclose(np.asarray(here.probabilities.dataobj), nib.load(tmp_path / "p.nii.gz").get_fdata(), atol=1e-4)
+
+
+def test_what_a_caller_may_give_as_a_model_or_a_setting(tmp_path):
+    folder = bright_model(tmp_path / "model")
+    path = scan_file(tmp_path / "a.nii.gz")
+    expected = segment_scan(path, folder)
+    for given in (MeshNet.from_pretrained(folder), [MeshNet.from_pretrained(folder), folder]):
+        assert segment_scan(path, given).volume_ml == expected.volume_ml
+    other = bright_model(tmp_path / "two", channels=2)
+    for wrong, words in (
+            (dict(scan=[], model=folder), "scan: found an empty list"),
+            (dict(scan=path, model=MeshNet(channels=2, dilations=[1])), "model: found a MeshNet without a card"),
+            (dict(scan=path, model=[load_model(folder), load_model(other)]), "^model 2: has classes"),
+            (dict(scan=path, model=folder, threads=0), "threads: found 0"),
+            (dict(scan=path, model=folder, min_lesion_mm3=-5), "min_lesion_mm3: found -5")):
+        with pytest.raises(UserError, match=words) as caught:
+            segment_scan(**wrong)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_scan_that_the_grid_does_not_hold_gets_a_larger_one(tmp_path):
+    data = np.zeros((40, 40, 100), np.float32)
+    data[6:34, 6:34, 4:96] = np.random.default_rng(0).uniform(250, 350, (28, 28, 92))
+    data[15:25, 15:25, 84:94] = 1000
+    nib.save(nib.Nifti1Image(data, np.diag([4, 4, 4, 1])), tmp_path / "long.nii.gz")  # 400 mm
+    found = segment_scan(tmp_path / "long.nii.gz", bright_model(tmp_path / "model"))
+    assert found.volume_ml == pytest.approx(64, rel=0.3) and any("grid was enlarged" in line for line in found.remarks)
+
+
+def test_the_first_and_the_last_thick_slice_are_marked(tmp_path):
+    data = np.zeros((60, 60, 20), np.float32)
+    data[10:50, 10:50] = 300
+    data[20:40, 20:40] = 1000
+    nib.save(nib.Nifti1Image(data, np.diag([4, 4, 6.7, 1])), tmp_path / "thick.nii.gz")
+    mask = segment_scan(tmp_path / "thick.nii.gz", bright_model(tmp_path / "model")).mask
+    each = np.asarray(mask.dataobj).sum((0, 1))
+    assert each.min() > 0.9 * each.max() > 0
+
+
+def test_a_mask_of_another_program_is_kept(tmp_path):
+    folder, path = bright_model(tmp_path / "model"), scan_file(tmp_path / "a.nii.gz")
+    mask = tmp_path / "a_lesion.nii.gz"
+    nib.save(nib.load(path), mask)
+    before = mask.read_bytes()
+    refused = infer(path, "--model", folder, "--no-picture", check=False)
+    assert refused.returncode == 2 and "was not written by this program" in refused.stderr
+    assert mask.read_bytes() == before
+    infer(path, "--model", folder, "--no-picture", "--overwrite")
+    written = mask.read_bytes()
+    infer(path, "--model", folder, "--no-picture")  # its own is replaced
+    assert mask.read_bytes() == written != before

@@ -17,9 +17,9 @@ def test_of_several_classes_one_alone_may_be_marked(tmp_path):
     model_folder.save_model(tmp_path, network, Card(**{**CARD, "classes": names, "marks": "lesion", "threshold": 0.4}))
     card = read_card(tmp_path)
     probabilities = np.array([[0.1, 0.5, 0.4], [0.3, 0.1, 0.6], [0.0, 0.7, 0.3]], np.float32).T[..., None, None]
-    marked = card.mask.labels(card.mask.of(probabilities))
+    marked = card.marking.labels(card.marking.of(probabilities))
     assert marked.ravel().tolist() == [1, 1, 0]  # by the threshold, though fluid is likelier in the first
-    several = card.changed(marks=None).mask
+    several = card.changed(marks=None).marking
     every = several.labels(several.of(probabilities))
     assert every.ravel().tolist() == [1, 2, 1]
     edit(tmp_path / "config.json", marks="rim")
