@@ -81,7 +81,7 @@ def add_corrections(p: argparse.ArgumentParser) -> None:
     g.add_argument("--image_pattern", metavar="GLOB", help="only scans whose path in the data set, or name, is like "
                    "this, such as '*_acq-space_*'")
     g.add_argument("--mask_pattern", metavar="GLOB", help="only masks whose path or name is like this; bids: these are "
-                   "the lesion masks, whatever their names and JSON files say")
+                   "the lesion masks, whatever their names and JSON files say; hub: the column of the masks")
     g.add_argument("--same", action="append", default=[], metavar="ENTITY=ENTITY",
                    help="bids: a mask's entity has the value of another one of its scan, such as space=rec or "
                         "space=suffix; ENTITY=none: it is not compared")
@@ -153,7 +153,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise UserError(f"--format synthetic: found PATH {arguments.path}, expected none; synthetic cases are drawn, "
                         "not read")
     files = tuple(f for f in FORMATS if f not in ("hub", "synthetic"))
-    for flag, formats in (("same", ("bids",)), ("image_pattern", files), ("mask_pattern", files),
+    for flag, formats in (("same", ("bids",)), ("image_pattern", files), ("mask_pattern", (*files, "hub")),
                           ("subject", (*files, "hub"))):
         if getattr(arguments, flag) and arguments.format not in formats:
             raise UserError(f"--{flag}: found --format {arguments.format}, expected one of {', '.join(formats)}; leave "

@@ -533,7 +533,7 @@ def test_time_points_of_a_patient_are_in_one_fold_and_it_is_said(tmp_path, run):
 
 @pytest.mark.parametrize(("flags", "fault"), [
     (["--format", "synthetic", "--subject", "x"], "--subject: found --format synthetic, expected one of bids"),
-    (["x", "--format", "hub", "--suffix", "T2w", "--mask_pattern", "x"], "--mask_pattern: found --format hub"),
+    (["x", "--format", "hub", "--suffix", "T2w", "--image_pattern", "x"], "--image_pattern: found --format hub"),
     (["x", "--format", "msd", "--same", "space=rec"], "--same: found --format msd, expected one of bids"),
     (["x", "--format", "table", "--image_pattern", ""], "--out: missing"),
 ])

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from meshnet.data.schema import STATE
@@ -34,7 +35,7 @@ def find_hub(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         columns, rows = _light_rows(url, kind)
         by_lower = {c.lower(): c for c in columns}
         wanted = [_column(url, by_lower, (s.lower(),), "--suffix") for s in suffixes]
-        mask = _column(url, by_lower, MASK_COLUMNS, "a mask column")
+        mask = _mask_column(url, by_lower, filters.mask_pattern)
         subject = _column(url, by_lower, SUBJECT_COLUMNS, "a subject column")
         session = next((by_lower[c] for c in SESSION_COLUMNS if c in by_lower), None)
         acquisition = by_lower.get(f"{wanted[0]}_acquisition".lower())
@@ -56,6 +57,8 @@ def find_hub(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
             origin = (url, kind, number, tuple(wanted), mask, stamp)
             ids = (name, scalars[subject], scans, f"{where}/{mask}", scalars.get(session, ""))
             listing.cases.append(Case(*ids, groups, loader="hub", origin=origin))
+            listing.guess(f"the mask is the column {mask} (--mask_pattern says it otherwise), the patient the column "
+                          f"{subject} (--subject says it otherwise)", name)
     listing.groups = [acquisition] if acquisition else []
     return listing
 
@@ -124,6 +127,17 @@ def _column(url: str, by_lower: dict[str, str], names: Sequence[str], what: str)
         if name in by_lower:
             return by_lower[name]
     raise UserError(f"{url}: found the columns {', '.join(by_lower.values())}, expected {what} ({', '.join(names)})")
+
+
+def _mask_column(url: str, by_lower: dict[str, str], pattern: str | None) -> str:
+    """The column of the masks: the first of ``MASK_COLUMNS`` that there is, or the one that a pattern matches."""
+    if pattern is None:
+        return _column(url, by_lower, MASK_COLUMNS, "a mask column")
+    found = [name for name in by_lower.values() if fnmatchcase(name, pattern)]
+    if len(found) != 1:
+        raise UserError(f"--mask_pattern {pattern}: found {', '.join(found) or 'none'} of the columns "
+                        f"{', '.join(by_lower.values())} in {url}, expected one; give a column's name")
+    return found[0]
 
 
 def _parquet(url: str):

@@ -75,3 +75,14 @@ def test_listing_a_hub_dataset_reads_no_volume(hub, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "read", watched)
     find_cases("hub", str(hub / "parquet"), ["T2w"], Filters())
     assert asked and not [c for c in asked if c.endswith("bytes")]
+
+
+def test_the_column_of_the_masks_is_named_and_can_be_chosen(hub):
+    listing = find_cases("hub", str(hub / "disk"), ["T2w"], Filters())
+    assert list(listing.guesses) == ["the mask is the column lesion (--mask_pattern says it otherwise), the patient "
+                                     "the column subject (--subject says it otherwise)"]
+    chosen = find_cases("hub", str(hub / "disk"), ["T2w"], Filters.parse(mask_pattern="t2?"))
+    assert chosen.cases[0].mask.endswith("/t2w")
+    for pattern, found in (("q*", "none"), ("t2w*", "t2w_acquisition, t2w")):
+        with pytest.raises(UserError, match=rf"--mask_pattern .*: found {found} of the columns subject"):
+            find_cases("hub", str(hub / "disk"), ["T2w"], Filters.parse(mask_pattern=pattern))

@@ -76,6 +76,9 @@ def test_include_settles_masks_and_leaves_scans_alone(tmp_path):
     assert taken(chosen) == names[:1] and not chosen.failed
     touch(tmp_path, "sub-1/anat/sub-1_desc-raw_T2w.nii.gz")  # a scan with a desc- of its own stays as well
     assert len(listed(tmp_path, filters=Filters.parse(["desc=lesion"])).cases) == 1
+    (tmp_path / "sub-1/anat/sub-1_T2w.nii.gz").unlink()
+    raw = listed(tmp_path, scan="sub-1/anat/sub-1_desc-raw_T2w.nii.gz", filters=Filters.parse(["desc=lesion"]))
+    assert raw.cases[0].images[0].endswith("desc-raw_T2w.nii.gz")
 
 
 def test_patterns_choose_masks_and_scans_whatever_their_names_say(tmp_path):
