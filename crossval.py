@@ -16,7 +16,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from meshnet.crossval.plan import FORMAT, PLAN, check_splits, extend_plan, load_plan, missing_runs, write_plan
+from meshnet.crossval.plan import (
+    FORMAT,
+    PLAN,
+    check_splits,
+    extend_plan,
+    load_plan,
+    missing_runs,
+    refuse_lost_plan,
+    write_plan,
+)
 from meshnet.data.schema import SPLITS
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.files import lock
@@ -126,13 +135,15 @@ def make_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict
            "seed": arguments.seed, "versions": versions(),
            "ensemble": arguments.ensemble or bool(old and old.get("ensemble")),  # stays, once requested
            "models": plan_models(arguments, rest, out)}
+    if old is None:
+        refuse_lost_plan(out)
     plan = extend_plan(old, new, path)
     for name, source in zip(new["models"], arguments.recipes):
         copy = Path(plan["models"][name]["recipe"])
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if not copy.is_file():
+        if not (copy.is_file() and copy.samefile(source)):  # as it is now, since the flags are those of now
             shutil.copyfile(source, copy)
-    if not (out / SPLITS).is_file():
+    if old is None or not (out / SPLITS).is_file():
         shutil.copyfile(data / SPLITS, out / SPLITS)
     write_plan(out, plan)
     return plan

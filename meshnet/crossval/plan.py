@@ -3,7 +3,7 @@
 =============================== =======================================================================================
 crossval.json                   the plan: data set, splits, recipes with their full configuration, restarts
 splits.json                     copied from the data set, so that a report can be checked without it
-recipes/NAME.yaml               copied, so that editing a recipe later changes nothing here
+recipes/NAME.yaml               copied at each call, so that a call without --recipes needs no other file
 runs/NAME/foldF_restartR/       a run folder (see meshnet.runs.folder) with test_cases.csv
 runs/NAME/foldF_ensembleN/      test_cases.csv of the averaged probabilities of N restarts
 logs/                           output of the runs
@@ -15,12 +15,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from meshnet.crossval.stats import ScoredRun
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
 from meshnet.files import write_json
+from meshnet.recipe import fill_defaults
 from meshnet.runs.folder import DONE, FAILED, TEST_CASES, differences, read_metrics
 
 PLAN, FORMAT = "crossval.json", 1
@@ -67,7 +68,23 @@ def load_plan(out: str | Path) -> dict:
         raise UserError(f"{path}: cannot be read ({error}); start again in another --out") from None
     if not isinstance(plan, dict) or plan.get("format") != FORMAT:
         raise UserError(f"{path}: found another format, expected {FORMAT}; start again in another --out")
-    return plan
+    return relocate(plan, Path(out))
+
+
+def relocate(plan: dict, out: Path) -> dict:
+    """A plan as this version writes it in this place: its recipes lie in the folder, wherever that was moved, and
+    fields of the configuration that came later have their defaults."""
+    models = {name: {**entry, "recipe": str(out / "recipes" / PurePath(entry["recipe"]).name),
+                     "config": fill_defaults(entry["config"])} for name, entry in plan["models"].items()}
+    return {**plan, "models": models}
+
+
+def refuse_lost_plan(out: Path) -> None:
+    """Refuse to take the runs that an earlier cross-validation left in the folder for those of a new plan."""
+    left = sorted(path for path in out.glob("runs/*/*") if path.is_dir())
+    if left:
+        raise UserError(f"{out / 'runs'}: found {len(left)} runs of an earlier cross-validation, but no {PLAN}, "
+                        "expected the plan they belong to; bring it back, or begin anew in another --out")
 
 
 def extend_plan(old: Mapping | None, new: Mapping, path: Path) -> dict:

@@ -18,37 +18,37 @@ DATA = {"fingerprint": "data set", "split_hash": "division into folds"}
 
 
 def recipe_of(config: Config, space: Space) -> dict:
-    """What of a configuration decides the scores of a study that searches ``space``."""
-    return without_searched(identity(config), space)
+    """What of a configuration decides the scores of a study that searches ``space``, by sections."""
+    return by_sections(identity(config), space)
 
 
-def without_searched(flat: Mapping, space: Space) -> dict:
-    """Without what every trial sets."""
+def by_sections(flat: Mapping, space: Space) -> dict:
+    """``{"loss.name": "ce"}`` as ``{"loss": {"name": "ce"}}``, without what every trial sets."""
     searched = {dimension.field for dimension in space.dimensions} | {"training.max_epochs"}  # the rungs say it
-    if "optimizer.lr" in searched or "scheduler.max_lr" in searched:
+    if searched & {"optimizer.lr", "scheduler.max_lr"}:
         searched |= {"optimizer.lr", "scheduler.max_lr"}
-    return {key: value for key, value in flat.items() if key not in searched}
+    found: dict = {}
+    for key in flat.keys() - searched:
+        section, _, name = key.partition(".")
+        found.setdefault(section, {})[name] = flat[key]
+    return found
+
+
+def flat_of(recipe: Mapping) -> dict:
+    """The other way round."""
+    return {f"{section}.{name}": part[name] for section, part in sorted(recipe.items()) for name in sorted(part)}
 
 
 def renew(found: dict, wanted: Mapping, space: Space, folder: Path) -> dict:
     """Recorded settings as this version records them.
 
     Args:
-        found: those of the ledger. wanted: those of this call, searching ``space``.
+        found: those of the ledger, in which ``recipe`` was once the whole configuration.
+        wanted: those of this call, searching ``space``.
         folder: the study's, whose trials say what they were trained on.
     """
     found = dict(found)
-    recipe = found.get("recipe", {})
-    if any(isinstance(part, dict) for part in recipe.values()) and not any("." in key for key in recipe):
-        known, unknown = Config(), {}
-        for section, part in recipe.items():
-            for name, value in part.items():
-                if hasattr(getattr(known, section, None), name):
-                    setattr(getattr(known, section), name, value)
-                else:
-                    unknown |= {f"{section}.{name}": value}
-        recipe = identity(resolve(known)) | unknown
-    found["recipe"] = without_searched(fill_defaults(recipe), space)
+    found["recipe"] = by_sections(fill_defaults(flat_of(found.get("recipe", {}))), space)
     found.pop("data", None)  # a path
     if "fingerprint" not in found:
         found |= trained_on(folder) or {key: wanted[key] for key in ("fingerprint", "split_hash")}
@@ -80,9 +80,10 @@ def changes(old: Mapping, new: Mapping) -> list[str]:
     said = []
     for key in dict.fromkeys([*old, *new]):
         one, other = old.get(key), new.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            prefix = "search: " if key == "space" else ""
-            said += [prefix + text for text in differences(one, other).values()]
+        if key == "recipe":
+            said += differences(flat_of(one), flat_of(other)).values()
+        elif key == "space":
+            said += [f"search: {text}" for text in differences(one, other).values()]
         elif key in DATA and one != other:
             said.append(f"the {DATA[key]} was {str(one)[:12]} and is now {str(other)[:12]}: prepared anew, with other "
                         "cases or otherwise")

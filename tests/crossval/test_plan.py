@@ -8,7 +8,7 @@ import made_up
 import pytest
 from stand_in_queue import ALL, FakeLauncher, run_script
 
-from meshnet.crossval.plan import check_splits
+from meshnet.crossval.plan import check_splits, load_plan
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 
@@ -76,3 +76,57 @@ def test_a_planted_leak_is_refused_before_anything_starts(place, monkeypatch):
         run_script(place, monkeypatch, launcher)
     assert launcher.log == []
     assert not (place / "out/crossval.json").exists()
+
+
+# The plan is gone, the folder has moved, the program knows a field more
+def test_a_field_that_came_later_has_its_default(place, monkeypatch):
+    run_script(place, monkeypatch, FakeLauncher())
+    plan = json.loads((place / "out/crossval.json").read_text())
+    for entry in plan["models"].values():
+        del entry["config"]["training.freeze_batch_norm"], entry["config"]["model.final_bias"]
+        entry["config"]["data.scaling"] = None  # decided nothing but was recorded
+    write_json(place / "out/crossval.json", plan)
+    launcher = FakeLauncher()
+    assert run_script(place, monkeypatch, launcher) == 0 and launcher.log == []
+    with pytest.raises(UserError, match=r"settings: training.freeze_batch_norm was False and is now True; use another"):
+        run_script(place, monkeypatch, FakeLauncher(), "--training.freeze_batch_norm", "true")
+
+
+def test_the_recipes_of_a_folder_that_has_moved_are_found_in_it(place, monkeypatch):
+    run_script(place, monkeypatch, FakeLauncher())
+    (place / "out").rename(place / "elsewhere")
+    plan = load_plan(place / "elsewhere")
+    assert {name: Path(entry["recipe"]) for name, entry in plan["models"].items()} == {
+        name: place / "elsewhere" / "recipes" / f"{name}.yaml" for name in plan["models"]}
+    assert all(Path(entry["recipe"]).is_file() for entry in plan["models"].values())
+
+
+def test_a_data_set_that_got_another_name_is_the_same(place, monkeypatch):
+    run_script(place, monkeypatch, FakeLauncher())
+    (place / "data").rename(place / "moved")
+    (place / "data").symlink_to(place / "moved")
+    launcher = FakeLauncher()
+    assert run_script(place, monkeypatch, launcher) == 0 and launcher.log == []
+    assert load_plan(place / "out")["data"] == str(place / "moved")
+
+
+def test_runs_without_their_plan_are_not_taken_for_new_ones(place, monkeypatch):
+    run_script(place, monkeypatch, FakeLauncher())
+    (place / "out/crossval.json").unlink()
+    write_text(place / "m5.yaml", "model: {channels: 7}\n")
+    launcher = FakeLauncher()
+    with pytest.raises(UserError, match=r"runs: found \d+ runs of an earlier cross-validation, but no crossval.json"):
+        run_script(place, monkeypatch, launcher)
+    assert launcher.log == []
+
+
+def test_a_recipe_left_by_an_earlier_plan_is_not_used(place, monkeypatch):
+    (place / "out/recipes").mkdir(parents=True)
+    write_text(place / "out/recipes/m5.yaml", "model: {channels: 99}\n")
+    run_script(place, monkeypatch, FakeLauncher())
+    assert (place / "out/recipes/m5.yaml").read_text() == (place / "m5.yaml").read_text()
+    # a value that moves from a flag into the recipe is the same configuration, and is trained with
+    run_script(place, monkeypatch, FakeLauncher())
+    write_text(place / "m5.yaml", (place / "m5.yaml").read_text() + "loss: {dice_weight: 1.0}\n")
+    run_script(place, monkeypatch, FakeLauncher())
+    assert "dice_weight" in (place / "out/recipes/m5.yaml").read_text()

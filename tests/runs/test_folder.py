@@ -8,6 +8,9 @@ import torch
 import yaml
 from training_runs import RICH, lines, train
 
+from meshnet.errors import UserError
+from meshnet.runs.folder import check_same
+
 
 def test_the_run_folder_holds_what_ran_beside_what_came_out(undisturbed, tiny_data):
     names = {path.name for path in undisturbed.iterdir()}
@@ -38,3 +41,33 @@ def test_a_changed_configuration_is_refused_by_name(undisturbed, tiny_data):
     assert found.returncode == 2 and found.stderr.count("\n") == 1
     assert "optimizer.weight_decay was 0.01 and is now 0.5" in found.stderr
     assert "seed was 0 and is now 3" in found.stderr
+
+
+RUN = {"optimizer.lr": 0.1, "init": "models/one/", "init_sha256": "aa", "training.precision": None, "precision": "no",
+       "data": "f1"}
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ({}, {"init": "/another/disk/two"}),  # the same weights elsewhere
+    ({"init": None, "init_sha256": None}, {"init": None, "init_sha256": None}),
+    ({}, {"training.precision": "no"}),  # asked for what was in use
+    ({}, {"a.field_that_came_later": 3}),
+])
+def test_what_does_not_decide_the_result_may_change(tmp_path, old, new):
+    check_same(tmp_path, RUN | old, RUN | new, False)
+
+
+def test_what_an_earlier_version_did_not_record_is_not_compared(tmp_path):
+    earlier = {key: value for key, value in RUN.items() if key not in ("init_sha256", "precision")}
+    check_same(tmp_path, earlier, RUN | {"init": "moved/one"}, False)
+    with pytest.raises(UserError, match=r"init was 'one' and is now 'two'; use another --run_dir"):
+        check_same(tmp_path, earlier, RUN | {"init": "moved/two"}, False)
+
+
+@pytest.mark.parametrize(("new", "words"), [
+    ({"init_sha256": "bb"}, "init_sha256 was 'aa' and is now 'bb'"),
+    ({"precision": "bf16"}, "precision was 'no' and is now 'bf16'"), ({"data": "f2"}, "data was 'f1' and is now 'f2'"),
+])
+def test_what_decides_the_result_may_not(tmp_path, new, words):
+    with pytest.raises(UserError, match=words):
+        check_same(tmp_path, RUN, RUN | new, False)

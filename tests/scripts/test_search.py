@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 
 import pytest
 from stand_in import SPACE, check_accounts, wait_for
@@ -173,3 +174,83 @@ def test_another_command_for_the_same_study_is_refused(bench):
     bench.run("study", "--max_trials", "2")
     output = bench.run("study", "--max_trials", "2", "--eta", "3", code=2)
     assert "started with other settings: eta was '2' and is now '3'; use" in output
+
+
+# ---------------------------------------------------------------------------------------------- what a study is
+def prepared_anew(bench, fingerprint):
+    path = bench.folder / "data" / "prepared.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": fingerprint}))
+
+
+def test_a_data_set_prepared_anew_is_refused_before_anything_is_ranked_together(bench):
+    bench.run("study", "--max_trials", "2")
+    prepared_anew(bench, "f2")
+    output = bench.run("study", "--max_trials", "4", code=2)
+    assert output == (f"error: {bench.folder}/study/ledger.sqlite: the study was started with other settings: the data "
+                      "set was f1 and is now f2: prepared anew, with other cases or otherwise; use the same settings, "
+                      "or another --study\n")
+    assert len(bench.ask("study", "SELECT * FROM trials")) == 2
+    prepared_anew(bench, "f1")
+    bench.run("study", "--max_trials", "3")
+    check_accounts(bench, "study", 3)
+
+
+def test_a_data_set_prepared_anew_stops_a_study_that_runs(bench):
+    driver = bench.start("study", "--max_trials", "40", epoch_seconds=0.1)
+    wait_for(lambda: bench.status("study").get("trials"))
+    prepared_anew(bench, "f2")
+    output = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 2
+    assert f"error: {bench.folder}/data: the data set was f1 and is now f2: prepared anew" in output.splitlines()[-1]
+    assert bench.ask("study", "SELECT COUNT(*) FROM trials WHERE state = 'failed'") == [(0,)]
+
+
+def test_a_study_goes_on_when_it_or_its_data_set_moves(bench):
+    bench.run("study", "--max_trials", "2")
+    (bench.folder / "study").rename(bench.folder / "moved")
+    bench.run("moved", "--max_trials", "3")
+    (bench.folder / "data").rename(bench.folder / "elsewhere")
+    bench.run("moved", "--max_trials", "4", "--data", bench.folder / "elsewhere")
+    (bench.folder / "data").symlink_to(bench.folder / "elsewhere")
+    (bench.folder / "link").symlink_to(bench.folder / "moved")
+    bench.run("link", "--max_trials", "5")
+    check_accounts(bench, "moved", 5)
+
+
+def test_trials_without_their_ledger_are_not_taken_for_new_ones(bench):
+    bench.run("study", "--max_trials", "2")
+    ledger = bench.folder / "study" / "ledger.sqlite"
+    kept = ledger.read_bytes()
+    ledger.unlink()
+    for _ in range(2):  # the refusal itself changes nothing
+        output = bench.run("study", "--max_trials", "2", code=2)
+        assert re.fullmatch(r"error: .*study/trials: found 2 trials of an earlier study that .*ledger.sqlite knows "
+                            r"nothing of, expected its ledger; bring it back .*\n", output)
+    ledger.write_bytes(kept)
+    bench.run("study", "--max_trials", "3")
+    check_accounts(bench, "study", 3)
+
+
+def test_the_ledger_of_another_study_is_refused_at_the_first_trial_that_differs(bench):
+    bench.run("one", "--max_trials", "1")
+    bench.run("two", "--max_trials", "3", "--seed", "5")
+    (bench.folder / "one" / "trials").rename(bench.folder / "gone")
+    (bench.folder / "two" / "trials").rename(bench.folder / "one" / "trials")
+    output = bench.run("one", "--max_trials", "3", code=2)
+    assert re.search(r"error: .*trials/0000[0-9]/recipe.yaml: is the recipe of another trial than the ledger's: "
+                     r"optimizer.lr was [0-9.e-]+ and is now [0-9.e-]+; bring back", output)
+
+
+def test_a_study_that_an_earlier_version_drew_into_a_point_that_cannot_be_goes_on(bench):
+    bench.write("groups.yaml", "model: {norm: group, norm_groups: 2, channels: 4}\n" + SPACE
+                + "  channels: uniform(4, 6, discrete=True)\n")
+    assert "note: search: " in bench.run("study", "--max_trials", "2", space="groups.yaml")
+    with sqlite3.connect(bench.folder / "study" / "ledger.sqlite") as ledger:
+        parameters = json.dumps({"lr": 0.001, "channels": 5})
+        ledger.execute("INSERT INTO trials VALUES (2, ?, 0, 0, 'running', '')", (parameters,))
+        ledger.execute("INSERT INTO events (kind, trial, rung, time) VALUES ('start', 2, 0, 0)")
+    bench.run("study", "--max_trials", "8", space="groups.yaml")
+    trials = bench.ask("study", "SELECT trial, parameters, reason FROM trials")
+    assert len(trials) == 8
+    assert all(json.loads(parameters)["channels"] != 5 for _, parameters, reason in trials if not reason)
+    assert [trial for trial, _, reason in trials if "model.norm_groups: found 2" in reason] == [2]
