@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import errno
 import importlib.util
+import multiprocessing
 import os
 import re
 import signal
@@ -237,16 +238,21 @@ def ending_signals() -> list[int]:
 
 @contextlib.contextmanager
 def ended_by_signals(grace: float) -> Iterator[None]:
-    """Raise ``Interrupted`` in the main thread for a signal that asks to end. Where that is not heard for ``grace``
-    seconds, as in a long computation outside Python, the process ends all the same."""
+    """Raise ``Interrupted`` in the main thread for a signal that asks to end. Python drops an exception that is raised
+    while it forks or frees an object, so it is raised again up to three times within ``grace`` seconds; after them the
+    process ends all the same, as out of a long computation outside Python."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    heard = []
+    heard, process = [], os.getpid()
 
-    def stop(number, _):
-        if not heard:  # a second one must not disturb what the first one tidies up
+    def stop(number, frame):
+        if os.getpid() == process and _is_dropped(frame):
+            again = threading.Timer(0.1, os.kill, (process, number))
+            again.daemon = True
+            again.start()
+        elif not heard:  # a second one must not disturb what the first one tidies up
             heard.append(number)
             raise Interrupted(number)
 
@@ -255,7 +261,7 @@ def ended_by_signals(grace: float) -> Iterator[None]:
     ours.setblocking(False)
     fd_before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     over = threading.Event()
-    threading.Thread(target=_end_late, args=(theirs, over, grace, set(before)), daemon=True).start()
+    threading.Thread(target=_end_late, args=(theirs, over, grace, set(before), heard), daemon=True).start()
     try:
         yield
     finally:
@@ -266,15 +272,33 @@ def ended_by_signals(grace: float) -> Iterator[None]:
         ours.close()
 
 
-def _end_late(told: socket.socket, over: threading.Event, grace: float, numbers: set[int]) -> None:
+def _is_dropped(frame) -> bool:
+    """Whether Python would drop, and print, an exception raised in ``frame``: within a fork or a ``__del__``."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename.endswith("popen_fork.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end_late(told: socket.socket, over: threading.Event, grace: float, numbers: set[int], heard: list[int]) -> None:
     """End the process ``grace`` seconds after the first of ``numbers`` arrived, unless it is ``over`` by then."""
+    main = threading.main_thread().ident
     with told:
-        while heard := told.recv(1):
-            if heard[0] in numbers:
-                if not over.wait(grace):
-                    os.write(2, f"interrupted by {signal.Signals(heard[0]).name}\n".encode())
-                    os._exit(128 + heard[0])
+        while (byte := told.recv(1)) and byte[0] not in numbers:
+            pass
+        if not byte:
+            return
+        for _ in range(3):
+            if over.wait(grace / 4):
                 return
+            heard.clear()
+            signal.raise_signal(byte[0]) if os.name == "nt" else signal.pthread_kill(main, byte[0])
+        if not over.wait(grace / 4):
+            for child in multiprocessing.active_children():  # they hold the lock of a run folder with it
+                child.kill()
+            os.write(2, f"interrupted by {signal.Signals(byte[0]).name}\n".encode())
+            os._exit(128 + byte[0])
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -149,15 +149,15 @@ def main():
             time.sleep(60)
         except KeyboardInterrupt:
             {then}
-run_script(main, grace=0.5)
+run_script(main, grace={grace})
 """
 
 
-def signalled(root, number, then="raise", ignored=()):
+def signalled(root, number, then="raise", ignored=(), grace=20):
     """Exit code (None: still running) and stderr of a script that gets a signal, some of which it was born ignoring."""
     before = {one: signal.signal(one, signal.SIG_IGN) for one in ignored}
     try:
-        process = subprocess.Popen([sys.executable, "-c", WAITING.format(then=then)], cwd=root, text=True,
+        process = subprocess.Popen([sys.executable, "-c", WAITING.format(then=then, grace=grace)], cwd=root, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finally:
         for one, handler in before.items():
@@ -185,7 +185,37 @@ def test_a_signal_ends_a_script_in_one_line(root, name, ignored):
 
 @POSIX
 def test_a_signal_that_is_not_heard_ends_a_script_all_the_same(root):
-    assert signalled(root, signal.SIGTERM, then="pass") == (143, "interrupted by SIGTERM\n")
+    assert signalled(root, signal.SIGTERM, then="pass", grace=0.5) == (143, "interrupted by SIGTERM\n")
+
+
+@POSIX
+def test_a_signal_that_python_dropped_is_raised_again(root):
+    """As while it forks a worker. The script then tidies up as after the first one."""
+    then = """
+            try:
+                time.sleep(60)
+            finally:
+                print("tidied", file=__import__("sys").stderr)"""
+    assert signalled(root, signal.SIGTERM, then=then, grace=6) == (143, "tidied\ninterrupted by SIGTERM\n")
+
+
+@POSIX
+def test_a_signal_while_an_object_goes_is_heard_a_moment_later(root):
+    """An exception in ``__del__`` is dropped, and printed as a traceback."""
+    then = """
+            raise
+        finally:
+            print("tidied", file=__import__("sys").stderr)
+def main():
+    class Slow:
+        def __del__(self):
+            print("ready", flush=True)
+            time.sleep(0.3)
+    slow = Slow()
+    del slow
+    time.sleep(60)
+"""
+    assert signalled(root, signal.SIGTERM, then=then) == (143, "interrupted by SIGTERM\n")
 
 
 @POSIX
