@@ -201,17 +201,18 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     card, parts = models[0].card, {}
     with timed(parts, "read"):
         images = read_channels(scans, card.channels)
+    where = str(scans[0]) if isinstance(scans[0], (str, Path)) else "scan"
     remarks = [line for image in images for line in header_remarks(image)]
     remarks += extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
     inputs = []
     for _, each in models:
-        grids = [fitted(grid, images[0]) for grid in each.grids()]
+        grids = [fitted(grid, images[0], where) for grid in each.grids()]
         remarks += [line for _, lines in grids for line in lines]
         inputs.append([view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids])
     with timed(parts, "check"):
         volume = inputs[0][0][0]
-        remarks += check_channels(volume, card.channels, str(scans[0]) if isinstance(scans[0], (str, Path)) else "scan")
+        remarks += check_channels(volume, card.channels, where)
         for image, channel, name in zip(images, volume, card.channels):
             remarks += grey_remarks(image, channel, card.scaling, name)
     return Case(images, inputs, parts, list(dict.fromkeys(remarks)))

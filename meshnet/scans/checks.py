@@ -14,9 +14,11 @@ from meshnet.scans.grid import Grid, target_affine
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import without_extremes
 from meshnet.scans.mask import voxel_volume_mm3
+from meshnet.scans.nifti import declared_scale
 
 SIZES_DIFFER = 0.02  # share by which voxel sizes of one header may differ
 SHORT_MM = 60  # no head is shorter than this along any axis
+LONGEST_MM = 1200  # from feet to head is more than a network of heads is asked for
 FEW_SLICES = 5
 THICK = 3.5  # voxels of the model, above which a scan's slices are thick for it
 THICK_MM = 3.0  # below this slices are never called thick
@@ -33,7 +35,7 @@ def header_remarks(image: nib.Nifti1Image) -> list[str]:
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
     scale = sizes / pixdim if pixdim.all() else np.ones(3)
-    unit = float(np.median(scale)) if _declared_scale(header) != 1 else 1.0
+    unit = float(np.median(scale)) if declared_scale(header) != 1 else 1.0
     if pixdim.all() and (np.abs(scale / unit - 1) > SIZES_DIFFER).any():
         remarks.append(f"the header contradicts itself: voxels of {_mm(pixdim)} by pixdim and {_mm(sizes)} by the "
                        "affine; the affine was used, check the volume")
@@ -53,10 +55,6 @@ def _forms_remarks(header) -> list[str]:
     return []
 
 
-def _declared_scale(header) -> float:
-    return {"micron": 1e-3, "meter": 1e3}.get(header.get_xyzt_units()[0], 1.0)
-
-
 def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
     """Whether a scan is as large as a head, and sliced finely enough for a model with voxels of ``voxel_mm``."""
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -74,10 +72,13 @@ def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
     return remarks
 
 
-def fitted(grid: Grid, image: nib.Nifti1Image) -> tuple[Grid, list[str]]:
+def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[str]]:
     """``grid``, made larger on both sides where the head of ``image`` does not fit into it, and a remark that says so.
 
     The voxels' places in the world stay the same.
+
+    Raises:
+        UserError: for a scan that is no head by its size.
     """
     shape = np.array(grid.size)
     to_grid = np.linalg.inv(target_affine(image, grid)) @ image.affine
@@ -88,6 +89,9 @@ def fitted(grid: Grid, image: nib.Nifti1Image) -> tuple[Grid, list[str]]:
     if not lacks.any():
         return grid, []
     larger = tuple(int(n) for n in shape + 2 * lacks)
+    if max(larger) * grid.voxel_mm > LONGEST_MM:
+        raise UserError(f"{where}: measures {_mm(np.array(larger) * grid.voxel_mm, 0)} by its affine, expected a head "
+                        f"of at most {LONGEST_MM} mm; correct its affine, or cut the head out")
     return replace(grid, shape=larger), [
         f"the scan is larger than the model's grid of {_mm(shape * grid.voxel_mm, 0)}: the grid was enlarged to "
         f"{_mm(np.array(larger) * grid.voxel_mm, 0)}, and what lies outside the head was not trained on"]

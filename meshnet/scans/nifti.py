@@ -10,7 +10,7 @@ import numpy as np
 from meshnet.errors import UserError
 from meshnet.files import whole_file
 
-UNITS_MM = {"meter": 1000.0, "micron": 0.001}  # other units are millimetres, or not declared
+UNITS_MM = {1: 1000.0, 3: 0.001}  # metres and micrometres, by xyzt_units; other codes are mm, or not declared
 GRID_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                "qoffset_z", "srow_x", "srow_y", "srow_z")
 HEAD_MM = (10, 2000)  # between which a scan's longest side lies where a header declares another unit
@@ -101,10 +101,15 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
     header = image.header.copy()
     header.set_data_dtype(data.dtype if data.dtype.kind in "iuf" else np.uint8)
     header.set_slope_inter(1, 0)
-    scale = UNITS_MM.get(header.get_xyzt_units()[0], 1.0)
+    scale = declared_scale(header)
     if scale == 1:
         return type(image)(data, image.affine, header)
     return _in_millimetres(type(image)(data, image.affine, header), scale, path)
+
+
+def declared_scale(header: nib.Nifti1Header) -> float:
+    """Millimetres in the unit that a header declares for space."""
+    return UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def _in_millimetres(image: nib.Nifti1Image, scale: float, path: str) -> nib.Nifti1Image:
@@ -116,7 +121,7 @@ def _in_millimetres(image: nib.Nifti1Image, scale: float, path: str) -> nib.Nift
     affine = np.diag([scale, scale, scale, 1]) @ image.affine
     extent = np.linalg.norm(affine[:3, :3], axis=0) * image.shape[:3]
     if not HEAD_MM[0] <= extent.max() <= HEAD_MM[1]:
-        unit = image.header.get_xyzt_units()[0]
+        unit = "metre" if scale > 1 else "micrometre"
         raise UserError(f"{path}: found an extent of {extent.max():g} mm, since its header declares the unit {unit}, "
                         f"expected a head; if the sizes are in mm, set xyzt_units to 2 (fslmodhd, nifti_tool)")
     header = image.header.copy()

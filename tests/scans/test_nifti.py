@@ -171,7 +171,7 @@ def test_sizes_in_another_declared_unit_are_read_in_it(tmp_path):
     np.testing.assert_allclose(made.affine, affine, atol=1e-9)
     image.header.set_xyzt_units("micron")
     nib.save(image, tmp_path / "b.nii.gz")
-    with pytest.raises(UserError, match=r"b\.nii\.gz: found an extent of .* mm, .* declares the unit micron"):
+    with pytest.raises(UserError, match=r"b\.nii\.gz: found an extent of .* mm, .* declares the unit micrometre"):
         read_image(tmp_path / "b.nii.gz")
 
 
