@@ -5,12 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from meshnet.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy too: the names below are imported by scripts that must answer --help at once
     import datasets
+    import numpy as np
     import pyarrow
 
 FORMAT_VERSION = 1
@@ -46,11 +45,13 @@ def features(groups: Sequence[str]) -> "datasets.Features":
     })
 
 
-def volume(dataset: "datasets.Dataset", row: int, column: str) -> np.ndarray:
+def volume(dataset: "datasets.Dataset", row: int, column: str) -> "np.ndarray":
     """A volume of row ``row`` as a read-only numpy view on the memory-mapped file: nothing is copied or decoded.
 
     ``image`` is (C, X, Y, Z) uint8 or float32, ``mask`` and ``mask_native`` (X, Y, Z) uint8.
     """
+    import numpy as np
+
     if column not in VOLUMES:
         raise ValueError(f"column {column!r} is none of {VOLUMES}")
     if dataset._indices is not None:  # a selection: rows are numbered through it
@@ -104,5 +105,7 @@ def load_dataset(folder: str | Path) -> tuple["datasets.Dataset", dict]:
 
 def union_box(boxes: Iterable[Sequence[int]]) -> list[int]:
     """The smallest box [x0, x1, y0, y1, z0, z1] around all the boxes of that form."""
+    import numpy as np
+
     boxes = np.array(list(boxes))
     return [int(n) for n in np.where(np.arange(6) % 2 == 0, boxes.min(0), boxes.max(0))]
