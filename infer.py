@@ -189,7 +189,8 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
 
     mask = case["mask"]
     longest = mask.with_name(stem(mask) + "_probability.nii.gz") if arguments.probability else mask
-    limit = os.pathconf(mask.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    known = hasattr(os, "pathconf") and mask.parent.is_dir()
+    limit = os.pathconf(mask.parent, "PC_NAME_MAX") if known else 255
     if len(os.fsencode(longest.name)) > limit:
         raise UserError(f"{case['scans'][0]}: its mask would have a name of {len(os.fsencode(longest.name))} bytes, "
                         f"expected at most {limit}; give a shorter one with -o")
@@ -230,6 +231,7 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
     import nibabel as nib
     import numpy as np
 
+    from meshnet.errors import decoration
     from meshnet.files import whole_file
     from meshnet.inference.scan import segment_case, timed
 
@@ -242,15 +244,16 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
         written["probability"] = mask.with_name(stem(mask) + "_probability.nii.gz")
         with whole_file(written["probability"]) as temporary:
             nib.save(found.probabilities, temporary)
+    with timed(parts, "write"), whole_file(mask) as temporary:
+        nib.save(found.mask, temporary)  # before it is drawn: an existing mask is a finished case
     if arguments.picture:
         from meshnet.scans.overlay import draw_overlay
 
-        written["picture"] = mask.with_name(stem(mask) + ".png")
-        with timed(parts, "picture"):
-            draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), written["picture"],
-                         affine=like.affine, caption="; ".join(case.remarks)[:MOST_CAPTION])
-    with timed(parts, "write"), whole_file(mask) as temporary:
-        nib.save(found.mask, temporary)  # last: an existing mask is a finished case
+        picture = mask.with_name(stem(mask) + ".png")
+        with timed(parts, "picture"), decoration(f"{picture}: not drawn", "the mask is written"):
+            draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), picture, affine=like.affine,
+                         caption="; ".join(case.remarks)[:MOST_CAPTION])
+            written["picture"] = picture
     return {"scan": [str(path) for path in planned["scans"]], **{key: str(path) for key, path in written.items()},
             "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
             "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}

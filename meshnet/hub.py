@@ -176,6 +176,6 @@ def copy_to(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":  # what model cards of earlier versions say
-    print("error: python -m meshnet.hub is now share.py: python share.py push FOLDER user/name, and python share.py pull "
-          "user/name FOLDER", file=sys.stderr)
+    print("error: python -m meshnet.hub is now share.py: python share.py push FOLDER user/name, and python share.py "
+          "pull user/name FOLDER", file=sys.stderr)
     sys.exit(2)

@@ -55,8 +55,10 @@ def whole(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
             f'<body>\n<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{body}</body>\n</html>\n')
 
 
-def picture(path: Path, caption: str, alt: str) -> str:
-    """A PNG inside the page, with a caption (plain text)."""
+def picture(path: Path | None, caption: str, alt: str) -> str:
+    """A PNG inside the page, with a caption (plain text); None where it could not be drawn."""
+    if path is None:
+        return f"<p>Not drawn: {escape(alt)}</p>\n"
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>\n")
@@ -106,18 +108,19 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
             tables.html(found.rows("conformed", parameters)),
             f"Table 1. {caption(found, 'conformed')} {BESIDE}")),
         ("Size and accuracy", picture(
-            drawn["pareto"], "Parameters against macro Dice (mean and SD over folds). Step line: Pareto front. Hollow "
-            "points: published values.", "Parameters against macro Dice")),
+            drawn.get("pareto"), "Parameters against macro Dice (mean and SD over folds). Step line: Pareto front. "
+            "Hollow points: published values.", "Parameters against macro Dice")),
         ("Scores on the native grid", table(
             tables.html(found.rows("native", parameters), beside=False), f"Table 2. {caption(found, 'native')}")),
         ("Means over folds, runs and subjects", three_means(found)),
         ("Scores by subject", picture(
-            drawn["distributions"], "Each dot is a test subject, scored by the selected restart of its fold. Grey bar: "
-            "interquartile range; black tick: median. Native grid.", "Distribution of scores by subject")
-         + picture(drawn["volume_dice"], "True lesion volume against lesion Dice. Black: median of each fifth of the "
-                   "cases, by volume.",
+            drawn.get("distributions"), "Each dot is a test subject, scored by the selected restart of its fold. Grey "
+            "bar: interquartile range; black tick: median. Native grid.", "Distribution of scores by subject")
+         + picture(drawn.get("volume_dice"), "True lesion volume against lesion Dice. Black: median of each fifth of "
+                   "the cases, by volume.",
                    "Lesion volume against Dice")
-         + picture(drawn["bland_altman"], "Bland–Altman plot of lesion volumes. Solid: bias; dashed: bias ± 1.96 SD.",
+         + picture(drawn.get("bland_altman"),
+                   "Bland–Altman plot of lesion volumes. Solid: bias; dashed: bias ± 1.96 SD.",
                    "Bland–Altman plot of volumes")),
         ("All scores over subjects", all_scores(found)),
         (f"Tests against {found.reference}", tests_table(found)),

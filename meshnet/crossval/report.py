@@ -20,7 +20,7 @@ from meshnet.crossval import charts, page, results, stats, tables
 from meshnet.crossval.plan import find_planned, run_folder
 from meshnet.crossval.results import Results
 from meshnet.data.schema import PREPARED
-from meshnet.errors import UserError
+from meshnet.errors import UserError, decoration
 from meshnet.files import write_csv, write_text
 from meshnet.networks.card import Card, read_card
 
@@ -45,8 +45,11 @@ def write_report(out: str | Path, reference: str | None = None, pictures: int = 
     folder = Path(out) / "report"
     parameters = parameters_by_model(found, Path(out), plan)
     write_tables(folder, found, parameters)
-    drawn = draw_charts(folder / "figures", found, parameters)
-    worst, why_not = draw_worst(folder / "pictures", found, Path(out), plan, pictures)
+    drawn, (worst, why_not) = {}, ([], "they could not be drawn")
+    with decoration(f"{folder / 'figures'}", "the tables do not depend on them"):
+        drawn = draw_charts(folder / "figures", found, parameters)
+    with decoration(f"{folder / 'pictures'}", "the tables do not depend on them"):
+        worst, why_not = draw_worst(folder / "pictures", found, Path(out), plan, pictures)
     path = folder / "report.html"
     write_text(path, page.compose(found, parameters, missing, plan, drawn, worst, why_not))
     return path

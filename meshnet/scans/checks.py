@@ -18,6 +18,7 @@ from meshnet.scans.nifti import declared_scale
 
 SIZES_DIFFER = 0.02  # share by which voxel sizes of one header may differ
 SHORT_MM = 60  # no head is shorter than this along any axis
+ROUNDING = 1.0  # voxels beyond a grid that are air, noise or rounding
 LONGEST_MM = 1200  # from feet to head is more than a network of heads is asked for
 FEW_SLICES = 5
 THICK = 3.5  # voxels of the model, above which a scan's slices are thick for it
@@ -84,7 +85,7 @@ def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[s
     to_grid = np.linalg.inv(target_affine(image, grid)) @ image.affine
     if not _outside(to_grid, tuple((0, n) for n in image.shape[:3]), shape).any():
         return grid, []
-    box = head_box(np.asanyarray(image.dataobj))
+    box = head_box(np.asanyarray(image.dataobj), margin=0)
     lacks = _outside(to_grid, box, shape)
     if not lacks.any():
         return grid, []
@@ -102,7 +103,7 @@ def _outside(to_grid: np.ndarray, box, shape: np.ndarray) -> np.ndarray:
     corners = np.array(np.meshgrid(*[(a - 0.5, b - 0.5) for a, b in box], [1], indexing="ij")).reshape(4, -1)
     places = (to_grid @ corners)[:3]
     beyond = np.maximum(-0.5 - places.min(axis=1), places.max(axis=1) - (shape - 0.5))
-    return np.ceil(np.maximum(beyond - 0.5, 0)).astype(int)  # half a voxel is rounding
+    return np.where(beyond > ROUNDING, np.ceil(beyond), 0).astype(int)
 
 
 def check_channels(volume: np.ndarray, names: list[str], where: str) -> list[str]:

@@ -3,13 +3,14 @@
 import numpy as np
 
 
-def head_box(volume: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def head_box(volume: np.ndarray, margin: float = 0.02) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around the head in a conformed volume (X, Y, Z).
 
     The head is the largest connected part that is brighter than a third of the way from air to Otsu's threshold (Otsu
-    1979), after an opening that removes specks of noise. It is found on every second voxel, and a margin of 2 % of each
-    axis is added. The value of air is the upper quartile of all values up to the threshold, since a scan with negative
-    values has two kinds of air: its own, and the space around the scan. Without contrast it is the whole volume.
+    1979), after an opening that removes specks of noise. It is found on every second voxel, and ``margin``, a share of
+    each axis, is added. The value of air is the upper quartile of all values up to the threshold, since a scan with
+    negative values has two kinds of air: its own, and the space around the scan. Without contrast it is the whole
+    volume.
     """
     from scipy.ndimage import binary_opening, find_objects, label
 
@@ -28,7 +29,7 @@ def head_box(volume: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], tupl
         return whole
     largest = int(np.argmax(np.bincount(parts.ravel())[1:])) + 1
     box = find_objects(parts, max_label=largest)[largest - 1]
-    margins = [step + round(0.02 * n) for n in volume.shape]
+    margins = [step * (margin > 0) + round(margin * n) for n in volume.shape]
     return tuple(
         (max(0, s.start * step - m), min(n, s.stop * step + m)) for s, m, n in zip(box, margins, volume.shape)
     )
