@@ -1,0 +1,122 @@
+"""What is asked of a scan: its header, extent, channels, grey values, and its lesion before and after conforming."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small import image_of
+
+from meshnet.errors import UserError
+from meshnet.scans.checks import (
+    check_channels,
+    extent_remarks,
+    fitted,
+    grey_remarks,
+    header_remarks,
+    mask_remarks,
+)
+from meshnet.scans.grid import Grid, conform, conform_mask
+from meshnet.scans.intensity import as_input
+
+
+def head(shape=(50, 60, 48), seed=0) -> np.ndarray:
+    data = np.zeros(shape, np.float32)
+    data[6:-6, 6:-6, 6:-6] = np.random.default_rng(seed).uniform(200, 400, [n - 12 for n in shape])
+    return data
+
+
+def of_4_mm(data, affine=None) -> nib.Nifti1Image:
+    return image_of(data, np.diag([4.0, 4, 4, 1]) if affine is None else affine)
+
+
+def test_a_sound_scan_draws_no_remark():
+    scan = of_4_mm(head())
+    grid, remarks = fitted(Grid(4.0), scan, "a.nii")
+    volume = as_input(np.asarray(conform(scan, grid, exact=False).dataobj))[None]
+    assert grid == Grid(4.0) and not remarks and not header_remarks(scan) and not extent_remarks(scan, 4.0)
+    assert not check_channels(volume, ["T2w"], "a.nii") and not grey_remarks(scan, volume[0], "conform_uint8", "T2w")
+
+
+def test_a_header_that_contradicts_itself_is_said():
+    scan = of_4_mm(head())
+    scan.header["pixdim"][1:4] = 1
+    assert "contradicts itself: voxels of 1 x 1 x 1 mm by pixdim and 4 x 4 x 4 mm" in header_remarks(scan)[0]
+    scan = of_4_mm(head())
+    scan.set_qform(np.diag([-4.0, 4, 4, 1]), 1)
+    scan.set_sform(np.diag([4.0, 4, 4, 1]), 1)
+    assert "axes LAS by qform and RAS by sform" in header_remarks(scan)[0]
+    scan.set_qform(None, 0)  # only one of them is used
+    scan.header["pixdim"][1:4] = 4
+    assert not header_remarks(scan)
+
+
+@pytest.mark.parametrize(("shape", "sizes", "voxel_mm", "words"), [
+    ((50, 60, 12), (4, 4, 4), 4, "less than a head along one axis"), ((256, 256, 4), (1, 1, 30), 1, "only 4 slices"),
+    ((256, 256, 30), (0.9, 0.9, 5), 1, "slices of 5.0 mm are thick for a model with voxels of 1 mm"),
+    ((256, 256, 30), (0.9, 0.9, 5), 4, None), ((50, 60, 48), (4, 4, 4), 1, None)])
+def test_the_extent_and_the_slices(shape, sizes, voxel_mm, words):
+    found = extent_remarks(image_of(np.ones(shape, np.uint8), np.diag([*sizes, 1.0])), voxel_mm)
+    assert (words is None and not found) or words in found[0]
+
+
+def test_a_grid_that_fits_keeps_the_places_of_its_voxels():
+    scan = of_4_mm(head((50, 50, 100)))
+    grid, (remark,) = fitted(Grid(4.0), scan, "a.nii")
+    assert grid.size[1] >= 88 and grid.size[0] == grid.size[2] == 64 and "the grid was enlarged" in remark
+    small, large = (conform(scan, each, exact=False) for each in (Grid(4.0), grid))
+    more = (grid.size[1] - 64) // 2
+    assert (np.asarray(large.dataobj)[:, more:-more] == np.asarray(small.dataobj)).all()
+    air = head((50, 50, 100))
+    air[:, :, :20] = air[:, :, 80:] = 0
+    assert fitted(Grid(4.0), of_4_mm(air), "a.nii") == (Grid(4.0), [])  # what does not fit is air
+    with pytest.raises(UserError, match=r"^a\.nii: measures .* mm by its affine, expected a head"):
+        fitted(Grid(4.0), of_4_mm(head(), np.diag([40.0, 40, 40, 1])), "a.nii")
+
+
+def test_channels_overlap_the_first_one():
+    first = np.zeros((20, 20, 20), np.float32)
+    first[4:16, 4:16, 4:16] = 0.5
+    half, corner = np.zeros_like(first), np.zeros_like(first)
+    half[4:10, 4:16, 4:16] = 0.5
+    corner[14:20, 14:20, 14:20] = 0.5
+    names = ["FLAIR", "T2w"]
+    assert not check_channels(np.stack([first, first * 0.9]), names, "a.nii")
+    assert "T2w covers only 50 % of channel FLAIR" in check_channels(np.stack([first, half]), names, "a.nii")[0]
+    for other, words in ((corner, "T2w covers 0 % of channel FLAIR"), (first * 0, "T2w is empty on the model's grid")):
+        with pytest.raises(UserError, match=f"^a.nii: channel {words}"):
+            check_channels(np.stack([first, other]), names, "a.nii")
+
+
+@pytest.mark.parametrize("scaling", ["conform_uint8", "minmax"])
+def test_a_handful_of_extreme_voxels_does_not_take_the_grey_levels(scaling):
+    plain, odd = head(), head()
+    odd[20, 20, 20:23] = -32768
+    odd[25, 25, 25] = 32767
+    expected = as_input(np.asarray(conform(of_4_mm(plain), Grid(4.0), scaling, exact=False).dataobj))
+    found = as_input(np.asarray(conform(of_4_mm(odd), Grid(4.0), scaling, exact=False).dataobj))
+    assert np.median(np.abs(found - expected)[expected > 0]) < 0.02
+    assert "a few voxels from -32768" in grey_remarks(of_4_mm(odd), found, scaling, "T2w")[0]
+    exact = as_input(np.asarray(conform(of_4_mm(odd), Grid(4.0), scaling).dataobj))  # as mri_convert
+    assert np.quantile(exact[expected > 0], 0.99) - np.quantile(exact[expected > 0], 0.01) < 0.02
+
+
+def test_few_grey_levels_are_said():
+    flat = np.where(head() > 0, 100 + np.random.default_rng(0).uniform(0, 2, (50, 60, 48)), 0)
+    flat[25, 25, 20:30] = 900  # too many to be called extreme, too few for the histogram's top
+    volume = np.clip(flat / 900, 0, 1).astype(np.float32)
+    assert "of 256 grey levels" in grey_remarks(of_4_mm(flat), volume, "window", "CT")[0]
+
+
+def test_a_lesion_is_compared_before_and_after():
+    mask = np.zeros((50, 50, 100), np.uint8)
+    mask[20:30, 20:30, 90:97] = 1
+    scan = of_4_mm(np.ones(mask.shape))
+    with pytest.raises(UserError, match=r"^m\.nii: .* mL of the lesion lie outside the grid of 64 x 64 x 64 voxels"):
+        mask_remarks(of_4_mm(mask), conform_mask(of_4_mm(mask), Grid(4.0), reference=scan, exact=False), None, "m.nii")
+    dot = np.zeros((64, 64, 64), np.uint8)
+    dot[31, 31, 31] = 1
+    fine = image_of(dot, np.eye(4))
+    found = mask_remarks(fine, conform_mask(fine, Grid(16.0), exact=False), None, "m.nii")
+    assert found and ("no voxel left" in found[0] or "mL on the grid" in found[0])
+    whole = np.zeros((50, 50, 48), np.uint8)
+    whole[10:30, 10:30, 10:30] = 1
+    assert not mask_remarks(of_4_mm(whole), conform_mask(of_4_mm(whole), Grid(4.0), exact=False), None, "m.nii")
