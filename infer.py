@@ -6,6 +6,7 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -126,7 +127,7 @@ def find_scans(names: list[str]) -> list[list[Path]]:
     for name in names:
         path = Path(name)
         if os.path.isdir(name):  # not Path.is_dir: a list of channels may be too long for a file name
-            found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz"))
+            found = sorted(p for p in path.iterdir() if p.name.lower().endswith(WRITTEN)
                            and not stem(p).endswith(MASKS) and not p.name.startswith("."))
             if not found:
                 raise UserError(f"{path}: found no .nii or .nii.gz file in this folder, expected scans")
@@ -139,7 +140,7 @@ def find_scans(names: list[str]) -> list[list[Path]]:
 
 def stem(path: Path) -> str:
     """The file's name without ``.nii`` or ``.nii.gz``."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
@@ -274,7 +275,7 @@ def report(result: dict, as_json: bool) -> None:
 
 def printable(text: str) -> str:
     """``text`` with what a terminal's encoding cannot show, such as the bytes of a foreign file name, as escapes."""
-    encoding = sys.stdout.encoding or "ascii"
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 

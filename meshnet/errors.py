@@ -16,14 +16,16 @@ import argparse
 import contextlib
 import errno
 import importlib.util
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 # The packages of requirements.txt by the names under which they are imported. Scripts load the first ones at their top.
 LOADED_FIRST = ("numpy", "scipy", "nibabel")
@@ -44,19 +46,20 @@ REMEDIES = {  # what a failing system call says about the surroundings, and what
     errno.EMFILE: f"raise ulimit -n, {AGAIN}", errno.ENFILE: f"close other programs, {AGAIN}",
 }
 GONE = (errno.ENOENT, errno.ENOTDIR)  # a file that is named in the error
-WORDS = (  # what libraries say instead of an error number
-    (re.compile(r"no space left on device|database or disk is full|PytorchStreamWriter failed|"
-                r"unexpected pos \d+ vs|iostream error", re.IGNORECASE), errno.ENOSPC),
-    (re.compile(r"disk quota exceeded", re.IGNORECASE), errno.EDQUOT),
-    (re.compile(r"read-only file system|readonly database", re.IGNORECASE), errno.EROFS),
-    (re.compile(r"stale (NFS )?file handle", re.IGNORECASE), errno.ESTALE),
-    (re.compile(r"disk I/O error|input/output error", re.IGNORECASE), errno.EIO),
-    (re.compile(r"too many open files", re.IGNORECASE), errno.EMFILE),
+# What libraries say instead of an error number. Compiled on use, as all patterns here: --help must answer at once.
+WORDS = (
+    (r"no space left on device|database or disk is full|PytorchStreamWriter failed|unexpected pos \d+ vs|"
+     r"iostream error", errno.ENOSPC),
+    (r"disk quota exceeded", errno.EDQUOT),
+    (r"read-only file system|readonly database", errno.EROFS),
+    (r"stale (NFS )?file handle", errno.ESTALE),
+    (r"disk I/O error|input/output error", errno.EIO),
+    (r"too many open files", errno.EMFILE),
 )
-NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)")  # as Python and Rust write it into a message
-MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|bad_alloc", re.IGNORECASE)
-GPU = re.compile(r"CUDA-capable device|unspecified launch failure|uncorrectable|GPU is lost|NVML|NCCL error|"
-                 r"driver shutting down|CUDA error: (unknown error|initialization error)", re.IGNORECASE)
+NUMBER = r"\[Errno (\d+)\]|os error (\d+)"  # as Python and Rust write it into a message
+MEMORY = r"out of memory|OutOfMemoryError|can't allocate memory|bad_alloc"
+GPU = (r"CUDA-capable device|unspecified launch failure|uncorrectable|GPU is lost|NVML|NCCL error|driver shutting down|"
+       r"CUDA error: (unknown error|initialization error)")
 
 
 class UserError(Exception):
@@ -152,7 +155,7 @@ def explain(error: BaseException) -> str:
             return f"{name or 'output'}: {os.strerror(number)}; {REMEDIES[number]}"
         if number in GONE and name and one is error:
             return f"{name}: {os.strerror(number)}; {DISK}"
-        if isinstance(one, RuntimeError) and GPU.search(str(one)):
+        if isinstance(one, RuntimeError) and re.search(GPU, str(one), re.IGNORECASE):
             return f"GPU: {first_line(one)}; check it (nvidia-smi), {AGAIN}"
         seen.append(one)
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
@@ -166,14 +169,15 @@ def number_of(error: BaseException) -> int | None:
     if isinstance(error, UserError | KeyError):
         return None
     text = str(error)
-    if found := NUMBER.search(text):
+    if found := re.search(NUMBER, text):
         return int(found[1] or found[2])
-    return next((number for words, number in WORDS if words.search(text)), None)
+    return next((number for words, number in WORDS if re.search(words, text, re.IGNORECASE)), None)
 
 
 def is_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of the machine or of its GPU, was not enough."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(MEMORY.search(str(error)))) or (
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(re.search(MEMORY, str(error), re.IGNORECASE))) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
@@ -257,6 +261,8 @@ def ended_by_signals(grace: float) -> Iterator[None]:
             raise Interrupted(number)
 
     before = {number: signal.signal(number, stop) for number in ending_signals()}
+    import socket
+
     theirs, ours = socket.socketpair()
     ours.setblocking(False)
     fd_before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
@@ -281,7 +287,7 @@ def _is_dropped(frame) -> bool:
     return False
 
 
-def _end_late(told: socket.socket, over: threading.Event, grace: float, numbers: set[int], heard: list[int]) -> None:
+def _end_late(told: "socket.socket", over: threading.Event, grace: float, numbers: set[int], heard: list[int]) -> None:
     """End the process ``grace`` seconds after the first of ``numbers`` arrived, unless it is ``over`` by then."""
     main = threading.main_thread().ident
     with told:
@@ -295,7 +301,8 @@ def _end_late(told: socket.socket, over: threading.Event, grace: float, numbers:
             heard.clear()
             signal.raise_signal(byte[0]) if os.name == "nt" else signal.pthread_kill(main, byte[0])
         if not over.wait(grace / 4):
-            for child in multiprocessing.active_children():  # they hold the lock of a run folder with it
+            workers = sys.modules.get("multiprocessing")  # they hold the lock of a run folder with it
+            for child in workers.active_children() if workers else ():
                 child.kill()
             os.write(2, f"interrupted by {signal.Signals(byte[0]).name}\n".encode())
             os._exit(128 + byte[0])

@@ -37,7 +37,7 @@ def header_remarks(image: nib.Nifti1Image) -> list[str]:
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
     scale = sizes / pixdim if pixdim.all() else np.ones(3)
     unit = float(np.median(scale)) if declared_scale(header) != 1 else 1.0
-    if pixdim.all() and (np.abs(scale / unit - 1) > SIZES_DIFFER).any():
+    if not np.isfinite(pixdim).all() or (pixdim.all() and (np.abs(scale / unit - 1) > SIZES_DIFFER).any()):
         remarks.append(f"the header contradicts itself: voxels of {_mm(pixdim)} by pixdim and {_mm(sizes)} by the "
                        "affine; the affine was used, check the volume")
     if int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0:
@@ -46,7 +46,13 @@ def header_remarks(image: nib.Nifti1Image) -> list[str]:
 
 
 def _forms_remarks(header) -> list[str]:
-    qform, sform = header.get_qform(), header.get_sform()
+    sform = header.get_sform()
+    try:
+        qform = header.get_qform()
+    except (ValueError, np.linalg.LinAlgError):
+        qform = np.full((4, 4), np.nan)
+    if not np.isfinite(qform).all():
+        return ["the header's qform is no rotation; sform was used"]
     if abs(np.linalg.det(sform[:3, :3])) < 1e-12 or abs(np.linalg.det(qform[:3, :3])) < 1e-12:
         return []
     axes = ["".join(nib.aff2axcodes(form)) for form in (qform, sform)]
@@ -93,15 +99,16 @@ def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[s
     if max(larger) * grid.voxel_mm > LONGEST_MM:
         raise UserError(f"{where}: measures {_mm(np.array(larger) * grid.voxel_mm, 0)} by its affine, expected a head "
                         f"of at most {LONGEST_MM} mm; correct its affine, or cut the head out")
+    size = _mm(shape * grid.voxel_mm, 0)
     return replace(grid, shape=larger), [
-        f"the scan is larger than the model's grid of {_mm(shape * grid.voxel_mm, 0)}: the grid was enlarged to "
-        f"{_mm(np.array(larger) * grid.voxel_mm, 0)}, and what lies outside the head was not trained on"]
+        f"the scan is larger than the model's grid of {size}: the grid was enlarged, and what lies outside the head "
+        "was not trained on"]
 
 
 def _outside(to_grid: np.ndarray, box, shape: np.ndarray) -> np.ndarray:
     """Voxels (3,) that a box of the scan reaches beyond the grid, the larger of both sides."""
     corners = np.array(np.meshgrid(*[(a - 0.5, b - 0.5) for a, b in box], [1], indexing="ij")).reshape(4, -1)
-    places = (to_grid @ corners)[:3]
+    places = np.nan_to_num((to_grid @ corners)[:3])
     beyond = np.maximum(-0.5 - places.min(axis=1), places.max(axis=1) - (shape - 0.5))
     return np.where(beyond > ROUNDING, np.ceil(beyond), 0).astype(int)
 

@@ -104,8 +104,11 @@ def conform(
         return _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
-    if not exact:
-        low, high = without_extremes(data, scaling, low, high) or (low, high)
+    if not exact and scaling in ("conform_uint8", "minmax"):  # the other two leave extremes out of the range
+        inner = without_extremes(data, scaling, float(data.min()), float(data.max()))
+        if inner:  # before they are mixed with their neighbours
+            low, high = inner
+            data = np.clip(data, low, high).astype(np.float32, copy=False)
     top = np.float32(255 if scaling == "conform_uint8" else 1)
     if grid.averaged:
         volume = resample_mean(data, to_source, grid.size, fill=low, covers=not exact)

@@ -14,6 +14,7 @@ UNITS_MM = {1: 1000.0, 3: 0.001}  # metres and micrometres, by xyzt_units; other
 GRID_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                "qoffset_z", "srow_x", "srow_y", "srow_z")
 HEAD_MM = (10, 2000)  # between which a scan's longest side lies where a header declares another unit
+LEAST, MOST = 1e-30, 1e30  # of a scan's largest value, in float32 with room for its range
 WHOLE = 1e-3  # by which a value may differ from a whole number, or from the mask's one value
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
 # Raised by nibabel and numpy where the content does not match its header.
@@ -53,6 +54,9 @@ def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bo
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{name}: truncated or damaged gzip ({error}), expected it whole; copy it again") from error
     if content[344:348] == b"n+1\0":
+        if content[108:112] == bytes(4):  # no offset given: nibabel would read the header as voxels
+            order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
+            content = content[:108] + np.array([352], f"{order}f4").tobytes() + content[112:]
         form = nib.Nifti1Image
     elif content[4:8] == b"n+2\0":
         form = nib.Nifti2Image
@@ -95,6 +99,10 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
         raise UserError(f"{path}: found NaN or infinite voxels, expected finite numbers; repair it or leave it out")
     if kind == "scan":
         if data.dtype.kind == "f":
+            largest = float(np.abs(data).max(initial=0))
+            if largest > MOST or 0 < largest < LEAST:
+                raise UserError(f"{path}: found values up to {largest:g}, expected ones that float32 can hold; rescale "
+                                "the scan (fslmaths, nibabel), or correct its scl_slope")
             data = data.astype(np.float32, copy=False)
         if not data.any():
             raise UserError(f"{path}: every voxel is zero, expected a scan; leave it out")

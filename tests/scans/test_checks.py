@@ -16,6 +16,7 @@ from meshnet.scans.checks import (
 )
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.intensity import as_input
+from meshnet.scans.nifti import image_from_bytes
 
 
 def head(shape=(50, 60, 48), seed=0) -> np.ndarray:
@@ -120,3 +121,21 @@ def test_a_lesion_is_compared_before_and_after():
     whole = np.zeros((50, 50, 48), np.uint8)
     whole[10:30, 10:30, 10:30] = 1
     assert not mask_remarks(of_4_mm(whole), conform_mask(of_4_mm(whole), Grid(4.0), exact=False), None, "m.nii")
+
+
+def test_a_qform_that_is_no_rotation_is_said(tmp_path):
+    nib.save(of_4_mm(head()), tmp_path / "a.nii")
+    whole = (tmp_path / "a.nii").read_bytes()
+    for at, value, words in ((80, np.nan, "contradicts itself"), (256, np.nan, "qform is no rotation"),
+                             (256, 5.0, "qform is no rotation")):
+        broken = bytearray(whole)
+        broken[at:at + 4] = np.array([value], "<f4").tobytes()
+        assert any(words in line for line in header_remarks(image_from_bytes(bytes(broken), "a.nii"))), (at, value)
+
+
+def test_extreme_voxels_are_clipped_before_they_are_mixed_with_others():
+    plain = head()
+    spikes = np.random.default_rng(1).random(plain.shape) < 0.0004
+    found = [np.asarray(conform(of_4_mm(np.where(spikes, value, plain)), Grid(8.0), exact=False).dataobj).astype(float)
+             for value in (plain.max(), 32767)]
+    assert np.abs(found[1] - found[0]).max() <= 3

@@ -202,3 +202,16 @@ def test_an_axis_may_have_one_voxel(tmp_path, shape):
     data = np.arange(1, np.prod(shape) + 1, dtype=np.int16).reshape(shape)
     nib.save(image_of(data), tmp_path / "a.nii.gz")
     assert (array(read_image(tmp_path / "a.nii.gz")) == data).all()
+
+
+def test_voxels_begin_after_the_header_where_no_offset_is_given(tmp_path):
+    nib.save(image_of(np.arange(125_000).reshape(50, 50, 50)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[108:112] = bytes(4)
+    assert (array(image_from_bytes(bytes(content), "a.nii")) == np.arange(125_000).reshape(50, 50, 50)).all()
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e-42])
+def test_values_that_float32_cannot_hold_are_refused(factor):
+    with pytest.raises(UserError, match="expected ones that float32 can hold"):
+        image_from_bytes(image_of(np.arange(1.0, 28).reshape(3, 3, 3) * factor).to_bytes(), "a.nii")

@@ -140,3 +140,12 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(root):
                            stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_any_spelling_of_the_ending_is_a_scan(tmp_path):
+    model = bright_model(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    scan_file(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "a.nii.gz").rename(tmp_path / "in" / "A.NII.GZ")
+    infer(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--no-picture")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["A_lesion.nii.gz"]
