@@ -104,10 +104,10 @@ def conform(
         return _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
-    if not exact and scaling in ("conform_uint8", "minmax"):  # the other two leave extremes out of the range
-        if inner := without_extremes(data, scaling, float(data.min()), float(data.max())):
-            low, high = inner
-            data = np.clip(data, low, high).astype(np.float32, copy=False)  # before they are mixed with others
+    inner = None if exact else without_extremes(data, scaling, float(data.min()), float(data.max()))
+    if inner:
+        low, high = inner
+        data = np.clip(data, low, high).astype(np.float32, copy=False)  # before they are mixed with others
     top = np.float32(255 if scaling == "conform_uint8" else 1)
     if grid.averaged:
         volume = resample_mean(data, to_source, grid.size, fill=low, covers=not exact)

@@ -43,11 +43,11 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
 
 def without_extremes(data: np.ndarray, scaling: str, low: float, high: float) -> tuple[float, float] | None:
     """The range of all voxels (X, Y, Z) but the outermost 0.1 % on either side, where a handful of extreme ones has
-    taken most of ``low`` to ``high``; None where they have not, or where the range is the user's.
+    taken most of ``low`` to ``high``; None where they have not, or where the range leaves them out anyway.
 
     Looked for on every fourth voxel of each axis, since a whole scan would take as long as conforming it.
     """
-    if scaling == "window" or (scaling == "conform_uint8" and data.dtype == np.uint8):
+    if scaling in ("window", "quantile") or (scaling == "conform_uint8" and data.dtype == np.uint8):
         return None
     step = 4 if min(data.shape) >= 32 else 1
     sample = data[::step, ::step, ::step]
