@@ -72,7 +72,8 @@ def score_probabilities(probabilities: np.ndarray, card: Card, data: PreparedDat
     marks = card.marking
     probabilities, classes = marks.of(probabilities), marks.count
     truth = marks.truth(data.read(index, "mask_native"))
-    native = marks.labels(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like))
+    native = marks.labels(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like,
+                                    seen_only=True))
     conformed = marks.labels(probabilities)
     spacing_mm = nib.affines.voxel_sizes(native_affine)
     scores = metrics.case_metrics(native, truth, spacing_mm, classes=classes)

@@ -287,7 +287,7 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
                 found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)
             found = marks.of(found)
             with timed(case.parts, "back"):
-                native = to_native(found, affine, case.images[0])
+                native = to_native(found, affine, case.images[0], seen_only=True)
                 native = native if len(views) == 1 else native / np.float32(len(views))
                 total = native if total is None else total + native
     return total if len(models) == 1 else total / len(models)

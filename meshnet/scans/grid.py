@@ -11,7 +11,7 @@ import numpy as np
 from meshnet.errors import UserError
 from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
 from meshnet.scans.nifti import mask_classes
-from meshnet.scans.resample import resample, resample_mean
+from meshnet.scans.resample import covering_reach, resample, resample_mean
 
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
@@ -171,17 +171,22 @@ def conform_mask(
     return _image(resample(classes, to_source, grid.size, order=0, nudge=1, covers=not exact), affine)
 
 
-def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1Image) -> np.ndarray:
+def to_native(
+    array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1Image, seen_only: bool = False
+) -> np.ndarray:
     """Resample a result from the conformed grid to exactly the grid of ``like``. Space outside that grid becomes 0.
 
     Integer labels (X, Y, Z) are resampled by nearest neighbour. Ties are broken opposite to ``conform_mask``, so that a
     mask on voxels of the same size comes back unchanged. Floating-point probabilities (X, Y, Z) or (K, X, Y, Z) are
-    resampled by linear interpolation, to float32.
+    resampled by linear interpolation, to float32. ``seen_only``: without those of voxels that lie outside the scan,
+    where a network has seen nothing.
     """
     array = np.asarray(array)
     to_source = np.linalg.inv(conformed_affine) @ like.affine
     shape = tuple(like.shape[:3])
     if array.dtype.kind == "f":
+        if seen_only:
+            array = _carried_past_faces(array, np.linalg.inv(to_source), shape)
         if array.ndim == 4:
             result = np.empty((len(array), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)  # as NIfTI files are read
             for one, a in zip(result, array.astype(np.float32, copy=False)):
@@ -191,6 +196,33 @@ def to_native(array: np.ndarray, conformed_affine: np.ndarray, like: nib.Nifti1I
     if array.dtype == bool:
         array = array.astype(np.uint8)
     return resample(array, to_source, shape, order=0, nudge=-1)
+
+
+def _carried_past_faces(array: np.ndarray, to_scan: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Probabilities ([K,] X, Y, Z) on the grid, with the outermost voxels that lie partly in the scan copied one voxel
+    outwards. The centres of the scan's outermost voxels may lie between the two, and what is further out was not seen.
+
+    ``to_scan`` (4, 4) goes from index of the grid to index of the scan, of ``shape``. Where the grid's voxels are at
+    most 1.5 times the scan's, nothing is copied: interpolation leaves at least (0.5 + 0.5 / 1.5)^3 of a value.
+    """
+    matrix = to_scan[:3, :3]
+    if np.abs(matrix).sum(axis=1).max() <= 1.5:
+        return array
+    covered = np.ones(array.shape[-3:], bool)
+    for row, offset, reach, n in zip(matrix, to_scan[:3, 3], covering_reach(matrix), shape):
+        steps = [row[t] * np.arange(size) for t, size in enumerate(covered.shape)]
+        at = offset + sum(np.expand_dims(step, [a for a in range(3) if a != t])
+                          for t, step in enumerate(steps) if np.abs(step).max() > 1e-3)
+        covered &= (at >= -reach) & (at <= n - 1 + reach)
+    array = array.copy(order="K")
+    for axis in range(3):
+        before = np.moveaxis(covered.copy(), axis, 0)
+        values, after = np.moveaxis(array, axis - 3, -3), np.moveaxis(covered, axis, 0)
+        for to, source in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
+            where = np.nonzero(before[source] & ~before[to])
+            values[..., to, :, :][(..., *where)] = values[..., source, :, :][(..., *where)]
+            after[to][where] = True
+    return array
 
 
 def stack_channels(channels: list[np.ndarray]) -> np.ndarray:

@@ -201,6 +201,5 @@ def test_scan_mask_and_way_back_agree_at_every_face(slices, spacing_mm, voxel_mm
     mask = conform_mask(image_of(np.ones(scan.shape), scan.affine), grid, reference=scan, exact=False)
     apart = (image > 0.5) != (array(mask) > 0)  # only on the edge, where a thousandth of a voxel decides
     assert apart.sum() <= 0.01 * image.size and (image[image > 0.5] > 0.99).all()
-    back = to_native(image.astype(np.float32), mask.affine, scan)
-    # Where the grid's voxels end on the scan's faces, linear interpolation halves the value: twice along an edge.
-    assert all(back.max(axis=tuple({0, 1, 2} - {axis})).min() > 0.5 for axis in range(3)) and back.min() > 0.12
+    back = to_native(image.astype(np.float32), mask.affine, scan, seen_only=True)
+    assert back.min() > 0.5
