@@ -58,7 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--workers", type=int, help="number of runs at a time (default: one for each GPU, else for every "
                    "four CPU cores)")
     g.add_argument("--gpus_per_worker", type=int, help="GPUs of each run (default: 1 if there are GPUs, else 0)")
-    g.add_argument("--accelerate_config", metavar="FILE", help="configuration of accelerate launch, used with GPUs")
+    g.add_argument("--accelerate_config", metavar="FILE", help="Accelerate's configuration for runs of several GPUs "
+                   "(default: the project's own); runs of one GPU take its mixed_precision")
     g.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster (default: the one of this machine)")
     g.add_argument("--silent_after", type=float, default=3600, help="restart a run after this many seconds without "
                    "a heartbeat (default 3600; 0: never)")

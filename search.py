@@ -15,6 +15,7 @@ from pathlib import Path
 from meshnet.data.schema import SPLITS
 from meshnet.errors import UserError, run_script
 from meshnet.recipe import dump_config, load_search, parse
+from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.search.drive import drive, refuse_other_host, report
@@ -59,7 +60,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="number of runs at a time (default: one for each GPU, else for every four CPU cores)")
     parser.add_argument("--gpus_per_worker", type=int, help="GPUs of each run (default: 1 if there are GPUs, else 0)")
     parser.add_argument("--accelerate_config", metavar="FILE",
-                        help="configuration of accelerate launch, used with GPUs")
+                        help="Accelerate's configuration for runs of several GPUs (default: the project's own); runs "
+                             "of one GPU take its mixed_precision")
     parser.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster (default: the one of this machine)")
     parser.add_argument("--ledger", metavar="FILE", help="database, on a local disk (default: in the study folder)")
     parser.add_argument("--max_retries", type=int, default=3,
@@ -138,8 +140,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name}: found {value}, expected at least {least}")
-    if arguments.accelerate_config and not Path(arguments.accelerate_config).is_file():
-        raise UserError(f"--accelerate_config: found no file {arguments.accelerate_config}")
+    check_config(arguments.accelerate_config)
 
 
 def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]:

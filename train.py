@@ -11,7 +11,7 @@ from pathlib import Path
 
 from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
-from meshnet.errors import DIVERGED, UserError, run_script, surrounding
+from meshnet.errors import Diverged, UserError, run_script, surrounding
 from meshnet.recipe import dump_config, parse
 
 
@@ -86,8 +86,7 @@ def main() -> int | None:
                                               "source": data.info["source"], "split_hash": splits["hash"],
                                               "began_as": began_as(arguments.init)})
         run = assemble(accelerator, config, folder, arguments.seed, data, train, val, box, card, network)
-        if not fit(run, begun, stop_epoch):
-            return DIVERGED
+        fit(run, begun, stop_epoch)
     if arguments.push_to_hub and accelerator.is_main_process:
         push(folder, arguments.push_to_hub, run.progress.finished)
     return 0
@@ -146,12 +145,14 @@ def score(arguments: argparse.Namespace) -> int:
         return test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
 
 
-def fit(run, begun: bool, stop_epoch: int) -> bool:
-    """Train from the last resume point, or from the start; False if the loss became NaN or infinite, which is recorded
-    and printed."""
+def fit(run, begun: bool, stop_epoch: int) -> None:
+    """Train from the last resume point, or from the start.
+
+    Raises:
+        Diverged: where the loss becomes NaN or infinite, which is recorded in the run folder.
+    """
     from meshnet.training import loop
     from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
-    from meshnet.training.run import Diverged
 
     say = print_line if run.accelerator.is_main_process else (lambda line: None)
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
@@ -167,10 +168,8 @@ def fit(run, begun: bool, stop_epoch: int) -> bool:
         loop.fit(run, stop_epoch, say)
     except Diverged as error:
         mark_failed(run.folder, str(error))
-        print(f"error: {run.folder}: {error}; the last resume point is kept", file=sys.stderr)
-        return False
+        raise Diverged(f"{run.folder}: {error}; the last resume point is kept") from None
     finish_run(run, say)
-    return True
 
 
 def began_as(init: str | None) -> str | None:

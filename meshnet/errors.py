@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import errno
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ REQUIRED = (*LOADED_FIRST, "yaml", "simple_parsing", "torch", "accelerate", "dat
             "safetensors", "pandas", "sklearn", "nilearn", "monai", "einops", "matplotlib", "tqdm", "wandb")
 USER_ERROR, DIVERGED, SURROUNDINGS, OUT_OF_MEMORY = 2, 3, 4, 5  # exit codes
 TOKEN = "MESHNET_JOB"  # in the environment of every process that search.py or crossval.py started
+WORD = "MESHNET_WORD"  # likewise: the file that takes exit code and last line of the first of a job's processes to fail
 GRACE = 10.0  # seconds that a script has to end after a signal
 
 SPACE, AGAIN = "free some space", "then run the same command again"
@@ -69,6 +71,10 @@ class UserError(Exception):
 class Surroundings(UserError):
     """As ``UserError``, where neither the command nor the run is at fault but what surrounds it: the same command goes
     on once that is right again."""
+
+
+class Diverged(Exception):
+    """Training came to NaN or infinite numbers. The message says where and what to try."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -113,6 +119,7 @@ def run_script(main: Callable[[], int | None], grace: float = GRACE) -> None:
             code = 141  # as the shell names a process that SIGPIPE ended
         except BaseException as error:
             code, line = describe_end(error)
+            leave_word(code, line or f"{type(error).__name__}: {first_line(error)}")
             if not line:
                 raise
             say_last(line)
@@ -127,6 +134,8 @@ def describe_end(error: BaseException) -> tuple[int, str]:
         return 128 + number, f"interrupted{by}"
     if isinstance(error, UserError):
         return code_of(isinstance(error, Surroundings)), f"error: {' '.join(str(error).split())}"
+    if isinstance(error, Diverged):
+        return DIVERGED, f"error: {' '.join(str(error).split())}"
     if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED:
         return USER_ERROR, f"error: {explain_missing(error.name)}"
     if not isinstance(error, Exception):
@@ -194,6 +203,18 @@ def say_last(line: str) -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         mute()
+
+
+def leave_word(code: int, line: str) -> None:
+    """Leave exit code and last line for the driver that started this job, which launchers of several processes hide.
+
+    The first process that fails is the cause; what the others then say of a lost connection, or of the launcher that
+    ends them, is kept out.
+    """
+    path = os.environ.get(WORD)
+    if path and code < 128:
+        with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
+            json.dump({"code": code, "line": line}, file)
 
 
 def mute() -> None:

@@ -71,9 +71,10 @@ class Queue:
             model, fold = name.split("/")
             number = fold.removeprefix("fold").partition("_")[0]
             flags = ("--out", str(self.out), "--score_ensemble", model, number)
-            return Job("crossval.py", flags, folder, log)
+            return Job("crossval.py", flags, folder, log, alone=True)
         if kind == "test":
-            return Job("train.py", ("--test", "--run_dir", str(folder), "--data", self.plan["data"]), folder, log)
+            flags = ("--test", "--run_dir", str(folder), "--data", self.plan["data"])
+            return Job("train.py", flags, folder, log, alone=True)
         run = next(run for run in self.runs if run.name == name)
         entry = self.plan["models"][run.model]
         flags = ("--recipe", entry["recipe"], "--data", self.plan["data"], "--fold", str(run.fold), "--inner_fold",
@@ -144,7 +145,8 @@ class Queue:
             print(f"{name}: {kind} ended, {reason}; trying again", flush=True)
         else:
             self.given_up[item] = reason
-            print(f"{name}: {kind} failed, {reason}: {last_line(log)}; see {log}", file=sys.stderr, flush=True)
+            print(f"{name}: {kind} failed, {reason}: {ended.line or last_line(log)}; see {log}", file=sys.stderr,
+                  flush=True)
 
 
 def is_held(folder: Path) -> bool:

@@ -13,21 +13,20 @@ import time
 
 from meshnet import ROOT
 from meshnet.errors import UserError
-from meshnet.runs.jobs import Handle, Job, Launcher, full_command
-from meshnet.runs.processes import TOKEN
+from meshnet.runs.command import job_command, job_environment
+from meshnet.runs.jobs import Handle, Job, Launcher
 
 STARTED = ".started"  # in the run folder: the task has left Ray's queue
 
 
 def run_on_node(job: Job, token: str, gpus: int, cpus: float, accelerate_config: str | None) -> tuple[int, str]:
-    """The body of a Ray task: exit code and host."""
+    """The body of a Ray task, to which Ray has given its GPUs: exit code and host."""
     (job.run_dir / STARTED).touch()
-    environment = {**os.environ, TOKEN: token, "PYTHONPATH": str(ROOT)}
-    if gpus == 0:
-        environment |= {"OMP_NUM_THREADS": str(max(1, int(cpus))), "CUDA_VISIBLE_DEVICES": ""}
+    environment = job_environment(job, token, max(1, int(cpus) // max(1, gpus)), accelerate_config)
+    environment |= {"PYTHONPATH": str(ROOT), **({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
     guard = [
         sys.executable, "-m", "meshnet.runs.processes", str(os.getpid()), str(job.run_dir / ".guard"), str(job.log),
-        *full_command(job, gpus, accelerate_config),
+        *job_command(job, gpus, accelerate_config),
     ]
     done = subprocess.run(guard, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, socket.gethostname()
@@ -37,6 +36,15 @@ def largest_share(cores: list[int], slots: int) -> int:
     """The most cores that ``slots`` tasks can each have on nodes with so many ``cores``; at least 1."""
     shares = range(max(cores, default=1), 0, -1)
     return next((share for share in shares if sum(node // share for node in cores) >= slots), 1)
+
+
+def share_of_gpu_nodes(nodes: list[tuple[int, int]], gpus: int) -> tuple[int, int]:
+    """How many tasks of ``gpus`` GPUs fit on ``nodes`` (cores, GPUs), and the cores that each of them can have.
+
+    A task lies on one node: GPUs that are left over on several nodes do not make another one.
+    """
+    fitting = [(cores, offered // gpus) for cores, offered in nodes if offered >= gpus]
+    return sum(tasks for _, tasks in fitting), max(1, min((cores // tasks for cores, tasks in fitting), default=1))
 
 
 def check_reachable(address: str, seconds: float = 5.0) -> None:
@@ -74,18 +82,25 @@ class RayLauncher(Launcher):
                     f"--ray_address: found no Ray cluster at {address or 'this machine'} ({first}); start one with "
                     "'ray start --head', or --launcher local"
                 ) from None
-        offers = ray.cluster_resources()
-        self.gpus = (1 if offers.get("GPU") else 0) if gpus_per_worker is None else gpus_per_worker
-        cores = offers.get("CPU", 1)
-        fitting = int(offers.get("GPU", 0) // self.gpus) if self.gpus else max(1, int(cores // 4))
-        if self.gpus and not fitting:
-            raise UserError(f"--gpus_per_worker: found {self.gpus}, expected what the Ray cluster has: "
-                            f"{int(offers.get('GPU', 0))} GPUs")
-        super().__init__(workers or fitting)
-        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        self.cpus = 1 if self.gpus else largest_share(nodes, self.slots)
+        self.gpus, slots, self.cpus = self._shares(workers, gpus_per_worker)
+        super().__init__(slots)
         self.accelerate_config = accelerate_config
         self.tasks: dict[str, object] = {}
+
+    def _shares(self, workers: int | None, gpus_per_worker: int | None) -> tuple[int, int, int]:
+        """GPUs of a task, number of slots, and cores of a task."""
+        living = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        nodes = [(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in living]
+        most = max((offered for _, offered in nodes), default=0)
+        gpus = min(1, most) if gpus_per_worker is None else gpus_per_worker
+        if gpus > most:
+            raise UserError(f"--gpus_per_worker: found {gpus}, expected at most what one node of the Ray cluster has: "
+                            f"{most} GPUs; a run lies on one node")
+        if gpus:
+            fitting, cores = share_of_gpu_nodes(nodes, gpus)
+            return gpus, workers or fitting, cores
+        slots = workers or max(1, sum(cores for cores, _ in nodes) // 4)
+        return 0, slots, largest_share([cores for cores, _ in nodes], slots)
 
     def _start(self, handle: Handle) -> None:
         remote = self.ray.remote(num_gpus=self.gpus, num_cpus=self.cpus, max_retries=0)(run_on_node)

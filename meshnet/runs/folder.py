@@ -30,6 +30,7 @@ from meshnet.files import named, write_csv, write_text
 CONFIG_YAML, METRICS, CASES, TEST_CASES = "config.yaml", "metrics.jsonl", "cases.csv", "test_cases.csv"
 LAST, AVERAGED, CURVES, TRACKING = "last.safetensors", "model_ema.safetensors", "curves.png", "tracking.json"
 STATES, HEARTBEAT, LOCK, DONE, FAILED = "state", "heartbeat", ".lock", "DONE", "failed.json"
+WORD_FILE = ".word"  # while a driver waits for the run: exit code and last line of the first process that failed
 PACKAGES = ("torch", "accelerate", "datasets", "monai", "nibabel", "numpy", "safetensors")
 UNSCHEDULED = "unscheduled"  # in a line of metrics.jsonl: validated because the run stopped here, not by validate_every
 STOP_KEYS = (UNSCHEDULED, "collapsed")

@@ -9,9 +9,9 @@
         time.sleep(0.2)
     launcher.close()
 
-``local``: every slot has its own GPUs (``CUDA_VISIBLE_DEVICES``, ``accelerate launch``) or its share of the CPU cores
-(``OMP_NUM_THREADS``, one process). ``ray``: Ray tasks that ask the cluster for the same; project, data and run folders
-must lie on storage that all nodes share, at the same path.
+``local``: every slot has its own GPUs (``CUDA_VISIBLE_DEVICES``) or its share of the CPU cores (``OMP_NUM_THREADS``),
+with a process for each GPU, see ``command``. ``ray``: Ray tasks that ask the cluster for the same; project, data and
+run folders must lie on storage that all nodes share, at the same path.
 
 Each job is a process group of its own and does not see the terminal's Ctrl-C. ``kill`` ends it with all descendants.
 A local job outlives a driver that is killed: keep ``handle.identity()`` (plain JSON) and pass it to ``adopt`` later.
@@ -21,20 +21,17 @@ import abc
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshnet import ROOT
 from meshnet.errors import DIVERGED, OUT_OF_MEMORY, SURROUNDINGS, USER_ERROR, Surroundings, explain
-from meshnet.runs.folder import HEARTBEAT
+from meshnet.runs.folder import HEARTBEAT, WORD_FILE
 
 HOPELESS = (USER_ERROR, DIVERGED)  # another attempt would end the same way
 PAUSES = (2.0, 8.0, 30.0)  # seconds before another try, after the surroundings ended one, two, three runs in a row
@@ -48,7 +45,8 @@ INNER = re.compile(r"returned non-zero exit status (\d+)|died with <Signals\.\w+
 class Job:
     """One run of a script. Its output goes to ``log`` (appended), its ``heartbeat`` file lies in ``run_dir``.
 
-    silent_after: seconds without a heartbeat after which the job is killed; 0: never.
+    silent_after: seconds without a heartbeat after which the job is killed; 0: never. alone: one process, however many
+    GPUs its slot has.
     """
 
     script: str
@@ -56,6 +54,7 @@ class Job:
     run_dir: Path
     log: Path
     silent_after: float = 0.0
+    alone: bool = False
 
 
 @dataclass
@@ -98,44 +97,19 @@ class Ended:
     """How a job ended. code: 0 or the exit code, negative for a signal, None where it is unknown (adopted, node lost).
 
     reason: "" for code 0, else in words, such as ``exit code 3``, ``killed by SIGKILL``, ``silent for 600 s``.
+    line: the last thing it said, without ``error: ``; "" for code 0 and where it said nothing.
     """
 
     handle: Handle
     code: int | None
     reason: str
     seconds: float
-
-
-def visible_gpus() -> list[str]:
-    """GPU ids this process may use: ``CUDA_VISIBLE_DEVICES`` if set, else what nvidia-smi lists; [] without any."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() and gpu.strip() != "-1"]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    return listed.stdout.split() if listed.returncode == 0 else []
+    line: str = ""
 
 
 def token_of(run_dir: Path) -> str:
     """The token of every process that works in a run folder, so that forgotten ones can be found."""
     return hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:32]
-
-
-def full_command(job: Job, gpus: int, accelerate_config: str | None) -> list[str]:
-    """The script under ``accelerate launch`` where it has GPUs, else as one plain process."""
-    script = [str(ROOT / job.script), *job.arguments]
-    if not gpus:
-        return [sys.executable, *script]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(gpus)]
-    if accelerate_config:
-        command += ["--config_file", accelerate_config]
-    if gpus > 1:
-        with socket.socket() as probe:  # its own port: two jobs on one machine must not meet
-            probe.bind(("127.0.0.1", 0))
-            command += ["--multi_gpu", "--main_process_port", str(probe.getsockname()[1])]
-    return [*command, *script]
 
 
 def is_retried(code: int | None, failures: int, retries: int, hopeless: tuple[int, ...] = HOPELESS) -> bool:
@@ -163,13 +137,39 @@ def describe_exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
+def printed_codes(output: str) -> list[int]:
+    """The exit codes that ``accelerate launch`` or torchrun print of their processes, but for those they ended."""
+    found = [int(ended or other) if ended or other else -int(by) for ended, by, other in INNER.findall(output)]
+    return [code for code in found if code not in (-signal.SIGTERM, 128 + signal.SIGTERM)]
+
+
 def inner_code(code: int | None, output: str) -> int | None:
     """The exit code of the script, where ``accelerate launch`` ends with 1 whatever its own was."""
-    if code != 1:
-        return code
-    found = [int(ended or other) if ended or other else -int(by) for ended, by, other in INNER.findall(output)]
+    found = printed_codes(output) if code == 1 else []
     known = [number for number in (SURROUNDINGS, DIVERGED, USER_ERROR, OUT_OF_MEMORY) if number in found]
     return (known or found or [code])[0]
+
+
+def cause_of(handle: Handle, code: int | None) -> tuple[int | None, str]:
+    """Exit code and last line of the process of a job that failed first, where a launcher of several hides them.
+
+    By what that process left in the run folder, else by what is printed. A process that a signal ended leaves nothing,
+    but one that lost its connection to it may; then what the launcher printed counts.
+    """
+    if code == 0:
+        return 0, ""
+    output = handle.output(5000)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+    left = {}
+    with contextlib.suppress(OSError, ValueError):
+        left = json.loads((handle.job.run_dir / WORD_FILE).read_text(encoding="utf-8"))
+    if isinstance(left.get("code"), int) and code in (None, 1):
+        shot = [number for number in printed_codes(output) if number < 0] if left["code"] == 1 else []
+        code = shot[0] if shot else left["code"]
+    else:
+        code = inner_code(code, output)
+    return code, str(left.get("line", said)).removeprefix("error: ")
 
 
 def surroundings_of(ended: Ended) -> str:
@@ -272,6 +272,7 @@ class Launcher(abc.ABC):
         handle.beat_seen = handle.since
         handle.log_start = job.log.stat().st_size if job.log.exists() else 0
         job.run_dir.mkdir(parents=True, exist_ok=True)
+        (job.run_dir / WORD_FILE).unlink(missing_ok=True)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self._start(handle)
         self.handles[slot] = handle
@@ -282,14 +283,14 @@ class Launcher(abc.ABC):
         ended = []
         for handle in self.running():
             code, over = self._look(handle)
-            code = inner_code(code, handle.output(5000)) if over else code
+            code, line = cause_of(handle, code) if over else (code, "")
             reason = describe_exit(code)
             if not over and self._silent(handle):
                 self._stop(handle, 0)
                 code, over, reason = None, True, f"silent for {handle.job.silent_after:g} s"
             if over:
                 del self.handles[handle.slot]
-                ended.append(Ended(handle, code, reason, time.monotonic() - handle.since))
+                ended.append(Ended(handle, code, reason, time.monotonic() - handle.since, line))
         return ended
 
     def kill(self, handle: Handle, patience: float = 0.0) -> None:

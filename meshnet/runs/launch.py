@@ -1,6 +1,7 @@
 """The choice of a launcher."""
 
 from meshnet.errors import UserError
+from meshnet.runs.command import check_config
 from meshnet.runs.jobs import Launcher
 from meshnet.runs.local import LocalLauncher
 
@@ -17,16 +18,18 @@ def make_launcher(
     """The launcher called ``name``.
 
     workers: slots; None: one for each GPU, else one for every four CPU cores (ray: of the cluster).
-    gpus_per_worker: None: 1 where there are GPUs, else 0. accelerate_config: passed to ``accelerate launch``.
+    gpus_per_worker: None: 1 where there are GPUs, else 0. accelerate_config: a configuration file for runs of
+        several GPUs; runs of one take its precision.
     address: of the Ray cluster; None: the one that this machine belongs to.
 
     Raises:
-        UserError: unknown name, more GPUs requested than there are, Ray or its cluster missing.
+        UserError: unknown name, no such file, more GPUs requested than there are, Ray or its cluster missing.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers: found {workers}, expected at least 1")
     if gpus_per_worker is not None and gpus_per_worker < 0:
         raise UserError(f"--gpus_per_worker: found {gpus_per_worker}, expected at least 0")
+    accelerate_config = check_config(accelerate_config)
     if name == "local":
         return LocalLauncher(workers, gpus_per_worker, accelerate_config)
     if name == "ray":

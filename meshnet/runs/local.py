@@ -1,14 +1,14 @@
 """Runs on this machine: each slot has its own GPUs or its share of the CPU cores."""
 
-import os
 import signal
 import socket
 import subprocess
 import time
 
-from meshnet.errors import TOKEN, UserError
+from meshnet.errors import UserError
 from meshnet.machine import usable_cores
-from meshnet.runs.jobs import Handle, Job, Launcher, full_command, visible_gpus
+from meshnet.runs.command import job_command, job_environment, visible_gpus
+from meshnet.runs.jobs import Handle, Job, Launcher
 from meshnet.runs.processes import alive, end_job, signal_all, start_time
 
 
@@ -29,18 +29,17 @@ class LocalLauncher(Launcher):
         super().__init__(slots)
         step = self.gpus_per_worker
         self.gpus = [gpus[slot * step : (slot + 1) * step] for slot in range(slots)]
-        self.threads = max(1, usable_cores() // slots)
+        self.threads = max(1, usable_cores() // (slots * max(1, step)))  # of each process: one a GPU
         self.children: dict[str, subprocess.Popen] = {}
 
     def _start(self, handle: Handle) -> None:
         end_job(handle.token)  # of a driver that died before it could record what it had started
         gpus = self.gpus[handle.slot]
-        environment = {**os.environ, TOKEN: handle.token, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        if not gpus:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
+        environment = job_environment(handle.job, handle.token, self.threads, self.accelerate_config)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with open(handle.job.log, "ab") as output:
             child = subprocess.Popen(
-                full_command(handle.job, len(gpus), self.accelerate_config),
+                job_command(handle.job, len(gpus), self.accelerate_config),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -275,8 +275,7 @@ class Study:
         if ended.code == OUT_OF_MEMORY or (ended.code != 0 and NO_MEMORY.search(output)):
             return "out of memory"
         if ended.code == USER_ERROR:
-            lines = output.strip().splitlines()
-            return lines[-1].removeprefix("error: ") if lines else "exit code 2"
+            return ended.line or "exit code 2"
         return ""
 
     def _settle(self, trial: int) -> None:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast, gather_object
 
 from meshnet.config import TrainingConfig
 from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
+from meshnet.errors import Diverged
 from meshnet.networks.folder import save_model, save_weights
 from meshnet.runs.folder import (
     AVERAGED,
@@ -27,7 +28,7 @@ from meshnet.runs.folder import (
     write_cases,
 )
 from meshnet.training.resume import load_state, random_state, save_state, set_random_state
-from meshnet.training.run import Diverged, Progress, Run, cases_per_step
+from meshnet.training.run import Progress, Run, cases_per_step
 from meshnet.training.validation import picture_cases, score_share, summarise
 
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without any predicted lesion before a warning

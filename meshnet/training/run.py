@@ -13,10 +13,6 @@ from meshnet.networks.card import Card
 from meshnet.training.optim import Schedule
 
 
-class Diverged(Exception):
-    """The loss became NaN or infinite. The message says where and what to try."""
-
-
 @dataclass
 class Progress:
     """How far a run is; part of every resume point, so old names of fields must be read in ``loop.resume``."""

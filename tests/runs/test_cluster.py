@@ -41,10 +41,12 @@ class Lost(Exception):
 @pytest.fixture
 def ray(monkeypatch):
     """A stand-in for Ray's module: a cluster of two living nodes, one dead, and tasks that end when told."""
-    nodes = [{"Resources": {"CPU": 8, "GPU": 1}, "Alive": True}, {"Resources": {"CPU": 4, "GPU": 2}, "Alive": True},
-             {"Resources": {"CPU": 64}, "Alive": False}]
-    fake = SimpleNamespace(asked=[], ends={}, cancelled=[], offers={"CPU": 12}, is_initialized=lambda: True,
-                           cluster_resources=lambda: fake.offers, nodes=lambda: nodes,
+    def nodes():
+        living = [{"Resources": {"CPU": cores, "GPU": gpus}, "Alive": True} for cores, gpus in fake.living]
+        return [*living, {"Resources": {"CPU": 64, "GPU": 64}, "Alive": False}]
+
+    fake = SimpleNamespace(asked=[], ends={}, cancelled=[], living=[(8, 0), (4, 0)], is_initialized=lambda: True,
+                           nodes=nodes,
                            exceptions=SimpleNamespace(RayError=Lost))
 
     def remote(**wanted):
@@ -67,14 +69,20 @@ def test_ray_tasks_share_the_cores_of_the_living_nodes_or_take_one_beside_their_
     launcher = RayLauncher(None, None, None, None)
     assert (launcher.slots, launcher.gpus, launcher.cpus) == (3, 0, 4)  # a task for each four cores
     assert RayLauncher(6, None, None, None).cpus == 2
-    ray.offers = {"CPU": 2}
-    assert RayLauncher(None, 0, None, None).slots == 1
-    ray.offers = {"CPU": 12, "GPU": 3}
+    ray.living = [(2, 0)]
+    assert RayLauncher(None, 0, None, None).slots == 1 and RayLauncher(None, None, None, None).gpus == 0
+    ray.living = [(8, 1), (4, 2), (64, 0)]
     launcher = RayLauncher(None, None, None, None)
-    assert (launcher.slots, launcher.gpus, launcher.cpus) == (3, 1, 1)
-    assert RayLauncher(None, 2, None, None).slots == 1
-    with pytest.raises(UserError, match="--gpus_per_worker: found 4, expected what the Ray cluster has: 3 GPUs"):
-        RayLauncher(None, 4, None, None)
+    assert (launcher.slots, launcher.gpus, launcher.cpus) == (3, 1, 2)  # loader processes want cores as well
+
+
+def test_a_ray_task_lies_on_one_node(ray):
+    """GPUs of two nodes would wait for ever."""
+    ray.living = [(8, 1), (9, 3), (16, 5)]
+    launcher = RayLauncher(None, 2, None, None)
+    assert (launcher.slots, launcher.gpus, launcher.cpus) == (3, 2, 8)
+    with pytest.raises(UserError, match=r"--gpus_per_worker: found 6, expected at most what one node .* has: 5 GPUs"):
+        RayLauncher(None, 6, None, None)
 
 
 def test_how_ray_tasks_end(ray, job):

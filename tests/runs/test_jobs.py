@@ -1,15 +1,13 @@
 """Jobs: what their ends mean, and the command that starts them."""
 
 import os
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-import train
 from meshnet.errors import Surroundings
 from meshnet.runs import jobs
-from meshnet.runs.jobs import DIVERGED, HOPELESS, USER_ERROR, describe_exit, full_command, is_retried
+from meshnet.runs.jobs import DIVERGED, USER_ERROR, describe_exit, is_retried
 from meshnet.runs.launch import make_launcher
 
 
@@ -28,33 +26,6 @@ def test_describe():
 def test_which_ends_are_tried_again(code, failures, retries, again):
     assert is_retried(code, failures, retries) == again
     assert is_retried(code, failures, retries, hopeless=()) == (failures <= retries)
-
-
-def test_exit_codes_of_train_py():
-    assert (USER_ERROR, train.DIVERGED) == HOPELESS
-
-
-def test_gpus_mean_accelerate_launch_and_ports_of_their_own(job):
-    one = job("x", "")
-    assert full_command(one, 0, None) == [sys.executable, one.script, *one.arguments]
-    single = full_command(one, 1, "accelerate_configs/gpu.yaml")
-    assert single[1:3] == ["-m", "accelerate.commands.launch"]
-    assert single[single.index("--num_processes") + 1] == "1"
-    assert single[single.index("--config_file") + 1] == "accelerate_configs/gpu.yaml"
-    assert "--multi_gpu" not in single
-    assert single[-2:] == [one.script, *one.arguments]
-    many = [full_command(one, 2, None) for _ in range(2)]
-    assert all("--multi_gpu" in command for command in many)
-    port = [command[command.index("--main_process_port") + 1] for command in many]
-    assert all(int(number) > 0 for number in port)
-
-
-def test_accelerate_launch_takes_these_flags(job):
-    """The flags are accelerate's own: its parser accepts them."""
-    from accelerate.commands.launch import launch_command_parser
-
-    parsed = launch_command_parser().parse_args(full_command(job("x", ""), 2, None)[3:])
-    assert (parsed.num_processes, parsed.num_machines, parsed.multi_gpu) == (2, 1, True)
 
 
 def test_a_silent_job_is_killed_and_a_beating_one_is_not(job, monkeypatch):

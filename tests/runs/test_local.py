@@ -48,7 +48,7 @@ def test_each_slot_has_gpus_of_its_own(job, monkeypatch):
     assert launcher.free() == 2  # the fifth GPU is left over
     counts = []
     bare = lambda job, gpus, _: counts.append(gpus) or [sys.executable, job.script]
-    monkeypatch.setattr(local, "full_command", bare)
+    monkeypatch.setattr(local, "job_command", bare)
     submitted = [job(name, "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") for name in "ab"]
     for one in submitted:
         launcher.submit(one)
