@@ -241,6 +241,19 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
         f"memory      {describe_memory(taken)}"])
 
 
+def preload() -> None:
+    """Import what a run needs until its end, for a process that runs are forked from (``meshnet.runs.forkserver``)."""
+    import importlib
+
+    parse("train.py", "", add_flags, [])  # reads the help texts out of the source, once a process
+
+    for name in ("torch._dynamo", "accelerate", "datasets", "matplotlib.figure", "matplotlib.backends.backend_agg",
+                 "scipy.ndimage", "tqdm.contrib", "meshnet.data.reader", "meshnet.data.splits", "meshnet.hub",
+                 "meshnet.sharing.published", "meshnet.training.assemble", "meshnet.training.loop",
+                 "meshnet.training.tracking", "meshnet.training.run", "meshnet.plots", "meshnet.crossval.scoring"):
+        importlib.import_module(name)
+
+
 def print_line(line: str) -> None:
     """One line on standard output, above a progress bar if there is one."""
     from tqdm import tqdm

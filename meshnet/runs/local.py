@@ -8,6 +8,7 @@ import time
 from meshnet.errors import UserError
 from meshnet.machine import usable_cores
 from meshnet.runs.command import job_command, job_environment, visible_gpus
+from meshnet.runs.forkserver import SCRIPTS, Forked, ForkServer, available
 from meshnet.runs.jobs import Handle, Job, Launcher
 from meshnet.runs.processes import alive, end_job, signal_all, start_time
 
@@ -30,28 +31,43 @@ class LocalLauncher(Launcher):
         step = self.gpus_per_worker
         self.gpus = [gpus[slot * step : (slot + 1) * step] for slot in range(slots)]
         self.threads = max(1, usable_cores() // (slots * max(1, step)))  # of each process: one a GPU
-        self.children: dict[str, subprocess.Popen] = {}
+        self.children: dict[str, subprocess.Popen | Forked] = {}
+        self.server: ForkServer | None = None
 
     def _start(self, handle: Handle) -> None:
         end_job(handle.token)  # of a driver that died before it could record what it had started
         gpus = self.gpus[handle.slot]
         environment = job_environment(handle.job, handle.token, self.threads, self.accelerate_config)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        command = job_command(handle.job, len(gpus), self.accelerate_config)
         with open(handle.job.log, "ab") as output:
-            child = subprocess.Popen(
-                job_command(handle.job, len(gpus), self.accelerate_config),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+            child = None
+            if handle.job.script in SCRIPTS and not gpus and available():
+                child = self._server(handle.job.script, environment).start(command, environment, output)
+            if child is None:
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                         env=environment, start_new_session=True)
         handle.pid, handle.started = child.pid, start_time(child.pid)
         self.children[handle.token] = child
+
+    def _server(self, script: str, environment: dict[str, str]) -> ForkServer:
+        """The process that runs of ``script`` are forked from."""
+        if self.server is None or self.server.gone:
+            self.server = ForkServer(script, environment)
+        return self.server
+
+    def close(self, patience: float = 0.0) -> None:
+        """As in ``Launcher``; the process that runs are forked from ends too."""
+        super().close(patience)
+        if self.server:
+            self.server.close()
+            self.server = None
 
     def _look(self, handle: Handle) -> tuple[int | None, bool]:
         child = self.children.get(handle.token)
         code = child.poll() if child else None
+        if isinstance(child, Forked) and child.lost():
+            child = None  # as after a driver's death: it is looked for by its process id
         if code is None and (child or alive(handle.pid, handle.started)):
             return None, False
         end_job(handle.token)  # a leader that was killed leaves its children behind, and they write to the run folder
