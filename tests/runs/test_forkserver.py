@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from stand_in import LINUX, wait_for
@@ -79,9 +80,9 @@ def test_proc_shows_the_runs_own_token_and_command_line(forked):
     one = launcher()
     handle = one.submit(make("waits", "import time; time.sleep(60)"))
     assert processes.members(handle.token) == [handle.pid]
-    shown = open(f"/proc/{handle.pid}/cmdline", "rb").read().rstrip(b"\0").decode().split("\0")
+    shown = Path(f"/proc/{handle.pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0")
     assert shown == [sys.executable, handle.job.script, "one", "two words"]
-    environment = open(f"/proc/{handle.pid}/environ", "rb").read().split(b"\0")
+    environment = Path(f"/proc/{handle.pid}/environ").read_bytes().split(b"\0")
     assert [entry for entry in environment if entry.startswith(TOKEN.encode())] == [
         f"{TOKEN}={handle.token}".encode()]
     one.kill(handle)
