@@ -99,9 +99,7 @@ class ForkServer:
                 self.close()
         if not self.pids:
             return None
-        pid = self.pids.pop()
-        self.codes.pop(pid, None)  # of an earlier run whose process id the system has used again
-        return Forked(self, pid)
+        return Forked(self, self.pids.pop())
 
     def listen(self) -> None:
         """Take what the server has said, without waiting."""
@@ -117,6 +115,7 @@ class ForkServer:
             for said in map(json.loads, lines):
                 if "pid" in said:
                     self.pids.append(said["pid"])
+                    self.codes.pop(said["pid"], None)  # of an earlier run, where the system uses its number again
                 else:
                     self.codes[said["ended"]] = said["code"]
 
