@@ -17,8 +17,8 @@
 // list of parts that does not depend on the number of threads.
 //
 // To be read in this order: cpu/vectors.h, inner.h (the multiplying), winograd.h (the transforms), convolution.h (packed
-// weights), planes.h (what is kept), plan.h (the order of the work), threads.h, column.h (the work); gradient.h and norm.h
-// are for training. Below is what Python calls.
+// weights), planes.h (what is kept), plan.h (the order of the work), threads.h, classes.h, column.h (the work); gradient.h and
+// norm.h are for training. Below is what Python calls, and in a web page JavaScript (web.py, where __wasm__ is defined).
 
 #include <algorithm>
 #include <cstdint>
@@ -105,6 +105,25 @@ int meshnet_run(const Request* request) {
         }
         column.zeros.assign(longest + 4 * LANES, 0.f);
         column.run(std::max(1, q.threads));
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// The 1x1x1 layer on whole maps y (channels, voxels), behind which there is room for a vector: logits or probabilities
+// (classes, voxels), or labels (voxels) uint8.
+int meshnet_classes(const float* y, int channels, int64_t voxels, const float* weight, const float* bias, int classes,
+                    int output, void* out, int threads) {
+    try {
+        const Classes to{weight, bias, channels, classes, output, out, voxels};
+        constexpr int ROW = 1 << 10;
+        std::vector<float> logits(size_t(threads) * classes * ROW);
+        std::atomic<int64_t> next{0};
+        in_threads(threads, [&](int t, Barrier&) {
+            for (int64_t at; (at = ROW * next.fetch_add(1, std::memory_order_relaxed)) < voxels;)
+                to.classify(y + at, voxels, int(std::min<int64_t>(ROW, voxels - at)), &logits[size_t(t) * classes * ROW], ROW, at);
+        });
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
@@ -215,5 +234,10 @@ void meshnet_norm_backward(const float* y, const float* g, float* result, int ba
         }
     });
 }
+
+#if defined(__wasm__)  // there are no exceptions there: what would be thrown (out of memory) is a trap
+void* __cxa_allocate_exception(size_t) { __builtin_trap(); }
+void __cxa_throw(void*, void*, void (*)(void*)) { __builtin_trap(); }
+#endif
 
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "classes.h"
 #include "plan.h"
 #include "threads.h"
 #include "winograd.h"
@@ -21,8 +22,6 @@ struct Piece {  // of a step's work
     float* to[8];           // where channel 0 of each row goes; rows 4 to 7 are the second plane's
     int64_t to_stride;      // from channel to channel
 };
-
-enum Output { FEATURES = 0, LOGITS = 1, PROBABILITIES = 2, LABELS = 3 };
 
 struct Scratch {
     Buffer transformed, columns, products, features, logits;
@@ -254,51 +253,9 @@ struct Column : Plan {
         }
     }
 
-    // The 1x1x1 layer on one row of features, then what was asked for.
     void classify(const float* features, int channels, int p, int row, int from, int count, float* logits) {
-        const int wide = round_up(count, LANES);
-        for (int k = 0; k < classes; ++k)
-            for (int x = 0; x < wide; x += LANES) {
-                vec sum = spread(head_bias[k]);
-                for (int c = 0; c < channels; ++c) sum += head_weight[k * channels + c] * load(features + int64_t(c) * chunk + x);
-                store(logits + int64_t(k) * chunk + x, sum);
-            }
-        const int64_t at = position(p, row, from), step = int64_t(out_shape[0]) * out_shape[1] * out_shape[2];
-        if (output == LABELS) {
-            uint8_t* to = static_cast<uint8_t*>(out) + at;
-            typedef uint8_t bytes __attribute__((vector_size(LANES)));
-            for (int x = 0; x < wide; x += LANES) {
-                vec top = load(logits + x);
-                ivec best = {};
-                for (int k = 1; k < classes; ++k) {
-                    const vec y = load(logits + int64_t(k) * chunk + x);
-                    const ivec higher = y > top;
-                    best = higher ? ivec{} + k : best, top = choose(higher, y, top);
-                }
-                const bytes found = __builtin_convertvector(best, bytes);
-                std::memcpy(to + x, &found, std::min(LANES, count - x));
-            }
-            return;
-        }
-        float* to = static_cast<float*>(out) + at;
-        for (int x = 0; x < wide; x += LANES) {
-            if (output == PROBABILITIES) {
-                vec top = load(logits + x), sum = {};
-                for (int k = 1; k < classes; ++k) {
-                    vec y = load(logits + int64_t(k) * chunk + x);
-                    top = choose(y > top, y, top);
-                }
-                for (int k = 0; k < classes; ++k) {
-                    vec e = exponential(load(logits + int64_t(k) * chunk + x) - top);
-                    store(logits + int64_t(k) * chunk + x, e);
-                    sum += e;
-                }
-                for (int k = 0; k < classes; ++k)
-                    store(logits + int64_t(k) * chunk + x, load(logits + int64_t(k) * chunk + x) / sum);
-            }
-            for (int k = 0; k < classes; ++k)
-                store_part(to + k * step + x, load(logits + int64_t(k) * chunk + x), count - x);
-        }
+        const Classes to{head_weight, head_bias, channels, classes, output, out, int64_t(out_shape[0]) * out_shape[1] * out_shape[2]};
+        to.classify(features, chunk, count, logits, chunk, position(p, row, from));
     }
 
     void run(int threads);
@@ -326,6 +283,7 @@ void Column::run(int threads) {
         Scratch& s = scratch[t];
         for (size_t i = 0; i < steps.size(); ++i) {
             const Step& step = steps[i];
+            if (t == 0) meshnet_progress(int(i), int(steps.size()));
             Counter* taken = counters.data() + i % 2 * threads;
             for (int z = 0; step.layer + 1 < int(layers.size()) && z < (step.pair ? 2 : 1); ++z)
                 planes[step.layer + 1].ask_for_pages(step.plane + (z ? layers[step.layer]->dilation : 0), t, barrier.total);

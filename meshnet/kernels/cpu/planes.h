@@ -1,12 +1,15 @@
 // The planes that a layer keeps for the next one, and the memory they lie in.
 #pragma once
 
+#if !defined(__wasm__)
 #include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -43,6 +46,14 @@ struct Buffer {
     Buffer(const Buffer&) = delete;
     Buffer(Buffer&& other) noexcept : data(std::exchange(other.data, nullptr)), bytes(other.bytes) {}
     Buffer& operator=(const Buffer&) = delete;
+#if defined(__wasm__)  // there malloc alone asks the system
+    ~Buffer() { std::free(data); }
+    void allocate(size_t floats) {
+        bytes = std::max<size_t>(1, floats) * sizeof(float);
+        data = static_cast<float*>(std::calloc(bytes, 1));
+        if (!data) __builtin_trap();  // no exceptions there
+    }
+#else
     ~Buffer() { if (data) munmap(data, bytes); }
     void allocate(size_t floats) {  // zeros
         bytes = std::max<size_t>(1, floats) * sizeof(float);
@@ -50,10 +61,14 @@ struct Buffer {
         if (p == MAP_FAILED) throw std::bad_alloc();
         data = static_cast<float*>(p);
     }
+#endif
 };
 
 // Whether the system gives memory in pages so large that what is never written becomes memory with its neighbours.
 static bool huge_pages() {
+#if defined(__wasm__)
+    return false;
+#else
     static const bool always = [] {
         char text[64] = {};
         std::FILE* file = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
@@ -63,6 +78,7 @@ static bool huge_pages() {
         return read > 0 && std::strstr(text, "[always]") != nullptr;
     }();
     return always;
+#endif
 }
 
 struct Planes {

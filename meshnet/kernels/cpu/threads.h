@@ -3,8 +3,28 @@
 
 #include <atomic>
 #include <exception>
-#include <thread>
 #include <vector>
+
+#if defined(__wasm__)  // in a web page: one thread, which tells how far it is
+
+extern "C" __attribute__((import_module("env"), import_name("progress"))) void meshnet_progress(int done, int total);
+
+struct Barrier {
+    int total = 1;
+    void wait() {}
+};
+
+template <class Work>
+static void in_threads(int, Work work) {
+    Barrier barrier;
+    work(0, barrier);
+}
+
+#else
+
+#include <thread>
+
+static inline void meshnet_progress(int, int) {}
 
 struct Barrier {
     std::atomic<int> waiting{0}, round{0};
@@ -41,6 +61,8 @@ static void in_threads(int threads, Work work) {
     work(0, barrier);
     for (auto& other : others) other.join();
 }
+
+#endif
 
 struct alignas(64) Counter {  // of the pieces of work that have been taken
     std::atomic<int> taken{0};

@@ -1,0 +1,90 @@
+// Whether a scan is what a network can be given: meshnet/scans/checks.py. What is doubtful is returned as remarks.
+"use strict";
+
+const SIZES_DIFFER = 0.02, SHORT_MM = 60, ROUNDING = 1, LONGEST_MM = 1200, FEW_SLICES = 5, THICK = 3.5, THICK_MM = 3;
+const FEW_LEVELS = 16, COVERED = [0.1, 0.6];
+
+function headerRemarks(image) {
+  const { header, affine, own } = image, remarks = [], sizes = edges(affine);
+  const pixdim = header.pixdim.slice(1, 4).map(Math.abs), all = pixdim.every((value) => value !== 0);
+  const scale = sizes.map((size, i) => (all ? size / pixdim[i] : 1));
+  const unit = UNITS_MM[header.xyzt_units & 7] ? scale.slice().sort((a, b) => a - b)[1] : 1;
+  if (!pixdim.every(Number.isFinite) || (all && scale.some((value) => Math.abs(value / unit - 1) > SIZES_DIFFER)))
+    remarks.push(say("pixdim", millimetres(pixdim), millimetres(sizes)));
+  if (own.qform_code > 0 && own.sform_code > 0) remarks.push(...formsRemarks(own, image.nifti2));
+  return remarks;
+}
+
+function formsRemarks(header, nifti2) {
+  const sform = sformOf(header);
+  let qform = null;
+  try {
+    qform = qformOf(header, nifti2);
+  } catch { /* said below */ }
+  if (!qform || !qform.every((row) => row.every(Number.isFinite))) return [say("noRotation")];
+  if (Math.abs(determinant(sform)) < 1e-12 || Math.abs(determinant(qform)) < 1e-12) return [];
+  const axes = [qform, sform].map(axisCodes);
+  return axes[0] === axes[1] ? [] : [say("forms", ...axes)];
+}
+
+function extentRemarks(image, voxel) {
+  const spacing = edges(image.affine), { shape } = image.volume, extent = spacing.map((s, i) => s * shape[i]);
+  const remarks = [];
+  if (Math.min(...extent) < SHORT_MM) remarks.push(say("short", millimetres(extent, 0)));
+  else if (Math.min(...shape) < FEW_SLICES) remarks.push(say("fewSlices", Math.min(...shape)));
+  const thickest = Math.max(...spacing);
+  if (thickest > Math.max(THICK_MM, THICK * voxel) && thickest > 1.5 * Math.min(...spacing))
+    remarks.push(say("thick", thickest.toFixed(1), general(voxel)));
+  return remarks;
+}
+
+// The grid, made larger on both sides where the head does not fit into it, and what is to be said then.
+function fitted(grid, image, name) {
+  const toGrid = multiply(inverse(targetAffine(image, grid)), image.affine);
+  if (!outside(toGrid, image.volume.shape.map((n) => [0, n]), grid.size).some(Boolean)) return [grid, []];
+  const lacks = outside(toGrid, headBox(image.volume, 0), grid.size);
+  if (!lacks.some(Boolean)) return [grid, []];
+  const size = grid.size.map((n, i) => n + 2 * lacks[i]);
+  if (Math.max(...size) * grid.voxel > LONGEST_MM)
+    refuse("tooLong", name, millimetres(size.map((n) => n * grid.voxel), 0), LONGEST_MM);
+  return [{ ...grid, size }, [say("enlarged", millimetres(grid.size.map((n) => n * grid.voxel), 0))]];
+}
+
+// Voxels that a box of the scan reaches beyond the grid, the larger of both sides.
+function outside(toGrid, box, size) {
+  const places = corners(box.map(([a, b]) => [a - 0.5, b - 0.5])).map((point) => apply(toGrid, point));
+  return size.map((n, axis) => {
+    const at = places.map((place) => place[axis]);
+    const beyond = Math.max(-0.5 - Math.min(...at), Math.max(...at) - (n - 0.5));
+    return beyond > ROUNDING ? Math.ceil(beyond) : 0;
+  });
+}
+
+// Whether every channel of a conformed volume holds something, where the first one does.
+function checkChannels(volumes, names, where) {
+  const heads = volumes.map((volume) => {
+    const [low] = extremes(sampled(volume, 1));
+    return sampled(volume, 2).map((value) => Number(value > low));
+  });
+  heads.forEach((head, c) => { if (!head.some(Boolean)) refuse("emptyChannel", where, names[c], names[0]); });
+  const remarks = [], size = heads[0].reduce((sum, value) => sum + value, 0);
+  heads.slice(1).forEach((head, c) => {
+    const covered = head.reduce((sum, value, i) => sum + (value && heads[0][i]), 0) / size;
+    const percent = roundEven(100 * covered);
+    if (covered < COVERED[0]) refuse("elsewhere", where, names[c + 1], percent, names[0]);
+    if (covered < COVERED[1]) remarks.push(say("partly", names[c + 1], percent, names[0]));
+  });
+  return remarks;
+}
+
+// Whether a channel uses the grey levels that its scaling gave it. `volume`: conformed, float32 in 0..1.
+function greyRemarks(image, volume, scaling, name) {
+  const [low, high] = extremes(image.volume.data);
+  const found = scaling === "window" ? null : withoutExtremes(image.volume, scaling, low, high);
+  if (found) return [say("extremes", name, ...[low, high, ...found].map((value) => general(value)))];
+  const small = sampled(volume, 3), [least] = extremes(small);
+  const inside = small.filter((value) => value > least).sort();
+  if (inside.length < 100) return [];
+  const range = quantile(inside, 0.99) - quantile(inside, 0.01);
+  return range * 255 >= FEW_LEVELS ? [] : [say("fewGreys", name, Math.max(1, roundEven(range * 255)))];
+}

@@ -1,0 +1,120 @@
+// Conforming a scan and the way back: meshnet/scans/grid.py, as the programs call it (exact=False).
+"use strict";
+
+const CENTRES = { "n/2": 0, middle: 0.5 };
+
+// The grids on which a model sees a scan (Card.grids): {voxel, size, orientation, back, averaged, offset}.
+function gridsOf(card) {
+  const side = Math.max(1, roundEven(256 / card.voxel_mm));
+  const grid = { voxel: card.voxel_mm, size: card.shape ? card.shape.slice() : [side, side, side], orientation: card.orientation,
+                 back: CENTRES[card.centre], averaged: card.averaged, offset: 0 };
+  return card.shifted ? [grid, { ...grid, offset: 0.5 }] : [grid];
+}
+
+// For each axis of a grid its axis of the world and its direction.
+function axesOf(grid) {
+  return [...grid.orientation].map((code) => [Math.floor("LRPAIS".indexOf(code) / 2), "RAS".includes(code) ? 1 : -1]);
+}
+
+function targetAffine(image, grid) {
+  const centre = apply(image.affine, [...image.volume.shape.map((n) => n / 2 - grid.back), 1]);
+  const affine = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]];
+  axesOf(grid).forEach(([world, sign], axis) => { affine[world][axis] = grid.voxel * sign; });
+  const middle = apply(corner(affine), grid.size.map((n) => n / 2 - grid.back - grid.offset));
+  for (let r = 0; r < 3; ++r) affine[r][3] = centre[r] - middle[r];
+  return affine;
+}
+
+// The scan on a grid: {volume, affine}. `reference` is the image whose centre defines the grid.
+function conform(image, grid, scaling, window, reference) {
+  const affine = targetAffine(reference, grid);
+  if (scaling === "brainchop_quantile") {
+    const { volume } = conform(image, grid, "conform_uint8", null, reference);
+    return { volume: makeVolume(stretchQuantiles(volume.data), grid.size), affine };
+  }
+  let { volume, toSource } = along(image, grid, affine, reference);
+  let [low, high] = intensityRange(image.volume, scaling, window);
+  const inner = withoutExtremes(volume, scaling, ...extremes(image.volume.data));
+  if (inner) {
+    [low, high] = inner;
+    const data = Float32Array.from(volume.data, (value) => Math.min(Math.max(value, low), high));
+    volume = { ...volume, data, kind: "f4" };
+  }
+  const top = scaling === "conform_uint8" ? 255 : 1;
+  const found = grid.averaged ? resampleMean(volume, toSource, grid.size, low)
+                              : resample(volume, toSource, grid.size, low, coveringReach(corner(toSource)));
+  if (low === 0 && high === 255 && scaling === "conform_uint8" && found.kind === "u1") return { volume: found, affine };
+  const out = makeVolume(top === 255 ? new Uint8Array(found.data.length) : new Float32Array(found.data.length), grid.size, top === 255 ? "u1" : "f4");
+  const start = f32(low), factor = f32(top / f32(high - low));
+  for (let i = 0; i < found.data.length; ++i) {
+    const value = Math.min(Math.max(f32(f32(f32(found.data[i]) - start) * factor), 0), top);
+    out.data[i] = top === 255 ? roundEven(value) : value;
+  }
+  return { volume: out, affine };
+}
+
+// The scan with its axes in the order and direction of the grid's (a view), and the matrix from the grid to it.
+function along(image, grid, affine, reference) {
+  const world = orientation(image.affine), axes = [], wanted = axesOf(grid);
+  let volume = image.volume, turned = transpose(image.affine);
+  const source = image.volume.shape, middle = [];
+  wanted.forEach(([axisOfWorld, sign], target) => {
+    const axis = world.findIndex(([w]) => w === axisOfWorld);
+    axes[target] = axis;
+    const centre = source[axis] / 2 - grid.back;
+    middle[target] = world[axis][1] === sign ? centre : source[axis] - 1 - centre;
+    if (world[axis][1] === sign) return;
+    volume = flipped(volume, axis);
+    for (let r = 0; r < 3; ++r) turned[3][r] += turned[axis][r] * (source[axis] - 1);
+    turned[axis] = turned[axis].map((value) => -value);
+  });
+  turned = transpose([...axes.map((axis) => turned[axis]), turned[3]]);
+  const toSource = multiply(inverse(turned), affine);
+  const same = image === reference || (String(reference.volume.shape) === String(source) &&
+    reference.affine.every((row, r) => row.every((value, c) => value === image.affine[r][c])));
+  if (same) {
+    const linear = multiply(inverse(corner(turned)), corner(affine));
+    const centre = apply(linear, grid.size.map((n) => n / 2 - grid.back - grid.offset));
+    for (let r = 0; r < 3; ++r) {
+      toSource[r] = [...linear[r], middle[r] - centre[r]];
+    }
+  }
+  return { volume: transposed(volume, axes), toSource };
+}
+
+// Probabilities on the grid back on the grid of `like`, 0 outside; those of voxels outside the scan do not count.
+function toNative(data, shape, affine, like) {
+  const toSource = multiply(inverse(affine), like.affine), size = like.volume.shape;
+  const values = carriedPastFaces(data, shape, inverse(toSource), size);
+  const out = fileVolume(new Float32Array(count(size)), size);
+  return resample(makeVolume(values, shape), toSource, size, 0, coveringReach(corner(toSource)), out).data;
+}
+
+// The outermost voxels that lie partly in the scan copied one voxel outwards; what is further out was not seen.
+function carriedPastFaces(data, shape, toScan, size) {
+  const matrix = corner(toScan);
+  if (Math.max(...matrix.map(rowSum)) <= 1.5) return data;
+  const reach = coveringReach(matrix), [nx, ny, nz] = shape, covered = new Uint8Array(data.length).fill(1);
+  for (let r = 0; r < 3; ++r) {
+    const used = matrix[r].map((value, t) => (Math.abs(value * (shape[t] - 1)) > 1e-3 ? value : 0));
+    for (let i = 0, at = 0; i < nx; ++i)
+      for (let j = 0; j < ny; ++j)
+        for (let k = 0; k < nz; ++k, ++at) {
+          const place = toScan[r][3] + (used[0] * i + used[1] * j + used[2] * k);
+          if (!(place >= -reach[r] && place <= size[r] - 1 + reach[r])) covered[at] = 0;
+        }
+  }
+  const values = data.slice(), strides = [ny * nz, nz, 1];
+  for (let axis = 0; axis < 3; ++axis) {
+    const before = covered.slice(), step = strides[axis];
+    for (const way of [1, -1])  // upwards first
+      visit(makeVolume(before, shape), 1, (inside, ...index) => {
+        const to = index[axis] + way;
+        if (!inside || to < 0 || to >= shape[axis]) return;
+        const at = index[0] * strides[0] + index[1] * strides[1] + index[2];
+        if (before[at + way * step]) return;
+        values[at + way * step] = values[at], covered[at + way * step] = 1;
+      });
+  }
+  return values;
+}

@@ -1,0 +1,144 @@
+// Grey values: meshnet/scans/intensity.py, and the head's box of meshnet/scans/head.py.
+"use strict";
+
+const HISTOGRAM_BINS = 1000, CROPPED_FRACTION = 0.001, EXTREME = 0.001, EATEN = 8;
+const QUANTILES = [0.005, 0.995], BRAINCHOP_QUANTILES = [0.05, 0.95];
+
+// numpy's quantile of sorted values.
+function quantile(sorted, q) {
+  const n = sorted.length, at = (n - 1) * q, low = at >= n - 1 ? n - 1 : Math.floor(at);
+  const a = sorted[low], b = sorted[Math.min(low + 1, n - 1)], t = at >= n - 1 ? 0 : at - low;
+  const apart = sorted instanceof Float32Array ? f32(b - a) : b - a;
+  return t >= 0.5 ? b - apart * (1 - t) : a + apart * t;
+}
+
+// The two values of a scan that a scaling maps to the bottom and the top of its range.
+function intensityRange(volume, scaling, window) {
+  const { data, kind } = volume;
+  if (scaling === "window") return [window[0], window[1]];
+  if (scaling === "conform_uint8" && kind === "u1") return [0, 255];
+  let [low, high] = extremes(data);
+  if (scaling === "conform_uint8" && high > low) high = allButTop(data, kind, low, high);
+  else if (scaling === "quantile" && high > low) {
+    const sorted = data.filter((value) => value !== 0).sort();
+    [low, high] = QUANTILES.map((q) => quantile(sorted, q));
+  }
+  return [low, high > low ? high : low + 1];
+}
+
+// The value below which all but 0.1 % of the non-zero voxels lie, on a histogram.
+function allButTop(data, kind, low, high) {
+  const binSize = (high - low) / HISTOGRAM_BINS, start = f32(low), scale = f32(1 / binSize);
+  const round = ["i4", "u4", "i8", "u8"].includes(kind) ? (value) => value : f32;
+  const counts = new Float64Array(HISTOGRAM_BINS);
+  let nonZero = 0;
+  for (let i = 0; i < data.length; ++i) {
+    const value = data[i];
+    if (value !== 0) ++nonZero;
+    ++counts[Math.min(Math.trunc(round(round(value - start) * scale)), HISTOGRAM_BINS - 1)];
+  }
+  const below = data.length - Math.trunc(CROPPED_FRACTION * nonZero);
+  let first = 0;
+  for (let sum = 0; first < HISTOGRAM_BINS; ++first) if ((sum += counts[first]) >= below) break;
+  return low + Math.max(first - 1, 1) * binSize;
+}
+
+// The range of all voxels but the outermost 0.1 % on either side, where extreme ones have taken most of the range; else null.
+function withoutExtremes(volume, scaling, low, high) {
+  if (scaling === "window" || scaling === "quantile" || (scaling === "conform_uint8" && volume.kind === "u1")) return null;
+  const sample = sampled(volume, Math.min(...volume.shape) >= 32 ? 4 : 1).sort();
+  const inner = [quantile(sample, EXTREME), quantile(sample, 1 - EXTREME)];
+  return !(inner[1] > inner[0]) || high - low < EATEN * (inner[1] - inner[0]) ? null : inner;
+}
+
+// Every `step`-th voxel of each axis, in C order.
+function sampled(volume, step) {
+  const found = new volume.data.constructor(volume.shape.reduce((n, size) => n * Math.ceil(size / step), 1));
+  let at = 0;
+  visit(volume, step, (value) => { found[at++] = value; });
+  return found;
+}
+
+// A conformed volume as a network sees it: float32, uint8 scaled to 0..1.
+function asInput(volume) {
+  if (volume.kind !== "u1") return volume.data;
+  const table = Float32Array.from({ length: 256 }, (_, i) => i / 255);
+  return Float32Array.from(volume.data, (value) => table[value]);
+}
+
+// uint8 to float32, so that the 5 % and 95 % quantiles become 0 and 1.
+function stretchQuantiles(data) {
+  const counts = new Float64Array(256);
+  for (const value of data) ++counts[value];
+  const [low, high] = [Math.trunc(BRAINCHOP_QUANTILES[0] * data.length), Math.ceil(BRAINCHOP_QUANTILES[1] * data.length) - 1].map((rank) => {
+    let value = 0;
+    for (let sum = 0; value < 256; ++value) if ((sum += counts[value]) > rank) break;
+    return value;
+  });
+  return Float32Array.from(data, (value) => (value - low) / Math.max(high - low, 1));
+}
+
+// ---------------------------------------------------------------- the head's box
+
+// The box ((a, b) on each axis) around the head: the largest connected part brighter than a third of the way from air to
+// Otsu's threshold, after an opening, on every second voxel.
+function headBox(volume, margin = 0.02) {
+  const step = Math.min(...volume.shape) >= 64 ? 2 : 1, small = sampled(volume, step);
+  const shape = volume.shape.map((n) => Math.ceil(n / step)), whole = volume.shape.map((n) => [0, n]);
+  const [low, high] = extremes(small);
+  if (!(high > low)) return whole;
+  const threshold = otsu(small, low, high);
+  const air = quantile(small.filter((value) => value <= threshold).sort(), 0.75);
+  const level = isInteger(volume.kind) ? air + (threshold - air) / 3 : f32(air + (threshold - air) / 3);
+  const foreground = Uint8Array.from(small, (value) => Number(value > level));
+  const open = dilated(eroded(foreground, shape), shape);
+  const parts = components(open.some(Boolean) ? open : foreground, shape, false);
+  if (!parts.sizes.length) return whole;
+  const box = parts.boxes[parts.sizes.indexOf(Math.max(...parts.sizes))];
+  return box.map(([a, b], axis) => {
+    const m = step * Number(margin > 0) + roundEven(margin * volume.shape[axis]);
+    return [Math.max(0, a * step - m), Math.min(volume.shape[axis], b * step + m)];
+  });
+}
+
+function otsu(values, low, high, bins = 256) {
+  const edgesAt = Array.from({ length: bins + 1 }, (_, i) => (i === bins ? high : low + i * ((high - low) / bins)));
+  const counts = new Float64Array(bins);
+  for (const value of values) {  // numpy's way to a bin: by a product, then corrected by its edges
+    let bin = Math.min(Math.trunc((value - low) * (bins / (high - low))), bins - 1);
+    if (value < edgesAt[bin]) --bin;
+    else if (bin < bins - 1 && value >= edgesAt[bin + 1]) ++bin;
+    ++counts[bin];
+  }
+  const centre = (i) => (edgesAt[i] + edgesAt[i + 1]) / 2;
+  let n = 0, mean = 0;
+  counts.forEach((c, i) => { n += c, mean += c * centre(i); });
+  let weight = 0, total = 0, best = -1, most = -Infinity;
+  for (let i = 0; i < bins - 1; ++i) {
+    weight += counts[i], total += counts[i] * centre(i);
+    const variance = ((mean * weight) / n - total) ** 2 / (weight * (n - weight));
+    if (variance > most) most = variance, best = i;
+  }
+  return edgesAt[best + 1];
+}
+
+// A voxel and its six neighbours, all of which `use` joins; outside the volume lies 0.
+function neighbours(mask, shape, all) {
+  const [nx, ny, nz] = shape, found = new Uint8Array(mask.length), sx = ny * nz;
+  for (let i = 0, at = 0; i < nx; ++i)
+    for (let j = 0; j < ny; ++j)
+      for (let k = 0; k < nz; ++k, ++at) {
+        const sum = mask[at] + (i && mask[at - sx]) + (i < nx - 1 && mask[at + sx]) + (j && mask[at - nz]) +
+          (j < ny - 1 && mask[at + nz]) + (k && mask[at - 1]) + (k < nz - 1 && mask[at + 1]);
+        found[at] = Number(all ? sum === 7 : sum > 0);
+      }
+  return found;
+}
+
+function eroded(mask, shape) {
+  return neighbours(mask, shape, true);
+}
+
+function dilated(mask, shape) {
+  return neighbours(mask, shape, false);
+}

@@ -1,0 +1,94 @@
+// From probabilities to a mask: meshnet/scans/mask.py.
+"use strict";
+
+// Which probabilities decide: indices into the classes (Marks.of).
+function decisive(card) {
+  if (card.marks !== null) return [card.classes.indexOf(card.marks)];
+  return card.classes.length === 2 ? [1] : card.classes.map((_, k) => k);
+}
+
+// Labels, uint8, from the decisive probabilities.
+function labelsOf(probabilities, threshold) {
+  const found = new Uint8Array(probabilities[0].length);
+  if (probabilities.length === 1) {
+    const [one] = probabilities, least = f32(threshold);  // numpy compares in float32
+    for (let i = 0; i < found.length; ++i) found[i] = Number(one[i] >= least);
+    return found;
+  }
+  const top = probabilities[0].slice();
+  for (let k = 1; k < probabilities.length; ++k) {
+    const one = probabilities[k];
+    for (let i = 0; i < found.length; ++i) if (one[i] > top[i]) top[i] = one[i], found[i] = k;
+  }
+  return found;
+}
+
+function voxelMm3(affine) {
+  return Number(Math.abs(determinant(affine)).toPrecision(9));
+}
+
+// The connected parts of a mask whose last axis lies closest together: {parts, sizes, boxes}, parts numbered from 1.
+// `corners`: voxels that touch by an edge or a corner are connected too.
+function components(mask, shape, corners = true) {
+  const [nx, ny, nz] = shape, parts = new Int32Array(mask.length), sizes = [], boxes = [], steps = [];
+  for (let i = -1; i <= 1; ++i)
+    for (let j = -1; j <= 1; ++j)
+      for (let k = -1; k <= 1; ++k) {
+        const apart = Math.abs(i) + Math.abs(j) + Math.abs(k);
+        if (apart && (corners || apart === 1)) steps.push([i, j, k, (i * ny + j) * nz + k]);
+      }
+  let waiting = new Int32Array(1024);
+  for (let start = 0; start < mask.length; ++start) {
+    if (!mask[start] || parts[start]) continue;
+    const number = sizes.length + 1, box = [[nx, 0], [ny, 0], [nz, 0]];
+    let length = 1, size = 0;
+    waiting[0] = start, parts[start] = number;
+    while (length) {
+      const at = waiting[--length], x = Math.floor(at / (ny * nz)), y = Math.floor(at / nz) % ny, z = at % nz;
+      ++size;
+      [x, y, z].forEach((p, axis) => { if (p < box[axis][0]) box[axis][0] = p; if (p >= box[axis][1]) box[axis][1] = p + 1; });
+      if (length + 26 > waiting.length) {
+        const larger = new Int32Array(2 * waiting.length);
+        larger.set(waiting);
+        waiting = larger;
+      }
+      for (const [i, j, k, step] of steps) {
+        if (x + i < 0 || x + i >= nx || y + j < 0 || y + j >= ny || z + k < 0 || z + k >= nz) continue;
+        const next = at + step;
+        if (mask[next] && !parts[next]) parts[next] = number, waiting[length++] = next;
+      }
+    }
+    sizes.push(size), boxes.push(box);
+  }
+  return { parts, sizes, boxes };
+}
+
+// Labels in a file's order without the 26-connected lesions smaller than `smallest` mm3, and what was found:
+// {labels, lesions: [{ml, voxels, centre}], dropped (mL), parts}. Lesions are in order of their size.
+function clean(every, shape, affine, smallest) {
+  const each = voxelMm3(affine), { parts, sizes, boxes } = components(every, shape.slice().reverse());
+  const keep = sizes.map((size) => !(smallest > 0) || size * each >= smallest);
+  const labels = every.slice(), sums = sizes.map(() => [0, 0, 0]);
+  let dropped = 0;
+  for (let at = 0; at < labels.length; ++at) {
+    if (!parts[at]) continue;
+    const number = parts[at] - 1;
+    if (!keep[number]) labels[at] = 0, ++dropped;
+    const sum = sums[number];
+    sum[0] += at % shape[0], sum[1] += Math.floor(at / shape[0]) % shape[1], sum[2] += Math.floor(at / shape[0] / shape[1]);
+  }
+  const lesions = sizes.map((size, n) => ({ ml: (size * each) / 1000, voxels: size, number: n + 1, box: boxes[n].slice().reverse(),
+    centre: apply(affine, [...sums[n].map((sum) => sum / size), 1]).slice(0, 3), voxel: sums[n].map((sum) => Math.round(sum / size)) }))
+    .filter((_, n) => keep[n]).sort((a, b) => b.voxels - a.voxels);
+  return { labels, lesions, dropped: (dropped * each) / 1000, parts };
+}
+
+// What is left after a new threshold or size: everything that a reader of the mask is told.
+function decide(probabilities, like, threshold, smallest) {
+  const every = labelsOf(probabilities, threshold);
+  const found = clean(every, like.volume.shape, like.affine, smallest);
+  const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
+  const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
+  return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3),
+           remarks: found.dropped ? [say("dropped", found.dropped.toFixed(2), general(smallest / 1000))] : [] };
+}

@@ -1,0 +1,97 @@
+// What the page says about a scan, in the words of the command line: each text is the one of the Python file named above
+// it, with {} where a value stands (tests/sharing/test_page_messages.py compares them). Functions that format as Python's
+// do are below. Here and in the other files there is no DOM, so that Node runs them as a page does.
+"use strict";
+
+const MESSAGES = {
+  // meshnet/scans/nifti.py
+  gzip: "{}: truncated or damaged gzip ({}), expected it whole; copy it again",
+  noNifti: "{}: found no NIfTI, expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, or copy it again if it is damaged",
+  damaged: "{}: damaged or truncated NIfTI ({}), expected it whole; copy it again",
+  dimensions: "{}: found {}D data of shape {}, expected one 3D volume; extract the volume to use, or declare the last axis as channels where the format allows it",
+  empty: "{}: found an empty volume of shape {}, expected voxels on every axis; replace it",
+  colour: "{}: found {} voxels (colour or complex), expected numbers; convert it",
+  infinite: "{}: found NaN or infinite voxels, expected finite numbers; repair it or leave it out",
+  largest: "{}: found values up to {}, expected ones that float32 can hold; rescale the scan (fslmaths, nibabel), or correct its scl_slope",
+  zero: "{}: every voxel is zero, expected a scan; leave it out",
+  unit: "{}: found an extent of {} mm, since its header declares the unit {}, expected a head; if the sizes are in mm, set xyzt_units to 2 (fslmodhd, nifti_tool)",
+  noAffine: "{}: found no affine (sform_code and qform_code are both 0), expected one of them set; convert it again from DICOM, or copy the header from a scan on the same grid (fslcpgeom)",
+  singular: "{}: found a singular affine {}, expected three independent axes; convert it again from DICOM or repair its header",
+  // meshnet/inference/scan.py
+  channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
+  threshold: "threshold: found {}, expected 0 to 1",
+  smallest: "min_lesion_mm3: found {}, expected 0 or more",
+  dropped: "{} mL in lesions smaller than {} mL was found and dropped",
+  // meshnet/scans/checks.py
+  pixdim: "the header contradicts itself: voxels of {} by pixdim and {} by the affine; the affine was used, check the volume",
+  noRotation: "the header's qform is no rotation; sform was used",
+  forms: "the header contradicts itself: axes {} by qform and {} by sform; sform was used, check left and right",
+  short: "the scan measures {}, less than a head along one axis; what lies outside it cannot be marked",
+  fewSlices: "the scan has only {} slices; lesions between them cannot be marked",
+  thick: "slices of {} mm are thick for a model with voxels of {} mm; small lesions may be missed and outlines are coarse",
+  tooLong: "{}: measures {} by its affine, expected a head of at most {} mm; correct its affine, or cut the head out",
+  enlarged: "the scan is larger than the model's grid of {}: the grid was enlarged, and what lies outside the head was not trained on",
+  emptyChannel: "{}: channel {} is empty on the model's grid, expected it to overlap the first channel ({}); check its affine, or whether it belongs to this patient",
+  elsewhere: "{}: channel {} covers {} % of channel {}, expected overlap; check its affine, or whether it belongs to this patient",
+  partly: "channel {} covers only {} % of channel {}",
+  extremes: "{}: a few voxels from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
+  fewGreys: "{}: 98 % of the head lies within {} of 256 grey levels, so the mask is doubtful; check the intensities of the scan",
+};
+
+// What only a page has to say.
+const OWN_MESSAGES = {
+  tooLarge: "{}: needs {} GB of memory for the network, expected at most {} GB in a browser; use python infer.py",
+  noMemory: "{}: out of memory in this browser; close other tabs, or use python infer.py",
+  tooBig: "{}: holds {} GB of voxels, expected at most 2 GB in a browser; use python infer.py",
+  fault: "{}: could not be segmented ({}); please report this with the details below",
+};
+
+// A fault that the user can correct, said in one line.
+class UserError extends Error {}
+
+function say(key, ...values) {
+  let at = 0;
+  return (MESSAGES[key] || OWN_MESSAGES[key]).replace(/\{\}/g, () => String(values[at++]));
+}
+
+function refuse(key, ...values) {
+  throw new UserError(say(key, ...values));
+}
+
+// ---------------------------------------------------------------- formats of Python
+
+// {value:g}
+function general(value, digits = 6) {
+  if (value === 0) return Object.is(value, -0) ? "-0" : "0";
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value > 0 ? "inf" : "-inf";
+  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+  const strip = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+  const power = Number(exponent);
+  if (power >= -4 && power < digits) return strip(value.toFixed(digits - 1 - power));
+  return `${strip(mantissa)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
+}
+
+// str of a tuple of whole numbers
+function tuple(values) {
+  return values.length === 1 ? `(${values[0]},)` : `(${values.join(", ")})`;
+}
+
+// str of a float
+function float(value) {
+  return Number.isInteger(value) ? value.toFixed(1) : String(value);
+}
+
+function millimetres(sizes, digits = 2) {
+  const one = (size) => (digits ? size.toFixed(digits).replace(/0+$/, "").replace(/\.$/, "") : size.toFixed(0));
+  return `${Array.from(sizes, one).join(" x ")} mm`;
+}
+
+// Python's round: to the even of two equally near numbers.
+function roundEven(value) {
+  const whole = Math.round(value);
+  return whole - value === 0.5 && whole % 2 !== 0 ? whole - 1 : whole;
+}
+
+function roundTo(value, digits) {
+  return Number(value.toFixed(digits));
+}

@@ -1,0 +1,60 @@
+// The page's steps in Node, for tests and for share.py web --scan: node node.js FOLDER < requests
+//
+// FOLDER holds these files, engine.wasm and, for a model, config.json and model.safetensors. Each line of the input is a
+// JSON request; each answer is a line. Files that it writes are not compressed.
+"use strict";
+
+const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline");
+const STEPS = ["messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment"];
+for (const name of STEPS) {
+  const file = path.join(__dirname, `${name}.js`);
+  vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
+}
+
+const read = (file) => new Uint8Array(fs.readFileSync(file));
+const filesOf = (names) => names.map((name) => ({ name, content: read(name) }));
+let compiled = null;
+const engineOf = (request) => new Engine(compiled = compiled || new WebAssembly.Module(read(request.engine)));
+const modelOf = (folder) => readModel(JSON.parse(fs.readFileSync(path.join(folder, "config.json"), "utf8")), read(path.join(folder, "model.safetensors")));
+const write = (file, array) => fs.writeFileSync(file, Buffer.from(array.buffer, array.byteOffset, array.byteLength));
+
+const answers = {
+  // {scans, card} -> each view conformed, in a file; remarks
+  async conform({ scans, card, out }) {
+    const { images, views, remarks } = await readCase(filesOf(scans), card, () => {}, {});
+    const written = views.map((view, v) => view.channels.map((data, c) => (write(`${out}.${v}.${c}`, data), `${out}.${v}.${c}`)));
+    return { written, affines: views.map((view) => view.affine), shapes: views.map((view) => view.shape), remarks, affine: images[0].affine };
+  },
+  // {shape, layers...} -> probabilities of a volume in a file
+  async network({ model, volume, shape, out, engine }) {
+    const { layers } = modelOf(model), kernels = engineOf({ engine }), n = shape[0] * shape[1] * shape[2];
+    const data = new Float32Array(read(volume).buffer), channels = [];
+    for (let at = 0; at < data.length; at += n) channels.push(data.subarray(at, at + n));
+    const started = process.cpuUsage(), plan = needed(kernels, layers, channels, shape);
+    const found = runNetwork(kernels, layers, channels, shape), used = process.cpuUsage(started);
+    const all = new Float32Array(found.length * n);
+    found.forEach((map, k) => all.set(map, k * n));
+    write(out, all);
+    return { seconds: (used.user + used.system) / 1e6, bytes: kernels.bytes, plan };
+  },
+  // {model, scans, mask, probability} -> files and the line of infer.py --json
+  async segment({ model, scans, mask, probability, engine, settings }) {
+    const files = filesOf(scans), result = await segment(engineOf({ engine }), modelOf(model), files, () => {}, settings);
+    if (mask) write(mask, writeImage(result.labels, result.like));
+    if (probability) write(probability, writeImage(lesionProbability(result.probabilities), result.like));
+    return report(result, files, { mask });
+  },
+};
+
+async function main() {
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const request = JSON.parse(line);
+    try {
+      console.log(JSON.stringify(await answers[request.what](request)));
+    } catch (error) {
+      console.log(JSON.stringify({ error: error.message, user: error instanceof UserError, stack: error instanceof UserError ? undefined : error.stack }));
+    }
+  }
+}
+
+if (require.main === module) main();

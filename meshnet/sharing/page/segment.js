@@ -1,0 +1,113 @@
+// From the files of a case and a model to a mask: meshnet/inference/scan.py.
+"use strict";
+
+const VERSION = 1;  // of what a page remembers of a model
+
+// A model from its config.json and model.safetensors: {card, layers, hash}.
+function readModel(card, weights) {
+  const view = new DataView(weights.buffer, weights.byteOffset), length = Number(view.getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(weights.subarray(8, 8 + length))), tensors = {};
+  for (const [name, { dtype, data_offsets: [a, b] }] of Object.entries(header)) {
+    if (name === "__metadata__" || dtype !== "F32") continue;
+    tensors[name] = new Float32Array(weights.slice(8 + length + a, 8 + length + b).buffer);
+  }
+  return { card, layers: fuseLayers(tensors, card.arguments) };
+}
+
+// Reading, checking, and conforming to each of the model's grids: {images, views, remarks}. `step` is told what begins.
+async function readCase(files, card, step, parts) {
+  step("reading");
+  const images = await timed(parts, "read", () => readChannels(files, card.channels));
+  const remarks = images.flatMap(headerRemarks);
+  remarks.push(...extentRemarks(images[0], card.voxel_mm));
+  const views = [];
+  for (const grid of gridsOf(card)) {
+    const [larger, lines] = fitted(grid, images[0], files[0].name);
+    remarks.push(...lines);
+    step("conforming");
+    await timed(parts, "conform", () => {
+      const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
+      views.push({ channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
+    });
+  }
+  await timed(parts, "check", () => {
+    const volumes = views[0].channels.map((data) => makeVolume(data, views[0].shape));
+    remarks.push(...checkChannels(volumes, card.channels, files[0].name));
+    images.forEach((image, c) => remarks.push(...greyRemarks(image, volumes[c], card.scaling, card.channels[c])));
+  });
+  return { images, views, remarks: [...new Set(remarks)] };
+}
+
+// The probabilities that decide, on the scan's own grid: the mean over the views.
+async function probabilitiesOf(engine, model, { images, views }, step, parts, name) {
+  const { card, layers } = model, total = [];
+  for (const [number, { channels, shape, affine }] of views.entries()) {
+    step("computing", number, views.length);
+    const need = needed(engine, layers, channels, shape);
+    if (need > MOST_MEMORY) refuse("tooLarge", name, (need / 1e9).toFixed(1), (MOST_MEMORY / 1e9).toFixed(1));
+    const found = await timed(parts, "compute", () => runNetwork(engine, layers, channels, shape));
+    step("going back", number, views.length);
+    await timed(parts, "back", () => decisive(card).forEach((k, at) => {
+      const native = toNative(found[k], shape, affine, images[0]);
+      if (views.length > 1) for (let i = 0; i < native.length; ++i) native[i] /= views.length;
+      if (!total[at]) total[at] = native;
+      else for (let i = 0; i < native.length; ++i) total[at][i] += native[i];
+    }));
+  }
+  return total;
+}
+
+function needed(engine, layers, channels, shape) {
+  if (layers[0].norm) return planMemory(engine, layers, shape).bytes;
+  const content = contentBox(channels, shape, borderValues(channels, shape));
+  return planMemory(engine, layers, shape, contentOrHeadBox(channels, shape, content), content).bytes;
+}
+
+// Everything about one case; `step` is told what begins. Raises UserError, one line, for what the user can correct.
+async function segment(engine, model, files, step = () => {}, settings = {}) {
+  const { card } = model, parts = {}, started = now(), { name } = files[0];
+  const threshold = settings.threshold ?? card.threshold, smallest = settings.min_lesion_mm3 ?? card.min_lesion_mm3;
+  checkSettings(threshold, smallest);
+  try {
+    const read = await readCase(files, card, step, parts);
+    const probabilities = await probabilitiesOf(engine, model, read, step, parts, name);
+    step("cleaning");
+    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], threshold, smallest));
+    const seconds = roundTo((now() - started) / 1000, 2);
+    return { ...found, like: read.images[0], probabilities, warnings: read.remarks, threshold, smallest, parts, seconds };
+  } catch (error) {
+    if (error instanceof UserError) throw error;
+    if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError) refuse("noMemory", name);
+    refuse("fault", name, String(error.message || error).split("\n")[0]);
+  }
+}
+
+function checkSettings(threshold, smallest) {
+  if (!(threshold >= 0 && threshold <= 1)) refuse("threshold", general(threshold));
+  if (!(smallest >= 0)) refuse("smallest", general(smallest));
+}
+
+// The probability of lesion: of several classes the sum of all but the background (segment_case).
+function lesionProbability(probabilities) {
+  if (probabilities.length === 1) return probabilities[0];
+  const sum = probabilities[1].slice();
+  for (const one of probabilities.slice(2)) for (let i = 0; i < sum.length; ++i) sum[i] += one[i];
+  return sum;
+}
+
+// A line of infer.py --json.
+function report(result, files, names) {
+  return { scan: files.map((file) => file.name), ...names, volume_ml: result.volume_ml, lesions: result.lesions.length,
+           largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks, parts: result.parts,
+           seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest };
+}
+
+function now() {
+  return performance.now();
+}
+
+async function timed(parts, name, work) {
+  const started = now(), result = await work();
+  parts[name] = roundTo((parts[name] || 0) + (now() - started) / 1000, 3);
+  return result;
+}
