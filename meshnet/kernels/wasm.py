@@ -1,7 +1,7 @@
 """The kernels compiled to WebAssembly, for the page of a model: ``python -m meshnet.kernels.wasm`` builds them anew.
 
-``engine.wasm`` is committed, as weights are, so that making a page needs no compiler. ``engine.json`` records what it was
-built from: the compiler, its flags, and the hashes of source and module. The same source gives the same bytes.
+``engine.wasm`` is committed, as weights are, so that making a page needs no compiler. ``engine.json`` records what it
+was built from: the compiler, its flags, and the hashes of source and module. The same source gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from meshnet.kernels.build import SOURCE
 MODULE, RECORD = SOURCE.with_name("engine.wasm"), SOURCE.with_name("engine.json")
 EXPORTS = ("meshnet_run", "meshnet_bytes", "meshnet_classes", "meshnet_statistics", "meshnet_norm", "malloc", "free")
 # Fixed 128-bit SIMD: in all browsers since 2023. Relaxed SIMD would let results depend on the CPU.
-FLAGS = ("-target", "wasm32-wasi", "-O3", "-std=c++17", "-msimd128", "-mbulk-memory", "-fignore-exceptions", "-fno-rtti",
-         "-fno-sanitize=all", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-mexec-model=reactor", "-s",
-         *(f"-Wl,--export={name}" for name in EXPORTS))
+FLAGS = ("-target", "wasm32-wasi", "-O3", "-std=c++17", "-msimd128", "-mbulk-memory", "-fignore-exceptions",
+         "-fno-rtti", "-fno-sanitize=all", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+         "-mexec-model=reactor", "-s", *(f"-Wl,--export={name}" for name in EXPORTS))
 TIMEOUT = 1800  # seconds; the first time the compiler builds its own libraries
 
 
@@ -45,8 +45,8 @@ def compile_module() -> bytes:
         done = subprocess.run(command, cwd=SOURCE.parent, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode or not target.is_file():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"{SOURCE}: could not be compiled ({reason}), expected the compiler ziglang; pip install -r "
-                            "requirements-web.txt")
+            raise UserError(f"{SOURCE}: could not be compiled ({reason}), expected the compiler ziglang; pip install "
+                            "-r requirements-web.txt")
         return target.read_bytes()
 
 

@@ -49,8 +49,8 @@ def made_up(channels, shape, seed=0):
     ("group", "elu", 2, 2, True), ("instance", "gelu", 1, 0, False)])
 def test_every_norm_and_activation(page, tmp_path, norm, activation, inputs, groups, affine):
     torch.manual_seed(1)
-    network = MeshNet(in_channels=inputs, classes=3, channels=6, dilations=[1, 2, 4, 8, 1], norm=norm, norm_groups=groups,
-                      norm_affine=affine, activation=activation)
+    network = MeshNet(in_channels=inputs, classes=3, channels=6, dilations=[1, 2, 4, 8, 1], norm=norm,
+                      norm_groups=groups, norm_affine=affine, activation=activation)
     for block in network.modules():
         if isinstance(block, torch.nn.BatchNorm3d):
             block.running_mean.uniform_(-0.2, 0.2)
