@@ -4,6 +4,7 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from meshnet.cohort import call
 from meshnet.config import parse_size
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.runs.folder import AVERAGED
@@ -52,11 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest available)")
     parser.add_argument("--threads", type=int, help="number of CPU threads")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each scan instead of text")
-    parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=True,
-                        help="draw the mask on three planes as NAME_lesion.png")
+    parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=None,
+                        help="draw the mask on three planes as NAME_lesion.png (default: yes, but for BIDS data sets)")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace masks that this program did not write, and with several scans all existing ones")
     parser.add_argument("--list_models", action="store_true", help="list the models available by name and exit")
+    call.add_flags(parser)
     return parser
 
 
@@ -78,43 +81,57 @@ def main() -> int | None:
         raise UserError(f"--threads: found {arguments.threads}, expected 1 to {MOST_THREADS}")
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
-    cases = plan_masks(find_scans(arguments.scans), arguments.output)
-    share = cases[int(os.environ.get("RANK", "0"))::int(os.environ.get("WORLD_SIZE", "1"))]  # torchrun's
+    call.as_bids_app(arguments)
+    if arguments.picture is None:
+        arguments.picture = arguments.format != "bids"
+    if arguments.level == "group":
+        from meshnet.cohort.batch import group
 
-    from meshnet.inference.scan import read_case
+        return group(arguments)
+    cases = None if arguments.format == "bids" else plan_masks(find_scans(arguments.scans), arguments.output)
+
+    from meshnet.cohort.batch import Batch
 
     models = get_models(arguments)
-    failures = 0
+    batch = Batch(cases, arguments, models)
+    with contextlib.closing(batch):
+        segment_all(batch, models, arguments)
+        return batch.end()
+
+
+def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
+    """Segment the scans of ``batch`` that no other process does, one after the other."""
+    from meshnet.inference.scan import read_case
+
+    beside = 1 if arguments.max_memory is None else 0  # scans read ahead: none under a memory limit
     # Reading and conforming the next scan overlaps with computing this one.
     with ThreadPoolExecutor(1) as reader:
-        todo = [case for case in share if len(cases) == 1 or arguments.overwrite or not os.path.exists(case["mask"])]
-        for case in share:
-            if case not in todo:
-                print(f"{case['mask']}: exists, skipped; --overwrite replaces it", file=sys.stderr)
-        beside = 1 if arguments.max_memory is None else 0  # scans read ahead: none under a memory limit
-        ahead = [reader.submit(read_case, case["scans"], models) for case in todo[:beside]]
-        loaded = reader.submit(import_ahead, arguments.picture) if todo else None
-        if loaded and arguments.max_memory is not None:
-            loaded.result()  # before the free memory is measured
-        for position, case in enumerate(todo):
+        ahead: list[tuple] = []
+        while True:
+            while len(ahead) <= beside and (case := batch.take()):
+                ahead.append((case, reader.submit(read_case, case["scans"], models)))
+                if batch.taken == 1:
+                    loaded = reader.submit(import_ahead, arguments.picture)
+                    if arguments.max_memory is not None:
+                        loaded.result()  # before the free memory is measured
+            if not ahead:
+                if batch.wait():
+                    continue
+                return
             started = time.perf_counter()
-            ahead += [reader.submit(read_case, other["scans"], models)
-                      for other in todo[position + beside:position + beside + 1]]
+            case, read = ahead.pop(0)
             try:
-                read = ahead.pop(0)
                 check_output(case, arguments)
-                result = segment_and_write(read.result(), models, case, arguments)
+                result = segment_and_write(read.result(), models, case, arguments, batch)
             except UserError as error:
-                if len(cases) == 1:
+                if batch.alone:
                     raise
-                failures += 1
+                batch.fail(case, error)
                 print(f"error: {error}", file=sys.stderr)
                 continue
             result["seconds"] = round(time.perf_counter() - started, 2)
+            batch.done(case, result)
             report(result, arguments.json)
-    if failures:
-        print(f"{failures} of {len(todo)} scans could not be segmented", file=sys.stderr)
-    return 1 if failures else 0
 
 
 # ---------------------------------------------------------------------- which scans, which masks
@@ -167,7 +184,8 @@ def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
             raise UserError(f"-o {mask}: is a folder, expected a file to write; give another name")
         if real in [path.resolve() for path in scans]:
             raise UserError(f"-o {mask}: is the scan itself; give another file")
-        planned[real] = {"scans": scans, "mask": mask}
+        planned[real] = {"scans": scans, "mask": mask, "picture": mask.with_name(f"{stem(mask)}.png"),
+                         "probability": mask.with_name(f"{stem(mask)}_probability.nii.gz")}
     for folder in {case["mask"].parent for case in planned.values()}:
         if target is None and not folder.is_dir():
             continue  # a missing scan, which is reported when it is read
@@ -189,7 +207,7 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
     from meshnet.inference.scan import is_ours
 
     mask = case["mask"]
-    longest = mask.with_name(stem(mask) + "_probability.nii.gz") if arguments.probability else mask
+    longest = case["probability"] if arguments.probability else mask
     known = hasattr(os, "pathconf") and mask.parent.is_dir()
     limit = os.pathconf(mask.parent, "PC_NAME_MAX") if known else 255
     if len(os.fsencode(longest.name)) > limit:
@@ -197,7 +215,7 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
                         f"expected at most {limit}; give a shorter one with -o")
     if arguments.overwrite:
         return
-    beside = [mask, longest, mask.with_name(stem(mask) + ".png")] if arguments.picture else [mask, longest]
+    beside = [mask, longest, case["picture"]] if arguments.picture else [mask, longest]
     foreign = [path for path in beside if path.exists() and not is_ours(mask)]
     if foreign:
         raise UserError(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
@@ -227,7 +245,7 @@ def import_ahead(picture: bool) -> None:
         import meshnet.scans.overlay  # noqa: F401
 
 
-def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace) -> dict:
+def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace, batch) -> dict:
     """Segment one case, write the requested files, and return what to report."""
     import nibabel as nib
     import numpy as np
@@ -239,25 +257,26 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
     found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
                          min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
                          max_memory=arguments.max_memory, threads=arguments.threads)
-    mask, like, parts = planned["mask"], case.images[0], case.parts
-    written = {"mask": mask}
+    mask, like, parts, written = planned["mask"], case.images[0], case.parts, ["mask"]
     if found.probabilities is not None:
-        written["probability"] = mask.with_name(stem(mask) + "_probability.nii.gz")
-        with whole_file(written["probability"]) as temporary:
+        written.append("probability")
+        with whole_file(planned["probability"]) as temporary:
             nib.save(found.probabilities, temporary)
+    result = {"scan": [str(path) for path in planned["scans"]], **{name: str(planned[name]) for name in written},
+              "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
+              "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
+    batch.before(planned, case, found, result)
     with timed(parts, "write"), whole_file(mask) as temporary:
         nib.save(found.mask, temporary)  # before it is drawn: an existing mask is a finished case
     if arguments.picture:
         from meshnet.scans.overlay import draw_overlay
 
-        picture = mask.with_name(stem(mask) + ".png")
+        picture = planned["picture"]
         with timed(parts, "picture"), decoration(f"{picture}: not drawn", "the mask is written"):
             draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), picture, affine=like.affine,
                          caption="; ".join(case.remarks)[:MOST_CAPTION])
-            written["picture"] = picture
-    return {"scan": [str(path) for path in planned["scans"]], **{key: str(path) for key, path in written.items()},
-            "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
-            "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
+            result["picture"] = str(picture)
+    return result
 
 
 def report(result: dict, as_json: bool) -> None:

@@ -8,6 +8,7 @@ The same command again continues where it stopped and prepares only what changed
 """
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -114,16 +115,28 @@ def main() -> int:
         raise UserError(f"{arguments.path}: found no pair of scan and mask; use --list to see why")
 
     # ---- conform them, each into its own shard -----------------------------------------------------------------
-    from meshnet.data.sources.patients import join_rows
-    from meshnet.data.writer import open_folder, prepare_cases, small_columns, write_dataset
+    from meshnet.data.writer import open_folder, prepare_cases
 
     settings, classes = make_settings(arguments, listing)
     check_folds(arguments, listing)
     out = open_folder(arguments.out)
-    done, failed = prepare_cases(listing.cases, settings, out, arguments.workers or default_workers())
+    done, failed, shared = prepare_cases(listing.cases, settings, out, arguments.workers or default_workers())
     failed = listing.failed + failed
+    with contextlib.closing(shared):
+        if not shared.is_last():
+            print(f"{out}: all cases are looked at; another process of this command makes the data set of them")
+            return 1 if failed else 0
+        make_dataset(arguments, options, listing, settings, classes, out, done, failed)
+        shared.wrote()
+    return 1 if failed else 0
 
-    # ---- make one dataset of the shards, with splits -----------------------------------------------------------
+
+def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings, classes: list[str], out, done: list,
+                 failed: list) -> None:
+    """Make one data set of the shards ``done``, with splits, and say what it holds and what failed."""
+    from meshnet.data.sources.patients import join_rows
+    from meshnet.data.writer import small_columns, write_dataset
+
     print_faults(failed)
     if not done:
         raise UserError(f"{arguments.path or arguments.format}: none of the {len(failed)} case(s) could be prepared; "
@@ -142,7 +155,6 @@ def main() -> int:
     print(f"head box {box[0]}:{box[1]} {box[2]}:{box[3]} {box[4]}:{box[5]}, {prepared['box_share']:.0%} of the grid")
     if failed:
         print(f"{len(failed)} case(s) failed, listed above", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def check_flags(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ PAGE = ROOT / "docs" / "checks.md"
 PLACES = [  # a heading, the files below it, and what a reader should know
     ("Scans and masks", ["meshnet/scans", "meshnet/inference", "infer.py"],
      "What `infer.py`, `prepare.py` and `segment_scan` ask of a file, and what they say about it."),
+    ("Cohorts", ["meshnet/cohort"], "BIDS data sets, DICOM, and many scans by several processes."),
     ("Data sets", ["meshnet/data", "prepare.py"],
      "What `prepare.py` asks of a data set, and training of a prepared one."),
     ("Models", ["meshnet/networks", "meshnet/sharing", "meshnet/hub.py", "share.py"],

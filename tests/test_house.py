@@ -9,7 +9,8 @@ import pytest
 
 GROUND = ["errors", "files", "machine", "mapping", "config", "recipe", "hub", "plots"]
 GONE = {"modelfolder"}  # says where its one name went, for model cards of earlier versions
-ROOMS = ["scans", "kernels", "runs", "data", "networks", "inference", "training", "search", "crossval", "sharing"]
+ROOMS = ["scans", "kernels", "runs", "data", "networks", "inference", "cohort", "training", "search", "crossval",
+         "sharing"]
 ORDER = [*GROUND, *ROOMS]  # the files of the ground one by one, then the rooms
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,12 @@ import numpy as np
 
 from meshnet.data.row import Settings, code_version, prepare_case, shard_name
 from meshnet.data.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, union_box
+from meshnet.data.shared import Shared
 from meshnet.data.sources.case import Case
 from meshnet.data.splits import make_splits
 from meshnet.errors import UserError
 from meshnet.files import hash_of, write_json
+from meshnet.runs.shares import place
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -50,17 +53,19 @@ def open_folder(path: str | Path) -> Path:
         (out / SHARDS).mkdir(parents=True, exist_ok=True)
         if not os.access(out / SHARDS, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
-        for stray in (out / SHARDS).glob(".tmp-*"):  # of a killed run; two at a time on one folder are not supported
+        for stray in (out / SHARDS).glob(".tmp-*") if place().count == 1 else ():  # of a killed run
             stray.unlink()
     return out
 
 
 def prepare_cases(
     cases: Sequence[Case], settings: Settings, out: Path, workers: int
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Prepare the cases that are not ready yet, in ``workers`` processes.
+) -> tuple[list[str], list[tuple[str, str]], Shared]:
+    """Prepare the cases that are not ready yet, in ``workers`` processes, and with the other processes of this command
+    where torchrun or SLURM has started several.
 
-    Returns shard names in the order of cases, and the failures as (mask path, reason).
+    Returns shard names in the order of cases, the failures as (mask path, reason), and what says which process writes
+    the data set; the caller closes it.
 
     Raises UserError where the disk is full or a worker was killed; finished shards stay for the next run.
     """
@@ -74,29 +79,41 @@ def prepare_cases(
     elif (out / PREPARED).is_file():
         print(f"{out}: all cases are prepared again, since the settings, the files or the program changed")
     schema = features(settings.groups).arrow_schema
-    jobs = {i: (cases[i], settings, schema, out / names[i]) for i in waiting}
-    failed: dict[int, tuple[str, str]] = {}
+    shared = Shared(names, out, place())
+    jobs = (None if i is None else (i, (cases[i], settings, schema, out / names[i])) for i in shared.take_all())
     pace = 0.1 if sys.stderr.isatty() else 30.0  # a line every half minute in a log file
-    with disk_faults(out), tqdm(total=len(jobs), unit="case", desc="prepare", disable=not jobs,
-                                mininterval=pace) as bar:
-        for i, fault in run_jobs(jobs, min(workers, len(jobs)), out):
-            if fault:
-                failed[i] = fault
-            bar.update()
-    return [name for i, name in enumerate(names) if i not in failed], [failed[i] for i in sorted(failed)]
+    try:
+        with disk_faults(out), tqdm(total=len(waiting), unit="case", desc="prepare", disable=not waiting,
+                                    mininterval=pace) as bar:
+            for i, fault in run_jobs(jobs, min(workers, len(waiting)), out):
+                shared.finished(i, fault)
+                bar.update()
+    except BaseException:
+        shared.close()
+        raise
+    failed = shared.failures()
+    return [name for i, name in enumerate(names) if i not in failed], [failed[i] for i in sorted(failed)], shared
 
 
-def run_jobs(jobs: dict[int, tuple], workers: int, out: Path) -> Iterator[tuple[int, tuple[str, str] | None]]:
-    """``prepare_case`` on every job's arguments: (key, what it returned), as they end. One worker is this process."""
+def run_jobs(jobs: Iterable[tuple[int, tuple] | None], workers: int, out: Path,
+             ) -> Iterator[tuple[int, tuple[str, str] | None]]:
+    """``prepare_case`` on every job's arguments: (key, what it returned), as they end. One worker is this process.
+
+    A None among the jobs says that the next one is not known yet: what is running is waited for first.
+    """
     if workers <= 1:
-        yield from ((i, prepare_case(*job)) for i, job in jobs.items())
+        yield from ((job[0], prepare_case(*job[1])) for job in jobs if job)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
-        futures = {pool.submit(prepare_case, *job): i for i, job in jobs.items()}
+        futures: dict = {}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            for job in itertools.chain(jobs, [None]):
+                if job:
+                    futures[pool.submit(prepare_case, *job[1])] = job[0]
+                while futures and (job is None or len(futures) > 2 * workers):
+                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                        yield futures.pop(future), future.result()
         except BrokenProcessPool as error:
             raise UserError(
                 f"{out}: a worker process was killed, probably for lack of memory; run again with fewer --workers than "

@@ -17,4 +17,4 @@ class Bomb:
 
 def test_a_worker_that_is_killed_is_said_to_be_one(tmp_path):
     with pytest.raises(UserError, match=r"worker process was killed.*fewer --workers than 2"):
-        list(run_jobs({0: (Bomb(),), 1: (Bomb(),)}, 2, tmp_path))
+        list(run_jobs([(0, (Bomb(),)), (1, (Bomb(),))], 2, tmp_path))

@@ -1,0 +1,157 @@
+"""The scans of one call of ``infer.py``: planned, shared among processes, and what is written about all of them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.cohort import bids, call
+from meshnet.cohort.facts import head_facts, model_facts, side_of
+from meshnet.cohort.records import Work, write_table
+from meshnet.errors import UserError
+from meshnet.inference.scan import Case, Segmentation
+from meshnet.networks.card import WEIGHTS
+from meshnet.networks.folder import find_folder
+from meshnet.runs.folder import AVERAGED
+from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
+
+
+class Batch:
+    """What ``infer.py`` does with each scan, and at the end.
+
+    Args:
+        cases: with ``scans``, ``mask``, ``picture`` and ``probability``; None: those of the BIDS data set.
+        arguments: the parsed flags.
+        models: from ``load_models``.
+    """
+
+    def __init__(self, cases: list[dict] | None, arguments: argparse.Namespace, models: list):
+        self.arguments, self.models, self.root, self.unclear = arguments, models, None, []
+        if cases is None:
+            cases, self.root, self.out = call.bids_cases(arguments, models[0].card.channels)
+            self.unclear = arguments.found.failed
+            for line in arguments.found.notes:
+                print(f"note: {line}", file=sys.stderr)
+            for path, reason in self.unclear:
+                print(f"error: {path}: {reason}", file=sys.stderr)
+        else:
+            self.out = output_folder(arguments.output, cases)
+        self.alone = self.root is None and len(cases) == 1
+        self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone)
+        self.facts: dict[str, dict] = {}
+        self.taken = 0
+        if self.root is not None:
+            names = [find_folder(name) if not str(name).endswith(".safetensors") else name for name in arguments.model]
+            weights = AVERAGED if arguments.ema else WEIGHTS
+            self.model_facts = model_facts(names or [None], [model.card for model in models], weights)
+            if not (self.out / bids.DESCRIPTION).is_file():
+                bids.write_description(self.out, self.root, self.model_facts)
+
+    def take(self) -> dict | None:
+        """The next scan to segment; None where others do all that are left."""
+        case = self.work.take()
+        self.taken += case is not None
+        return case
+
+    def wait(self) -> bool:
+        """Whether others still work; then it has waited a moment, and ``take`` may give what a killed process left."""
+        return self.work.wait()
+
+    def before(self, planned: dict, case: Case, found: Segmentation, result: dict) -> None:
+        """Add to ``result`` what a table shows, and write what describes the mask, before the mask itself is written:
+        an existing mask is a finished scan."""
+        if self.alone:
+            return
+        volume, affine = case.inputs[0][0]
+        facts = head_facts(np.asarray(volume[0]), affine)
+        mask = np.asanyarray(found.mask.dataobj)
+        result |= {"side": side_of(mask, found.mask.affine, facts["middle_mm"]), "head": facts}
+        if self.root is not None:
+            card, given = self.models[0].card, self.arguments
+            settings = {
+                "Threshold": card.threshold if given.threshold is None else given.threshold,
+                "SmallestLesionMM3": card.min_lesion_mm3 if given.min_lesion_mm3 is None else given.min_lesion_mm3}
+            bids.write_sidecars(planned, self.root, self.model_facts, result, settings)
+
+    def done(self, planned: dict, result: dict) -> None:
+        """A scan is segmented, and all its files are written."""
+        self.work.done(planned, {key: value for key, value in result.items() if key != "parts"})
+
+    def fail(self, planned: dict, error: Exception) -> None:
+        """A scan cannot be segmented; the others go on."""
+        self.work.fail(planned, error)
+
+    def close(self) -> None:
+        """Give back what was taken from other processes."""
+        self.work.close()
+
+    def end(self) -> int:
+        """Say what was left out, write what is about all scans, and return the exit code."""
+        work, failed = self.work, self.work.failed
+        for case in work.skipped if self.root is None else ():
+            print(f"{case['mask']}: exists, skipped; --overwrite replaces it", file=sys.stderr)
+        if self.root is not None and work.skipped:
+            print(f"{len(work.skipped)} of {len(work.cases)} masks exist, skipped; --overwrite replaces them",
+                  file=sys.stderr)
+        if failed:
+            print(f"{failed} of {work.did + failed} scans could not be segmented", file=sys.stderr)
+        if not self.alone and self.arguments.level != "participant" and work.merges():
+            failed = self.merge() or failed
+            work.merged()
+        return 1 if failed or self.unclear else 0
+
+    def merge(self) -> int:
+        """Write the table of all scans; the number that failed, in whichever process."""
+        if self.root is not None:
+            failures = self.work.records.failures()
+            write_bids_table(self.out, failures)
+            return len([failure for failure in failures if failure.get("command") == self.work.where.command])
+        done, failed = self.work.results()
+        table = write_table(self.out, [record if "volume_ml" in record else record | measured(record["mask"])
+                                       for record in done], failed)
+        print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
+        return len(failed)
+
+
+def output_folder(output: str | None, cases: list[dict]) -> Path | None:
+    """The folder that ``-o`` names; None where it names a file, or the masks lie beside their scans."""
+    if output is None or (len(cases) == 1 and Path(output) == cases[0]["mask"]):
+        return None
+    return Path(output)
+
+
+def write_bids_table(out: Path, failures: list[dict]) -> None:
+    """``lesions.tsv`` of a derivative data set, and its dictionary."""
+    rows = bids.rows_of(out, failures)
+    bids.write_table(out, rows)
+    print(f"{out / 'lesions.tsv'}: {len(rows)} scans, {len(failures)} failed", file=sys.stderr)
+
+
+def measured(path: str) -> dict:
+    """Volume, number and largest lesion of a mask that an earlier version, or a killed process, left without a record.
+    """
+    try:
+        image = nib.load(path)
+        sizes = lesion_volumes_mm3(np.asanyarray(image.dataobj), voxel_volume_mm3(image.affine))
+    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected a mask; remove it and run the same command again"
+                        ) from None
+    return {"volume_ml": round(sum(sizes) / 1000, 3), "lesions": len(sizes),
+            "largest_ml": round(max(sizes, default=0) / 1000, 3)}
+
+
+def group(arguments: argparse.Namespace) -> int:
+    """The level ``group`` of a BIDS App: one table of what the level ``participant`` has written.
+
+    Raises:
+        UserError: where it has written nothing.
+    """
+    from meshnet.cohort.records import Records
+
+    out = Path(arguments.output)
+    if not (out / bids.DESCRIPTION).is_file():
+        raise UserError(f"{out}: found no {bids.DESCRIPTION}, expected what 'participant' wrote; run that first")
+    write_bids_table(out, Records(out).failures())
+    return 0

@@ -1,0 +1,74 @@
+"""The flags of ``infer.py`` for whole data sets, and the command line of a BIDS App."""
+
+import argparse
+from pathlib import Path
+
+from meshnet.data.sources.case import Filters
+from meshnet.errors import UserError
+
+LEVELS = ("participant", "group")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags for BIDS data sets, and for many scans."""
+    g = parser.add_argument_group("BIDS data sets: a folder in, a derivative data set out (docs/cohorts.md)")
+    g.add_argument("--format", choices=("files", "bids"), default="files",
+                   help="bids: SCAN is a BIDS data set, -o (default SCAN/derivatives/meshnet) a derivative data set")
+    g.add_argument("--suffix", nargs="+", default=[], metavar="NAME",
+                   help="scans to segment, such as T2w; several are the channels of a case (default: the model's)")
+    g.add_argument("--include", action="append", default=[], metavar="ENTITY=VALUE",
+                   help="only scans with this value of an entity or of a column of participants.tsv")
+    g.add_argument("--exclude", action="append", default=[], metavar="ENTITY=VALUE", help="no scans with this value")
+    g.add_argument("--image_pattern", metavar="GLOB", help="only scans whose path or name is like this")
+    g.add_argument("--desc", metavar="NAME", help="desc-NAME in the names of what is written")
+    g.add_argument("--participant-label", "--participant_label", nargs="+", default=[], metavar="LABEL",
+                   help="only these participants, with or without sub-")
+    g.add_argument("--session-label", "--session_label", nargs="+", default=[], metavar="LABEL",
+                   help="only these sessions")
+
+
+def as_bids_app(arguments: argparse.Namespace) -> None:
+    """Take ``bids_dir output_dir participant|group`` as a BIDS App does; ``arguments.level`` is "" for any other call.
+
+    Raises:
+        UserError: for BIDS flags without a BIDS data set, or several of them.
+    """
+    arguments.level = ""
+    if len(arguments.scans) == 3 and arguments.scans[2] in LEVELS and not Path(arguments.scans[2]).exists():
+        arguments.format, arguments.level = "bids", arguments.scans[2]
+        if arguments.output:
+            raise UserError(f"-o {arguments.output}: found beside an output folder, expected only one of them")
+        arguments.output, arguments.scans = arguments.scans[1], arguments.scans[:1]
+    if arguments.format != "bids":
+        given = [name for name in ("suffix", "include", "exclude", "image_pattern", "desc", "participant_label",
+                                   "session_label") if getattr(arguments, name)]
+        if given:
+            raise UserError(f"--{given[0].replace('_l', '-l')}: found without --format bids; add it, or leave the flag "
+                            "out")
+    elif len(arguments.scans) != 1:
+        raise UserError(f"--format bids: found {len(arguments.scans)} paths, expected one BIDS data set")
+    elif arguments.desc and not arguments.desc.isalnum():
+        raise UserError(f"--desc: found {arguments.desc!r}, expected letters and digits")
+
+
+def bids_cases(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path, Path]:
+    """The scans of a BIDS data set and the files to write for each, the data set, and the derivative data set.
+
+    ``channels`` are the model's, which are the suffixes where none are given.
+    """
+    from meshnet.cohort import bids
+    from meshnet.data.sources.bids import MODALITIES
+
+    root = Path(arguments.scans[0])
+    out = Path(arguments.output) if arguments.output else root / "derivatives" / "meshnet"
+    suffixes = arguments.suffix or channels
+    if not arguments.suffix and (foreign := [name for name in channels if name not in MODALITIES]):
+        raise UserError(f"--suffix: missing, and the model's channel {foreign[0]!r} is no suffix of BIDS; expected the "
+                        "scans to segment, such as --suffix T2w")
+    filters = Filters.parse(arguments.include, arguments.exclude, arguments.image_pattern)
+    found = bids.find_scans(root, suffixes, filters, arguments.participant_label, arguments.session_label)
+    arguments.found = found
+    if out.resolve() == root.resolve():
+        raise UserError(f"-o {out}: is the data set itself, expected a folder of its own, such as "
+                        f"{root}/derivatives/meshnet")
+    return bids.plan(found.cases, root, out, arguments.desc), root, out

@@ -1,0 +1,275 @@
+"""Work that several processes share through a folder: each item is done once, however many processes there are.
+
+Any number of processes with the same list, started by torchrun, as a SLURM array or as steps of a job, take one item
+after the other. An item is taken by making its claim, a file that only one process can make, also on a network disk. A
+process first takes its own part of the list, then what others left. It touches its claims while it lives: a claim that
+nobody touches any more is of a process that was killed, and another process does that item. At worst, as after a
+network disk was away, an item is done twice, and its files are written whole twice.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnet.errors import UserError
+from meshnet.files import hash_of, write_text
+from meshnet.runs.processes import alive, start_time
+
+BEAT = 5.0  # seconds between two touches of a claim
+SILENT = 90.0  # seconds without a touch after which a claim is left, wherever its process was
+POLL = 2.0  # seconds between two looks at what others do
+FOLDER = ".meshnet"
+LAST = "last"  # the claim of the process that writes what is about all items, and the file that says that it has
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this one is, and a name that all processes of one command share ("" alone)."""
+
+    index: int = 0
+    count: int = 1
+    command: str = ""
+
+
+def place(environment: Mapping[str, str] = os.environ) -> Place:
+    """This process among those of torchrun, of a SLURM array, of the steps of a SLURM job, or of both of these.
+
+    Raises:
+        UserError: where the variables contradict each other.
+    """
+    index, count, command = 0, 1, []
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        first, step = number(environment, "SLURM_ARRAY_TASK_MIN", 0), number(environment, "SLURM_ARRAY_TASK_STEP", 1)
+        index = max(0, number(environment, "SLURM_ARRAY_TASK_ID", 0) - first) // max(1, step)
+        last = number(environment, "SLURM_ARRAY_TASK_MAX", first + index * step)
+        count = max(number(environment, "SLURM_ARRAY_TASK_COUNT", 1), (last - first) // max(1, step) + 1, index + 1)
+        command.append(f"array {environment.get('SLURM_ARRAY_JOB_ID', '')}")
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        inner, size = number(environment, "RANK", 0), number(environment, "WORLD_SIZE", 1)
+        command.append(f"torchrun {environment.get('TORCHELASTIC_RUN_ID', '')} {environment.get('MASTER_PORT', '')}")
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        inner, size = number(environment, "SLURM_PROCID", 0), number(environment, "SLURM_NTASKS", 1)
+        command.append(f"step {environment.get('SLURM_JOB_ID', '')} {environment['SLURM_STEP_ID']}")
+    else:
+        inner, size = 0, 1
+    if not 0 <= inner < size:
+        raise UserError(f"RANK, SLURM_PROCID: found {inner} of {size} processes, expected a number below it; unset the "
+                        "variable, or start the command with torchrun or srun")
+    return Place(index * size + inner, count * size, "; ".join(command))
+
+
+def number(environment: Mapping[str, str], name: str, default: int) -> int:
+    """A whole number from the environment.
+
+    Raises:
+        UserError: where it is none.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    if not text.removeprefix("-").isdecimal():
+        raise UserError(f"{name}: found {text!r} in the environment, expected a whole number; unset it")
+    return int(text)
+
+
+class Claims:
+    """The claims of this process in ``folder``, touched by a thread of its own until ``close``."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.held: set[str] = set()
+        self.own = json.dumps({"host": socket.gethostname(), "processes": process_space(), "pid": os.getpid(),
+                               "started": start_time(os.getpid())})
+        self.over = threading.Event()
+        self.beats: threading.Thread | None = None
+
+    def path(self, name: str) -> Path:
+        """The file of a claim."""
+        return self.folder / f"{name}.claim"
+
+    def take(self, name: str) -> bool:
+        """Take an item. False where another process has it."""
+        if self._make(name):
+            return True
+        return self.is_left(name) and self._clear(name) and self._make(name)
+
+    def release(self, name: str) -> None:
+        """Give an item back, done or not."""
+        self.held.discard(name)
+        with contextlib.suppress(OSError):
+            self.path(name).unlink(missing_ok=True)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether another process has an item."""
+        return self.path(name).exists() and not self.is_left(name)
+
+    def is_left(self, name: str) -> bool:
+        """Whether the process that made a claim is gone: it is missing from the list of processes of this machine and
+        container, or nobody touches the claim any more, by the clock of the disk that it lies on.
+        """
+        try:
+            text, touched = self.path(name).read_text(encoding="utf-8"), self.path(name).stat().st_mtime
+            age = self.disk_time() - touched
+        except OSError:
+            return False
+        if age > SILENT:
+            return True
+        try:
+            found = json.loads(text)
+            here = (found["host"], found["processes"]) == (socket.gethostname(), process_space())
+            return here and not alive(found["pid"], found["started"])
+        except (ValueError, KeyError, TypeError):
+            return False  # being written
+
+    def disk_time(self) -> float:
+        """The time by the clock that stamps the claims: the file server's, where the folder is on one."""
+        probe = self.folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give back what is still held, and end the thread."""
+        self.over.set()
+        if self.beats is not None:
+            self.beats.join()
+        for name in list(self.held):
+            self.release(name)
+
+    def _make(self, name: str) -> bool:
+        try:
+            descriptor = os.open(self.path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(self.own)
+        self.held.add(name)
+        if self.beats is None:
+            self.beats = threading.Thread(target=self._beat, daemon=True)
+            self.beats.start()
+        return True
+
+    def _clear(self, name: str) -> bool:
+        """Remove a left claim; only one process succeeds, and none removes a claim that was made meanwhile."""
+        aside = self.folder / f".left-{name}-{socket.gethostname()}-{os.getpid()}"
+        try:
+            before = self.path(name).stat()
+            os.rename(self.path(name), aside)
+        except OSError:
+            return False
+        try:
+            moved = aside.stat()
+            if (moved.st_ino, moved.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
+                return True
+            with contextlib.suppress(OSError):
+                os.link(aside, self.path(name))  # somebody else's, back to its place
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self.over.wait(BEAT):
+            for name in list(self.held):
+                with contextlib.suppress(OSError):
+                    os.utime(self.path(name))
+
+
+def process_space() -> str:
+    """What tells the processes that this one sees from those of another container; "" where there is no telling."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+class Share:
+    """The items of a list that this process does.
+
+    Args:
+        names: of the items, each a short name that is a file name; the same list in every process.
+        where: this process among the others.
+        claims: of the folder that all processes write to; None: this process is alone.
+        is_done: whether an item is finished, or has failed in this very command, by its name.
+        recorded: names that are probably finished, by one look at a folder; asked before the parts of others are
+            walked through, so that hundreds of processes do not each ask for every file.
+    """
+
+    def __init__(self, names: Sequence[str], where: Place, claims: Claims | None, is_done: Callable[[str], bool],
+                 recorded: Callable[[], set[str]] = set):
+        begin, end = (len(names) * at // where.count for at in (where.index, where.index + 1))
+        self.names, self.others = list(names[begin:end]), [*names[end:], *names[:begin]]
+        self.where, self.claims, self.is_done, self.recorded = where, claims, is_done, recorded
+        self.left: list[str] = []  # taken by others when they were looked at
+        self.position = 0
+
+    def take(self) -> str | None:
+        """The next item that nobody does; None where there is none at the moment."""
+        while True:
+            while self.position < len(self.names):
+                self.position += 1
+                if self._takes(self.names[self.position - 1]):
+                    return self.names[self.position - 1]
+            if not self.others:
+                return None
+            found = self.recorded()
+            self.names, self.others, self.position = [name for name in self.others if name not in found], [], 0
+
+    def _takes(self, name: str) -> bool:
+        if self.is_done(name):
+            return False
+        if self.claims is None:
+            return True
+        if not self.claims.take(name):
+            self.left.append(name)
+            return False
+        if self.is_done(name):  # between the two looks
+            self.claims.release(name)
+            return False
+        return True
+
+    def finished(self, name: str) -> None:
+        """An item that ``take`` gave is done, or has failed."""
+        if self.claims is not None:
+            self.claims.release(name)
+
+    def is_last(self, state: str) -> bool:
+        """Whether this process is the one that writes what is about all items: asked when nothing is left to do.
+
+        ``state`` says in words what there is now; where another process of the same command has written about just
+        that, nobody does it again. Ends with ``wrote``, or with the process.
+        """
+        if self.claims is None:
+            return True
+        if not self.claims.take(LAST):
+            return False
+        with contextlib.suppress(OSError):
+            if (self.claims.folder / LAST).read_text(encoding="utf-8") == f"{self.where.command}\n{state}\n":
+                self.claims.release(LAST)
+                return False
+        return True
+
+    def wrote(self, state: str) -> None:
+        """What is about all items is written."""
+        if self.claims is not None:
+            write_text(self.claims.folder / LAST, f"{self.where.command}\n{state}\n")
+            self.claims.release(LAST)
+
+    def wait(self) -> bool:
+        """Whether others still do some of the items; then it has waited a moment, and ``take`` looks at these again."""
+        self.names, self.left, self.position = [name for name in self.left if not self.is_done(name)], [], 0
+        if self.names:
+            time.sleep(POLL)
+        return bool(self.names)
+
+
+def key_of(path: str | Path, root: str | Path) -> str:
+    """A short name for a file that is to be written, the same in every process."""
+    return hash_of(os.path.relpath(path, root))[:24]

@@ -1,0 +1,142 @@
+"""Work that processes share: who one is, whose claim counts, and real processes of which one is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from meshnet.errors import UserError
+from meshnet.runs import shares
+from meshnet.runs.processes import start_time
+from meshnet.runs.shares import Claims, Place, Share, place
+
+
+@pytest.mark.parametrize(("environment", "index", "count"), [
+    ({}, 0, 1),
+    ({"RANK": "1", "WORLD_SIZE": "4"}, 1, 4),
+    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "0",
+      "SLURM_ARRAY_TASK_MAX": "7"}, 3, 8),
+    ({"SLURM_ARRAY_TASK_ID": "20", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "10",
+      "SLURM_ARRAY_TASK_STEP": "5", "SLURM_ARRAY_TASK_MAX": "20"}, 2, 3),
+    ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, 2, 4),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, 0, 1),  # the batch script itself, which runs once
+    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "3",
+      "SLURM_STEP_ID": "0"}, 4, 6),
+    ({"SLURM_ARRAY_TASK_ID": "5"}, 5, 6),
+])
+def test_which_process_this_is(environment, index, count):
+    assert (place(environment).index, place(environment).count) == (index, count)
+
+
+@pytest.mark.parametrize(("environment", "words"), [
+    ({"RANK": "4", "WORLD_SIZE": "4"}, "found 4 of 4"), ({"SLURM_ARRAY_TASK_ID": "x"}, "found 'x'")])
+def test_an_environment_that_contradicts_itself_is_refused(environment, words):
+    with pytest.raises(UserError, match=words):
+        place(environment)
+
+
+def test_parts_come_before_what_others_left_and_nothing_is_done_twice(tmp_path):
+    names, done, took = list("abcdefg"), set(), []
+    both = [Share(names, Place(i, 2, "c"), Claims(tmp_path), done.__contains__) for i in (0, 1)]
+    assert [both[0].take(), both[1].take()] == ["a", "d"]
+    both[1].claims.close()  # the second is gone, and gave back what it held
+    done.add("a")
+    both[0].finished("a")
+    while name := both[0].take():
+        took.append(name)
+        done.add(name)
+        both[0].finished(name)
+    assert took == ["b", "c", "d", "e", "f", "g"] and not both[0].wait()
+    both[0].claims.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def claim_of(folder, name, host=None, pid=None, age=0.0, processes=None):
+    path = folder / f"{name}.claim"
+    path.write_text(json.dumps({"host": host or socket.gethostname(), "pid": pid or os.getpid(),
+                                "processes": processes or shares.process_space(),
+                                "started": start_time(pid or os.getpid()) or "gone"}))
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def test_a_claim_counts_while_somebody_touches_it(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    claims = Claims(tmp_path)
+    claim_of(tmp_path, "alive", age=60)
+    claim_of(tmp_path, "elsewhere", host="another", age=60)
+    claim_of(tmp_path, "unseen", pid=dead.pid, processes="another container", age=60)
+    assert [claims.take(name) for name in ("alive", "elsewhere", "unseen")] == [False] * 3
+    claim_of(tmp_path, "dead", pid=dead.pid)
+    claim_of(tmp_path, "long", host="another", age=shares.SILENT + 1)
+    (tmp_path / "cut.claim").write_text("{")  # a process that was killed while it wrote
+    os.utime(tmp_path / "cut.claim", (0, 0))
+    assert [claims.take(name) for name in ("dead", "long", "cut")] == [True] * 3
+    claims.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive.claim", "elsewhere.claim", "unseen.claim"]
+
+
+def test_a_claim_that_was_made_again_meanwhile_is_put_back(tmp_path, monkeypatch):
+    claim_of(tmp_path, "a", host="another", age=1000)
+    claims, rename = Claims(tmp_path), os.rename
+
+    def late(source, target):  # another process is quicker: it removes the old claim and makes its own
+        os.unlink(source)
+        claim_of(tmp_path, "a", host="third")
+        rename(source, target)
+
+    monkeypatch.setattr(shares.os, "rename", late)
+    assert not claims.take("a") and json.loads((tmp_path / "a.claim").read_text())["host"] == "third"
+
+
+WORKER = """
+    import os, sys, time
+    from pathlib import Path
+    from meshnet.runs import shares
+    shares.POLL = 0.05
+    folder, hangs = Path(sys.argv[1]), sys.argv[2] == "hangs"
+    claims = shares.Claims(folder / "claims")
+    share = shares.Share([f"n{i:02d}" for i in range(40)], shares.place(), claims, lambda n: (folder / n).exists())
+    while True:
+        name = share.take()
+        if name is None:
+            if share.wait():
+                continue
+            break
+        if hangs:
+            print("took", flush=True)
+            time.sleep(60)
+        with open(folder / "log", "a") as log:
+            log.write(name + "\\n")
+        time.sleep(0.01)
+        (folder / name).touch()
+        share.finished(name)
+    claims.close()
+"""
+
+
+def test_four_processes_of_which_one_is_killed_do_each_item_once(tmp_path, root):
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "worker.py").write_text(textwrap.dedent(WORKER))
+
+    def start(number, kind):
+        environment = {**os.environ, "PYTHONPATH": str(root), "SLURM_ARRAY_TASK_ID": str(number),
+                       "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_JOB_ID": "9"}
+        return subprocess.Popen([sys.executable, tmp_path / "worker.py", tmp_path, kind], env=environment, text=True,
+                                stdout=subprocess.PIPE)
+
+    killed = start(0, "hangs")
+    assert killed.stdout.readline() == "took\n"
+    others = [start(number, "works") for number in (1, 2, 3)]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert [process.wait(60) for process in others] == [0, 0, 0]
+    assert sorted((tmp_path / "log").read_text().split()) == [f"n{i:02d}" for i in range(40)]
+    assert list((tmp_path / "claims").iterdir()) == []
