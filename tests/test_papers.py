@@ -24,7 +24,7 @@ from meshnet.recipe import load_search, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "srun ")
+BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "srun ", "sbatch ")
 RECIPE = "recipes/meshnet26.yaml"  # in the place of a recipe that only a run of the reader's would write
 # Flags of other programs: the optimizer guide's script, mri_convert, SLURM, Accelerate.
 FOREIGN = {"--epochs", "--amp", "--config", "--dataset-config", "--conform"}
@@ -97,9 +97,12 @@ def check(words: list[str], monkeypatch) -> None:
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     program, words = words[0], words[1:]
-    if program == "srun":
-        assert words[:2] == ["bash", "-c"]
-        check(shlex.split(words[2]), monkeypatch)
+    if program == "srun" and words[0] == "-n":
+        check(words[2:], monkeypatch)
+    elif program in ("srun", "sbatch"):
+        inner = {"srun": ["bash", "-c"], "sbatch": ["--wrap"]}[program]
+        assert words[-1 - len(inner):-1] == inner
+        check(shlex.split(words[-1]), monkeypatch)
     elif program in ("accelerate", "torchrun"):
         script = next(place for place, word in enumerate(words) if word.endswith(".py"))
         check_launcher(program, words[:script + 1])

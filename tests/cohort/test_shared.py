@@ -50,6 +50,7 @@ def test_an_array_shares_a_list_and_makes_one_table(model, root, tmp_path):
     assert not list(out.glob(".meshnet/*.claim"))
 
 
+@pytest.mark.slow
 def test_a_second_command_tries_again_what_failed(model, root, tmp_path):
     folder, out = scans(tmp_path / "scans", 2), tmp_path / "out"
     good = (folder / "s01.nii.gz").read_bytes()
