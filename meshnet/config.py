@@ -4,15 +4,17 @@ Torch-free, so that ``--help`` answers at once. Recipes and flags leave values a
 checked configuration of them. ``meshnet.recipe`` reads files and flags into this tree.
 """
 
+import argparse
+import contextlib
 import copy
 import dataclasses
-import math
 import types
 import typing
 from dataclasses import dataclass, field
 
 from meshnet.errors import UserError
 from meshnet.machine import parse_size
+from meshnet.numbers import NUMBERS, read_number
 
 MODELS = ("meshnet", "segresnet", "mednext_s", "mednext_b", "mednext_m", "swin_unetr", "unetr", "vnet",
           "residual_unet", "unet", "umamba_bot", "umamba_enc", "ukan")
@@ -223,13 +225,9 @@ def coerce(value, kind, where: str):
     if kind is str and isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number) and (kind is float or number == int(number)):
-            return kind(number)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping with names as keys"}
+        with contextlib.suppress(argparse.ArgumentTypeError, ValueError):  # ValueError: an int of thousands of digits
+            return read_number(str(value), kind)
+    names = NUMBERS | {bool: "true or false", str: "a text", dict: "a mapping with names as keys"}
     raise UserError(f"{where}: found {value!r}, expected {names.get(kind, kind)}")
 
 

@@ -15,6 +15,7 @@ keeps its traceback.
 import argparse
 import contextlib
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -24,6 +25,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from meshnet.numbers import NUMBERS, read_number
 
 if TYPE_CHECKING:
     import socket
@@ -330,7 +333,13 @@ def _end_late(told: "socket.socket", over: threading.Event, grace: float, number
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as every other error of this program."""
+    """An argument parser whose errors are one line, as every other error of this program, and whose numbers are those
+    of ``read_number``."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        for kind in NUMBERS:
+            self.register("type", kind, functools.partial(read_number, kind=kind))
 
     def error(self, message: str):
         raise UserError(f"{message}; see {self.prog} --help")

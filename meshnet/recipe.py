@@ -179,8 +179,8 @@ def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
     hints = {f"--{section.name}.{name}": hint for section in dataclasses.fields(Config)
              for name, hint in typing.get_type_hints(section.default_factory).items()}
 
-    class Parser(ArgumentParser):
-        error = OneLineParser.error
+    class Parser(OneLineParser, ArgumentParser):
+        """Both: its errors and numbers, and the fields of the configuration."""
 
         def _preprocessing(self, *given, **more) -> None:
             super()._preprocessing(*given, **more)
@@ -188,12 +188,19 @@ def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
                 hint = next((hints[flag] for flag in action.option_strings if flag in hints), None)
                 if hint is not None and dict not in (hint, *typing.get_args(hint)):
                     action.type = functools.partial(read_flag, hint)
+                    action.type.__name__ = shown(hint)  # in --help
                     if action.choices and type(None) in typing.get_args(hint):
-                        action.choices = [*action.choices, None]
+                        action.choices = [*dict.fromkeys([*action.choices, None])]
 
     return Parser(prog=prog, description=description, allow_abbrev=False,
                   argument_generation_mode=ArgumentGenerationMode.NESTED, nested_mode=NestedMode.WITHOUT_ROOT,
                   add_config_path_arg=False)
+
+
+def shown(hint: object) -> str:
+    """The type of a field, or of its items, as ``--help`` names it."""
+    inner = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    return getattr(inner[0], "__name__", str(inner[0]))
 
 
 def read_flag(hint: object, text: str) -> object:

@@ -143,9 +143,9 @@ WAITING = """
 import time
 from meshnet.errors import run_script
 def main():
-    print("ready", flush=True)
     while True:
         try:
+            print("ready", flush=True)  # in here, since the signal may come at once
             time.sleep(60)
         except KeyboardInterrupt:
             {then}

@@ -23,9 +23,8 @@ from meshnet.scans.checks import (
     header_remarks,
     mask_remarks,
 )
-from meshnet.scans.grid import Grid, conform, conform_mask
+from meshnet.scans.grid import EXTREMES, Grid, conform, conform_mask
 from meshnet.scans.head import head_box
-from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import box_of
 from meshnet.scans.nifti import is_soft, mask_classes, same_grid
 
@@ -83,14 +82,14 @@ def make_row(case: Case, settings: Settings) -> dict:
     mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first, exact=False)
     mask_array = np.ascontiguousarray(mask.dataobj)
     scale = (settings.scaling, settings.window)
-    volumes = [np.asarray(conform(image, settings.grid, *scale, reference=first, exact=False).dataobj)
-               for image in loaded.images]
+    conformed = [conform(image, settings.grid, *scale, reference=first, exact=False) for image in loaded.images]
+    volumes = [np.asarray(image.dataobj) for image in conformed]
     image_array = np.ascontiguousarray(np.stack(volumes))
     boxes = [_flat(box) for box in (*map(head_box, volumes), box_of(mask_array)) if box is not None]
     groups = {**case.groups, **loaded.groups}
     if missing := [g for g in settings.groups if g not in groups]:
         raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
-    warnings = look(case, loaded, settings, volumes, nib.Nifti1Image(classes, native.affine), mask)
+    warnings = look(case, loaded, settings, conformed, nib.Nifti1Image(classes, native.affine), mask)
     return {
         "case": case.case, "subject": case.subject, "session": case.session,
         **{f"group_{g}": groups[g] for g in settings.groups},
@@ -107,25 +106,26 @@ def make_row(case: Case, settings: Settings) -> dict:
     }
 
 
-def look(case: Case, loaded: Loaded, settings: Settings, volumes: list[np.ndarray], native: nib.Nifti1Image,
-         conformed: nib.Nifti1Image) -> list[str]:
-    """What is doubtful about a case, in sentences, from its scans and from its mask before and after conforming.
+def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nifti1Image], native: nib.Nifti1Image,
+         mask: nib.Nifti1Image) -> list[str]:
+    """What is doubtful about a case, in sentences, from its ``conformed`` channels, and from its mask before
+    (``native``) and after conforming.
 
     Raises:
         UserError: for what is certainly wrong: a channel that is empty, a lesion that the grid cuts off.
     """
-    names = [f"channel {i}" for i in range(1, len(volumes) + 1)]
-    seen = np.stack([as_input(volume) for volume in volumes])
+    names = [f"channel {i}" for i in range(1, len(conformed) + 1)]
+    volumes = [np.asarray(image.dataobj) for image in conformed]
     remarks = [line for image in loaded.images for line in header_remarks(image)]
     remarks += extent_remarks(loaded.images[0], settings.grid.voxel_mm)
-    remarks += check_channels(seen, names, case.images[0])
-    for image, volume, name in zip(loaded.images, seen, names):
-        remarks += grey_remarks(image, volume, settings.scaling, name)
-    remarks += mask_remarks(native, conformed, settings.marks, case.mask)
+    remarks += check_channels(volumes, names, case.images[0])
+    for image, volume, name in zip(conformed, volumes, names):
+        remarks += grey_remarks(volume, image.extra[EXTREMES], name)
+    remarks += mask_remarks(native, mask, settings.marks, case.mask)
     remarks += ["the mask is soft: its upper half was taken as lesion"] if is_soft(np.asanyarray(
         loaded.mask.dataobj)) and not settings.labels else []
-    head = seen[0] > seen[0].min()
-    share = float((np.asarray(conformed.dataobj) > 0).sum() / max(head.sum(), 1))
+    head, marked = (volume[::2, ::2, ::2] for volume in (volumes[0], np.asarray(mask.dataobj)))
+    share = float(np.count_nonzero(marked) / max(np.count_nonzero(head > head.min()), 1))
     if share > FILLS_HEAD:
         remarks.append(f"the mask marks {share:.0%} of the head; is it a mask of lesions?")
     return list(dict.fromkeys(remarks))

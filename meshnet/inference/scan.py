@@ -25,10 +25,10 @@ from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card
 from meshnet.networks.folder import default_model
 from meshnet.scans.checks import check_channels, extent_remarks, fitted, grey_remarks, header_remarks
-from meshnet.scans.grid import conform, stack_channels, to_native
-from meshnet.scans.intensity import as_input
+from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
+from meshnet.scans.intensity import Extremes, as_input
 from meshnet.scans.mask import clean, lesion_volumes_mm3, voxel_volume_mm3
-from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
+from meshnet.scans.nifti import BAD_CONTENT, check_image, image_like, read_image, split_channels
 
 if TYPE_CHECKING:
     import torch
@@ -205,16 +205,18 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     remarks = [line for image in images for line in header_remarks(image)]
     remarks += extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
-    inputs = []
+    inputs, extremes = [], None
     for _, each in models:
         grids = [fitted(grid, images[0], where) for grid in each.grids()]
         remarks += [line for _, lines in grids for line in lines]
-        inputs.append([view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids])
+        seen = [view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids]
+        inputs.append([one for one, _ in seen])
+        extremes = extremes or seen[0][1]
     with timed(parts, "check"):
         volume = inputs[0][0][0]
         remarks += check_channels(volume, card.channels, where)
-        for image, channel, name in zip(images, volume, card.channels):
-            remarks += grey_remarks(image, channel, card.scaling, name)
+        for channel, found, name in zip(volume, extremes, card.channels):
+            remarks += grey_remarks(channel, found, name)
     return Case(images, inputs, parts, list(dict.fromkeys(remarks)))
 
 
@@ -237,18 +239,20 @@ def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nift
     return images
 
 
-def conformed_view(images: Sequence[nib.Nifti1Image], grid, scaling: str, window, parts: dict[str, float]) -> View:
-    """The images on one grid, as a network sees them. Adds the seconds that this took to ``parts``."""
+def conformed_view(images: Sequence[nib.Nifti1Image], grid, scaling: str, window,
+                   parts: dict[str, float]) -> tuple[View, list[Extremes | None]]:
+    """The images on one grid, as a network sees them, and the extremes of each. Adds the seconds that this took to
+    ``parts``."""
     with timed(parts, "conform"):
         conformed = [conform(image, grid, scaling, window, images[0], exact=False) for image in images]
         volume = as_input(stack_channels([np.asarray(image.dataobj) for image in conformed]))
-    return volume, conformed[0].affine
+    return (volume, conformed[0].affine), [image.extra[EXTREMES] for image in conformed]
 
 
 def conformed_scan(scans: Sequence[Scan], card: Card) -> np.ndarray:
     """A scan (C, X, Y, Z), float32 in 0..1, as the network of ``card`` sees it on its own grid."""
     images = read_channels(scans, card.channels)
-    return conformed_view(images, card.grids()[0], card.scaling, tuple(card.window) if card.window else None, {})[0]
+    return conformed_view(images, card.grids()[0], card.scaling, tuple(card.window) if card.window else None, {})[0][0]
 
 
 # ---------------------------------------------------------------------- the mask
@@ -314,7 +318,7 @@ def is_ours(path: str | Path) -> bool:
     """Whether a file is a mask or a probability map that this program wrote."""
     try:
         return bytes(nib.load(path).header["descrip"].item()).startswith(SIGNATURE)
-    except (OSError, ValueError, KeyError, nib.filebasedimages.ImageFileError):
+    except (*BAD_CONTENT, KeyError):
         return False
 
 

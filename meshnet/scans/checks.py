@@ -4,6 +4,7 @@ What is certainly wrong raises a UserError. What is doubtful is returned as rema
 and ``segment_scan`` pass on. A sound scan draws none.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import nibabel as nib
@@ -12,8 +13,8 @@ import numpy as np
 from meshnet.errors import UserError
 from meshnet.scans.grid import Grid, target_affine
 from meshnet.scans.head import head_box
-from meshnet.scans.intensity import without_extremes
-from meshnet.scans.mask import voxel_volume_mm3
+from meshnet.scans.intensity import Extremes, as_input
+from meshnet.scans.mask import box_of, voxel_volume_mm3
 from meshnet.scans.nifti import declared_scale
 
 SIZES_DIFFER = 0.02  # share by which voxel sizes of one header may differ
@@ -23,6 +24,7 @@ LONGEST_MM = 1200  # from feet to head is more than a network of heads is asked 
 FEW_SLICES = 5
 THICK = 3.5  # voxels of the model, above which a scan's slices are thick for it
 THICK_MM = 3.0  # below this slices are never called thick
+FEW = 0.003  # share of the voxels
 FEW_LEVELS = 16  # of 256 grey levels, between which 98 % of the head's voxels lie
 COVERED = 0.1, 0.6  # share of the first channel's head that another covers: below them refused, and said
 CUT, CUT_SHARE = 0.5, 0.002  # voxels beyond the grid, and share of a lesion there, that are rounding
@@ -105,22 +107,22 @@ def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[s
         "was not trained on"]
 
 
-def _outside(to_grid: np.ndarray, box, shape: np.ndarray) -> np.ndarray:
-    """Voxels (3,) that a box of the scan reaches beyond the grid, the larger of both sides."""
+def _outside(to_grid: np.ndarray, box, shape: np.ndarray, at_least: float = ROUNDING) -> np.ndarray:
+    """Voxels (3,) that a box of the scan reaches beyond the grid, the larger of both sides; 0 up to ``at_least``."""
     corners = np.array(np.meshgrid(*[(a - 0.5, b - 0.5) for a, b in box], [1], indexing="ij")).reshape(4, -1)
     places = np.nan_to_num((to_grid @ corners)[:3])
     beyond = np.maximum(-0.5 - places.min(axis=1), places.max(axis=1) - (shape - 0.5))
-    return np.where(beyond > ROUNDING, np.ceil(beyond), 0).astype(int)
+    return np.where(beyond > at_least, np.ceil(beyond), 0).astype(int)
 
 
-def check_channels(volume: np.ndarray, names: list[str], where: str) -> list[str]:
-    """Whether every channel of a conformed volume (C, X, Y, Z) holds something, where the first one does.
+def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str) -> list[str]:
+    """Whether every channel of a conformed scan, volumes (X, Y, Z), holds something, where the first one does.
 
     Raises:
         UserError: for a channel that is constant, or lies elsewhere than the first one.
     """
     remarks = []
-    heads = [channel > channel.min() for channel in volume[:, ::2, ::2, ::2]]
+    heads = [small > small.min() for small in (channel[::2, ::2, ::2] for channel in channels)]
     for name, head in zip(names, heads):
         if not head.any():
             raise UserError(f"{where}: channel {name} is empty on the model's grid, expected it to overlap the first "
@@ -136,21 +138,19 @@ def check_channels(volume: np.ndarray, names: list[str], where: str) -> list[str
     return remarks
 
 
-def grey_remarks(image: nib.Nifti1Image, volume: np.ndarray, scaling: str, name: str) -> list[str]:
+def grey_remarks(volume: np.ndarray, extremes: Extremes | None, name: str) -> list[str]:
     """Whether a channel uses the grey levels that its scaling gave it.
 
     Args:
-        image: the channel's scan.
-        volume: the same conformed (X, Y, Z), float32 in 0..1.
-        scaling: one of ``config.SCALINGS``.
+        volume: of the channel, conformed (X, Y, Z), float32 in 0..1 or uint8.
+        extremes: what ``conform`` left out of its range.
         name: of the channel.
     """
-    data = np.asanyarray(image.dataobj)
-    found = without_extremes(data, scaling, float(data.min()), float(data.max())) if scaling != "window" else None
-    if found:
-        return [f"{name}: a few voxels from {data.min():g} to {data.max():g} lie far outside all others, which go from "
-                f"{found[0]:g} to {found[1]:g}; they were clipped"]
-    small = volume[::3, ::3, ::3]
+    if extremes:
+        which = "a few voxels" if extremes.share < FEW else f"{extremes.share:.1%} of the voxels, as a bright slice,"
+        return [f"{name}: {which} from {extremes.lowest:g} to {extremes.highest:g} lie far outside all others, which "
+                f"go from {extremes.low:g} to {extremes.high:g}; they were clipped"]
+    small = as_input(volume[::3, ::3, ::3])
     inside = small[small > small.min()]
     if inside.size < 100:
         return []
@@ -179,9 +179,11 @@ def mask_remarks(native: nib.Nifti1Image, conformed: nib.Nifti1Image, marks: int
         return []
     voxel_ml = voxel_volume_mm3(native.affine) / 1000
     to_grid = np.linalg.inv(conformed.affine) @ native.affine
-    places = to_grid[:3, :3] @ np.argwhere(before).T + to_grid[:3, 3:]
-    shape = np.array(after.shape)[:, None]
-    outside = int(((places < -0.5 - CUT) | (places > shape - 0.5 + CUT)).any(axis=0).sum())
+    outside = 0
+    if _outside(to_grid, box_of(before), np.array(after.shape), at_least=0).any():  # else there is nothing to count
+        places = to_grid[:3, :3] @ np.argwhere(before).T + to_grid[:3, 3:]
+        shape = np.array(after.shape)[:, None]
+        outside = int(((places < -0.5 - CUT) | (places > shape - 0.5 + CUT)).any(axis=0).sum())
     if outside > CUT_SHARE * total:
         size = " x ".join(map(str, after.shape))
         raise UserError(f"{name}: {outside * voxel_ml:.2f} of {total * voxel_ml:.2f} mL of the lesion lie outside the "

@@ -10,9 +10,11 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
+from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import mask_classes
 from meshnet.scans.resample import covering_reach, resample, resample_mean
 
+EXTREMES = "extremes"  # key of a conformed image's ``extra``: what ``without_extremes`` found
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
 
@@ -90,8 +92,8 @@ def conform(
             them on it.
         exact: as ``mri_convert`` has it: a scan ends at the centres of its outermost voxels, and its lowest and highest
             values set the range. False, as infer.py and prepare.py: a voxel that lies partly in the scan has its
-            value, so that a lesion in the first thick slice is not lost, and a handful of extreme voxels does not set
-            the range.
+            value, so that a lesion in the first thick slice is not lost, and a handful of extreme voxels or a bright
+            slice does not set the range. Whether there are such ones is in the result's ``extra["extremes"]``.
 
     Raises:
         UserError: for a wrong shape or setting.
@@ -101,26 +103,34 @@ def conform(
     affine = target_affine(reference or image, grid)
     if scaling == "brainchop_quantile":
         conformed = conform(image, grid, "conform_uint8", window, reference, exact)
-        return _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
+        stretched = _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
+        stretched.extra.update(conformed.extra)
+        return stretched
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
-    inner = None if exact else without_extremes(data, scaling, float(data.min()), float(data.max()))
-    if inner:
-        low, high = inner
+    found = None if exact else without_extremes(data, scaling, voxel_volume_mm3(image.affine) / 1000)
+    if found:
+        low, high = found.low, found.high
         data = np.clip(data, low, high).astype(np.float32, copy=False)  # before they are mixed with others
-    top = np.float32(255 if scaling == "conform_uint8" else 1)
     if grid.averaged:
         volume = resample_mean(data, to_source, grid.size, fill=low, covers=not exact)
     else:
         volume = resample(data, to_source, grid.size, order=1, fill=low, covers=not exact)
-    if (low, high, scaling, volume.dtype) != (0, 255, "conform_uint8", np.uint8):
-        volume = volume.astype(np.float32)
-        volume -= np.float32(low)
-        volume *= top / np.float32(high - low)
-        np.clip(volume, 0, top, out=volume)
-        if scaling == "conform_uint8":
-            volume = np.rint(volume, out=volume).astype(np.uint8)
-    return _image(volume, affine)
+    conformed = _image(_scaled(volume, low, high, scaling), affine)
+    conformed.extra[EXTREMES] = found
+    return conformed
+
+
+def _scaled(volume: np.ndarray, low: float, high: float, scaling: str) -> np.ndarray:
+    """``low`` to ``high`` as 0 to 255, uint8, or as 0 to 1, float32."""
+    if (low, high, scaling, volume.dtype) == (0, 255, "conform_uint8", np.uint8):
+        return volume
+    top = np.float32(255 if scaling == "conform_uint8" else 1)
+    volume = volume.astype(np.float32)
+    volume -= np.float32(low)
+    volume *= top / np.float32(high - low)
+    np.clip(volume, 0, top, out=volume)
+    return np.rint(volume, out=volume).astype(np.uint8) if scaling == "conform_uint8" else volume
 
 
 def _along(

@@ -1,5 +1,7 @@
 """Grey values of a scan: the range that a scaling maps to 0..255 or to 0..1."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from meshnet.config import SCALINGS
@@ -7,8 +9,13 @@ from meshnet.errors import UserError
 
 HISTOGRAM_BINS = 1000  # mri_convert's
 CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_convert's f_high = 0.999)
-EXTREME = 0.001  # share of the voxels on either side that may be extreme
-EATEN = 8  # times the range of all others, from which extreme voxels are said to have taken it
+# Share of the voxels on either side that may be extreme, and how many times the range of all others they must then have
+# taken: a handful of voxels, a bright slice or block.
+EXTREMES = ((0.001, 8), (0.003, 16), (0.01, 16), (0.03, 16), (0.06, 16))
+FAR = 16  # times the range of all else, at which what surrounds a scan is no part of it
+LARGEST_ML = 300  # of a bright slice or block; a head is larger
+SMALL = 2**21  # voxels, up to which all are looked at
+EVERY = 61  # voxels in memory of which one is looked at; a prime, so that no slice is left out
 QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"
 BRAINCHOP_QUANTILES = (0.05, 0.95)  # of all voxels of the conformed volume
 
@@ -41,20 +48,66 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
     return low, high if high > low else low + 1.0
 
 
-def without_extremes(data: np.ndarray, scaling: str, low: float, high: float) -> tuple[float, float] | None:
-    """The range of all voxels (X, Y, Z) but the outermost 0.1 % on either side, where a handful of extreme ones has
-    taken most of ``low`` to ``high``; None where they have not, or where the range leaves them out anyway.
+class Extremes(NamedTuple):
+    """What ``without_extremes`` finds: the whole range, the range of all others, and the share that was left out."""
 
-    Looked for on every fourth voxel of each axis, since a whole scan would take as long as conforming it.
+    lowest: float
+    highest: float
+    low: float
+    high: float
+    share: float
+
+
+def without_extremes(data: np.ndarray, scaling: str, voxel_ml: float) -> Extremes | None:
+    """The range of all voxels (X, Y, Z) but the outermost on either side, where these have taken most of the whole: a
+    handful of rogue ones, or a bright slice or block. None where they have not, or where ``scaling`` leaves them out.
+
+    Voxels of the background, 0 or what lies in the corners, do not count: the head may be a small part. Suspected on
+    every 61st voxel, since a whole scan would take as long as conforming it, and measured on all, so that the order of
+    a file's axes changes nothing.
     """
-    if scaling in ("window", "quantile") or (scaling == "conform_uint8" and data.dtype == np.uint8):
+    if scaling == "window" or (scaling in ("conform_uint8", "brainchop_quantile") and data.dtype == np.uint8):
         return None
-    step = 4 if min(data.shape) >= 32 else 1
-    sample = data[::step, ::step, ::step]
-    inner = [float(q) for q in np.quantile(sample, (EXTREME, 1 - EXTREME))]
-    if not inner[1] > inner[0] or (high - low) < EATEN * (inner[1] - inner[0]):
-        return None
-    return inner[0], inner[1]
+    lowest, highest = float(data.min()), float(data.max())
+    background = float(np.median(data[np.ix_(*[(0, n - 1) for n in data.shape])]))
+    zero = 0.0 if lowest <= 0 <= highest else background
+    for every in (EVERY, 1) if data.size > SMALL else (1,):  # the second time only where the first one finds something
+        values = _every(data, every)
+        values = values[(values != 0) & (values != background)]
+        inner = _inner(values, (zero, background), scaling, highest - lowest, voxel_ml * every, 0.5 if every > 1 else 1)
+        if inner is None:
+            return None
+    low, high = inner
+    counted = values if scaling == "quantile" or low <= background <= high else data
+    return Extremes(lowest, highest, low, high, np.count_nonzero((counted < low) | (counted > high)) / data.size)
+
+
+def _inner(values: np.ndarray, background: tuple[float, float], scaling: str, whole: float, voxel_ml: float,
+           strict: float) -> tuple[float, float] | None:
+    """Lowest and highest of ``values`` (n,), and of the background where it is near them, without the smallest share
+    that has taken the range ``whole``; None where no share has. ``strict`` is 1, or less to find what is nearly so."""
+    if scaling == "quantile" and values.size:
+        whole = float(np.subtract(*np.quantile(values, QUANTILES[::-1])))
+    for position, (share, times) in enumerate(EXTREMES if values.size else ()):
+        if position and share * values.size * voxel_ml > LARGEST_ML / strict:
+            return None
+        low, high = (float(q) for q in np.quantile(values, (share, 1 - share)))
+        if scaling == "quantile":  # of which the background is no part
+            ranges = [(low, high, times)]
+        else:
+            low, high = min(low, background[0]), max(high, background[0])
+            ranges = [(min(low, background[1]), max(high, background[1]), times), (low, high, FAR)]
+        for low, high, times in ranges:
+            if high > low and whole >= times * strict * (high - low):
+                return low, high
+    return None
+
+
+def _every(data: np.ndarray, every: int) -> np.ndarray:
+    """One voxel in ``every`` of ``data`` (X, Y, Z) along memory."""
+    order = sorted(range(data.ndim), key=lambda axis: -abs(data.strides[axis]))
+    along = data.transpose(order)[tuple(slice(None, None, 1 if data.strides[axis] >= 0 else -1) for axis in order)]
+    return along.reshape(-1)[::every]
 
 
 def as_input(volume: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """NIfTI files in and out: a bad file is reported in one clear line, and a mask gets the grid of its scan."""
 
 import gzip
+import logging
 import zlib
 from pathlib import Path
 
@@ -14,11 +15,15 @@ UNITS_MM = {1: 1000.0, 3: 0.001}  # metres and micrometres, by xyzt_units; other
 GRID_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                "qoffset_z", "srow_x", "srow_y", "srow_z")
 HEAD_MM = (10, 2000)  # between which a scan's longest side lies where a header declares another unit
+FARTHEST_MM = 1e5  # a voxel's edge or an origin beyond this is no number of millimetres
 LEAST, MOST = 1e-30, 1e30  # of a scan's largest value, in float32 with room for its range
 WHOLE = 1e-3  # by which a value may differ from a whole number, or from the mask's one value
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
 # Raised by nibabel and numpy where the content does not match its header.
-BAD_CONTENT = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, OSError, ValueError)
+BAD_CONTENT = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, nib.filebasedimages.ImageFileError,
+               OSError, ValueError, OverflowError)
+# nibabel prints a line for each small thing that it repairs in a header. What matters to a mask is in scans/checks.py.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
@@ -153,6 +158,10 @@ def _check_affine(image: nib.Nifti1Image, path: str) -> None:
             f"{path}: found a singular affine {np.round(affine[:3], 4).tolist()}, expected three independent axes; "
             "convert it again from DICOM or repair its header"
         )
+    farthest = float(np.abs(affine).max()) * declared_scale(image.header)
+    if farthest > FARTHEST_MM:
+        raise UserError(f"{path}: found {farthest:g} mm in its affine, expected at most {FARTHEST_MM:g}; "
+                        "convert it again from DICOM or repair its header")
 
 
 def split_channels(image: nib.Nifti1Image) -> list[nib.Nifti1Image]:
@@ -185,8 +194,8 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
         name: stands for the mask in errors.
 
     Raises:
-        UserError: without ``labels`` for several values of which one is above 1, since these are labels; with them for
-            values that are not whole numbers.
+        UserError: without ``labels`` for values below 0, and for several of which one is above 1, since these are
+            labels; with them for values that are not whole numbers.
     """
     values = np.asanyarray(image.dataobj)
     if labels is None:
@@ -208,12 +217,12 @@ def _lesion(values: np.ndarray, name: str) -> np.ndarray:
     top = float(values.max(initial=0))
     if is_soft(values):
         return (values >= top / 2).astype(np.uint8) if top > 1 else (values >= 0.5).astype(np.uint8)
-    if top > 1 and not (np.abs(values[positive] - top) <= WHOLE * top).all():
-        found = np.unique(values[positive])
+    several = top > 1 and not (np.abs(values[positive] - top) <= WHOLE * top).all()
+    if several or float(values.min(initial=0)) < -WHOLE * max(top, WHOLE):  # such as 255 stored as int8
+        found = np.unique(values[values != 0])
         shown = ", ".join(f"{v:g}" for v in found[:8]) + (", …" if len(found) > 8 else "")
-        raise UserError(
-            f"{name}: found the values {shown}, expected 0 and one other; say with --labels which ones are lesion"
-        )
+        raise UserError(f"{name}: found the values {shown}, expected 0 and one other above 0; say with --labels which "
+                        "ones are lesion, such as --labels=-1")
     return positive.astype(np.uint8)
 
 

@@ -3,7 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from small import image_of
+from small import array, image_of
 
 from meshnet.errors import UserError
 from meshnet.scans.checks import (
@@ -34,7 +34,7 @@ def test_a_sound_scan_draws_no_remark():
     grid, remarks = fitted(Grid(4.0), scan, "a.nii")
     volume = as_input(np.asarray(conform(scan, grid, exact=False).dataobj))[None]
     assert grid == Grid(4.0) and not remarks and not header_remarks(scan) and not extent_remarks(scan, 4.0)
-    assert not check_channels(volume, ["T2w"], "a.nii") and not grey_remarks(scan, volume[0], "conform_uint8", "T2w")
+    assert not check_channels(volume, ["T2w"], "a.nii") and not grey_remarks(volume[0], None, "T2w")
 
 
 def test_a_header_that_contradicts_itself_is_said():
@@ -93,9 +93,10 @@ def test_a_handful_of_extreme_voxels_does_not_take_the_grey_levels(scaling):
     odd[20, 20, 20:23] = -32768
     odd[25, 25, 25] = 32767
     expected = as_input(np.asarray(conform(of_4_mm(plain), Grid(4.0), scaling, exact=False).dataobj))
-    found = as_input(np.asarray(conform(of_4_mm(odd), Grid(4.0), scaling, exact=False).dataobj))
+    conformed = conform(of_4_mm(odd), Grid(4.0), scaling, exact=False)
+    found = as_input(np.asarray(conformed.dataobj))
     assert np.median(np.abs(found - expected)[expected > 0]) < 0.02
-    assert "a few voxels from -32768" in grey_remarks(of_4_mm(odd), found, scaling, "T2w")[0]
+    assert "a few voxels from -32768" in grey_remarks(found, conformed.extra["extremes"], "T2w")[0]
     exact = as_input(np.asarray(conform(of_4_mm(odd), Grid(4.0), scaling).dataobj))  # as mri_convert
     assert np.quantile(exact[expected > 0], 0.99) - np.quantile(exact[expected > 0], 0.01) < 0.02
 
@@ -104,7 +105,7 @@ def test_few_grey_levels_are_said():
     flat = np.where(head() > 0, 100 + np.random.default_rng(0).uniform(0, 2, (50, 60, 48)), 0)
     flat[25, 25, 20:30] = 900  # too many to be called extreme, too few for the histogram's top
     volume = np.clip(flat / 900, 0, 1).astype(np.float32)
-    assert "of 256 grey levels" in grey_remarks(of_4_mm(flat), volume, "window", "CT")[0]
+    assert "of 256 grey levels" in grey_remarks(volume, None, "CT")[0]
 
 
 def test_a_lesion_is_compared_before_and_after():
@@ -139,3 +140,49 @@ def test_extreme_voxels_are_clipped_before_they_are_mixed_with_others():
     found = [np.asarray(conform(of_4_mm(np.where(spikes, value, plain)), Grid(8.0), exact=False).dataobj).astype(float)
              for value in (plain.max(), 32767)]
     assert np.abs(found[1] - found[0]).max() <= 3
+
+
+@pytest.mark.parametrize("at", [20, 21, 22, 23])
+@pytest.mark.parametrize("scaling", ["conform_uint8", "minmax", "quantile"])
+def test_a_bright_slice_or_block_does_not_take_the_grey_levels_wherever_it_lies(scaling, at):
+    """Also where the head is a small part of the volume, and with the file's axes in another order."""
+    plain = np.pad(head(), ((0, 30), (0, 0), (0, 30)))
+    for where in (np.s_[:, at], np.s_[at:at + 12, at:at + 8, at:at + 4]):
+        odd = plain.copy()
+        odd[where] *= 100
+        scans = [of_4_mm(plain), of_4_mm(odd), of_4_mm(odd).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))]
+        grid = Grid(4.0, (96, 64, 96), centre="middle")
+        whole, one, turned = (conform(scan, grid, scaling, exact=False) for scan in scans)
+        assert np.array_equal(array(one), array(turned))
+        expected, found = (as_input(array(image)) for image in (whole, one))
+        assert np.median(np.abs(found - expected)[expected > 0]) < 0.03
+        remarks = grey_remarks(found, one.extra["extremes"], "T2w")
+        words = "of the voxels, as a bright slice, from 0 to " if where[0] == slice(None) else " from 0 to "
+        assert len(remarks) == 1 and words in remarks[0]
+
+
+def test_what_lies_far_outside_around_the_scan_is_clipped_and_said():
+    """Padding of -32768, as a program for registration writes it."""
+    odd = np.pad(head() - 100, 8, constant_values=-32768)
+    conformed = conform(of_4_mm(odd), Grid(4.0), exact=False)
+    inside = as_input(array(conformed))[array(conformed) > 0]
+    assert np.quantile(inside, 0.99) - np.quantile(inside, 0.01) > 0.3
+    assert "from -32768 to" in grey_remarks(array(conformed), conformed.extra["extremes"], "CT")[0]
+
+
+@pytest.mark.parametrize("kind", ["vessels", "fluid", "padded", "noise in air", "CT with metal"])
+def test_bright_things_of_healthy_heads_are_no_extremes(kind):
+    rng, data = np.random.default_rng(0), head()
+    if kind == "vessels":  # of an angiography: a hundredth of the head, six times as bright
+        data[(rng.random(data.shape) < 0.01) & (data > 0)] = 2000
+    elif kind == "fluid":
+        data[20:30, 20:30, 20:30] = 1500
+    elif kind == "padded":
+        data = np.pad(data, 60)
+    elif kind == "noise in air":
+        data = np.pad(data, 40) + np.abs(rng.normal(0, 5, [n + 80 for n in data.shape])).astype(np.float32)
+    else:
+        data = np.where(data > 0, data, -1024)
+        data[10, 10, 10:14] = 3071
+    conformed = conform(of_4_mm(data), Grid(4.0), exact=False)
+    assert not grey_remarks(array(conformed), conformed.extra["extremes"], "T2w")

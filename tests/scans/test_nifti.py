@@ -1,5 +1,6 @@
 """Scans and masks as files: what is read, what is refused in one line, and what is written."""
 
+import contextlib
 import gzip
 
 import nibabel as nib
@@ -9,6 +10,7 @@ from small import affine_of, array, image_of
 
 from meshnet.errors import UserError
 from meshnet.scans.nifti import (
+    check_image,
     image_from_bytes,
     image_like,
     mask_classes,
@@ -126,7 +128,7 @@ def test_declared_channels_are_split_and_single_volumes_squeezed(tmp_path):
     assert read_image(tmp_path / "one.nii.gz").shape == (4, 5, 6)
 
 
-@pytest.mark.parametrize(("slope", "expected"), [(0.017, 1), (1e-40, 1), (3.0, 1), (float("nan"), 1), (-0.5, 0)])
+@pytest.mark.parametrize(("slope", "expected"), [(0.017, 1), (1e-40, 1), (3.0, 1), (float("nan"), 1), (-0.5, None)])
 def test_a_mask_is_what_is_above_zero_whatever_its_scl_slope(tmp_path, slope, expected):
     data = np.zeros((4, 4, 4), np.uint8)
     data[1:3, 1:3, 1:3] = 1
@@ -135,8 +137,51 @@ def test_a_mask_is_what_is_above_zero_whatever_its_scl_slope(tmp_path, slope, ex
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, 0, 352
     path = tmp_path / "mask.nii"
     path.write_bytes(header.binaryblock + b"\0" * 4 + data.tobytes("F"))
+    if expected is None:
+        with pytest.raises(UserError, match=r"^mask: found the values -0.5, expected 0 and one other above 0; say"):
+            mask_classes(read_image(path, "mask"))
+        return
     classes = mask_classes(read_image(path, "mask"))
     assert classes.dtype == np.uint8 and (classes == data * expected).all()
+
+
+def test_values_below_zero_are_no_background_without_a_word():
+    """As 255 becomes in int8; interpolation's small ones are nothing."""
+    below = np.zeros((4, 4, 4), np.int8)
+    below[1:3, 1:3, 1:3] = -1
+    with pytest.raises(UserError, match="found the values -1, expected"):
+        mask_classes(image_of(below))
+    assert mask_classes(image_of(below), {-1: 1}).sum() == 8
+    both = below.copy()
+    both[0, 0, 0] = 1
+    with pytest.raises(UserError, match="found the values -1, 1, expected"):
+        mask_classes(image_of(both))
+    assert mask_classes(image_of(np.where(below, 1.0, -1e-7))).sum() == 8
+
+
+def test_an_affine_beyond_any_room_is_refused():
+    for at, value in (((0, 3), 1e30), ((1, 1), 1e6), ((2, 3), -1e30)):
+        affine = np.diag([1.0, 1, 1, 1])
+        affine[at] = value
+        with pytest.raises(UserError, match=r"^a\.nii: found .* mm in its affine, expected at most 100000"):
+            check_image(image_of(np.ones((4, 4, 4)), affine), "a.nii")
+    small = image_of(np.ones((64, 64, 64), np.uint8), np.diag([3e3, 3e3, 3e3, 1]))
+    small.header.set_xyzt_units("micron")
+    assert check_image(small, "a.nii").affine[0, 0] == pytest.approx(3)
+
+
+def test_nibabels_own_lines_are_not_printed(tmp_path, capfd):
+    image = image_of(np.ones((4, 4, 4), np.uint8))
+    nib.save(image, tmp_path / "a.nii")
+    whole = bytearray((tmp_path / "a.nii").read_bytes())
+    whole[76:80] = np.array([7], "<f4").tobytes()  # pixdim[0]
+    image_from_bytes(bytes(whole), "a.nii")
+    assert capfd.readouterr().err == ""
+    for offset in (210.0, 1e30, -5.0):
+        whole[108:112] = np.array([offset], "<f4").tobytes()
+        with contextlib.suppress(UserError):
+            image_from_bytes(bytes(whole), "a.nii")
+    assert capfd.readouterr().err == ""
 
 
 def test_labels_merge_and_rename_values():
