@@ -18,7 +18,7 @@ from meshnet.recipe import dump_config, load_search, parse
 from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
-from meshnet.search.drive import drive, refuse_other_host, report
+from meshnet.search.drive import drive, drive_confirmation, refuse_other_host, report
 from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
 from meshnet.search.settings import changes, recipe_of, refuse_lost_ledger, renew
@@ -55,6 +55,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="whether lower or higher is better (default: min for a loss or AVD, else max)")
     parser.add_argument("--horizon", choices=("max", "rung"), default="max",
                         help="max: one schedule for all rungs, promoted trials continue; rung: each rung starts over")
+    parser.add_argument("--confirm", type=int, default=0, metavar="K",
+                        help="train the K best trials again, on inner folds and seeds that the search did not use; "
+                             "best.yaml is then the best of these")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where runs are placed")
     parser.add_argument("--workers", type=int,
                         help="number of runs at a time (default: one for each GPU, else for every four CPU cores)")
@@ -117,26 +120,48 @@ def main() -> int | None:
         if ledger.is_empty():
             refuse_lost_ledger(folder, ledger.path)
         ledger.settings(settings, lambda found: renew(found, settings, space, folder), changes)
-        launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
-                                 arguments.accelerate_config, arguments.ray_address)
+        make = lambda: make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
+                                     arguments.accelerate_config, arguments.ray_address)
         screen = Screen()
         suggest = lambda number: points.suggest(sampler, number, asha, arguments.seed, screen.say)
-        study = Study(plan, asha, ledger, launcher, suggest, screen.say)
+        study = Study(plan, asha, ledger, make(), suggest, screen.say)
 
         # -------------------------------------------------------------- search
         began = time.time()
         state = drive(study, screen, began, sampler.prepare)
+
+        if state == "finished" and arguments.confirm:
+            state = confirm(arguments, study, make(), screen)
 
         # -------------------------------------------------------------- results
         report(study, screen, state, began, recipe, space)
     return 128 + study.ended_by if state == "interrupted" else 0
 
 
+def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen) -> str:
+    """Train the best trials of a finished study again; "finished" or "interrupted"."""
+    from meshnet.data.splits import load_splits
+    from meshnet.search.confirm import Confirmation, best_finished, planned, searched_score
+
+    plan, asha = study.plan, study.asha
+    trials = best_finished(asha, arguments.confirm)
+    rung = max((max(asha.trials[trial].scores) for trial in trials), default=0)
+    inner = len(load_splits(Path(arguments.data) / SPLITS)["folds"][arguments.fold]["inner"])
+    runs = Confirmation(
+        plan.folder, planned(trials, plan.inner_folds, inner, arguments.seed), launcher, plan.arguments[:4],
+        lambda trial: plan.recipe(asha.trials[trial].parameters, asha.rungs[-1]), asha.rungs[rung], plan.metric,
+        asha.maximize, plan.max_retries, plan.silent_after, plan.script, screen.say)
+    state = drive_confirmation(runs, lambda number: setattr(study, "ended_by", number))
+    if state == "finished":
+        runs.write({trial: searched_score(asha.trials[trial]) for trial in trials})
+    return state
+
+
 # ---------------------------------------------------------------------- before it starts
 def check_flags(arguments: argparse.Namespace) -> None:
     """Refuse numbers out of range and missing files. Other flags are checked where they are used."""
     for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
-                        ("silent_after", 0), ("seed", 0)):
+                        ("silent_after", 0), ("seed", 0), ("confirm", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name}: found {value}, expected at least {least}")

@@ -5,10 +5,12 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from meshnet.errors import UserError, decoration, ending_signals
 from meshnet.files import write_json, write_text
+from meshnet.search.confirm import Confirmation, best_finished, in_words, read_confirmed
 from meshnet.search.space import Space
 from meshnet.search.status import STALE_SECONDS, Screen, read_status, snapshot, status_table
 
@@ -70,9 +72,37 @@ def drive(study, screen: Screen, began: float, prepare) -> str:
     return state
 
 
+def drive_confirmation(confirmation: Confirmation, ended_by: Callable[[int], None]) -> str:
+    """Carry out the runs of ``--confirm`` to their end or to a signal; returns "finished" or "interrupted"."""
+    asked: list[int] = []
+    numbers = ending_signals()
+    for number in numbers:
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        while not asked:
+            if confirmation.step():
+                return "finished"
+            time.sleep(0.05)
+        ended_by(asked[0])
+        confirmation.say("stopping the runs; the same command continues later")
+        return "interrupted"
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        confirmation.launcher.close(PATIENCE if asked else 0)
+
+
+def confirmed_now(study) -> dict | None:
+    """What ``--confirm`` has found, as long as the trials that it confirmed are still the best ones."""
+    found = read_confirmed(study.plan.folder)
+    trials = {one["trial"] for one in found["trials"]} if found else set()
+    return found if trials and trials == set(best_finished(study.asha, len(trials))) else None
+
+
 def publish(study, state: str, began: float) -> dict:
     """Replace status.json and trials.csv in the study folder."""
     status = snapshot(study, state, began)
+    status["confirmed"] = confirmed_now(study)
     status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
     write_json(study.plan.folder / "status.json", status)
     study.ledger.write_export(study.plan.folder / "trials.csv")
@@ -82,12 +112,16 @@ def publish(study, state: str, began: float) -> dict:
 def report(study, screen: Screen, state: str, began: float, recipe, space: Space) -> None:
     """Write best.yaml, the final status and the figures."""
     status = publish(study, state, began)
-    best = status["best"]
+    best, confirmed = status["best"], status["confirmed"]
     if best:
         horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
         head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
                 f"{best['epochs']} epochs\n")
-        write_text(study.plan.folder / "best.yaml", head + recipe(best["parameters"], horizon))
+        parameters = best["parameters"]
+        if confirmed:
+            parameters = study.asha.trials[confirmed["trial"]].parameters
+            head = f"# trial {confirmed['trial']} of {study.plan.folder}\n# {in_words(confirmed)}\n"
+        write_text(study.plan.folder / "best.yaml", head + recipe(parameters, horizon))
     screen.end(status_table(status))
     if best:
         with decoration(f"{study.plan.folder}: its figures are not drawn", "nothing else depends on them"):

@@ -11,6 +11,7 @@ from meshnet.errors import UserError
 from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Handle
 from meshnet.search.asha import Trial
+from meshnet.search.confirm import in_words, searched_score
 from meshnet.search.study import Study
 
 STALE_SECONDS = 60.0  # a driver whose status is younger than this counts as alive
@@ -49,7 +50,7 @@ def snapshot(study: Study, state: str, began: float) -> dict:
         "best": best and {
             "trial": best.number, "parameters": best.parameters,
             "epochs": asha.rungs[max(r for r, s in best.scores.items() if math.isfinite(s))],
-            "score": [s for _, s in sorted(best.scores.items()) if math.isfinite(s)][-1],
+            "score": searched_score(best),
         },
     }
 
@@ -111,6 +112,8 @@ def status_table(status: dict) -> list[str]:
         values = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
         lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} at epoch "
                      f"{best['epochs']} ({values})")
+    if status.get("confirmed"):
+        lines.append(f"  {in_words(status['confirmed'])}")
     if status["failed"]:
         lines.append(f"  failed trials: {len(status['failed'])}; trials.csv has the reasons")
     if status["state"] == "running" and status["seconds_left"] is not None:
