@@ -103,10 +103,7 @@ def main() -> int | None:
     from meshnet.search.sampler import make_sampler
     from meshnet.search.study import Study, StudyPlan
 
-    refuse_other_host(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: found a file, expected a folder for the study")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     sampler = make_sampler(arguments.sampler, space, arguments.seed)
     recipe = lambda parameters, horizon: dump_config(with_fields(config, space.fields(parameters), horizon))
     plan = StudyPlan(
@@ -130,6 +127,7 @@ def main() -> int | None:
         began = time.time()
         state = drive(study, screen, began, sampler.prepare)
 
+        # -------------------------------------------------------------- the best ones once more
         if state == "finished" and arguments.confirm:
             state = confirm(arguments, study, make(), screen)
 
@@ -158,6 +156,14 @@ def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen) -> s
 
 
 # ---------------------------------------------------------------------- before it starts
+def make_folder(folder: Path) -> None:
+    """Make the study's folder, unless another host works in it."""
+    refuse_other_host(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder for the study")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def check_flags(arguments: argparse.Namespace) -> None:
     """Refuse numbers out of range and missing files. Other flags are checked where they are used."""
     for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
