@@ -126,8 +126,6 @@ def main() -> int | None:
         # -------------------------------------------------------------- search
         began = time.time()
         state = drive(study, screen, began, sampler.prepare)
-
-        # -------------------------------------------------------------- the best ones once more
         if state == "finished" and arguments.confirm:
             state = confirm(arguments, study, make(), screen)
 
