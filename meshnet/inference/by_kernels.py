@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from meshnet.inference.boxes import Box, Pass, air_gaps, layer_boxes
-from meshnet.inference.tiles import plan_tiles
-from meshnet.kernels import calls
-from meshnet.networks.fuse import Layer
+from meshnet.inference.boxes import Box, Pass, air_gaps, layer_boxes, whole_box
+from meshnet.inference.tiles import plan_tiles, refuse_beyond
+from meshnet.kernels import calls, normed
+from meshnet.networks.fuse import Layer, map_norm
 
 
 def make_compute(task: Pass) -> Callable[[Box], None]:
-    """A function that computes a box of ``task.result``, tile by tile."""
+    """A function that computes a box of ``task.result``, tile by tile; with norms over whole maps at once."""
+    if task.layers[0].norm is not None:
+        return partial(run_normed, task)
     needs = partial(compiled_bytes, content=task.content, threads=task.threads)
 
     def compute(box: Box) -> None:
@@ -33,6 +35,24 @@ def run_compiled(task: Pass, tile: Box) -> None:
                           [layer.dilation for layer in convolutions], [layer.activation for layer in convolutions])
     calls.run_column(column, task.volume, task.result, task.output, boxes=boxes, gaps=gaps, pairs=pairs,
                      head=(head.weight.reshape(len(head.bias), -1), head.bias), threads=task.threads)
+
+
+def run_normed(task: Pass, box: Box) -> None:
+    """Compute ``task.result`` of a network with group or instance norm, whose maps cannot be cut.
+
+    Raises:
+        UserError: where that takes more memory than there may be.
+    """
+    *convolutions, head = task.layers
+    widths, dilations = widths_and_dilations(task.layers)
+    need = normed.normed_bytes(widths, dilations, task.shape, task.threads)
+    refuse_beyond(task, need)
+    assert box == whole_box(task.shape)
+    column = calls.Column([layer.weight for layer in convolutions], [layer.bias for layer in convolutions], dilations,
+                          [layer.activation for layer in convolutions],
+                          [map_norm(layer.norm) for layer in convolutions])
+    classes = (head.weight.reshape(len(head.bias), -1), head.bias)
+    normed.run_normed(column, classes, task.volume, task.result, task.output, task.threads)
 
 
 def compiled_bytes(layers: list[Layer], boxes: list[Box], shape: tuple[int, ...], content: Box | None = None,

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from meshnet.errors import UserError
 from meshnet.inference.boxes import Box, Pass, grow_beyond, layer_boxes, voxels
-from meshnet.inference.tiles import plan_tiles
+from meshnet.inference.tiles import plan_tiles, refuse_beyond
 from meshnet.networks.fuse import Layer
 from meshnet.scans.mask import slices
 
@@ -40,15 +39,11 @@ def tiles_of(task: Pass, box: Box) -> list[Box]:
     """``box`` cut into tiles that fit the budget.
 
     Raises:
-        UserError: where none do. Group and instance norm need whole maps, which cannot be cut.
+        UserError: where none do, or whole maps, which group and instance norm need, do not.
     """
     if all(layer.norm is None for layer in task.layers):
         return plan_tiles(task.layers, box, task.shape, task.budget, torch_bytes)
-    need = torch_bytes(task.layers, [box] * (len(task.layers) + 1), task.shape)
-    if task.budget is not None and need > task.budget:
-        raise UserError(f"max_memory: found {task.max_memory / 1e9:.2f} GB, expected at least "
-                        f"{(task.max_memory - task.budget + need) / 1e9:.2f} GB, since group and instance norm need "
-                        f"whole maps; raise it")
+    refuse_beyond(task, torch_bytes(task.layers, [box] * (len(task.layers) + 1), task.shape))
     return [box]
 
 

@@ -2,8 +2,8 @@
 
 PyTorch is not imported, since that takes longer than a small network takes for a scan.
 
-``load`` returns None for anything out of the ordinary: another network, group or instance norm, no kernels, a GPU in
-the machine, files that are not as expected. The caller then uses PyTorch, which can run all of these or says what is
+``load`` returns None for anything out of the ordinary: another network, no kernels, a GPU in the machine, files that
+are not as expected. The caller then uses PyTorch, which can run all of these or says what is
 wrong.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from meshnet.config import NORMS
 from meshnet.kernels import calls
 from meshnet.networks.build import Model
 from meshnet.networks.card import WEIGHTS, read_card
@@ -46,7 +47,7 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) ->
     path = find_weights(name, weights)
     card = read_card(path.parent)
     arguments = card.arguments
-    if card.name != "meshnet" or arguments.get("norm", "batch") not in ("batch", "none") or not calls.available():
+    if card.name != "meshnet" or arguments.get("norm", "batch") not in NORMS or not calls.available():
         return None
     tensors = read_plain(path)
     layers = None if tensors is None else fuse_tensors(tensors, arguments)

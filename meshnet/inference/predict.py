@@ -33,7 +33,7 @@ from meshnet.inference.crop import box_to_compute, check_crop, compute_cropped, 
 from meshnet.inference.light import FusedMeshNet
 from meshnet.kernels import calls
 from meshnet.machine import resident_bytes
-from meshnet.networks.fuse import Layer
+from meshnet.networks.fuse import Layer, map_norm
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,8 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
         (K, X, Y, Z) float32, or labels (X, Y, Z) uint8, with the axes in memory in the order of ``volume``'s.
     """
     local = all(layer.norm is None for layer in layers)  # each voxel depends on its neighbourhood only
-    compiled = device is None or (local and len(layers) > 1 and device.type == "cpu" and calls.available())
+    compiled = device is None or (len(layers) > 1 and device.type == "cpu" and calls.available() and (
+        local or all(layer.norm is not None and map_norm(layer.norm) for layer in layers[:-1])))
     crop = check_crop(volume, crop)
     axes = memory_axes(volume) if compiled else (0, 1, 2)
     if axes != (0, 1, 2):  # permuting the weights costs nothing, copying a volume does

@@ -77,8 +77,8 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
                  threads: int | None = None) -> Segmentation:
     """Segment one scan. The mask is the same, to the voxel, as that of ``python infer.py``.
 
-    A MeshNet with batch norm or without a norm runs on a CPU without importing PyTorch, if there is a C++ compiler.
-    MeshNets with group or instance norm, all other networks and GPUs need PyTorch.
+    A MeshNet runs on a CPU without importing PyTorch, if there is a C++ compiler. All other networks and GPUs need
+    PyTorch.
 
     Args:
         scan: a NIfTI file or image (X, Y, Z) on any grid. For several channels, a sequence of them in the model's

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.inference.boxes import Box, Side, air_gaps, computed_size, layer_boxes
+from meshnet.inference.boxes import Box, Pass, Side, air_gaps, computed_size, layer_boxes
 from meshnet.networks.fuse import Layer
 
 COARSE = range(1, 13)  # parts along an axis, tried first
@@ -120,3 +120,11 @@ def parts(a: int, b: int, count: int) -> list[Side]:
 def cut(box: Box, counts: tuple[int, ...]) -> list[Box]:
     """``box`` cut into ``counts`` nearly equal parts along each axis."""
     return list(itertools.product(*(parts(a, b, count) for (a, b), count in zip(box, counts))))
+
+
+def refuse_beyond(task: Pass, need: int) -> None:
+    """Raise UserError where ``need`` bytes, for maps that cannot be cut into tiles, are beyond the budget."""
+    if task.budget is not None and need > task.budget:
+        raise UserError(f"max_memory: found {task.max_memory / 1e9:.2f} GB, expected at least "
+                        f"{(task.max_memory - task.budget + need) / 1e9:.2f} GB, since group and instance norm need "
+                        f"whole maps; raise it")

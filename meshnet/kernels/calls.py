@@ -83,6 +83,8 @@ def library() -> ctypes.CDLL | None:
         loaded.meshnet_run.argtypes = loaded.meshnet_bytes.argtypes = [ctypes.POINTER(Request)]
         loaded.meshnet_bytes.restype = ctypes.c_int64
         pointer, integer = ctypes.c_void_p, ctypes.c_int
+        loaded.meshnet_classes.argtypes = [
+            pointer, integer, ctypes.c_int64, pointer, pointer, integer, integer, pointer, integer]
         loaded.meshnet_weight_gradient.argtypes = [pointer] * 2 + [integer] * 3 + [pointer] * 2 + [integer]
         size = [integer, integer, ctypes.c_int64]  # batch, channels, voxels
         loaded.meshnet_statistics.argtypes = [pointer, *size, pointer, pointer, integer]
@@ -126,17 +128,29 @@ def pointers(arrays: Sequence[Array | None]) -> ctypes.Array:
 
 
 @dataclass(frozen=True)
+class MapNorm:
+    """Group norm over whole maps: ``weight`` and ``bias`` (channels,) float32 or None, ``groups`` of channels with one
+    mean and one variance each (0: every channel its own, which is instance norm)."""
+
+    weight: Array | None
+    bias: Array | None
+    groups: int = 0
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
 class Column:
     """3×3×3 convolutions one after another, with equal zero padding; each field has one entry per layer.
 
     Weights are (out, in, 3, 3, 3) and biases (out,) or None, all on the CPU in float32. Activations are ``none`` or one
-    of ``config.ACTIVATIONS``.
+    of ``config.ACTIVATIONS``. ``norms`` is for ``run_normed``.
     """
 
     weights: Sequence[Array]
     biases: Sequence[Array | None]
     dilations: Sequence[int]
     activations: Sequence[str]
+    norms: Sequence[MapNorm] = ()
 
 
 def run_column(column: Column, volume: Array, out: Array, output: str = "features", *,
@@ -243,60 +257,6 @@ def weight_gradient(x: Array, gradient: Array, dilation: int, threads: int | Non
                                                   threads or thread_count()):
         raise MemoryError("meshnet kernels: no memory for the weights' gradient")
     return result if isinstance(x, np.ndarray) else sys.modules["torch"].from_numpy(result)
-
-
-def extent(y: torch.Tensor) -> tuple[int, int, int]:
-    """Batch, channels and voxels of ``y`` (B, C, X, Y, Z), which has to be contiguous."""
-    assert y.is_contiguous() and str(y.dtype) == "torch.float32"
-    return y.shape[0], y.shape[1], y[0, 0].numel()
-
-
-def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance (C,), float64, of each channel of ``y`` (B, C, X, Y, Z)."""
-    import torch
-
-    mean, variance = torch.empty((2, y.shape[1]), dtype=torch.float64)
-    if library().meshnet_statistics(y.data_ptr(), *extent(y), mean.data_ptr(), variance.data_ptr(),
-                                    thread_count()):
-        raise MemoryError("meshnet kernels: no memory for statistics")
-    return mean, variance
-
-
-def norm(y: torch.Tensor, z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: str) -> None:
-    """``z`` = activation(scale · y + shift), channel by channel; ``z`` may be ``y``."""
-    assert z.is_contiguous() and z.shape == y.shape and str(scale.dtype) == str(shift.dtype) == "torch.float32"
-    library().meshnet_norm(y.data_ptr(), z.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-                           ACTIVATION_CODES[activation], thread_count())
-
-
-def norm_sums(y: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, mean: torch.Tensor,
-              activation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sums per channel (C,), float64: of the gradient before ``norm``'s activation, and of that times (y − mean).
-
-    Arguments as ``norm`` and ``norm_backward``.
-    """
-    import torch
-
-    grad_shift, grad_scale = torch.empty((2, y.shape[1]), dtype=torch.float64)
-    assert extent(gradient) == extent(y)
-    if library().meshnet_norm_sums(y.data_ptr(), gradient.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-                                   mean.data_ptr(), ACTIVATION_CODES[activation], grad_shift.data_ptr(),
-                                   grad_scale.data_ptr(), thread_count()):
-        raise MemoryError("meshnet kernels: no memory for sums")
-    return grad_shift, grad_scale
-
-
-def norm_backward(y: torch.Tensor, gradient: torch.Tensor, result: torch.Tensor, scale: torch.Tensor,
-                  shift: torch.Tensor, mean: torch.Tensor, constant: torch.Tensor, slope: torch.Tensor,
-                  activation: str) -> None:
-    """``result`` = scale · (gradient before the activation − constant − slope · (y − mean)); it may be ``gradient``.
-
-    ``y``, ``gradient`` (of ``norm``'s output) and ``result`` are (B, C, X, Y, Z), the others (C,), all float32.
-    """
-    assert extent(gradient) == extent(y) == extent(result)
-    library().meshnet_norm_backward(
-        y.data_ptr(), gradient.data_ptr(), result.data_ptr(), *extent(y), scale.data_ptr(), shift.data_ptr(),
-        mean.data_ptr(), constant.data_ptr(), slope.data_ptr(), ACTIVATION_CODES[activation], thread_count())
 
 
 def agrees_with_numpy(lib: ctypes.CDLL) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.profiler import record_function
 
 from meshnet.config import ACTIVATIONS
-from meshnet.kernels import calls
+from meshnet.kernels import norm_calls
 from meshnet.kernels.convolution import usable
 
 ACTIVATION_LAYERS = dict(zip(ACTIVATIONS, (nn.ReLU, nn.ELU, nn.GELU), strict=True))
@@ -100,7 +100,7 @@ def normalise(block: nn.Module, y: torch.Tensor, statistics: tuple | None, in_pl
             if norm is not None and statistics is None:
                 statistics = kernel_statistics(norm, y)
             z = y if in_place else torch.empty_like(y)
-            calls.norm(y, z, *scale_and_shift(block, y.shape[1], statistics), activation_of(block))
+            norm_calls.norm(y, z, *scale_and_shift(block, y.shape[1], statistics), activation_of(block))
             return z.view(shape), statistics or ()
         if norm is None:
             return block.act(y if in_place else y.clone()), ()
@@ -154,7 +154,7 @@ def kernel_statistics(norm: nn.Module, y: torch.Tensor) -> tuple[torch.Tensor, t
     momentum = count_batch(norm)
     if not uses_batch(norm):
         return running_statistics(norm)
-    mean, variance = calls.channel_statistics(y)
+    mean, variance = norm_calls.channel_statistics(y)
     if not per_case(norm) and norm.training and norm.running_mean is not None:
         count = y.numel() // y.shape[1]
         norm.running_mean.lerp_(mean.float(), momentum)
@@ -215,7 +215,7 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
     (mean, constant, slope), found = torch.zeros((3, channels)), {}
     if norm is not None:
         mean, inverse = statistics
-        grad_shift, grad_scale = calls.norm_sums(y, gradient, scale, shift, mean, activation)
+        grad_shift, grad_scale = norm_calls.norm_sums(y, gradient, scale, shift, mean, activation)
         if norm.weight is not None:
             found = norm_gradients(norm, grad_scale * inverse, grad_shift)
         if uses_batch(norm):
@@ -223,7 +223,7 @@ def kernel_normalise_backward(block: nn.Module, y: torch.Tensor, statistics: tup
             constant = (grad_shift / count).float()
             slope = (grad_scale * inverse.double() ** 2 / count).float()
     result = gradient if in_place else torch.empty_like(gradient)
-    calls.norm_backward(y, gradient, result, scale, shift, mean, constant, slope, activation)
+    norm_calls.norm_backward(y, gradient, result, scale, shift, mean, constant, slope, activation)
     return result, found
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meshnet.config import ACTIVATIONS
+from meshnet.kernels.calls import MapNorm
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +28,13 @@ BATCH_NORM_EPS = 1e-5
 @dataclass(frozen=True)
 class Layer:
     """One convolution: ``weight`` (out, in, k, k, k) with k 3 or 1, ``bias`` (out,), then ``norm`` if any, then the
-    activation (one of ``config.ACTIVATIONS``, or ``none``)."""
+    activation (one of ``config.ACTIVATIONS``, or ``none``). A norm of a network in memory is its own module."""
 
     weight: torch.Tensor | np.ndarray
     bias: torch.Tensor | np.ndarray
     dilation: int
     activation: str
-    norm: nn.Module | None = None
+    norm: nn.Module | MapNorm | None = None
 
     @property
     def reach(self) -> int:
@@ -72,6 +73,20 @@ def fuse(model: MeshNet) -> list[Layer]:
     return layers
 
 
+def map_norm(norm: nn.Module | MapNorm) -> MapNorm | None:
+    """A group or instance norm as the kernels know it; None for any other."""
+    if isinstance(norm, MapNorm):
+        return norm
+    from torch import nn
+
+    weight, bias = (None if p is None else p.detach().float().contiguous() for p in (norm.weight, norm.bias))
+    if type(norm) is nn.GroupNorm:
+        return MapNorm(weight, bias, 0 if norm.num_groups == norm.num_channels else norm.num_groups, norm.eps)
+    if type(norm) is nn.InstanceNorm3d and not norm.track_running_stats:
+        return MapNorm(weight, bias, 0, norm.eps)
+    return None
+
+
 def fuse_tensors(tensors: dict[str, np.ndarray], arguments: dict) -> list[Layer] | None:
     """The layers of the MeshNet with these ``arguments``, fused in float64.
 
@@ -103,7 +118,16 @@ def fuse_tensors(tensors: dict[str, np.ndarray], arguments: dict) -> list[Layer]
                 return None
             scale = (gain if affine else 1) / np.sqrt(variance + BATCH_NORM_EPS)
             weight, bias = weight * scale[:, None, None, None, None], (bias - mean) * scale + shift
-        layers.append(Layer(weight.astype(np.float32), bias.astype(np.float32), dilation, activation))
+            norm = None
+        elif arguments["norm"] == "none":
+            norm = None
+        else:
+            parts = [take(f"blocks.{i}.norm.{name}", (channels,)) if affine else None for name in ("weight", "bias")]
+            if affine and any(part is None for part in parts):
+                return None
+            groups = arguments.get("norm_groups", 0) if arguments["norm"] == "group" else 0
+            norm = MapNorm(*(None if part is None else part.astype(np.float32) for part in parts), groups)
+        layers.append(Layer(weight.astype(np.float32), bias.astype(np.float32), dilation, activation, norm))
     weight = take("head.weight", (classes, channels, 1, 1, 1))
     bias = take("head.bias", (classes,), arguments.get("final_bias", True))
     if weight is None or bias is None or left or not layers:
