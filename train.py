@@ -12,6 +12,7 @@ from pathlib import Path
 from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
 from meshnet.errors import Diverged, UserError, run_script, surrounding
+from meshnet.machine import cpu_wanted
 from meshnet.recipe import dump_config, parse
 
 
@@ -76,7 +77,7 @@ def main() -> int | None:
     from meshnet.training.run import cases_per_step
 
     folder = Path(arguments.run_dir)
-    accelerator = make_accelerator(config, folder)
+    accelerator = make_accelerator(config, folder, arguments.resume)
     same["cases_per_step"] = cases_per_step(config, accelerator.num_processes)
     same["precision"] = accelerator.mixed_precision
     same["init_sha256"] = arguments.init and content_of(arguments.init)
@@ -219,11 +220,12 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
 
     from meshnet.networks.memory import count_parameters
     from meshnet.training.assemble import describe_memory, estimate_step
+    from meshnet.training.precision import choose_precision
     from meshnet.training.run import cases_per_step, steps_per_epoch
 
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() and not on_cpu else None
-    taken = estimate_step(config, data, network, box, config.training.precision, device)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() and not cpu_wanted() else None
+    precision = choose_precision(config.training.precision, device)
+    taken = estimate_step(config, data, network, box, precision, device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = cases_per_step(config, processes)
     steps = steps_per_epoch(config, len(train), processes)
@@ -238,6 +240,7 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
         f"volume      {' x '.join(map(str, shape))} voxels",
         f"steps       {steps} per epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
         f"parameters  {count_parameters(network):,}",
+        f"precision   {precision}",
         f"memory      {describe_memory(taken)}"])
 
 

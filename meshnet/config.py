@@ -151,7 +151,7 @@ class TrainingConfig:
     early_stopping: bool = knob(False)  # stop when scheduler.monitor no longer improves
     early_stopping_patience: int = knob(20, low=1)  # early_stopping: epochs to wait
     validate_every: int = knob(1, low=1)  # epochs between validations; the last epoch is always validated
-    precision: str | None = knob(None, choices=("no", "fp16", "bf16"))  # null: as in Accelerate's configuration
+    precision: str | None = knob("auto", choices=("auto", "no", "fp16", "bf16"))  # auto (or null): bf16 or fp16 on a GPU, by what it is good at, or the one that accelerate launch says; float32 on CPUs. no: float32
     memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers in the backward pass as it takes to fit (MeshNet)
     sync_batch_norm: bool = knob(True)  # batch-norm statistics over all processes
     freeze_batch_norm: bool = knob(False)  # keep the running statistics of batch norm: for fine-tuning on few cases
@@ -322,6 +322,7 @@ def derive_values(config: Config) -> None:
     if optimizer.lr is None:
         optimizer.lr = scheduler.max_lr if scheduler.max_lr is not None else 0.001
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
+    config.training.precision = config.training.precision or "auto"
     if scheduler.monitor is None:
         scheduler.monitor = "val_loss" if scheduler.mode == "min" else "val_dice"
     scheduler.mode = scheduler.mode or direction(scheduler.monitor)

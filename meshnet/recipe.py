@@ -119,7 +119,8 @@ def fill_defaults(flat: dict[str, object]) -> dict[str, object]:
     """A recorded identity as this version records it: fields that came later have their defaults, and those that decide
     nothing any more are left out."""
     ignored = lambda key: key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY
-    return identity(resolve(Config())) | {key: value for key, value in flat.items() if not ignored(key)}
+    found = identity(resolve(Config())) | {key: value for key, value in flat.items() if not ignored(key)}
+    return found | {"training.precision": found["training.precision"] or "auto"}  # once null
 
 
 def load_search(paths: list[str | Path]) -> dict:

@@ -151,7 +151,7 @@ REST = {  # what is taken where nothing is said, of all that is no number
     "loss.name": "ce",
     "training.gradient_clipping": False,
     "training.early_stopping": False,
-    "training.precision": None,
+    "training.precision": "auto",
     "training.memory_budget": None,
     "training.sync_batch_norm": True,
     "training.freeze_batch_norm": False,

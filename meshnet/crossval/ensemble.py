@@ -13,14 +13,14 @@ from meshnet.crossval.plan import (
     planned_runs,
     run_folder,
 )
-from meshnet.crossval.scoring import score_probabilities
+from meshnet.crossval.scoring import Place, score_probabilities
 from meshnet.data.reader import PreparedData
 from meshnet.data.schema import SPLITS
 from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
-from meshnet.inference import predict
 from meshnet.networks import build
-from meshnet.runs.folder import TEST_CASES, write_cases
+from meshnet.recipe import read_mapping
+from meshnet.runs.folder import CONFIG_YAML, TEST_CASES, write_cases
 
 
 def score_ensemble(out: Path, model: str, fold: int) -> int:
@@ -40,10 +40,12 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
     data = PreparedData(plan["data"])
     splits = load_matching_splits(data.path / SPLITS, plan["split_hash"], out / PLAN, "use another --out")
     networks = [build.load_model(folder) for folder in folders]
-    rows = []
+    precisions = [read_mapping(folder / CONFIG_YAML)["run"].get("precision") for folder in folders]
+    rows, place = [], Place()
     for index in data.indices(fold_subjects(splits, fold, plan["inner_fold"])["test"]):
         image = data.image(index)
-        mean = np.mean([predict.predict(network, image) for network, _ in networks], axis=0, dtype=np.float32)
+        each = [place.probabilities(network, image, precision) for (network, _), precision in zip(networks, precisions)]
+        mean = np.mean(each, axis=0, dtype=np.float32)
         rows.append(score_probabilities(mean, networks[0][1], data, index))
     write_cases(ensemble_folder(out, model, fold, len(members)) / TEST_CASES, rows)
     return 0

@@ -1,9 +1,11 @@
 """Scores of a finished run on its test fold. Test cases are read only here and in ``ensemble``."""
 
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 
 from meshnet.crossval.plan import load_matching_splits
 from meshnet.data.reader import PreparedData
@@ -11,12 +13,38 @@ from meshnet.data.schema import SPLITS
 from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
 from meshnet.inference import predict
+from meshnet.machine import cpu_wanted
 from meshnet.networks import build
 from meshnet.networks.card import Card
 from meshnet.recipe import read_mapping
 from meshnet.runs.folder import CONFIG_YAML, DONE, TEST_CASES, write_cases
 from meshnet.scans import metrics
 from meshnet.scans.grid import to_native
+
+
+class Place:
+    """Where networks are applied to test cases: on the GPU of this process while its memory suffices, else on the CPU.
+
+    On a GPU they run in the precision that they were trained and validated in.
+    """
+
+    def __init__(self):
+        self.device = torch.device("cuda" if torch.cuda.is_available() and not cpu_wanted() else "cpu")
+
+    def probabilities(self, network: torch.nn.Module, image: np.ndarray, precision: str | None) -> np.ndarray:
+        """(K, X, Y, Z) of an image (C, X, Y, Z); ``precision`` is that of the network's training."""
+        if self.device.type == "cpu":
+            return predict.predict(network, image, device=self.device)
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        try:
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                return predict.predict(network, image, device=self.device)
+        except torch.OutOfMemoryError:
+            print(f"warning: {self.device}: too little memory for the test cases; they are scored on the CPU, which "
+                  "takes longer", file=sys.stderr, flush=True)
+        self.device = torch.device("cpu")
+        torch.cuda.empty_cache()
+        return predict.predict(network, image, device=self.device)
 
 
 def test_run(folder: Path, data_path: str | None = None) -> int:
@@ -48,9 +76,10 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
     if not subjects["test"]:
         raise UserError(f"{data.path}: has no test cases, expected some; prepare with --outer 2 or more")
     network, card = build.load_model(folder)
-    rows = []
+    rows, place = [], Place()
     for index in data.indices(subjects["test"]):
-        rows.append(score_case(network, card, data, index))
+        probabilities = place.probabilities(network, data.image(index), run.get("precision"))
+        rows.append(score_probabilities(probabilities, card, data, index))
         print(f"{rows[-1]['case']}  Dice {rows[-1]['dice']:.4f}", flush=True)
     write_cases(folder / TEST_CASES, rows)
     print(f"{folder / 'test_cases.csv'}: mean lesion Dice {np.mean([row['dice'] for row in rows]):.4f} "
@@ -58,14 +87,9 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
     return 0
 
 
-def score_case(network, card: Card, data: PreparedData, index: int) -> dict:
-    """One case's scores in both grids, segmented as infer.py does with the card's threshold, on the one grid that the
-    case was prepared on and with no lesion dropped for its size."""
-    return score_probabilities(predict.predict(network, data.image(index)), card, data, index)
-
-
 def score_probabilities(probabilities: np.ndarray, card: Card, data: PreparedData, index: int) -> dict:
-    """As ``score_case``, from probabilities (K, X, Y, Z) in the conformed grid."""
+    """One case's scores in both grids, from probabilities (K, X, Y, Z) in the conformed one: segmented as infer.py does
+    with the card's threshold, on the one grid that the case was prepared on and with no lesion dropped for its size."""
     row = data.rows[index]
     native_affine = np.array(row["native_affine"]).reshape(4, 4)
     like = nib.Nifti1Image(np.zeros(row["native_shape"], np.uint8), native_affine)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from meshnet import ROOT
 from meshnet.errors import TOKEN, WORD, UserError
+from meshnet.machine import cpu_wanted
 from meshnet.mapping import read_file
 from meshnet.runs.folder import WORD_FILE
 from meshnet.runs.jobs import Job
@@ -27,7 +28,7 @@ GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SI
 def visible_gpus() -> list[str]:
     """GPU ids this process may use: ``CUDA_VISIBLE_DEVICES`` if set, else what nvidia-smi lists; [] without any, or
     where ``ACCELERATE_USE_CPU`` asks for the CPU."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if cpu_wanted():
         return []
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:

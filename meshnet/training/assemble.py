@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from meshnet.data import augment
 from meshnet.data.reader import PreparedData
 from meshnet.errors import TOKEN, Surroundings, UserError, decoration, surrounding
 from meshnet.files import lock, write_json, write_text
-from meshnet.machine import parse_size
+from meshnet.machine import cpu_wanted, parse_size
 from meshnet.networks import build
 from meshnet.networks.card import CONFIG, Card
 from meshnet.recipe import dump_config, load_recipes, read_mapping
@@ -33,8 +34,10 @@ from meshnet.runs.folder import (
     read_metrics,
     versions,
 )
+from meshnet.training.agree import by_main
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.optim import Schedule, build_ema, build_optimizer
+from meshnet.training.precision import choose_precision
 from meshnet.training.start_from import start_from
 
 SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
@@ -94,60 +97,84 @@ def model_card(config: Config, data: PreparedData, box: list[int] | None, traini
                 patch=config.model.patch or None, training_data=training_data)
 
 
-def make_accelerator(config: Config, folder: Path):
-    """Accelerate for this process, with the precision of the config or of its launcher.
+def make_accelerator(config: Config, folder: Path, resume: bool = False):
+    """Accelerate for this process, in the precision of ``choose_precision``.
+
+    Args:
+        resume: whether a run in the folder is continued, in the precision that it began with.
 
     Raises:
-        UserError: for fp16 without a GPU, which Accelerate would silently run in float32.
-        Surroundings: where a driver gave this process a GPU that is not there, instead of days on the CPU.
+        UserError: for fp16 without a GPU, which Accelerate would silently run in float32; for more processes than GPUs.
+        Surroundings: where a driver gave this process a GPU that is not there, instead of days on the CPU; where a run
+            began in fp16 and no GPU is there to continue it.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.utils import GradientAccumulationPlugin
 
     from meshnet.training.tracking import check_installed
 
     check_installed(config.tracking)
+    refuse_shared_gpus()
+    process = PartialState(cpu=cpu_wanted())
+    begun_in = by_main(process, lambda: recorded_precision(folder)) if resume else None
     accelerator = Accelerator(
-        mixed_precision=config.training.precision,
+        mixed_precision=choose_precision(config.training.precision, process.device, begun_in),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.training.accumulation, sync_with_dataloader=False),
         log_with=config.tracking.trackers or None, project_dir=str(folder))
     promised = os.environ.get("CUDA_VISIBLE_DEVICES", "") if os.environ.get(TOKEN) else ""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if promised and promised != "-1" and not on_cpu and accelerator.device.type == "cpu":
+    if promised and promised != "-1" and not cpu_wanted() and accelerator.device.type == "cpu":
         raise Surroundings(f"GPU {promised}: found none that PyTorch can use, expected the one this run was given; "
                            "check it (nvidia-smi), then run the same command again")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        if begun_in == "fp16":
+            raise Surroundings(f"{folder}: found a run that began in fp16 and no GPU to continue it, expected one; "
+                               "continue it where it began, or use another --run_dir")
         raise UserError("training.precision: found fp16 on a CPU, expected a GPU for it; use --training.precision bf16 "
                         "or no, or an accelerate configuration without fp16")
     return accelerator
 
 
+def refuse_shared_gpus() -> None:
+    """Refuse more processes on this machine than it has GPUs: NCCL joins no two of them on the same one."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and not cpu_wanted() else 0
+    if 0 < gpus < processes:
+        raise UserError(f"torchrun or accelerate launch: found {processes} processes on this machine, expected at most "
+                        f"one for each GPU that can be used ({gpus}); start {gpus}, or set ACCELERATE_USE_CPU=1 to "
+                        "train on the CPU")
+
+
+def recorded_precision(folder: Path) -> str | None:
+    """The precision that the run in a folder began with; None where there is none."""
+    path = folder / CONFIG_YAML
+    found = read_mapping(path).get("run", {}).get("precision") if path.is_file() else None
+    return found if found in ("no", "fp16", "bf16") else None
+
+
 @contextlib.contextmanager
 def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where: dict, resume: bool,
                     allow_changed: bool) -> Iterator[bool]:
-    """Lock a run folder while training; yields whether it already holds a run, to be continued.
+    """Lock a run folder while training; yields whether it already holds a run, to be continued. The main process
+    decides for all, since the folder may look otherwise to another machine, or not be there.
 
     Args:
         same: the flat identity of the run; a folder whose run has another one is refused.
         where: what is recorded but may change (paths).
 
     Raises:
-        UserError: if another process is training in it, or its run has another configuration.
+        UserError: if another process is training in it, its run has another configuration, or the processes would
+            train in different precisions.
     """
     path = folder / CONFIG_YAML
-    begun = path.is_file() and resume
-    if begun:
-        with surrounding():  # a driver starts every run with the settings it began with
-            check_same(path, read_identity(path), same, allow_changed)
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield begun
-        return
-    folder.mkdir(parents=True, exist_ok=True)
     taken = f"{folder}: another process is training in it; wait for it or use another --run_dir"
-    with contextlib.ExitStack() as held:
+
+    def claim() -> tuple[bool, str]:
+        begun = path.is_file() and resume
+        if begun:
+            with surrounding():  # a driver starts every run with the settings it began with
+                check_same(path, read_identity(path), same, allow_changed)
+        folder.mkdir(parents=True, exist_ok=True)
         with surrounding():
             held.enter_context(lock(folder / LOCK, taken))
         for stray in (*folder.glob(".tmp-*"), *(folder / STATES).glob(".tmp-*")):  # of a killed run
@@ -162,7 +189,14 @@ def open_run_folder(accelerator, folder: Path, config: Config, same: dict, where
                                                   if key not in identity(config)}}))
         for name in (DONE, FAILED):  # last: on a full disk a finished run stays one
             (folder / name).unlink(missing_ok=True)
-        accelerator.wait_for_everyone()
+        return begun, accelerator.mixed_precision
+
+    with contextlib.ExitStack() as held:
+        begun, precision = by_main(accelerator, claim)
+        if precision != accelerator.mixed_precision:
+            raise UserError(f"training.precision: found {precision} on the first process and "
+                            f"{accelerator.mixed_precision} on this one, whose GPU is another, expected one for all; "
+                            f"use --training.precision {precision}")
         yield begun
 
 
@@ -199,6 +233,8 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     ema = build_ema(network, config.ema)
     optimizer = build_optimizer(network, config.optimizer)
     steps = steps_per_epoch(config, len(train), accelerator.num_processes)
+    # fp16 may skip the first step, after which the schedule has moved and the optimizer has not.
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
     # Not given to prepare(): Accelerate would step it once per process, and not on steps that fp16 skips.
     schedule = Schedule(optimizer, config.scheduler, steps, config.training.max_epochs, config.training.warmup_epochs)
     # From here on each process draws its own dropout; the weights are the same on all of them.

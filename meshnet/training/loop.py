@@ -31,6 +31,7 @@ from meshnet.training.resume import load_state, random_state, save_state, set_ra
 from meshnet.training.run import Progress, Run, cases_per_step
 from meshnet.training.validation import picture_cases, score_share, summarise
 
+MOST_SKIPPED = 20  # optimizer steps in a row that fp16 may skip: the loss scale then is a millionth of its start
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without any predicted lesion before a warning
 
 
@@ -87,7 +88,7 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
     """Count the epoch as finished, write its line to metrics.jsonl, and stop early by the monitored ``value``."""
     progress, training = run.progress, run.config.training
     progress.epoch += 1
-    progress.batches, progress.loss_sum, progress.seconds = 0, 0.0, 0.0
+    progress.batches, progress.loss_sum, progress.seconds, progress.skipped = 0, 0.0, 0.0, 0
     if value is not None and math.isfinite(value):
         best = progress.monitor_best
         better = best is None or (value > best if run.config.scheduler.mode == "max" else value < best)
@@ -127,6 +128,7 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
             rate = run.schedule.rates()[0]
             run.schedule.end_step()
             progress.step += 1
+            count_skipped(run)
             if run.ema is not None:
                 run.ema.update_parameters(run.network)
             shown.update()
@@ -137,7 +139,30 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
                 progress.seconds = earlier + time.monotonic() - started
                 save(run)
     sums = gather_object([progress.loss_sum])
-    return {"learning_rate": rate, "train_loss": sum(sums) / (len(batches) * len(sums))}
+    skipped = {} if accelerator.scaler is None else {"skipped_steps": progress.skipped}
+    return {"learning_rate": rate, "train_loss": sum(sums) / (len(batches) * len(sums)), **skipped}
+
+
+def count_skipped(run: Run) -> None:
+    """Count the optimizer step that was just due if fp16 skipped it, since its gradients overflowed.
+
+    A few are how the loss scale finds its place: each halves it. Where it has come to nothing, the weights stand still
+    for good while the loss stays finite.
+
+    Raises:
+        Diverged: after ``MOST_SKIPPED`` in a row.
+    """
+    progress = run.progress
+    if not run.optimizer.step_was_skipped:
+        progress.skipped_in_row = 0
+        return
+    progress.skipped += 1
+    progress.skipped_in_row += 1
+    if progress.skipped_in_row >= MOST_SKIPPED:
+        raise Diverged(f"{progress.skipped_in_row} optimizer steps in a row were skipped, up to epoch "
+                       f"{progress.epoch + 1}, step {progress.step}: the gradients overflow fp16 at every loss scale, "
+                       f"now {run.accelerator.scaler.get_scale():.3g}; try --training.precision bf16 or no, or a lower "
+                       "--optimizer.lr")
 
 
 def begin_training(run: Run) -> None:
@@ -241,7 +266,7 @@ def save(run: Run) -> None:
     accelerator = run.accelerator
     if not all(torch.isfinite(parameter).all() for parameter in run.network.parameters()):
         raise Diverged(f"the weights are NaN or infinite after step {run.progress.step}; try a lower --optimizer.lr")
-    mine = {"progress": dataclasses.asdict(run.progress), "random": random_state()}
+    mine = {"progress": dataclasses.asdict(run.progress), "random": random_state(accelerator.device)}
     ranks = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     if accelerator.is_main_process:
         state = {"ranks": ranks, "network": run.network.state_dict(), "optimizer": run.optimizer.state_dict(),
@@ -253,7 +278,7 @@ def save(run: Run) -> None:
 
 def resume(run: Run) -> bool:
     """Load the newest resume point into ``run``; False where there is none."""
-    state = load_state(run.folder / STATES)
+    state = load_state(run.folder / STATES, run.accelerator)
     if state is None:
         return False
     mine = state["ranks"][run.accelerator.process_index]
@@ -268,7 +293,7 @@ def resume(run: Run) -> bool:
         run.ema.load_state_dict(state["ema"])
     if run.accelerator.scaler is not None and state["scaler"]:
         run.accelerator.scaler.load_state_dict(state["scaler"])
-    set_random_state(mine["random"])
+    set_random_state(mine["random"], run.accelerator.device)
     return True
 
 

@@ -27,6 +27,8 @@ class Progress:
     best_dice_ema: float = -1.0
     monitor_best: float | None = None
     monitor_epoch: int = 0
+    skipped: int = 0  # optimizer steps of the current epoch that fp16 skipped
+    skipped_in_row: int = 0  # up to now
     without_lesion: int = 0  # validated epochs in a row in which nothing was predicted
     finished: bool = False
 

@@ -173,9 +173,9 @@ class Tracker:
             self._each(lambda tracker: send_pictures(tracker, pictures, step))
 
     def end(self) -> None:
-        """Close the trackers, so that everything is written."""
+        """Close the trackers, so that everything is written, and the group of processes if there are several."""
         self._each(lambda tracker: tracker.finish())
-        if self.config.trackers:
+        if self.config.trackers or self.accelerator.num_processes > 1:
             self.accelerator.trackers = []
             self.accelerator.end_training()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stand_in_queue import FakeLauncher, run_script
 
-from meshnet.crossval import ensemble, results
+from meshnet.crossval import ensemble, results, scoring
 from meshnet.crossval.plan import ensemble_folder, is_scored
 from meshnet.errors import UserError
 
@@ -41,7 +41,8 @@ def test_an_ensemble_averages_the_probabilities_of_the_restarts(place, monkeypat
 
     monkeypatch.setattr(ensemble, "PreparedData", Data)
     monkeypatch.setattr(ensemble.build, "load_model", lambda folder: (int(folder.name[-1]), {"threshold": 0.5}))
-    monkeypatch.setattr(ensemble.predict, "predict", lambda network, image: np.full((2, 1, 1, 1), 0.2 + 0.6 * network))
+    monkeypatch.setattr(scoring.predict, "predict",
+                        lambda network, image, device: np.full((2, 1, 1, 1), 0.2 + 0.6 * network))
     monkeypatch.setattr(ensemble, "score_probabilities",
                         lambda mean, card, data, index: (asked.append((mean, index)), made_up.case_row("s04", 0.5))[1])
     assert ensemble.score_ensemble(out, "m5", 1) == 0

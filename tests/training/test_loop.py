@@ -28,8 +28,8 @@ def scale_losses(monkeypatch, scale, limit=math.inf):
     """Give runs fp16's loss scale, on the CPU in float32; above ``limit`` gradients overflow. Returns the runs made."""
     make, whole, runs = assemble.make_accelerator, assemble.assemble, []
 
-    def with_scaler(config, folder):
-        accelerator = make(config, folder)
+    def with_scaler(*given):
+        accelerator = make(*given)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
         monkeypatch.setattr(type(accelerator), "autocast", lambda self: contextlib.nullcontext())
         return accelerator
@@ -90,19 +90,34 @@ def test_the_loop_is_a_plain_one(tiny_data, tmp_path, monkeypatch, clipping, sca
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_loss_scale_that_falls(tiny_data, tmp_path, monkeypatch):
+def test_a_loss_scale_that_falls(tiny_data, tmp_path, monkeypatch, recwarn):
     """Steps whose gradients overflow are skipped; the schedule ends at its minimum all the same, a run cut likewise."""
     runs = scale_losses(monkeypatch, 2.0 ** 17, limit=1024)
     whole, cut, flags = tmp_path / "whole", tmp_path / "cut", ["--training.max_epochs", 3]
     train(tiny_data, whole, *flags)
     assert runs[-1].accelerator.scaler.get_scale() == 1024
     assert runs[-1].optimizer.state_dict()["state"][0]["step"] == lines(whole)[-1]["step"] - 7
+    assert [row["skipped_steps"] for row in lines(whole)] == [4, 3, 0]
+    assert not [one for one in recwarn if "lr_scheduler" in str(one.message)]
     assert lines(whole)[-1]["learning_rate"] == pytest.approx(0.01 / 100 / 1e4)
     train(tiny_data, cut, *flags, "--stop_epoch", 1)
     assert runs[-1].accelerator.scaler.get_scale() == 2.0 ** 13  # after four steps
     train(tiny_data, cut, *flags)
     ends = [load_file(run / "last.safetensors") for run in (whole, cut)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_run_that_only_skips_its_steps_ends(tiny_data, tmp_path, monkeypatch):
+    """The loss stays finite and the weights stand still, for as many epochs as there are. Cut or not."""
+    runs = scale_losses(monkeypatch, 2.0 ** 16, limit=0)
+    flags = ["--training.max_epochs", 9]
+    train(tiny_data, tmp_path, *flags, "--stop_epoch", 3)
+    assert [row["skipped_steps"] for row in lines(tmp_path)] == [4, 4, 4]
+    found = train(tiny_data, tmp_path, *flags, check=False)
+    assert found.returncode == 3 and runs[-1].progress.step == 20 and runs[-1].progress.skipped_in_row == 20
+    assert "20 optimizer steps in a row were skipped, up to epoch 5, step 20" in found.stderr
+    assert "loss scale, now 0.0625; try --training.precision bf16 or no" in found.stderr
+    assert "20 optimizer steps" in (tmp_path / "failed.json").read_text()
 
 
 def test_a_collapse_is_said_once(tiny_data, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meshnet.errors import Surroundings, UserError
-from meshnet.training import resume
+from meshnet.training import agree, resume
 
 
 def test_round_trip_of_everything_a_run_keeps(tmp_path):
@@ -112,3 +112,55 @@ def test_a_resume_point_that_is_broken_is_no_fault_of_the_run(tmp_path, content)
     (tmp_path / "step-00000004.pt").write_bytes(content)
     with pytest.raises(Surroundings, match=r"step-00000004.pt: cannot be read .*; delete it to continue"):
         resume.load_state(tmp_path)
+
+
+@pytest.mark.parametrize("kept, own, found", [(["0", "1", "2", "3"], 0, "0"), (["0", "1", "2", "3"], 2, "2"),
+                                              (["0", "1"], 3, "1"), ("mine", 1, "mine")])
+def test_a_run_goes_on_with_other_gpus_than_it_began_with(monkeypatch, kept, own, found):
+    """Earlier versions kept the generators of all GPUs that were visible; now each process keeps its own."""
+    device, placed = torch.device("cuda", own), []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: placed.append((state, device)))
+    resume.set_random_state({"cpu": torch.get_rng_state(), "cuda": kept}, device)
+    assert placed == [(found, device)]
+    resume.set_random_state({"cpu": torch.get_rng_state(), "cuda": kept}, torch.device("cpu"))
+    assert len(placed) == 1
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"of {device}")
+    assert resume.random_state(device)["cuda"] == f"of cuda:{own}" and "cuda" not in resume.random_state()
+
+
+class Process:
+    """One of two processes, and what they tell each other."""
+
+    num_processes, said = 2, ()
+
+    def __init__(self, main):
+        self.is_main_process = main
+
+
+@pytest.fixture
+def told(monkeypatch):
+    def broadcast(said):
+        if Process.said:
+            said[:] = Process.said
+        else:
+            Process.said = tuple(said)
+
+    monkeypatch.setattr(agree, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(Process, "said", ())
+
+
+def test_processes_go_on_from_the_state_that_the_main_one_found(tmp_path, told):
+    """Where the folder is not shared, or its listing is late, another process sees none or an older one."""
+    resume.save_state(tmp_path / "here", 7, {"step": 7}, keep=2)
+    resume.save_state(tmp_path / "there", 3, {"step": 3}, keep=2)
+    assert resume.load_state(tmp_path / "here", Process(True)) == {"step": 7}
+    assert [resume.load_state(tmp_path / name, Process(False)) for name in ("there", "nowhere")] == [{"step": 7}] * 2
+
+
+def test_what_ends_the_main_process_ends_the_others(told):
+    def fail():
+        raise UserError("taken")
+
+    for process in (Process(True), Process(False)):
+        with pytest.raises(UserError, match="taken"):
+            agree.by_main(process, fail if process.is_main_process else None)
