@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from meshnet.kernels import calls, normalise
+from meshnet.networks import gpu_memory
 
 PLANNED = 0.95  # share of a budget that is planned for maps; threads and libraries need the rest
 LOSS_COPIES = 4  # logits, their gradient, and two intermediate results of a loss
@@ -46,6 +47,14 @@ def plan_checkpoints(model: nn.Module, shape: Sequence[int], bytes_per_value: in
     if model.recomputes_exactly:
         return choose_plan(sizes, budget, compiled, kept)
     return None if budget is not None and plain_peak(sizes, kept) <= budget else ()
+
+
+def plan_on_gpu(model: nn.Module, shape: Sequence[int], bytes_per_value: int) -> gpu_memory.Plan:
+    """What a step of ``model`` (a MeshNet) keeps on a CUDA device; arguments as ``plan_checkpoints``."""
+    if not model.checkpointing and model.memory_budget is None:
+        return gpu_memory.everything(len(model.blocks))
+    sizes = gpu_memory.sizes_of(model, tuple(shape), bytes_per_value, model.tuning)
+    return gpu_memory.choose(sizes, model.memory_budget)
 
 
 def maps_kept(model: nn.Module, compiled: bool) -> int:
@@ -149,6 +158,9 @@ def estimate_training_memory(model: nn.Module, batch: int, shape: Sequence[int],
     """
     size = torch.empty((), dtype=dtype).element_size()
     whole = (batch, model.arguments["in_channels"], *shape)
+    if (device or model.head.weight.device).type == "cuda":
+        return gpu_memory.peak(gpu_memory.sizes_of(model, whole, size, model.tuning),
+                               plan_on_gpu(model, whole, size))
     sizes = map_sizes(model, whole, size)
     plan = model.checkpoint_plan(whole, size, device)
     compiled = goes_by_kernels(model, size, device)

@@ -15,9 +15,10 @@ from meshnet.config import ACTIVATIONS
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.kernels import convolution, normalise
-from meshnet.networks import folder, memory
+from meshnet.networks import folder, gpu_step, memory
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.checkpointing import run_checkpointed
+from meshnet.networks.gpu_tuning import Tuning
 from meshnet.networks.norms import make_norm, recomputed
 
 PAPER_DILATIONS = (1, 2, 4, 8, 16, 16, 8, 4, 2)
@@ -94,6 +95,7 @@ class MeshNet(nn.Module):
         self.card: Card | None = None  # of the model folder it was loaded from
         self.checkpointing = checkpointing
         self.memory_budget: int | None = None
+        self.tuning = Tuning()  # of a training step on a GPU
         widths = [in_channels] + [channels] * len(dilations)
         self.blocks = nn.ModuleList(
             Block(widths[i], widths[i + 1], dilation, norm, norm_affine, norm_groups, activation, bias, dropout)
@@ -119,6 +121,8 @@ class MeshNet(nn.Module):
         return memory.plan_checkpoints(self, shape, bytes_per_value, self.memory_budget, device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and gpu_step.usable(self, x):
+            return gpu_step.run(self, memory.plan_on_gpu(self, x.shape, map_bytes(x)), x)
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
         if plan is not None and self.recomputes_exactly:
             return run_checkpointed(self.blocks, self.head, plan, x)

@@ -68,6 +68,8 @@ def make_norm(kind: str, channels: int, affine: bool, groups: int = 0) -> nn.Mod
 class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
     """BatchNorm3d with statistics over the batches of all processes. With one process it is BatchNorm3d."""
 
+    over_processes = True  # read by ``gpu_norm``
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or torch.distributed.get_world_size() == 1:
             return super().forward(x)

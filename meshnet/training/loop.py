@@ -180,15 +180,17 @@ def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
     ``watch(phase)`` gives a context for each phase.
     """
     accelerator, training = run.accelerator, run.config.training
+    on_gpu = accelerator.device.type == "cuda"
     with watch("forward"):
         image = batch["image"].to(accelerator.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         logits = run.model(image.contiguous(memory_format=torch.channels_last_3d))
     with watch("loss"):
         loss = run.criterion(logits, batch["mask"].to(accelerator.device, non_blocking=True))
-        value = loss.item()
-    if not math.isfinite(value):
-        raise Diverged(explain_divergence(run, value, batch["index"].tolist()))
+        value = loss.detach().to("cpu", non_blocking=True)  # a GPU goes on, and is read once it has been waited for
+    del logits, image
+    if not on_gpu:
+        check_loss(run, batch, value.item())
     with watch("backward"):
         accelerator.backward(loss)
     with watch("optimizer"):
@@ -196,7 +198,18 @@ def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
             accelerator.clip_grad_norm_(run.model.parameters(), training.max_grad_norm)  # unscales fp16 gradients first
         run.optimizer.step()
         run.optimizer.zero_grad()
-    return value
+        if on_gpu and not (accelerator.scaler is not None and accelerator.sync_gradients):
+            value = loss.detach()  # the optimizer has not waited, as it does to look for gradients that overflow
+        found = value.item()
+    if on_gpu:
+        check_loss(run, batch, found)
+    return found
+
+
+def check_loss(run: Run, batch: dict, value: float) -> None:
+    """Raise Diverged for a loss that is NaN or infinite."""
+    if not math.isfinite(value):
+        raise Diverged(explain_divergence(run, value, batch["index"].tolist()))
 
 
 def explain_divergence(run: Run, value: float, indices: list[int]) -> str:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from meshnet.config import LossConfig
 
 
-def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoothing: float) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoothing: float,
+                  all_count: bool | None = None) -> torch.Tensor:
     """Weighted cross-entropy with label smoothing, one value for each case.
 
     Args:
@@ -18,14 +19,16 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tens
         target: (B, X, Y, Z), class numbers of any integer type.
         weight: (K,), class weights.
         smoothing: fraction of the target spread evenly over the K classes.
+        all_count: whether every weight is above 0; None means to look, for which a GPU is waited for.
 
     Returns:
         (B,): for each case what ``torch.nn.CrossEntropyLoss(weight, label_smoothing)`` gives for it alone;
         0 for a case whose voxels all have the weight 0 (a healthy one, without a background weight).
     """
     values = []
+    all_count = weight.min() > 0 if all_count is None else all_count
     for one, truth in zip(logits.float(), target.long()):
-        if weight.min() > 0 or weight[truth].any():
+        if all_count or weight[truth].any():
             values.append(F.cross_entropy(one[None], truth[None], weight.float(), label_smoothing=smoothing))
         else:
             values.append(one.sum() * 0)
@@ -55,13 +58,14 @@ class SegmentationLoss(torch.nn.Module):
         weight = torch.full((classes,), config.lesion_weight)
         weight[0] = config.background_weight
         self.register_buffer("weight", weight)
-        self.config = config
+        self.config, self.all_count = config, min(config.background_weight, config.lesion_weight) > 0
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Logits (B, K, X, Y, Z) and class numbers (B, X, Y, Z) to a scalar. Every voxel counts, padding as well."""
         total = logits.new_zeros((), dtype=torch.float32)
         if self.config.name in ("ce", "dice_ce"):
-            total = total + cross_entropy(logits, target, self.weight, self.config.label_smoothing).mean()
+            total = total + cross_entropy(logits, target, self.weight, self.config.label_smoothing,
+                                          self.all_count).mean()
         if self.config.name == "dice":
             total = total + soft_dice(logits, target).mean()
         if self.config.name == "dice_ce":

@@ -157,16 +157,35 @@ class Schedule:
             self.torch.load_state_dict(state["torch"])
 
 
-def build_ema(model: nn.Module, config: EmaConfig) -> AveragedModel | None:
-    """Averaged weights: new = decay * old + (1 - decay) * current at each step, buffers copied; None where off.
+class Average(AveragedModel):
+    """Averaged weights: new = decay * old + (1 - decay) * current at each step, buffers copied.
 
-    With warm-up the decay of update n is ``min(decay, (1 + n) / (10 + n))``, so that early weights are forgotten.
+    With warm-up the decay of update n is ``min(decay, (1 + n) / (10 + n))``, so that early weights are forgotten. The
+    updates are counted on the host, so that a GPU is never waited for, and it averages all weights at once.
     """
-    if not config.enabled:
-        return None
 
-    def average(old: torch.Tensor, current: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
-        decay = min(config.decay, (1 + int(count)) / (10 + int(count))) if config.warmup else config.decay
-        return torch.lerp(current, old, decay)
+    def __init__(self, model: nn.Module, config: EmaConfig):
+        super().__init__(model)
+        self.config = config
 
-    return AveragedModel(model, avg_fn=average)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of ``model`` after a step."""
+        count, config = int(self.n_averaged), self.config
+        decay = min(config.decay, (1 + count) / (10 + count)) if config.warmup else config.decay
+        ours, theirs = list(self.module.parameters()), list(model.parameters())
+        if count == 0:
+            torch._foreach_copy_(ours, theirs)
+        elif ours[0].device.type == "cuda":
+            torch._foreach_lerp_(ours, theirs, 1 - decay)
+        else:  # the other way round, as resume points of earlier versions were averaged
+            torch._foreach_copy_(ours, torch._foreach_lerp(theirs, ours, decay))
+        buffers = list(zip(self.module.buffers(), model.buffers()))
+        for kind in {one.dtype for one, _ in buffers}:
+            torch._foreach_copy_(*zip(*(pair for pair in buffers if pair[0].dtype == kind)))
+        self.n_averaged += 1
+
+
+def build_ema(model: nn.Module, config: EmaConfig) -> Average | None:
+    """``Average`` of ``model``, or None where it is off."""
+    return Average(model, config) if config.enabled else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meshnet.kernels import calls
-from meshnet.networks import memory
+from meshnet.networks import gpu_memory, memory
 from meshnet.networks.meshnet import MeshNet
 
 
@@ -54,9 +54,10 @@ def test_plans_know_where_the_step_runs():
     assert memory.goes_by_kernels(model, 4) == calls.available()
     assert not memory.goes_by_kernels(model, 2) and not memory.goes_by_kernels(model, 4, gpu)
     model.checkpointing = True
-    plan = memory.plan_checkpoints(model, shape, 4, None, gpu)
-    assert plan == memory.choose_plan(sizes, None, False)
-    assert memory.estimate_training_memory(model, 1, shape[2:], device=gpu) == memory.plan_peak(sizes, plan, False)
+    assert memory.plan_checkpoints(model, shape, 4, None, gpu) == memory.choose_plan(sizes, None, False)
+    on_gpu = gpu_memory.sizes_of(model, shape, 4, model.tuning)
+    expected = gpu_memory.peak(on_gpu, gpu_memory.choose(on_gpu, None))
+    assert memory.estimate_training_memory(model, 1, shape[2:], device=gpu) == expected
 
 
 def test_many_blocks_get_evenly_spaced_plans():
