@@ -60,8 +60,8 @@ def everything(blocks: int) -> Plan:
 
 
 def choose(sizes: Sizes, budget: int | None) -> Plan:
-    """The plan with the least work of those whose tensors and ``RESERVE`` fit ``budget`` bytes; if none does, or without
-    a budget, the one with the least memory."""
+    """The plan with the least work of those whose tensors and ``RESERVE`` fit ``budget`` bytes; if none does, or
+    without a budget, the one with the least memory."""
     costed = plans(sizes)
     fitting = [c for c in costed if budget is not None and c[0] + RESERVE <= budget]
     return min(fitting, key=lambda c: (c[1], c[0]))[2] if fitting else min(costed)[2]
