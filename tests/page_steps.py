@@ -1,11 +1,13 @@
 """The page's steps, run by Node."""
 
+import gzip
 import json
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -47,3 +49,56 @@ class Page:
         answer = self.ask("network", model=str(model), volume=str(given), shape=list(volume.shape[1:]), out=str(out))
         assert "error" not in answer, answer
         return np.fromfile(out, np.float32).reshape(-1, *volume.shape[1:]), answer
+
+
+def bad_files() -> dict[str, bytes]:
+    """Files that cannot be segmented, by name."""
+    shape, data = (6, 5, 4), np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    sound = nib.Nifti1Image(data, np.diag([2.0, 2, 2, 1])).to_bytes()
+    second = nib.Nifti2Image(data, np.diag([2.0, 2, 2, 1])).to_bytes()
+    packed = gzip.compress(sound)
+
+    def changed(form=nib.Nifti1Image, values=None, after=b"", **fields):
+        image = form(np.zeros(shape, np.int16) if values is None else values, np.diag([2.0, 2, 2, 1]))
+        header = image.header
+        header["vox_offset"] = len(header.binaryblock) + 4
+        for name, value in fields.items():
+            header[name] = value
+        voxels = (data if values is None else values).tobytes(order="F")
+        return header.binaryblock + bytes(4) + voxels + after
+
+    floats = data.astype(np.float32)
+    nan, infinite, huge, tiny = (floats.copy() for _ in range(4))
+    nan[1, 1, 1], infinite[2, 2, 2], huge[0, 0, 0] = np.nan, -np.inf, 1e35
+    tiny *= 1e-40
+    rows = {"srow_x": [2, 0, 0, 0], "srow_y": [2, 0, 0, 0], "srow_z": [0, 0, 2, 0]}
+    found = {
+        "empty.nii": b"", "text.nii": b"this is no scan\n" * 100, "picture.nii.gz": b"\x89PNG\r\n" + bytes(500),
+        "zip.nii": b"PK\x03\x04" + bytes(600), "zeros.nii": bytes(1000), "dicom.nii": bytes(128) + b"DICM" + bytes(900),
+        "mgh.nii.gz": gzip.compress(bytes(400)), "short.nii": sound[:200], "headless.nii": sound[348:],
+        "cut.nii": sound[:-10], "cut.nii.gz": packed[:-20], "half.nii.gz": packed[:len(packed) // 2],
+        "broken.nii.gz": packed[:40] + bytes(8) + packed[48:], "nothing.nii.gz": gzip.compress(b""),
+        "header.nii": sound[:352], "pair.nii": sound[:344] + b"ni1\0" + sound[348:], "cut2.nii": second[:-3],
+        "short2.nii": second[:300], "ends2.nii": second[:8] + b"\r\n\x1a\r" + second[12:],
+        "type0.nii": changed(datatype=0), "type1.nii": changed(datatype=1), "type99.nii": changed(datatype=99),
+        "long.nii": changed(datatype=1536), "complex.nii": changed(datatype=32, after=bytes(2000)),
+        "complex2.nii": changed(datatype=1792, after=bytes(2000)),
+        "colour.nii": changed(datatype=128, after=bytes(2000)),
+        "colour4.nii": changed(datatype=2304, after=bytes(2000)), "offset.nii": changed(vox_offset=20),
+        "inter.nii": changed(scl_slope=1, scl_inter=np.inf),
+        "inter2.nii": changed(nib.Nifti2Image, scl_slope=2, scl_inter=np.nan),
+        "none.nii": changed(sform_code=0, qform_code=0), "flat.nii": changed(sform_code=1, **rows),
+        "nan_affine.nii": changed(sform_code=1, srow_x=[np.nan, 0, 0, 0]),
+        "inf_affine.nii": changed(sform_code=1, srow_y=[0, 0, np.inf, 0]),
+        "null_affine.nii": changed(sform_code=1, srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4),
+        "turn.nii": changed(sform_code=0, qform_code=1, quatern_b=3), "dim4.nii": changed(dim=[4, 3, 5, 4, 2, 1, 1, 1]),
+        "dim5.nii": changed(dim=[5, 6, 5, 2, 1, 2, 1, 1]), "dim2.nii": changed(dim=[2, 12, 10, 1, 1, 1, 1, 1]),
+        "dim0.nii": changed(dim=[0, 6, 5, 4, 1, 1, 1, 1]), "empty_axis.nii": changed(dim=[3, 0, 5, 4, 1, 1, 1, 1]),
+        "negative.nii": changed(dim=[3, -6, 5, 4, 1, 1, 1, 1]), "larger.nii": changed(dim=[3, 600, 500, 4, 1, 1, 1, 1]),
+        "nan.nii": changed(values=nan), "infinite.nii": changed(values=infinite), "huge.nii": changed(values=huge),
+        "tiny.nii": changed(values=tiny), "black.nii": changed(values=data * 0), "slope.nii": changed(scl_slope=1e36),
+        "metre.nii": changed(xyzt_units=1, srow_x=[2000, 0, 0, 0]), "micrometre.nii": changed(xyzt_units=3),
+        "black2.nii": changed(nib.Nifti2Image, values=data * 0),
+    }
+    assert len(found) >= 40
+    return found

@@ -90,5 +90,5 @@ function decide(probabilities, like, threshold, smallest) {
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
   return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3),
-           remarks: found.dropped ? [say("dropped", found.dropped.toFixed(2), general(smallest / 1000))] : [] };
+           remarks: found.dropped ? [say("dropped", fixed(found.dropped, 2), general(smallest / 1000))] : [] };
 }

@@ -78,11 +78,19 @@ function tuple(values) {
 
 // str of a float
 function float(value) {
+  if (!Number.isFinite(value)) return general(value);
   return Number.isInteger(value) ? value.toFixed(1) : String(value);
 }
 
+// {value:.Nf}: of two equally near numbers the even one
+function fixed(value, digits) {
+  const text = value.toFixed(digits), scaled = Math.abs(value) * 10 ** digits;
+  const tie = Number.isInteger(value * 2 ** (digits + 1)) && scaled - Math.floor(scaled) === 0.5;
+  return tie && Math.floor(scaled) % 2 === 0 ? ((Math.sign(value) * Math.floor(scaled)) / 10 ** digits).toFixed(digits) : text;
+}
+
 function millimetres(sizes, digits = 2) {
-  const one = (size) => (digits ? size.toFixed(digits).replace(/0+$/, "").replace(/\.$/, "") : size.toFixed(0));
+  const one = (size) => (digits ? fixed(size, digits).replace(/0+$/, "").replace(/\.$/, "") : fixed(size, 0));
   return `${Array.from(sizes, one).join(" x ")} mm`;
 }
 
@@ -93,5 +101,5 @@ function roundEven(value) {
 }
 
 function roundTo(value, digits) {
-  return Number(value.toFixed(digits));
+  return Number(fixed(value, digits));
 }

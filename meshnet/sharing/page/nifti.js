@@ -170,7 +170,7 @@ function checkAffine(header, name) {
   const { affine } = header, [a, b, c] = edges(affine);
   const finite = affine.every((row) => row.every(Number.isFinite));
   if (!finite || !(Math.abs(determinant(affine)) > 1e-6 * a * b * c)) {
-    const rows = corner(affine).map((row) => `[${row.map((value) => float(roundEven(value * 1e4) / 1e4)).join(", ")}]`);
+    const rows = affine.slice(0, 3).map((row) => `[${row.map((value) => float(roundEven(value * 1e4) / 1e4)).join(", ")}]`);
     refuse("singular", name, `[${rows.join(", ")}]`);
   }
 }

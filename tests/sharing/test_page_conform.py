@@ -1,0 +1,157 @@
+"""The page's reading and conforming in JavaScript against the program's: the same bytes, the same words."""
+
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from page_steps import Page, bad_files
+
+from meshnet.errors import UserError
+from meshnet.inference.scan import read_case
+from meshnet.networks.build import Model
+from meshnet.networks.card import Card
+
+TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8", ">i2", ">f4", "i8"]
+CARDS = [{}, {"voxel_mm": 2.0, "orientation": "RAS", "averaged": True, "centre": "middle"},
+         {"voxel_mm": 4.0, "averaged": True, "centre": "middle", "shifted": True},
+         {"scaling": "minmax", "voxel_mm": 3.0},
+         {"scaling": "quantile", "shape": [20, 24, 30], "voxel_mm": 1.7}, {"scaling": "window", "window": [5.0, 60.5]},
+         {"scaling": "brainchop_quantile", "orientation": "PSR"}]
+
+
+@pytest.fixture(scope="module")
+def page():
+    with Page() as page:
+        yield page
+
+
+def card_of(**values):
+    return Card(["T2w"], ["background", "lesion"], **{"shape": [24, 24, 24], "voxel_mm": 1.0, **values})
+
+
+def both(page, paths, card):
+    """The views of a case by Python and by JavaScript, with what was said; or the two refusals."""
+    answer = page.ask("conform", scans=list(map(str, paths)), card=card.to_dict(), out=page.folder.name + "/view")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case = read_case(paths, [Model(None, card)])
+    except UserError as error:
+        return str(error), answer
+    return case, answer
+
+
+def check(page, paths, card):
+    case, answer = both(page, paths, card)
+    if isinstance(case, str):
+        assert answer.get("user") and same_words(answer["error"], case), (answer, case)
+        return
+    assert "error" not in answer, answer
+    assert answer["remarks"] == case.remarks
+    assert len(case.inputs[0]) == len(answer["written"])
+    for (volume, affine), names, other in zip(case.inputs[0], answer["written"], answer["affines"]):
+        np.testing.assert_allclose(affine, other, atol=1e-9)
+        for channel, name in zip(volume, names):
+            found = np.fromfile(name, np.float32).reshape(channel.shape)
+            differ = np.count_nonzero(found != channel)
+            assert not differ, f"{differ} of {channel.size} differ, by up to {np.abs(found - channel).max()}"
+
+
+def same_words(one, two):
+    """Whether two refusals say the same, but for the reason that a library gives in brackets."""
+    heads = [text.partition("gzip (")[0].partition("NIfTI (")[0] for text in (one, two)]
+    return one == two or (heads[0] == heads[1] != one)
+
+
+@st.composite
+def scans(draw):
+    """A scan of any type, axes, voxel sizes, scaling and header, with something like a head in it."""
+    shape = tuple(draw(st.lists(st.integers(1, 34), min_size=3, max_size=3)))
+    kind = np.dtype(draw(st.sampled_from(TYPES)))
+    generator = np.random.default_rng(draw(st.integers(0, 999)))
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    data = np.where((grid ** 2).sum(0) < 0.8, 40 + 30 * generator.random(shape), 3 * generator.random(shape))
+    if kind.kind == "f" or kind in (np.int16, np.int32):
+        data = data * draw(st.sampled_from([1, 7.3, 50])) - draw(st.sampled_from([0, 20]))
+    if draw(st.integers(0, 5)) == 0 and kind.kind != "u" and kind != np.int8:
+        data.flat[0] = 30000
+    sizes = draw(st.lists(st.sampled_from([1.0, 0.9375, 2.0, 3.3, 0.45]), min_size=3, max_size=3))
+    axes = draw(st.permutations(range(3)))
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(sizes)[axes] * draw(st.sampled_from([[1, 1, 1], [-1, 1, 1], [-1, -1, 1], [1, -1, -1]]))
+    tilt = draw(st.sampled_from([0, 0, 0.05, 0.4]))
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = draw(st.lists(st.sampled_from([0.0, -37.25, 11.1]), min_size=3, max_size=3))
+    form = nib.Nifti2Image if draw(st.booleans()) and kind.byteorder != ">" else nib.Nifti1Image
+    header = form.header_class(endianness=">" if kind.byteorder == ">" else "<")
+    image = form(np.zeros(shape, kind), affine, header)
+    image.set_data_dtype(kind)
+    codes = draw(st.sampled_from([(1, 1), (0, 2), (1, 0)]))
+    image.set_qform(affine, codes[0])
+    image.set_sform(affine, codes[1])
+    raw = image.header
+    raw["scl_slope"], raw["scl_inter"] = draw(st.sampled_from([(1, 0), (0.5, 0), (2.25, -3), (np.nan, 0)]))
+    raw["vox_offset"] = len(raw.binaryblock) + 4
+    return raw.binaryblock + bytes(4) + data.astype(kind).tobytes(order="F")
+
+
+@given(scans(), st.sampled_from(CARDS))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_made_up_scans_are_conformed_to_the_byte(page, content, values):
+    (path := Path(page.folder.name) / "scan.nii").write_bytes(content)
+    check(page, [path], card_of(**values))
+
+
+@pytest.mark.slow
+@given(scans(), st.sampled_from(CARDS))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+def test_many_made_up_scans_are_conformed_to_the_byte(page, content, values):
+    (path := Path(page.folder.name) / "scan.nii").write_bytes(content)
+    check(page, [path], card_of(**values))
+
+
+def test_several_channels(page, tmp_path):
+    """From a file each, and from one 4D file; with one that covers only part of the first, or lies elsewhere."""
+    generator = np.random.default_rng(0)
+    card = card_of(voxel_mm=3.0).changed(channels=["FLAIR", "T2w"])
+    for name, shift in (("whole", 0), ("part", 30), ("little", 70), ("elsewhere", 900)):
+        affine = np.diag([2.0, 2, 2.5, 1])
+        paths = [tmp_path / f"{name}{c}.nii" for c in range(2)]
+        nib.save(nib.Nifti1Image(generator.random((40, 36, 30), np.float32) + 1, affine), paths[0])
+        affine[0, 3] = shift
+        nib.save(nib.Nifti1Image(generator.integers(1, 900, (40, 36, 30)).astype(np.int16), affine), paths[1])
+        check(page, paths, card)
+        check(page, paths[:1], card)
+    nib.save(nib.Nifti1Image(generator.random((30, 30, 20, 2), np.float32), affine), paths[0])
+    check(page, paths[:1], card)
+    check(page, paths[:1], card_of())
+
+
+def test_every_refusal_has_its_twin(page, tmp_path):
+    refused = 0
+    for name, content in bad_files().items():
+        (path := tmp_path / name).write_bytes(content)
+        case, answer = both(page, [path], card_of())
+        assert isinstance(case, str) and "\n" not in answer["error"], (name, answer)
+        assert answer["user"] and same_words(answer["error"], case), (name, answer["error"], case)
+        refused += 1
+    assert refused >= 40
+
+
+@pytest.mark.slow
+def test_real_scans_are_conformed_to_the_byte(page, shared_data):
+    cards = [Card(["T2w"], ["background", "lesion"], **values) for values in (
+        {}, {"voxel_mm": 4.0, "averaged": True, "centre": "middle", "shifted": True},
+        {"voxel_mm": 2.0, "orientation": "RAS"},
+        {"scaling": "quantile", "voxel_mm": 2.0})]
+    scans = [path for path in sorted(shared_data.rglob("*.nii.gz")) if not {"label_maps", "lesions_mni",
+             "lesions_chronic"} & set(path.parts)]
+    assert len(scans) > 15
+    for path in scans:
+        for card in cards:
+            check(page, [path], card)

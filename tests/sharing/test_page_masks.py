@@ -1,0 +1,136 @@
+"""Masks of the page's steps against those of the program: voxels, header, volume, sentences; and the words of both."""
+
+import ast
+import json
+import re
+import subprocess
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from page_steps import Page
+
+from meshnet import ROOT
+from meshnet.inference.scan import load_models, read_case, segment_case
+from meshnet.networks.card import Card
+from meshnet.networks.folder import default_model, save_model
+from meshnet.networks.meshnet import MeshNet
+
+ALLOWED = 30_000  # voxels marked or not, of which one may differ
+
+
+@pytest.fixture(scope="module")
+def page():
+    with Page() as page:
+        yield page
+
+
+def check(page, paths, model, tmp_path, voxels=None, **settings):
+    """The mask of a case by both; returns what the page's steps reported."""
+    models = load_models([model], device="cpu")
+    expected = segment_case(read_case(paths, models), models, probabilities=True, **settings)
+    mask, probability = tmp_path / "mask.nii", tmp_path / "probability.nii"
+    answer = page.ask("segment", model=str(model), scans=[str(path) for path in paths], mask=str(mask),
+                      probability=str(probability), settings=settings)
+    assert "error" not in answer, answer
+    content, wanted = mask.read_bytes(), expected.mask.to_bytes()
+    head = len(wanted) - expected.mask.shape[0] * expected.mask.shape[1] * expected.mask.shape[2]
+    assert content[:head] == wanted[:head] and len(content) == len(wanted)
+    found = np.frombuffer(content[head:], np.uint8)
+    differ = np.count_nonzero(found != np.frombuffer(wanted[head:], np.uint8))
+    marked = max(voxels or 0, np.count_nonzero(found))
+    assert differ <= max(1, marked / ALLOWED), f"{differ} of {marked} voxels"
+    apart = nib.load(probability).get_fdata() - expected.probabilities.get_fdata()
+    assert np.abs(apart).max() < 1e-3
+    if not differ:
+        assert [answer[key] for key in ("volume_ml", "lesions", "largest_ml")] == [
+            expected.volume_ml, expected.lesions, expected.largest_ml]
+        assert (*answer["warnings"], *answer["remarks"]) == expected.remarks
+    return answer
+
+
+def scan(path, shape=(40, 44, 36), tilt=0.0, sizes=(2.0, 2.2, 2.6), form=nib.Nifti1Image, seed=0):
+    generator = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij"))
+    data = np.where((grid ** 2).sum(0) < 1, 300 + 90 * generator.standard_normal(shape), 5 * generator.random(shape))
+    data += 500 * (((grid - 0.3) ** 2).sum(0) < 0.06)
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(sizes) @ np.diag([-1, 1, 1])
+    nib.save(form(np.clip(data, 0, None).astype(np.int16), affine), path)
+    return path
+
+
+def model_of(folder, norm, channels=("T2w",), classes=("background", "lesion"), **card):
+    torch.manual_seed(3)
+    network = MeshNet(in_channels=len(channels), classes=len(classes), channels=5, dilations=[1, 2, 4, 2, 1], norm=norm)
+    save_model(folder, network, Card(list(channels), list(classes), **{"voxel_mm": 4.0, "shape": [30, 32, 28], **card}))
+    return folder
+
+
+@pytest.mark.parametrize("name, norm, tilt, values", [
+    ("batch", "batch", 0.0, {"min_lesion_mm3": 400, "scaling": "quantile"}),
+    ("instance", "instance", 0.2, {"averaged": True, "shifted": True, "centre": "middle", "threshold": 0.55}),
+    ("classes", "batch", 0.0, {"classes": ("background", "a", "b"), "min_lesion_mm3": 900})])
+def test_masks_of_made_up_scans(page, tmp_path, name, norm, tilt, values):
+    model = model_of(tmp_path / "model", norm, **values)
+    form = nib.Nifti2Image if name == "classes" else nib.Nifti1Image
+    check(page, [scan(tmp_path / "scan.nii", tilt=tilt, form=form)], model, tmp_path)
+
+
+def test_masks_of_several_channels(page, tmp_path):
+    model = model_of(tmp_path / "model", "batch", ("FLAIR", "T2w"), marks="lesion")
+    paths = [scan(tmp_path / "a.nii"), scan(tmp_path / "b.nii", (30, 34, 20), sizes=(3.0, 3.0, 4.0), seed=1)]
+    check(page, paths, model, tmp_path, threshold=0.4, min_lesion_mm3=100)
+
+
+@pytest.mark.slow
+def test_masks_of_real_scans(page, shared_data, tmp_path):
+    names = ["t2_stroke/M2265_T2w.nii.gz", "conform/flair_oblique_thick.nii.gz", "healthy/FLAIR_5mm.nii.gz",
+             "acute_stroke/case0009_flair.nii.gz", "acute_stroke/case0009_dwi.nii.gz", "t1_stroke/M2051_T1w.nii.gz",
+             "ms/sub-07/T2w.nii.gz", "ms/sub-19/FLAIR.nii.gz"]
+    for name in names:
+        answer = check(page, [shared_data / name], default_model(), tmp_path)
+        print(name, answer["volume_ml"], answer["parts"], answer["seconds"])
+        if "M2265" in name:
+            assert answer["volume_ml"] > 20
+
+
+# ---------------------------------------------------------------------- words
+
+def templates(path):
+    """Every text of a Python file, f-strings with {} for what is filled in."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            found.add("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+def test_messages_are_those_of_the_program():
+    """The table of the page holds no sentence that the named Python file does not have."""
+    text = (ROOT / "meshnet/sharing/page/messages.js").read_text(encoding="utf-8")
+    table = text[text.index("const MESSAGES = {"):text.index("const OWN_MESSAGES")]
+    path, seen = None, 0
+    for line in table.splitlines()[1:]:
+        if named := re.match(r"\s*// (meshnet/\S+\.py)", line):
+            path = ROOT / named.group(1)
+        elif entry := re.match(r"\s*\w+: (\".*\"),$", line):
+            message = json.loads(entry.group(1))
+            known = {text.removeprefix("--") for text in templates(path)}
+            assert message in known, f"{message!r} is not in {path}"
+            seen += 1
+    assert seen >= 25
+
+
+def test_formats_are_pythons(page):
+    values = [0.0, 1, 0.1, 1 / 3, 1e-5, 123456789.0, 1e6, 999999.5, 2.5, 0.125, 22.5, 23.5, -7.25, 1e5,
+              12.3456789]
+    code = "console.log(JSON.stringify(VALUES.map((v) => [general(v), fixed(v, 0), fixed(v, 2), roundEven(v)])))"
+    steps = (ROOT / "meshnet/sharing/page/messages.js").read_text(encoding="utf-8")
+    done = subprocess.run(["node", "-e", steps + code.replace("VALUES", json.dumps(values))], capture_output=True,
+                          text=True, check=True)
+    assert json.loads(done.stdout) == [[f"{v:g}", f"{v:.0f}", f"{v:.2f}", round(v)] for v in values]
