@@ -97,7 +97,8 @@ def bad_files() -> dict[str, bytes]:
         "negative.nii": changed(dim=[3, -6, 5, 4, 1, 1, 1, 1]), "larger.nii": changed(dim=[3, 600, 500, 4, 1, 1, 1, 1]),
         "nan.nii": changed(values=nan), "infinite.nii": changed(values=infinite), "huge.nii": changed(values=huge),
         "tiny.nii": changed(values=tiny), "black.nii": changed(values=data * 0), "slope.nii": changed(scl_slope=1e36),
-        "metre.nii": changed(xyzt_units=1, srow_x=[2000, 0, 0, 0]), "micrometre.nii": changed(xyzt_units=3),
+        "metre.nii": changed(xyzt_units=1, srow_x=[20, 0, 0, 0]), "far.nii": changed(srow_x=[2, 0, 0, 3e6]),
+        "micrometre.nii": changed(xyzt_units=3),
         "black2.nii": changed(nib.Nifti2Image, values=data * 0),
     }
     assert len(found) >= 40

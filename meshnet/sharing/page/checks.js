@@ -2,7 +2,7 @@
 "use strict";
 
 const SIZES_DIFFER = 0.02, SHORT_MM = 60, ROUNDING = 1, LONGEST_MM = 1200, FEW_SLICES = 5, THICK = 3.5, THICK_MM = 3;
-const FEW_LEVELS = 16, COVERED = [0.1, 0.6];
+const FEW = 0.003, FEW_LEVELS = 16, COVERED = [0.1, 0.6];
 
 function headerRemarks(image) {
   const { header, affine, own } = image, remarks = [], sizes = edges(affine);
@@ -63,8 +63,8 @@ function outside(toGrid, box, size) {
 // Whether every channel of a conformed volume holds something, where the first one does.
 function checkChannels(volumes, names, where) {
   const heads = volumes.map((volume) => {
-    const [low] = extremes(sampled(volume, 1));
-    return sampled(volume, 2).map((value) => Number(value > low));
+    const small = sampled(volume, 2), [low] = extremes(small);
+    return small.map((value) => Number(value > low));
   });
   heads.forEach((head, c) => { if (!head.some(Boolean)) refuse("emptyChannel", where, names[c], names[0]); });
   const remarks = [], size = heads[0].reduce((sum, value) => sum + value, 0);
@@ -77,11 +77,13 @@ function checkChannels(volumes, names, where) {
   return remarks;
 }
 
-// Whether a channel uses the grey levels that its scaling gave it. `volume`: conformed, float32 in 0..1.
-function greyRemarks(image, volume, scaling, name) {
-  const [low, high] = extremes(image.volume.data);
-  const found = scaling === "window" ? null : withoutExtremes(image.volume, scaling, low, high);
-  if (found) return [say("extremes", name, ...[low, high, ...found].map((value) => general(value)))];
+// Whether a channel uses the grey levels that its scaling gave it. `volume`: conformed, float32 in 0..1; `found`: the
+// extremes that were left out of its range.
+function greyRemarks(volume, found, name) {
+  if (found) {
+    const { lowest, highest, low, high, share } = found, which = share < FEW ? say("few") : say("bright", `${fixed(100 * share, 1)}%`);
+    return [say("extremes", name, which, ...[lowest, highest, low, high].map((value) => general(value)))];
+  }
   const small = sampled(volume, 3), [least] = extremes(small);
   const inside = small.filter((value) => value > least).sort();
   if (inside.length < 100) return [];

@@ -25,32 +25,37 @@ function targetAffine(image, grid) {
   return affine;
 }
 
-// The scan on a grid: {volume, affine}. `reference` is the image whose centre defines the grid.
+// The scan on a grid: {volume, affine, extremes}. `reference` is the image whose centre defines the grid.
 function conform(image, grid, scaling, window, reference) {
   const affine = targetAffine(reference, grid);
   if (scaling === "brainchop_quantile") {
-    const { volume } = conform(image, grid, "conform_uint8", null, reference);
-    return { volume: makeVolume(stretchQuantiles(volume.data), grid.size), affine };
+    const plain = conform(image, grid, "conform_uint8", null, reference);
+    return { ...plain, volume: makeVolume(stretchQuantiles(plain.volume.data), grid.size) };
   }
   let { volume, toSource } = along(image, grid, affine, reference);
   let [low, high] = intensityRange(image.volume, scaling, window);
-  const inner = withoutExtremes(volume, scaling, ...extremes(image.volume.data));
-  if (inner) {
-    [low, high] = inner;
+  const found = withoutExtremes(image.volume, scaling, voxelMm3(image.affine) / 1000);
+  if (found) {
+    ({ low, high } = found);
     const data = Float32Array.from(volume.data, (value) => Math.min(Math.max(value, low), high));
     volume = { ...volume, data, kind: "f4" };
   }
-  const top = scaling === "conform_uint8" ? 255 : 1;
-  const found = grid.averaged ? resampleMean(volume, toSource, grid.size, low)
+  const sampled = grid.averaged ? resampleMean(volume, toSource, grid.size, low)
                               : resample(volume, toSource, grid.size, low, coveringReach(corner(toSource)));
-  if (low === 0 && high === 255 && scaling === "conform_uint8" && found.kind === "u1") return { volume: found, affine };
-  const out = makeVolume(top === 255 ? new Uint8Array(found.data.length) : new Float32Array(found.data.length), grid.size, top === 255 ? "u1" : "f4");
+  return { volume: scaled(sampled, low, high, scaling), affine, extremes: found };
+}
+
+// `low` to `high` as 0 to 255, uint8, or as 0 to 1, float32.
+function scaled(volume, low, high, scaling) {
+  const top = scaling === "conform_uint8" ? 255 : 1, { data } = volume;
+  if (low === 0 && high === 255 && top === 255 && volume.kind === "u1") return volume;
+  const out = makeVolume(top === 255 ? new Uint8Array(data.length) : new Float32Array(data.length), volume.shape, top === 255 ? "u1" : "f4");
   const start = f32(low), factor = f32(top / f32(high - low));
-  for (let i = 0; i < found.data.length; ++i) {
-    const value = Math.min(Math.max(f32(f32(f32(found.data[i]) - start) * factor), 0), top);
+  for (let i = 0; i < data.length; ++i) {
+    const value = Math.min(Math.max(f32(f32(f32(data[i]) - start) * factor), 0), top);
     out.data[i] = top === 255 ? roundEven(value) : value;
   }
-  return { volume: out, affine };
+  return out;
 }
 
 // The scan with its axes in the order and direction of the grid's (a view), and the matrix from the grid to it.

@@ -1,7 +1,8 @@
 // Grey values: meshnet/scans/intensity.py, and the head's box of meshnet/scans/head.py.
 "use strict";
 
-const HISTOGRAM_BINS = 1000, CROPPED_FRACTION = 0.001, EXTREME = 0.001, EATEN = 8;
+const HISTOGRAM_BINS = 1000, CROPPED_FRACTION = 0.001, FAR = 16, LARGEST_ML = 300, SMALL = 2 ** 21, EVERY = 61;
+const EXTREMES = [[0.001, 8], [0.003, 16], [0.01, 16], [0.03, 16], [0.06, 16]];
 const QUANTILES = [0.005, 0.995], BRAINCHOP_QUANTILES = [0.05, 0.95];
 
 // numpy's quantile of sorted values.
@@ -43,12 +44,52 @@ function allButTop(data, kind, low, high) {
   return low + Math.max(first - 1, 1) * binSize;
 }
 
-// The range of all voxels but the outermost 0.1 % on either side, where extreme ones have taken most of the range; else null.
-function withoutExtremes(volume, scaling, low, high) {
-  if (scaling === "window" || scaling === "quantile" || (scaling === "conform_uint8" && volume.kind === "u1")) return null;
-  const sample = sampled(volume, Math.min(...volume.shape) >= 32 ? 4 : 1).sort();
-  const inner = [quantile(sample, EXTREME), quantile(sample, 1 - EXTREME)];
-  return !(inner[1] > inner[0]) || high - low < EATEN * (inner[1] - inner[0]) ? null : inner;
+// The range of all voxels but the outermost on either side, where these have taken most of the whole: a handful of rogue
+// ones, or a bright slice or block: {lowest, highest, low, high, share}. Null where they have not.
+function withoutExtremes(volume, scaling, voxelMl) {
+  const { data, kind } = volume;
+  if (scaling === "window" || ((scaling === "conform_uint8" || scaling === "brainchop_quantile") && kind === "u1")) return null;
+  const [lowest, highest] = extremes(data), single = data instanceof Float32Array, as = single ? f32 : (value) => value;
+  const ends = Float64Array.from(corners(volume.shape.map((n) => [0, n - 1])), (at) =>
+    data[volume.offset + at[0] * volume.strides[0] + at[1] * volume.strides[1] + at[2] * volume.strides[2]]).sort();
+  const background = single ? f32(f32(ends[3] + ends[4]) / 2) : (ends[3] + ends[4]) / 2;
+  const zero = lowest <= 0 && highest >= 0 ? 0 : background;
+  let values = null, inner = null;
+  for (const every of data.length > SMALL ? [EVERY, 1] : [1]) {  // the second time only where the first one finds something
+    values = everyOne(data, every).filter((value) => value !== 0 && value !== background);
+    inner = innerRange(values, [zero, background], scaling, highest - lowest, voxelMl * every, every > 1 ? 0.5 : 1);
+    if (!inner) return null;
+  }
+  const [low, high] = inner, counted = scaling === "quantile" || (low <= background && background <= high) ? values : data;
+  const least = as(low), most = as(high);
+  let out = 0;
+  for (let i = 0; i < counted.length; ++i) if (counted[i] < least || counted[i] > most) ++out;
+  return { lowest, highest, low, high, share: out / data.length };
+}
+
+function everyOne(data, every) {
+  if (every === 1) return data;
+  const found = new data.constructor(Math.ceil(data.length / every));
+  for (let i = 0; i < found.length; ++i) found[i] = data[i * every];
+  return found;
+}
+
+// Lowest and highest of the values, and of the background where it is near them, without the smallest share that has taken
+// the range `whole`; null where no share has.
+function innerRange(values, background, scaling, whole, voxelMl, strict) {
+  if (!values.length) return null;
+  values.sort();
+  if (scaling === "quantile") whole = quantile(values, QUANTILES[1]) - quantile(values, QUANTILES[0]);
+  for (const [position, [share, times]] of EXTREMES.entries()) {
+    if (position && share * values.length * voxelMl > LARGEST_ML / strict) return null;
+    let low = quantile(values, share), high = quantile(values, 1 - share), ranges = [[low, high, times]];
+    if (scaling !== "quantile") {
+      low = Math.min(low, background[0]), high = Math.max(high, background[0]);
+      ranges = [[Math.min(low, background[1]), Math.max(high, background[1]), times], [low, high, FAR]];
+    }
+    for (const [from, to, least] of ranges) if (to > from && whole >= least * strict * (to - from)) return [from, to];
+  }
+  return null;
 }
 
 // Every `step`-th voxel of each axis, in C order.

@@ -17,6 +17,7 @@ const MESSAGES = {
   unit: "{}: found an extent of {} mm, since its header declares the unit {}, expected a head; if the sizes are in mm, set xyzt_units to 2 (fslmodhd, nifti_tool)",
   noAffine: "{}: found no affine (sform_code and qform_code are both 0), expected one of them set; convert it again from DICOM, or copy the header from a scan on the same grid (fslcpgeom)",
   singular: "{}: found a singular affine {}, expected three independent axes; convert it again from DICOM or repair its header",
+  farthest: "{}: found {} mm in its affine, expected at most {}; convert it again from DICOM or repair its header",
   // meshnet/inference/scan.py
   channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
   threshold: "threshold: found {}, expected 0 to 1",
@@ -34,7 +35,9 @@ const MESSAGES = {
   emptyChannel: "{}: channel {} is empty on the model's grid, expected it to overlap the first channel ({}); check its affine, or whether it belongs to this patient",
   elsewhere: "{}: channel {} covers {} % of channel {}, expected overlap; check its affine, or whether it belongs to this patient",
   partly: "channel {} covers only {} % of channel {}",
-  extremes: "{}: a few voxels from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
+  few: "a few voxels",
+  bright: "{} of the voxels, as a bright slice,",
+  extremes: "{}: {} from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
   fewGreys: "{}: 98 % of the head lies within {} of 256 grey levels, so the mask is doubtful; check the intensities of the scan",
 };
 

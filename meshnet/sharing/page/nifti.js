@@ -14,7 +14,7 @@ const COLOURS = {
   2304: ["[('R', 'u1'), ('G', 'u1'), ('B', 'u1'), ('A', 'u1')]", 4],
 };
 const UNITS_MM = { 1: 1000, 3: 0.001 };
-const HEAD_MM = [10, 2000], LEAST = 1e-30, MOST = 1e30;
+const HEAD_MM = [10, 2000], FARTHEST_MM = 1e5, LEAST = 1e-30, MOST = 1e30;
 const MOST_BYTES = 2 ** 31;  // of one array in a browser
 // name: [offset, type, count] in NIfTI-1 and in NIfTI-2
 const FIELDS = [{
@@ -173,6 +173,8 @@ function checkAffine(header, name) {
     const rows = affine.slice(0, 3).map((row) => `[${row.map((value) => float(roundEven(value * 1e4) / 1e4)).join(", ")}]`);
     refuse("singular", name, `[${rows.join(", ")}]`);
   }
+  const farthest = Math.max(...affine.flat().map(Math.abs)) * (UNITS_MM[header.xyzt_units & 7] || 1);
+  if (farthest > FARTHEST_MM) refuse("farthest", name, general(farthest), general(FARTHEST_MM));
 }
 
 function inMillimetres(image, scale, name) {

@@ -27,13 +27,13 @@ async function readCase(files, card, step, parts) {
     step("conforming");
     await timed(parts, "conform", () => {
       const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
-      views.push({ channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
+      views.push({ extremes: conformed.map(({ extremes: found }) => found), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
     });
   }
   await timed(parts, "check", () => {
     const volumes = views[0].channels.map((data) => makeVolume(data, views[0].shape));
     remarks.push(...checkChannels(volumes, card.channels, files[0].name));
-    images.forEach((image, c) => remarks.push(...greyRemarks(image, volumes[c], card.scaling, card.channels[c])));
+    volumes.forEach((volume, c) => remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c])));
   });
   return { images, views, remarks: [...new Set(remarks)] };
 }
