@@ -42,7 +42,7 @@ class DataConfig:
 
     crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always for a MeshNet with instance or group norm)
     scaling: str | None = knob(None, choices=SCALINGS)  # refuse data prepared with another scaling; null: accept any
-    workers: int = knob(2, low=0)  # processes that read and augment cases
+    workers: int | None = knob(None, low=0)  # processes that read and augment cases; null: 2, and on a GPU as many as its training process has cores, at most 8
 
 
 @dataclass

@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: these tests are of the CPU, on a GPU's machine too
+
 import pytest
 from stand_in import Bench
 

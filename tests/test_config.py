@@ -31,7 +31,7 @@ def test_monitor_and_mode_follow_each_other():
 
 
 NUMBERS = {  # what is taken where nothing is said, and what may be said; a bracket takes its own number in
-    "data.workers": (2, "[0, inf)"),
+    "data.workers": (None, "[0, inf)"),
     "model.channels": (26, "[1, inf)"),
     "model.dilations": ([1, 2, 4, 8, 16, 16, 8, 4, 2], "[1, inf)"),
     "model.norm_groups": (0, "[0, inf)"),

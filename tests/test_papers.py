@@ -27,7 +27,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "srun ", "sbatch ")
 RECIPE = "recipes/meshnet26.yaml"  # in the place of a recipe that only a run of the reader's would write
 # Flags of other programs: the optimizer guide's script, mri_convert, SLURM, Accelerate.
-FOREIGN = {"--epochs", "--amp", "--config", "--dataset-config", "--conform"}
+FOREIGN = {"--epochs", "--amp", "--config", "--dataset-config", "--conform", "--ipc", "--shm-size",
+           "--kill-on-bad-exit"}
 GUIDE = {"--override optimizer.lr=0.0003 --epochs 50"}  # as the guide writes it
 
 

@@ -1,6 +1,7 @@
 """Short runs of train.py, and whether two of them are the same."""
 
 import json
+from pathlib import Path
 
 import torch
 from conftest import run_script_file
@@ -37,3 +38,8 @@ def assert_same_run(one, two):
 
 RICH = ["--training.max_epochs", 4, "--ema.enabled", "true", "--model.dropout", 0.2, "--training.accumulation", 2,
         "--training.save_every_steps", 1, "--scheduler.pct_start", 0.3, "--training.gradient_clipping", "true"]
+TWO = ["--training.max_epochs", 6, "--training.save_every_steps", 1, "--model.dropout", 0.2, "--ema.enabled", "true"]
+
+
+def children(pid):
+    return [int(part) for part in (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split()]

@@ -1,5 +1,6 @@
 """Training batches: the order of cases, crops, patches and augmentation."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import torch
 
 from meshnet.data.augment import Augment, case_seed
 from meshnet.data.reader import PreparedData
-from meshnet.errors import AGAIN, Surroundings, first_line
+from meshnet.errors import AGAIN, TOKEN, Surroundings, first_line
+from meshnet.machine import usable_cores
 from meshnet.scans.intensity import as_input
 
 BATCH_KEYS = ("image", "mask")
@@ -73,8 +75,23 @@ def batches_of_rank(order: list[int], batch_size: int, rank: int, world: int) ->
     return [order[start:start + batch_size] for start in range(rank * batch_size, len(order), world * batch_size)]
 
 
-def load_batches(cases: TrainingCases, batches: list[list[int]], epoch: int, workers: int) -> Iterator[dict]:
+def choose_workers(asked: int | None, on_gpu: bool) -> int:
+    """``data.workers``: on a GPU all cores that this process has, at most 8 and at least 2, since a step there takes
+    less time than to augment a case does on one core."""
+    if asked is not None:
+        return asked
+    if not on_gpu:
+        return 2
+    given = os.environ.get("OMP_NUM_THREADS", "") if os.environ.get(TOKEN) else ""  # its driver's share
+    cores = int(given) if given.isdecimal() else usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(2, cores))
+
+
+def load_batches(cases: TrainingCases, batches: list[list[int]], epoch: int, workers: int,
+                 pinned: bool = False) -> Iterator[dict]:
     """Batches in order, read ahead by ``workers`` processes: image (B, C, X, Y, Z), mask (B, X, Y, Z), index (B,).
+
+    pinned: in memory that a GPU copies from by itself.
 
     Raises:
         Surroundings: where the worker processes have too little shared memory, or one was killed.
@@ -83,7 +100,7 @@ def load_batches(cases: TrainingCases, batches: list[list[int]], epoch: int, wor
     try:
         yield from torch.utils.data.DataLoader(
             cases, batch_sampler=[[(index, epoch) for index in batch] for batch in batches], num_workers=workers,
-            generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(), pin_memory=pinned,
             multiprocessing_context="fork" if workers else None)
     except (RuntimeError, OSError) as error:
         line = explain_worker(error, workers) if workers else ""

@@ -40,7 +40,8 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) ->
     Raises:
         UserError: where the model's folder or its card is not found or not valid.
     """
-    if device is None and sys.platform == "linux" and not any(map(os.path.exists, GPUS)):
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if device is None and sys.platform == "linux" and (hidden or not any(map(os.path.exists, GPUS))):
         device = "cpu"  # as scan.pick_device chooses
     if device != "cpu":
         return None

@@ -180,7 +180,8 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: a GPU for each process
+            # torchrun: a GPU for each process, in turn where there are fewer
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: not available here; leave it out for the fastest there is") from None

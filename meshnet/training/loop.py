@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 
 from meshnet.config import TrainingConfig
-from meshnet.data.batches import TrainingCases, batches_of_rank, epoch_order, load_batches
+from meshnet.data.batches import TrainingCases, batches_of_rank, choose_workers, epoch_order, load_batches
 from meshnet.errors import Diverged
 from meshnet.networks.folder import save_model, save_weights
 from meshnet.runs.folder import (
@@ -112,7 +112,9 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
     order = epoch_order(run.train, run.seed, progress.epoch, cases_per_step(config, accelerator.num_processes))
     batches = batches_of_rank(order, config.training.batch_size, accelerator.process_index, accelerator.num_processes)
     cases = TrainingCases(run.data, run.box, config.model.patch, run.seed, run.augment)
-    todo = load_batches(cases, batches[progress.batches:], progress.epoch, config.data.workers)
+    on_gpu = accelerator.device.type == "cuda"
+    workers = choose_workers(config.data.workers, on_gpu)
+    todo = load_batches(cases, batches[progress.batches:], progress.epoch, workers, on_gpu)
     started = time.monotonic()
     earlier, rate = progress.seconds, run.schedule.rates()[0]
     begin_training(run)

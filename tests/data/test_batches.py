@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from meshnet.data import batches as module
 from meshnet.data.batches import (
     TrainingCases,
     batches_of_rank,
@@ -113,3 +114,16 @@ class Deadly(torch.utils.data.Dataset):
 def test_a_worker_that_is_killed_is_a_matter_of_the_surroundings():
     with pytest.raises(Surroundings, match=r"--data.workers 1: a worker process that reads cases was killed"):
         list(load_batches(Deadly(), [[0], [1]], 0, 1))
+
+
+@pytest.mark.parametrize("asked, on_gpu, environment, found", [
+    (None, False, {}, 2), (0, True, {}, 0), (5, False, {}, 5), (None, True, {}, 8),
+    (None, True, {"LOCAL_WORLD_SIZE": "4"}, 4), (None, True, {"LOCAL_WORLD_SIZE": "16"}, 2),
+    (None, True, {"MESHNET_JOB": "t", "OMP_NUM_THREADS": "3"}, 3), (None, True, {"OMP_NUM_THREADS": "3"}, 8),
+])
+def test_how_many_processes_read(monkeypatch, asked, on_gpu, environment, found):
+    """One thread is what accelerate launch sets, of a slot it is the share of the cores."""
+    monkeypatch.setattr(module, "usable_cores", lambda: 16)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert module.choose_workers(asked, on_gpu) == found

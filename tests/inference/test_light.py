@@ -68,8 +68,11 @@ def test_dilations_that_are_none_are_left_to_pytorch(dilations):
 def test_gpus_are_left_to_pytorch(tmp_path, monkeypatch):
     saved(tmp_path)
     monkeypatch.setattr(light, "GPUS", (str(tmp_path),))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert light.load(tmp_path) is None and light.load(tmp_path, device="cuda") is None
     assert light.load(tmp_path, device="cpu") is not None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU that is hidden is none
+    assert light.load(tmp_path) is not None and light.load(tmp_path, device="cuda") is None
 
 
 def test_the_command_does_not_import_pytorch(tmp_path, root):

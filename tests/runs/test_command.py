@@ -95,7 +95,7 @@ def run_jobs(launcher, jobs):
     for one in jobs:
         launcher.submit(one)
     wait_for(lambda: [ended.update({end.handle.job.run_dir.name: end for end in launcher.poll()}),
-                      launcher.running()][1] == [])
+                      launcher.running()][1] == [], seconds=300)
     return ended
 
 
@@ -137,3 +137,39 @@ def test_a_slot_of_two_gpus_ends_as_its_first_process_and_knows_no_default_confi
     output = ended.handle.output()
     assert (ended.code, output.count("2,5 no\n")) == (code, 2), output
     assert line in ended.line
+
+
+TRAIN = """
+    import os, runpy, sys
+    print("slot", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    os.environ["ACCELERATE_USE_CPU"] = "1"  # there is no such GPU
+    sys.path.insert(0, {root!r})
+    sys.argv[1:] = {flags!r}
+    runpy.run_path({root!r} + "/train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_real_runs_in_slots_with_one_gpu_end_as_on_a_cpu(job, root, monkeypatch, tiny_data, tmp_path):
+    """Codes 0, 2 and 3 with their last lines; the precision is the file's, and is recorded."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    flags = {"good": ["--training.max_epochs", "1"], "wrong": ["--fold", "9"],
+             "nan": ["--optimizer.lr", "1e30", "--model.norm", "none", "--training.max_epochs", "3"]}
+
+    def jobs():
+        for name, own in flags.items():
+            given = ["--data", str(tiny_data), "--run_dir", str(tmp_path / name), "--model.channels", "3",
+                     "--model.dilations", "1", "2", "--data.workers", "0", *own]
+            yield job(name, textwrap.dedent(TRAIN).format(root=str(root), flags=given))
+
+    config = tmp_path / "bf16.yaml"
+    config.write_text("distributed_type: 'NO'\nmixed_precision: bf16\n")
+    ended = run_jobs(make_launcher("local", accelerate_config=str(config)), list(jobs()))
+    assert {name: end.code for name, end in ended.items()} == {"good": 0, "wrong": 2, "nan": 3}
+    assert ended["wrong"].line.startswith("--fold 9: ") and "the last resume point is kept" in ended["nan"].line
+    assert "precision: bf16" in (tmp_path / "good" / "config.yaml").read_text()
+    said = sorted(end.handle.output().splitlines()[0] for end in ended.values())
+    assert said == ["slot 0", "slot 1", "slot 2"]
+    text = (root / "accelerate_configs/one_gpu_fp16.yaml").as_posix()
+    again = run_jobs(make_launcher("local", accelerate_config=text), [next(jobs())])["good"]
+    assert again.code == 0 and "already finished" in again.handle.output()  # in the precision that it began in

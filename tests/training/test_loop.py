@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import GLOO, ROOT, torchrun
 from safetensors.torch import load_file
-from training_runs import RICH, SMALL, assert_same_run, lines, train, weights
+from training_runs import RICH, SMALL, TWO, assert_same_run, children, lines, train, weights
 
 from meshnet.config import LossConfig
 from meshnet.data.batches import epoch_order
@@ -128,9 +128,6 @@ def test_a_collapse_is_said_once(tiny_data, tmp_path):
     assert all(row["collapsed"] for row in lines(tmp_path / "run")[-3:])
 
 
-TWO = ["--training.max_epochs", 6, "--training.save_every_steps", 1, "--model.dropout", 0.2, "--ema.enabled", "true"]
-
-
 def kill_one_process(data, folder, after):
     """Two processes train; the second is killed when ``after`` resume points were seen. The launcher's exit code."""
     command = [*torchrun(), ROOT / "train.py", "--data", data, "--run_dir", folder, *SMALL, *TWO]
@@ -145,10 +142,6 @@ def kill_one_process(data, folder, after):
     launcher.communicate(timeout=60)
     assert not os.path.exists(f"/proc/{ranks['0']}")
     return launcher.returncode
-
-
-def children(pid):
-    return [int(part) for part in (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split()]
 
 
 def rank(pid):
