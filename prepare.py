@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--classes", nargs="+", metavar="NAME", help="names of classes 1, 2, … (default: lesion, or the "
                    "source's names)")
     g.add_argument("--marks", metavar="NAME", help="the one class that the network should mark; the others only "
-                   "teach it what is not a lesion (default: all; lesion for the preset bright_fluid)")
+                   "teach it what is not a lesion (default: all; lesion for the presets bright_fluid and every)")
 
     g = p.add_argument_group("what the model will see")
     g.add_argument("--voxel_mm", type=float, default=1.0, help="edge of a voxel (default 1)")
@@ -70,7 +70,11 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
     g.add_argument("--synthetic_seed", type=int, default=0, help="another number gives other cases (default 0)")
     g.add_argument("--synthetic_preset", default="demo", metavar="NAME",
-                   help="how much they vary: demo, train, bright or bright_fluid")
+                   help="how much they vary: demo, train, bright, bright_fluid or every")
+    g.add_argument("--anatomy", metavar="FOLDER", help="whole-head label maps to make heads from: FreeSurfer's labels, "
+                   "or those of a table tissues.yaml beside them (default: one mean head)")
+    g.add_argument("--lesions", nargs="+", default=[], metavar="FOLDER", help="lesion masks in MNI space to take "
+                   "lesions from (default: made up); needs --anatomy")
 
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
     return p
@@ -102,7 +106,7 @@ def main() -> int:
     options = {}
     if arguments.format == "synthetic":
         options = {"cases": arguments.cases, "voxel_mm": arguments.voxel_mm, "seed": arguments.synthetic_seed,
-                   "preset": arguments.synthetic_preset}
+                   "preset": arguments.synthetic_preset, "anatomy": arguments.anatomy, "lesions": arguments.lesions}
     filters = Filters.parse(arguments.include, arguments.exclude, arguments.image_pattern, arguments.mask_pattern,
                             arguments.same)
     listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, arguments.subject,
@@ -170,6 +174,10 @@ def check_flags(arguments: argparse.Namespace) -> None:
         if getattr(arguments, flag) and arguments.format not in formats:
             raise UserError(f"--{flag}: found --format {arguments.format}, expected one of {', '.join(formats)}; leave "
                             "the flag out")
+    if arguments.format != "synthetic" and (arguments.anatomy or arguments.lesions):
+        raise UserError(f"--anatomy, --lesions: found --format {arguments.format}, expected synthetic; leave them out")
+    if arguments.lesions and not arguments.anatomy:
+        raise UserError("--lesions: found no --anatomy, expected the folder of label maps that they are laid on")
     if not arguments.out and not arguments.list:
         raise UserError("--out: missing, expected the folder to write; or use --list to write nothing")
     if arguments.format in ("bids", "hub") and not arguments.suffix:
@@ -205,7 +213,8 @@ def make_settings(arguments: argparse.Namespace, listing) -> tuple:
     from meshnet.scans.grid import Grid
 
     fluid = arguments.format == "synthetic" and listing.classes is not None  # a preset that labels fluid as well
-    labels = parse_labels(arguments.labels or (["1", "2"] if fluid else None))
+    every = [str(number) for number in range(1, len(listing.classes) + 1)] if fluid else None
+    labels = parse_labels(arguments.labels or every)
     classes = class_names(labels, arguments.classes, listing.classes)
     marks = arguments.marks or ("lesion" if fluid and "lesion" in classes else None)
     if marks and marks not in classes[1:]:

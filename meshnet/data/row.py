@@ -54,9 +54,19 @@ def code_version(synthetic: bool) -> str:
     """A hash of the source code that rows depend on: a change in it prepares every case again."""
     modules = [*CODE, sys.modules[__name__]]
     if synthetic:
-        from meshnet.data.synthetic import anatomy, atlas, case, lesions, scanner
+        from meshnet.data.synthetic import (
+            anatomy,
+            atlas,
+            case,
+            from_folders,
+            labelled,
+            labelmaps,
+            lesionmasks,
+            lesions,
+            scanner,
+        )
 
-        modules += [anatomy, atlas, case, lesions, scanner]
+        modules += [anatomy, atlas, case, from_folders, labelled, labelmaps, lesionmasks, lesions, scanner]
     return hash_of([sha256_file(module.__file__) for module in modules])
 
 

@@ -32,6 +32,8 @@ class Preset:
     fresh: tuple[str, ...] = ("DWI",)  # contrasts on which 85 % are fresh, since old lesions are dark on them
     second: float = 0.15  # share of cases with a second, independent lesion
     fluid: bool = False  # whether the mask says 2 where there is cerebrospinal fluid
+    spots: float = 0.0  # share of heads with white-matter disease, 3 in the mask; on label maps alone
+    inverted: float = 0.0  # share of scans whose grey values are turned round
 
 
 PRESETS = {
@@ -44,6 +46,10 @@ PRESETS["bright"] = replace(PRESETS["train"], contrasts={"T2w": 0.7, "FLAIR": 0.
                             healthy=0.12, fresh=("FLAIR", "DWI"))
 # The same heads with the fluid in the mask, so that a network learns to tell it from the lesions that it resembles.
 PRESETS["bright_fluid"] = replace(PRESETS["bright"], fluid=True)
+# Every contrast and every size of stroke; made for label maps and lesion masks of folders (from_folders.py).
+PRESETS["every"] = replace(PRESETS["train"], contrasts={"T1w": 0.3, "T2w": 0.29, "FLAIR": 0.2, "DWI": 0.17,
+                           "random": 0.04}, healthy=0.12, smallest_mm3=800.0, largest_mm3=200_000.0, extracted=0.25,
+                           fluid=True, spots=0.5, second=0.25, acute=0.3, inverted=0.01)
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
 MEANS = {
