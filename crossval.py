@@ -39,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, metavar="FOLDER",
                    help="folder for plan, runs and report; an existing one is continued")
     p.add_argument("--data", metavar="FOLDER", help="prepared data set (prepare.py)")
-    p.add_argument("--recipes", nargs="+", default=[], metavar="FILE", help="one model each, named after its file")
+    p.add_argument("--recipes", nargs="+", default=[], metavar="FILE",
+                   help="files, or names of recipes/; one model each, named after its file")
     p.add_argument("--restarts", nargs="+", type=int, default=[], metavar="N", help="restarts of all recipes, or "
                    "one number for each (default: as in the paper, 10 for a MeshNet and 1 for other networks)")
     p.add_argument("--inner_fold", type=int, default=0,
@@ -125,8 +126,10 @@ def make_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict
     from meshnet.data.schema import load_prepared
     from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.hub import data_folder
+    from meshnet.recipe import find_recipe
     from meshnet.runs.folder import versions
 
+    arguments.recipes = [find_recipe(recipe, "--recipes") for recipe in arguments.recipes]
     data = Path(data_folder(arguments.data))
     prepared, splits = load_prepared(data), load_splits(data / SPLITS)
     check_splits(splits, data / SPLITS)

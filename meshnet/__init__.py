@@ -17,7 +17,9 @@ from pathlib import Path
 from meshnet.errors import check_packages
 
 __version__ = "0.1.0"
-ROOT = Path(__file__).resolve().parent.parent  # of the checkout: the scripts, recipes and built-in weights
+_INSTALLED = Path(__file__).resolve().parent / "root"  # where setup.py puts them
+# The folder with the scripts, recipes and built-in weights: of the checkout, or within the installed package.
+ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parent.parent
 _HOMES = {
     "MeshNet": "networks.meshnet", "load_model": "networks.build", "Card": "networks.card",
     "segment_scan": "inference.scan", "predict": "inference.predict", "conform": "scans.grid",

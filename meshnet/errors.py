@@ -26,6 +26,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from meshnet.flags import add_version, meant
 from meshnet.numbers import NUMBERS, read_number
 
 if TYPE_CHECKING:
@@ -333,13 +334,13 @@ def _end_late(told: "socket.socket", over: threading.Event, grace: float, number
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as every other error of this program, and whose numbers are those
-    of ``read_number``."""
+    """An argument parser whose errors are one line, and whose numbers are those of ``read_number``."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         for kind in NUMBERS:
             self.register("type", kind, functools.partial(read_number, kind=kind))
+        add_version(self)
 
     def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}{meant(self, message)}; see {self.prog} --help")

@@ -13,12 +13,28 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from meshnet import ROOT
 from meshnet.config import NOT_IDENTITY, Config, coerce, direction, identity, resolve, to_dict, with_types
 from meshnet.errors import OneLineParser, UserError
 from meshnet.mapping import Mapping, dump, parse_yaml, read_file
 
 SEARCH_SECTION = "search"
 RUN_SECTION = "run"  # of a run folder's config.yaml, which is a recipe as well
+
+
+def find_recipe(name: str, flag: str = "--recipe") -> str:
+    """The path of a recipe: of a file, or of one of the program's own by its bare name, such as ``meshnet16``.
+    ``flag``: for the message.
+
+    Raises:
+        UserError: where a bare name is neither.
+    """
+    if Path(name).exists() or Path(name).suffix or len(Path(name).parts) != 1:
+        return name
+    own = {path.stem: str(path) for path in sorted((ROOT / "recipes").iterdir())}
+    if name not in own:
+        raise UserError(f"{flag} {name}: found neither a file nor a recipe of the program{nearest(name, list(own))}")
+    return own[name]
 
 
 def read_mapping(path: str | Path) -> Mapping:
@@ -150,6 +166,7 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
     first.add_argument("--recipe", nargs="+", default=[], action="extend")
     first.add_argument("--override", nargs="+", default=[], action="extend")
     files, rest = first.parse_known_args(arguments)
+    files.recipe = [find_recipe(one) for one in files.recipe]
     config = load_recipes(files.recipe)
     given = [text.partition("=")[0].strip() for text in files.override]
     given += [text[2:].partition("=")[0] for text in rest if text.startswith("--")]
@@ -159,7 +176,8 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
 
     parser = flag_parser(prog, description)
     add_flags(parser)
-    parser.add_argument("--recipe", nargs="+", metavar="FILE", default=[], help="YAML or JSON, later files win")
+    parser.add_argument("--recipe", nargs="+", metavar="FILE", default=[],
+                        help="YAML or JSON, or the name of one of recipes/; later ones win")
     parser.add_argument("--override", nargs="+", metavar="SECTION.FIELD=VALUE", default=[],
                         help="the same as --section.field value, for any field")
     parser.add_arguments(Config, dest="config", default=with_types(config))

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+import meshnet
 from meshnet.errors import REQUIRED, TOKEN, OneLineParser, UserError, run_script
 
 
@@ -221,3 +222,17 @@ def main():
 @POSIX
 def test_nohup_is_believed(root):
     assert signalled(root, signal.SIGHUP, ignored=[signal.SIGHUP]) == (None, "")
+
+
+def test_every_script_says_its_version_and_guesses_a_flag(capsys):
+    parser = OneLineParser("script.py")
+    parser.add_argument("--threshold")
+    parser.add_argument("--crop", choices=("head", "none"))
+    for given, words in ((["--thresold", "1"], "did you mean --threshold"), (["--crop", "haed"], "did you mean head")):
+        with pytest.raises(UserError, match=words):
+            parser.parse_args(given)
+    with pytest.raises(UserError, match="unrecognized arguments: --zzz; see"):
+        parser.parse_args(["--zzz"])
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"meshnet {meshnet.__version__}\n"

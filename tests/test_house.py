@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-GROUND = ["numbers", "errors", "files", "machine", "mapping", "config", "recipe", "hub", "plots"]
+GROUND = ["numbers", "flags", "errors", "files", "machine", "mapping", "config", "recipe", "hub", "plots"]
 GONE = {"modelfolder"}  # says where its one name went, for model cards of earlier versions
 ROOMS = ["scans", "kernels", "runs", "data", "networks", "inference", "cohort", "training", "search", "crossval",
          "sharing"]
@@ -75,7 +75,7 @@ def test_a_wrong_import_is_found(tmp_path, where, line, fault):
 
 def test_every_file_stands_in_the_ground_or_in_a_room(root):
     names = {path.stem if path.is_file() else path.name for path in (root / "meshnet").iterdir()}
-    assert names - {"__init__", "__pycache__"} == {*ORDER} | GONE
+    assert names - {"__init__", "__main__", "__pycache__"} == {*ORDER} | GONE
 
 
 def test_what_answers_at_once_never_loads_torch(root):

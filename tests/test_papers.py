@@ -19,12 +19,13 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
+from meshnet.__main__ import VERBS
 from meshnet.config import Config
 from meshnet.recipe import load_search, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "srun ", "sbatch ")
+BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "meshnet ", "srun ", "sbatch ")
 RECIPE = "recipes/meshnet26.yaml"  # in the place of a recipe that only a run of the reader's would write
 # Flags of other programs: the optimizer guide's script, mri_convert, SLURM, Accelerate.
 FOREIGN = {"--epochs", "--amp", "--config", "--dataset-config", "--conform", "--ipc", "--shm-size",
@@ -112,7 +113,11 @@ def check(words: list[str], monkeypatch) -> None:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert set(words) <= set(targets), f"the Makefile has no {words}"
     elif program == "pip":
-        assert words[:2] == ["install", "-r"] and (ROOT / words[2]).is_file()
+        assert words == ["install", "."] or (words[:2] == ["install", "-r"] and (ROOT / words[2]).is_file())
+    elif program == "meshnet":
+        check_script(VERBS[words[0]][0], words[1:], monkeypatch)
+    elif words[:2] == ["-m", "meshnet"]:
+        check_script(VERBS[words[2]][0], words[3:], monkeypatch)
     elif words[0] == "-m":
         check_module(words[1], words[2:], monkeypatch)
     else:

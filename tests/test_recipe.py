@@ -11,7 +11,7 @@ import yaml
 from meshnet.config import Config, identity, resolve, to_dict
 from meshnet.errors import UserError
 from meshnet.mapping import dump, strip_json_comments
-from meshnet.recipe import dump_config, load_recipes, load_search, parse, read_mapping
+from meshnet.recipe import dump_config, find_recipe, load_recipes, load_search, parse, read_mapping
 
 GUIDE = {
     "guide_adamw": {"optimizer.name": "AdamW", "optimizer.lr": 1e-4, "optimizer.betas": [0.9, 0.999],
@@ -243,3 +243,23 @@ def test_help_answers_without_torch(root):
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "--optimizer.weight_decay" in found.stdout
+
+
+def test_a_recipe_of_the_program_is_found_by_its_bare_name(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("meshnet16") == str(root / "recipes/meshnet16.yaml")
+    found, config = parse("train.py", "", lambda parser: None, ["--recipe", "meshnet16", "guide_quick"])
+    assert config.model.channels == 16 and config.training.max_epochs == 20
+    assert found.recipe == [str(root / "recipes/meshnet16.yaml"), str(root / "recipes/guide_quick.json")]
+    with pytest.raises(UserError, match=r"--recipes meshnet17: found neither .*; did you mean 'meshnet16'\?"):
+        find_recipe("meshnet17", "--recipes")
+    (tmp_path / "meshnet16").write_text("model: {channels: 7}")  # a file of the user's own comes first
+    assert find_recipe("meshnet16") == "meshnet16"
+    assert find_recipe("other/meshnet16") == "other/meshnet16" and find_recipe("mine.yaml") == "mine.yaml"
+
+
+def test_a_flag_that_is_nearly_right_is_guessed():
+    with pytest.raises(UserError, match=r"unrecognized arguments: --optimizer.lrr 1; did you mean --optimizer.lr\?"):
+        parse("train.py", "", lambda parser: None, ["--optimizer.lrr", "1"])
+    with pytest.raises(UserError, match=r"invalid choice: 'Adamw' .*; did you mean AdamW\?"):
+        parse("train.py", "", lambda parser: None, ["--optimizer.name", "Adamw"])

@@ -39,6 +39,8 @@ STOP_KEYS = (UNSCHEDULED, "collapsed")
 @functools.cache
 def git_commit() -> str | None:
     """The commit of this program, with ``+`` where files differ from it; None outside a checkout."""
+    if not (ROOT / ".git").exists():  # installed: a repository around it would be another one
+        return None
     try:
         found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
                                capture_output=True, text=True, timeout=10, check=False)
