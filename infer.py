@@ -264,6 +264,7 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
             nib.save(found.probabilities, temporary)
     result = {"scan": [str(path) for path in planned["scans"]], **{name: str(planned[name]) for name in written},
               "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
+              "quality": found.quality,
               "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
     batch.before(planned, case, found, result)
     with timed(parts, "write"), whole_file(mask) as temporary:

@@ -22,7 +22,7 @@ ACTIVATIONS = ("relu", "elu", "gelu")  # of a MeshNet; kernels.calls numbers the
 NORMS = ("batch", "instance", "group", "none")
 OPTIMIZERS = ("AdamW",)
 SCHEDULERS = ("OneCycleLR", "ReduceLROnPlateau", "cosine", "constant")
-SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "window")  # see ``scans.intensity``
+SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "lesions_bright", "window")  # see ``scans.grid``
 LOSSES = ("ce", "dice", "dice_ce")
 MONITORS = ("train_loss", *(f"val_{name}{ema}" for ema in ("", "_ema") for name in ("loss", "dice", "dice_macro", "avd", "mcc")))
 

@@ -14,7 +14,7 @@ from meshnet.data.sources.case import Case, Loaded
 from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import hash_of, whole_file
-from meshnet.scans import checks, grid, head, intensity, nifti, resample
+from meshnet.scans import checks, contrast, grid, head, intensity, nifti, resample
 from meshnet.scans import mask as masks
 from meshnet.scans.checks import (
     check_channels,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FILLS_HEAD = 0.5  # share of the head from which a mask is asked about
 # A change in these, or in this file, prepares every case again.
-CODE = (checks, grid, head, intensity, masks, nifti, resample, schema)
+CODE = (checks, contrast, grid, head, intensity, masks, nifti, resample, schema)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from meshnet.networks.folder import default_model
 from meshnet.scans.checks import check_channels, extent_remarks, fitted, grey_remarks, header_remarks
 from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
 from meshnet.scans.intensity import Extremes, as_input
-from meshnet.scans.mask import clean, lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT, check_image, image_like, read_image, split_channels
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Segmentation:
     ``mask`` holds labels, uint8: 0 and 1 where one class is marked, else the model's classes. ``probabilities`` is the
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
-    step, by name.
+    step, by name. ``quality`` is the Dice to be expected if the probabilities are right (``scans.mask.expected_dice``).
     """
 
     mask: nib.Nifti1Image
@@ -69,6 +69,7 @@ class Segmentation:
     probabilities: nib.Nifti1Image | None = None
     remarks: tuple[str, ...] = ()
     parts: dict[str, float] = field(default_factory=dict)
+    quality: float | None = None
 
 
 def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequence | None = None, *,
@@ -274,12 +275,12 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
         every = card.marking.labels(found, threshold)
         labels = clean(every, voxel_mm3, smallest)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
-    lesion = None
-    if probabilities:
-        lesion = signed(image_like(found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32), like))
+        lesion = found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32)
+        quality = expected_dice(lesion, labels > 0, voxel_mm3)
     return Segmentation(signed(image_like(labels, like)), round(float(sum(sizes)) / 1000, 3), len(sizes),
-                        round(float(max(sizes, default=0)) / 1000, 3), lesion,
-                        (*case.remarks, *remarks_on(every, labels, voxel_mm3, smallest)), parts)
+                        round(float(max(sizes, default=0)) / 1000, 3),
+                        signed(image_like(lesion, like)) if probabilities else None,
+                        (*case.remarks, *remarks_on(every, labels, voxel_mm3, smallest)), parts, round(quality, 3))
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:

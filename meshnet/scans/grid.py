@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
+from meshnet.scans.contrast import lesions_bright
 from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
 from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import mask_classes
@@ -87,6 +88,8 @@ def conform(
               0.5 % and 99.5 % quantiles of its non-zero voxels, or from the two values of ``window``.
             - ``brainchop_quantile``: as brainchop.org does it. To uint8 as above, then to float32, so that the 5 % and
               95 % quantiles of all voxels become 0 and 1 (the stretch). Values beyond them are kept.
+            - ``lesions_bright``: to uint8 as above; where the scan then looks like T1w, on which lesions are dark, its
+              grey values are turned round within the head (``scans.contrast``).
         window: lowest and highest value, such as Hounsfield units of a CT.
         reference: the image whose centre defines the grid, for further modalities of a case; their own affines place
             them on it.
@@ -106,6 +109,11 @@ def conform(
         stretched = _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
         stretched.extra.update(conformed.extra)
         return stretched
+    if scaling == "lesions_bright":
+        conformed = conform(image, grid, "conform_uint8", window, reference, exact)
+        bright = _image(lesions_bright(np.asarray(conformed.dataobj), grid.voxel_mm), affine)
+        bright.extra.update(conformed.extra)
+        return bright
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
     found = None if exact else without_extremes(data, scaling, voxel_volume_mm3(image.affine) / 1000)

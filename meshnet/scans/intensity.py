@@ -66,7 +66,8 @@ def without_extremes(data: np.ndarray, scaling: str, voxel_ml: float) -> Extreme
     every 61st voxel, since a whole scan would take as long as conforming it, and measured on all, so that the order of
     a file's axes changes nothing.
     """
-    if scaling == "window" or (scaling in ("conform_uint8", "brainchop_quantile") and data.dtype == np.uint8):
+    kept = ("conform_uint8", "brainchop_quantile", "lesions_bright")  # scalings that leave data of uint8 as they are
+    if scaling == "window" or (scaling in kept and data.dtype == np.uint8):
         return None
     lowest, highest = float(data.min()), float(data.max())
     background = float(np.median(data[np.ix_(*[(0, n - 1) for n in data.shape])]))

@@ -97,3 +97,19 @@ def clean(mask: np.ndarray, voxel_mm3: float, smallest_mm3: float) -> np.ndarray
     cleaned = np.zeros_like(mask)
     cleaned[slices(box)] = np.where(keep[labels], mask[slices(box)], 0)
     return cleaned
+
+
+def expected_dice(probability: np.ndarray, marked: np.ndarray, voxel_mm3: float) -> float:
+    """The Dice that a mask has in the mean if the probabilities of lesion are right, as (2 a + 1 mL) / (b + c + 1 mL):
+    a the expected volume within the mask, b the whole expected volume, c the mask's.
+
+    The millilitre lets an empty mask be right: without it nothing found and hardly anything expected would be 0.
+
+    Args:
+        probability: of lesion, (X, Y, Z).
+        marked: True where the mask is, (X, Y, Z).
+        voxel_mm3: volume of a voxel.
+    """
+    one = 1000 / voxel_mm3
+    inside = float(probability[marked].sum(dtype=np.float64))
+    return (2 * inside + one) / (float(probability.sum(dtype=np.float64)) + float(marked.sum()) + one)

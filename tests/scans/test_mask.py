@@ -8,7 +8,7 @@ from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
 from meshnet.networks.card import Card, read_card
-from meshnet.scans.mask import clean, lesion_volumes_mm3
+from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):
@@ -35,3 +35,12 @@ def test_small_lesions_are_dropped_by_volume_and_26_connected():
     assert sorted(lesion_volumes_mm3(mask, float(np.prod(spacing)))) == [3.0, 6.0]
     assert clean(mask, float(np.prod(spacing)), 6.0).sum() == 2 and clean(mask, float(np.prod(spacing)), 6.1).sum() == 0
     assert np.array_equal(clean(mask, float(np.prod(spacing)), 0), mask)
+
+
+def test_the_expected_dice_by_hand():
+    probability = np.zeros((10, 10, 10), np.float32)
+    probability[:5] = 0.8  # 500 voxels of 8 mm³: 3.2 mL expected of 4 mL
+    marked = probability > 0.5
+    assert expected_dice(probability, marked, 8.0) == pytest.approx((2 * 3.2 + 1) / (3.2 + 4 + 1))
+    assert expected_dice(np.zeros_like(probability), np.zeros_like(marked), 8.0) == 1
+    assert expected_dice(probability, np.zeros_like(marked), 8.0) == pytest.approx(1 / 4.2)

@@ -20,7 +20,8 @@ CARDS = [{}, {"voxel_mm": 2.0, "orientation": "RAS", "averaged": True, "centre":
          {"voxel_mm": 4.0, "averaged": True, "centre": "middle", "shifted": True},
          {"scaling": "minmax", "voxel_mm": 3.0},
          {"scaling": "quantile", "shape": [20, 24, 30], "voxel_mm": 1.7}, {"scaling": "window", "window": [5.0, 60.5]},
-         {"scaling": "brainchop_quantile", "orientation": "PSR"}]
+         {"scaling": "brainchop_quantile", "orientation": "PSR"},
+         {"scaling": "lesions_bright", "voxel_mm": 2.0}]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,24 @@ def test_several_channels(page, tmp_path):
     nib.save(nib.Nifti1Image(generator.random((30, 30, 20, 2), np.float32), affine), paths[0])
     check(page, paths[:1], card)
     check(page, paths[:1], card_of())
+
+
+@pytest.mark.parametrize("contrast", ["T1w", "T2w"])
+def test_scans_with_dark_lesions_are_turned_round_in_both(page, tmp_path, contrast):
+    from meshnet.data.synthetic.case import make_case
+    from meshnet.scans.contrast import looks_like_t1w
+    from meshnet.scans.grid import Grid, conform
+
+    grid = Grid(4.0, None, "LIA", "middle", averaged=True)
+    images = (make_case(seed, 4.0, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
+              for seed in range(8))
+    image = next(image for image in images
+                 if looks_like_t1w(np.asarray(conform(image, grid).dataobj), 4.0) == (contrast == "T1w"))
+    nib.save(image, tmp_path / "scan.nii.gz")
+    card = card_of(scaling="lesions_bright", shape=None, voxel_mm=4.0, averaged=True, centre="middle", shifted=True)
+    check(page, [tmp_path / "scan.nii.gz"], card)
+    plain, bright = (np.asarray(conform(image, grid, kind).dataobj) for kind in ("conform_uint8", "lesions_bright"))
+    assert np.array_equal(plain, bright) == (contrast == "T2w")
 
 
 def test_every_refusal_has_its_twin(page, tmp_path):

@@ -32,6 +32,10 @@ function conform(image, grid, scaling, window, reference) {
     const plain = conform(image, grid, "conform_uint8", null, reference);
     return { ...plain, volume: makeVolume(stretchQuantiles(plain.volume.data), grid.size) };
   }
+  if (scaling === "lesions_bright") {
+    const plain = conform(image, grid, "conform_uint8", null, reference);
+    return { ...plain, volume: lesionsBright(plain.volume, grid.voxel) };
+  }
   let { volume, toSource } = along(image, grid, affine, reference);
   let [low, high] = intensityRange(image.volume, scaling, window);
   const found = withoutExtremes(image.volume, scaling, voxelMm3(image.affine) / 1000);

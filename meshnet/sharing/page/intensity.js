@@ -1,4 +1,4 @@
-// Grey values: meshnet/scans/intensity.py, and the head's box of meshnet/scans/head.py.
+// Grey values: meshnet/scans/intensity.py and contrast.py, and the head's box of meshnet/scans/head.py.
 "use strict";
 
 const HISTOGRAM_BINS = 1000, CROPPED_FRACTION = 0.001, FAR = 16, LARGEST_ML = 300, SMALL = 2 ** 21, EVERY = 61;
@@ -48,7 +48,7 @@ function allButTop(data, kind, low, high) {
 // ones, or a bright slice or block: {lowest, highest, low, high, share}. Null where they have not.
 function withoutExtremes(volume, scaling, voxelMl) {
   const { data, kind } = volume;
-  if (scaling === "window" || ((scaling === "conform_uint8" || scaling === "brainchop_quantile") && kind === "u1")) return null;
+  if (scaling === "window" || (["conform_uint8", "brainchop_quantile", "lesions_bright"].includes(scaling) && kind === "u1")) return null;
   const [lowest, highest] = extremes(data), single = data instanceof Float32Array, as = single ? f32 : (value) => value;
   const ends = Float64Array.from(corners(volume.shape.map((n) => [0, n - 1])), (at) =>
     data[volume.offset + at[0] * volume.strides[0] + at[1] * volume.strides[1] + at[2] * volume.strides[2]]).sort();
@@ -182,4 +182,92 @@ function eroded(mask, shape) {
 
 function dilated(mask, shape) {
   return neighbours(mask, shape, false);
+}
+
+// ---------------------------------------------------------------- scans with dark lesions turned round: contrast.py
+
+const AIR = 0.1, CORE = 0.12, DEEPEST = 0.3, COARSE_MM = 4, FEWEST = 50, INTERCEPT = -4.65;
+const FACTORS = [9.9335, 10.6074, -0.6945, 2.3669, -4.8613];
+
+function lesionsBright(volume, voxelMm) {  // volume: conformed, u1, the last axis closest together
+  const found = contrastFeatures(volume, voxelMm);
+  if (!found || !(found.reduce((sum, value, k) => sum + FACTORS[k] * value, 0) + INTERCEPT > 0)) return volume;
+  const inside = insideHead(Float32Array.from(volume.data, (value) => value / 255), volume.shape, f32(AIR));
+  return { ...volume, data: volume.data.map((value, at) => inside[at] ? 255 - value : value) };
+}
+
+// 1 for voxels that lie between others brighter than air on every axis.
+function insideHead(data, shape, air) {
+  const inside = new Uint8Array(data.length).fill(1), steps = [shape[1] * shape[2], shape[2], 1];
+  for (let axis = 0; axis < 3; ++axis) {
+    const [one, other] = [0, 1, 2].filter((a) => a !== axis);
+    for (let i = 0; i < shape[one]; ++i)
+      for (let j = 0; j < shape[other]; ++j) {
+        const start = i * steps[one] + j * steps[other];
+        let first = 0, last = shape[axis] - 1;
+        while (first <= last && !(data[start + first * steps[axis]] > air)) ++first;
+        while (last >= first && !(data[start + last * steps[axis]] > air)) --last;
+        for (let k = 0; k < shape[axis]; ++k) if (k < first || k > last) inside[start + k * steps[axis]] = 0;
+      }
+  }
+  return inside;
+}
+
+function contrastFeatures(volume, voxelMm) {
+  const { data, shape } = coarseVolume(volume, voxelMm), head = insideHead(data, shape, AIR);
+  const neighbours = (at) => {  // round the corner at the ends, as numpy's roll
+    const k = at % shape[2], j = Math.floor(at / shape[2]) % shape[1], i = Math.floor(at / shape[2] / shape[1]);
+    return [-1, 1].flatMap((way) => [(((i + way + shape[0]) % shape[0]) * shape[1] + j) * shape[2] + k,
+      (i * shape[1] + (j + way + shape[1]) % shape[1]) * shape[2] + k, (i * shape[1] + j) * shape[2] + (k + way + shape[2]) % shape[2]]);
+  };
+  const size = Math.cbrt(head.reduce((sum, value) => sum + value, 0)), depth = new Float64Array(data.length);
+  let left = head;
+  for (let step = 0; step < Math.trunc(size * DEEPEST); ++step) {
+    left = left.map((value, at) => value && neighbours(at).every((other) => left[other]) ? 1 : 0);
+    for (let at = 0; at < depth.length; ++at) depth[at] += left[at];
+  }
+  const core = [], shell = [];
+  for (let at = 0; at < data.length; ++at) if (head[at]) (depth[at] > CORE * size ? core : shell).push(at);
+  if (core.length < FEWEST || shell.length < FEWEST) return null;
+  const values = Float64Array.from(core, (at) => data[at]), sorted = values.slice().sort();
+  const [lower, upper] = [0.25, 0.9].map((q) => quantile(sorted, q)), top = quantile(sorted, 0.98) + 1e-3;
+  const middle = core.filter((at) => data[at] > lower && data[at] < upper);
+  const apart = Float64Array.from(core, (at) => neighbours(at).reduce((sum, other) => sum + data[other], 0) - 6 * data[at]);
+  return [correlation(middle.map((at) => depth[at]), middle.map((at) => data[at])),
+          quantile(Float64Array.from(shell, (at) => data[at]).sort(), 0.9) / top, Math.min(standardMoment(values, 4), 10),
+          Math.min(Math.max(standardMoment(apart, 3), -4), 4), lower / top];
+}
+
+function coarseVolume(volume, voxelMm) {
+  const step = Math.max(1, roundEven(COARSE_MM / voxelMm)), shape = volume.shape.map((n) => Math.floor(n / step));
+  const data = new Float64Array(count(shape)), [, rows, columns] = volume.shape;
+  for (let i = 0, to = 0; i < shape[0]; ++i)
+    for (let j = 0; j < shape[1]; ++j)
+      for (let k = 0; k < shape[2]; ++k, ++to) {
+        let sum = 0;
+        for (let a = 0; a < step; ++a)
+          for (let b = 0; b < step; ++b)
+            for (let c = 0; c < step; ++c) sum += volume.data[((i * step + a) * rows + j * step + b) * columns + k * step + c] / 255;
+        data[to] = sum / step ** 3;
+      }
+  return { data, shape };
+}
+
+const meanOf = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+function spreadOf(values) {
+  const mean = meanOf(values);
+  return Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length);
+}
+
+function standardMoment(values, power) {
+  const mean = meanOf(values);
+  return values.reduce((sum, value) => sum + (value - mean) ** power, 0) / values.length / (spreadOf(values) + 1e-6) ** power;
+}
+
+function correlation(a, b) {
+  const [one, other] = [spreadOf(a), spreadOf(b)];
+  if (a.length < 2 || one === 0 || other === 0) return 0;
+  const [meanA, meanB] = [meanOf(a), meanOf(b)];
+  return a.reduce((sum, value, k) => sum + (value - meanA) * (b[k] - meanB), 0) / a.length / (one * other);
 }

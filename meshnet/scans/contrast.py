@@ -1,0 +1,90 @@
+"""Whether a head scan looks like T1w, and scans on which lesions are dark turned round.
+
+On T1w old strokes are dark, on T2w, FLAIR and DWI they are bright. A network that is to find both needs to learn one
+thing only where T1w scans are turned round first: within the head, white becomes black and black white.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+AIR = 0.1  # grey value (0..1) up to which a voxel may be air
+CORE = 0.12  # depth below the head's surface, as a share of its size, from which a voxel is taken for brain
+DEEPEST = 0.3  # up to which depth is measured
+COARSE_MM = 4.0
+FEWEST = 50  # voxels of brain, below which nothing is said
+# A logistic regression on 1,455 synthetic heads at 4 mm (87 % right in cross-validation); the last number, its
+# intercept, was moved by half a unit into the middle between three T1w and twelve other real scans, all of which it
+# tells apart. In the order of ``features``.
+FACTORS = np.array([9.9335, 10.6074, -0.6945, 2.3669, -4.8613])
+INTERCEPT = -4.65
+
+
+def lesions_bright(volume: np.ndarray, voxel_mm: float) -> np.ndarray:
+    """A conformed scan (X, Y, Z) uint8, turned round within the head where it looks like T1w."""
+    if not looks_like_t1w(volume, voxel_mm):
+        return volume
+    return np.where(inside_head(volume / np.float32(255)), 255 - volume, volume)
+
+
+def looks_like_t1w(volume: np.ndarray, voxel_mm: float) -> bool:
+    """Whether white matter is brighter than grey matter, and fluid dark, in a conformed scan (X, Y, Z) uint8."""
+    found = features(volume, voxel_mm)
+    return found is not None and float(FACTORS @ found + INTERCEPT) > 0
+
+
+def inside_head(volume: np.ndarray) -> np.ndarray:
+    """True (X, Y, Z) for voxels of ``volume`` (0..1) that lie between others brighter than air on every axis."""
+    bright = volume > AIR
+    inside = np.ones(bright.shape, bool)
+    for axis in range(3):
+        before = np.maximum.accumulate(bright, axis)
+        after = np.flip(np.maximum.accumulate(np.flip(bright, axis), axis), axis)
+        inside &= before & after
+    return inside
+
+
+def features(volume: np.ndarray, voxel_mm: float) -> np.ndarray | None:
+    """What the guess is made from, of a scan (X, Y, Z) uint8 averaged to about 4 mm; None for what is no head.
+
+    Of the voxels deep within the head: how their grey value rises with depth (from the 25 % to the 90 % quantile, a
+    correlation), the 90 % quantile of the shell around them, their kurtosis, the skewness of the difference to their
+    six neighbours, and their 25 % quantile. Quantiles are shares of their 98 % quantile.
+    """
+    x = coarse(volume, voxel_mm)
+    head = inside_head(x)
+    size = float(np.cbrt(head.sum()))
+    depth, left = np.zeros(x.shape), head.copy()
+    for _ in range(int(size * DEEPEST)):
+        left = left & np.logical_and.reduce([np.roll(left, way, axis) for axis in range(3) for way in (1, -1)])
+        depth += left
+    core = depth > CORE * size
+    if core.sum() < FEWEST or (head & ~core).sum() < FEWEST:
+        return None
+    values, depths = x[core], depth[core]
+    lower, upper, top = np.quantile(values, (0.25, 0.9, 0.98)) + (0, 0, 1e-3)
+    middle = (values > lower) & (values < upper)
+    apart = sum(np.roll(x, way, axis) for axis in range(3) for way in (1, -1))[core] - 6 * values
+    return np.array([correlation(depths[middle], values[middle]), np.quantile(x[head & ~core], 0.9) / top,
+                     min(moment(values, 4), 10.0), np.clip(moment(apart, 3), -4, 4), lower / top])
+
+
+def coarse(volume: np.ndarray, voxel_mm: float) -> np.ndarray:
+    """``volume`` uint8 as 0..1, float64, each voxel the mean of as many as make about ``COARSE_MM``."""
+    step = max(1, round(COARSE_MM / voxel_mm))
+    size = [n // step for n in volume.shape]
+    cut = volume[tuple(slice(n * step) for n in size)].astype(np.float64) / 255
+    return cut.reshape(size[0], step, size[1], step, size[2], step).mean((1, 3, 5))
+
+
+def moment(values: np.ndarray, power: int) -> float:
+    """The standardised moment: 3 is the skewness, 4 the kurtosis."""
+    apart = values - values.mean()
+    return float((apart ** power).mean() / (apart.std() + 1e-6) ** power)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation; 0 where one does not vary."""
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std()))
