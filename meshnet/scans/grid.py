@@ -104,16 +104,13 @@ def conform(
     if len(image.shape) != 3:
         raise UserError(f"conform: found an image of shape {image.shape}, expected (X, Y, Z); split its channels first")
     affine = target_affine(reference or image, grid)
-    if scaling == "brainchop_quantile":
+    if scaling in ("brainchop_quantile", "lesions_bright"):
         conformed = conform(image, grid, "conform_uint8", window, reference, exact)
-        stretched = _image(stretch_quantiles(np.asarray(conformed.dataobj)), affine)
-        stretched.extra.update(conformed.extra)
-        return stretched
-    if scaling == "lesions_bright":
-        conformed = conform(image, grid, "conform_uint8", window, reference, exact)
-        bright = _image(lesions_bright(np.asarray(conformed.dataobj), grid.voxel_mm), affine)
-        bright.extra.update(conformed.extra)
-        return bright
+        volume = np.asarray(conformed.dataobj)
+        changed = stretch_quantiles(volume) if scaling == "brainchop_quantile" else lesions_bright(volume, grid.voxel_mm)
+        result = _image(changed, affine)
+        result.extra.update(conformed.extra)
+        return result
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
     found = None if exact else without_extremes(data, scaling, voxel_volume_mm3(image.affine) / 1000)
