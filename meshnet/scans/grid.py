@@ -107,8 +107,8 @@ def conform(
     if scaling in ("brainchop_quantile", "lesions_bright"):
         conformed = conform(image, grid, "conform_uint8", window, reference, exact)
         volume = np.asarray(conformed.dataobj)
-        changed = stretch_quantiles(volume) if scaling == "brainchop_quantile" else lesions_bright(volume, grid.voxel_mm)
-        result = _image(changed, affine)
+        new = stretch_quantiles(volume) if scaling == "brainchop_quantile" else lesions_bright(volume, grid.voxel_mm)
+        result = _image(new, affine)
         result.extra.update(conformed.extra)
         return result
     data, to_source = _along(image, grid, affine, reference)
