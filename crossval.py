@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--accelerate_config", metavar="FILE", help="Accelerate's configuration for runs of several GPUs "
                    "(default: the project's own); runs of one GPU take its mixed_precision")
     g.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster (default: the one of this machine)")
+    g.add_argument("--slurm", metavar="FLAGS", help="flags of sbatch: partition=gpu,gres=gpu:1,time=4:00:00")
     g.add_argument("--silent_after", type=float, default=3600, help="restart a run after this many seconds without "
                    "a heartbeat (default 3600; 0: never)")
     p.add_argument("--score_ensemble", nargs=2, metavar=("NAME", "FOLD"), help="score one ensemble; started by "
@@ -188,7 +189,7 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
     from meshnet.runs.launch import make_launcher
 
     launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
-                             arguments.accelerate_config, arguments.ray_address)
+                             arguments.accelerate_config, arguments.ray_address, arguments.slurm)
     queue = Queue(plan, out, launcher, arguments.silent_after)
     try:
         queue.adopt()

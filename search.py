@@ -66,6 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="Accelerate's configuration for runs of several GPUs (default: the project's own); runs "
                              "of one GPU take its mixed_precision")
     parser.add_argument("--ray_address", metavar="HOST:PORT", help="Ray cluster (default: the one of this machine)")
+    parser.add_argument("--slurm", metavar="FLAGS", help="flags of sbatch: partition=gpu,gres=gpu:1,time=4:00:00")
     parser.add_argument("--ledger", metavar="FILE", help="database, on a local disk (default: in the study folder)")
     parser.add_argument("--max_retries", type=int, default=3,
                         help="how often a run that is killed or falls silent is retried")
@@ -117,9 +118,9 @@ def main() -> int | None:
         if ledger.is_empty():
             refuse_lost_ledger(folder, ledger.path)
         ledger.settings(settings, lambda found: renew(found, settings, space, folder), changes)
-        make = lambda: make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
-                                     arguments.accelerate_config, arguments.ray_address)
         screen = Screen()
+        make = lambda: make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
+                                     arguments.accelerate_config, arguments.ray_address, arguments.slurm, screen.say)
         suggest = lambda number: points.suggest(sampler, number, asha, arguments.seed, screen.say)
         study = Study(plan, asha, ledger, make(), suggest, screen.say)
 

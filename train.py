@@ -166,7 +166,8 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     elif resumed:
         say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
     try:
-        loop.fit(run, stop_epoch, say)
+        with run.leave.listening(run.accelerator):
+            loop.fit(run, stop_epoch, say)
     except Diverged as error:
         mark_failed(run.folder, str(error))
         raise Diverged(f"{run.folder}: {error}; the last resume point is kept") from None

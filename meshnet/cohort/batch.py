@@ -9,13 +9,15 @@ import numpy as np
 
 from meshnet.cohort import bids, call
 from meshnet.cohort.facts import head_facts, model_facts, side_of
-from meshnet.cohort.records import Work, write_table
-from meshnet.errors import UserError
+from meshnet.cohort.page import write_pages
+from meshnet.cohort.records import Records, Work, write_table
+from meshnet.errors import UserError, decoration
 from meshnet.inference.scan import Case, Segmentation
 from meshnet.networks.card import WEIGHTS
 from meshnet.networks.folder import find_folder
 from meshnet.runs.folder import AVERAGED
 from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.nifti import read_image
 
 
 class Batch:
@@ -38,7 +40,9 @@ class Batch:
                 print(f"error: {path}: {reason}", file=sys.stderr)
         else:
             self.out = output_folder(arguments.output, cases)
-        self.alone = self.root is None and len(cases) == 1
+        self.alone = self.root is None and len(cases) == 1 and not arguments.report
+        if arguments.report and self.out is None:
+            raise UserError("--report: needs -o FOLDER, the folder of the masks and of the page; add it")
         self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone)
         self.facts: dict[str, dict] = {}
         self.taken = 0
@@ -68,6 +72,8 @@ class Batch:
         facts = head_facts(np.asarray(volume[0]), affine)
         mask = np.asanyarray(found.mask.dataobj)
         result |= {"side": side_of(mask, found.mask.affine, facts["middle_mm"]), "head": facts}
+        if self.arguments.report:
+            draw(self.work.records, planned["key"], case.images[0], found.mask)
         if self.root is not None:
             card, given = self.models[0].card, self.arguments
             settings = {
@@ -104,15 +110,38 @@ class Batch:
 
     def merge(self) -> int:
         """Write the table of all scans; the number that failed, in whichever process."""
-        if self.root is not None:
-            failures = self.work.records.failures()
-            write_bids_table(self.out, failures)
-            return len([failure for failure in failures if failure.get("command") == self.work.where.command])
         done, failed = self.work.results()
-        table = write_table(self.out, [record if "volume_ml" in record else record | measured(record["mask"])
-                                       for record in done], failed)
-        print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
+        done = [record if "volume_ml" in record else record | measured(record["mask"]) for record in done]
+        if self.root is not None:
+            write_bids_table(self.out, self.work.records.failures())
+        else:
+            table = write_table(self.out, done, failed)
+            print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
+        if self.arguments.report:
+            self.write_report(done, failed)
         return len(failed)
+
+    def write_report(self, done: list[dict], failed: list[dict]) -> None:
+        """The page of all scans of this command; pictures that an earlier command did not draw are drawn now."""
+        records = self.work.records
+        for record in done:
+            if not (records.folder / f"{record['key']}.jpg").is_file():
+                with decoration(f"{record['mask']}: not drawn", "the page shows no picture of it"):
+                    draw(records, record["key"], read_image(record["case"]["scans"][0]), nib.load(record["mask"]))
+        for record in [*done, *failed]:
+            case = record["case"]
+            record["name"] = case["source"] if "bids" in case else case["scans"][0].name
+        pages = write_pages(self.out, records, done, failed, f"Lesions of {len(done) + len(failed)} scans")
+        print(f"{pages[0]}: the page of {len(done)} scans", file=sys.stderr)
+
+
+def draw(records: Records, key: str, scan: nib.Nifti1Image, mask: nib.Nifti1Image) -> None:
+    """The small picture of a scan for the page."""
+    from meshnet.files import whole_file
+    from meshnet.scans.overlay import thumbnail
+
+    with whole_file(records.folder / f"{key}.jpg") as temporary:
+        temporary.write_bytes(thumbnail(np.asanyarray(scan.dataobj), np.asanyarray(mask.dataobj), scan.affine))
 
 
 def output_folder(output: str | None, cases: list[dict]) -> Path | None:
@@ -148,8 +177,6 @@ def group(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: where it has written nothing.
     """
-    from meshnet.cohort.records import Records
-
     out = Path(arguments.output)
     if not (out / bids.DESCRIPTION).is_file():
         raise UserError(f"{out}: found no {bids.DESCRIPTION}, expected what 'participant' wrote; run that first")

@@ -25,6 +25,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                    help="only these participants, with or without sub-")
     g.add_argument("--session-label", "--session_label", nargs="+", default=[], metavar="LABEL",
                    help="only these sessions")
+    g = parser.add_argument_group("many scans (docs/cohorts.md)")
+    g.add_argument("--report", action="store_true",
+                   help="with a folder for -o: report.html, a page of all scans to look through, the odd ones first")
 
 
 def as_bids_app(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.files import whole_file
-from meshnet.scans.mask import box_of, slices
+from meshnet.scans.mask import box_of, label_lesions, slices
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: distinct to the colour-blind too
@@ -41,17 +41,51 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
     Raises:
         ValueError: if the shapes differ.
     """
-    from PIL import Image
-
     volume, mask = np.asarray(volume), np.asarray(mask) > 0
     truth = None if truth is None else np.asarray(truth) > 0
     for name, other in (("mask", mask), ("truth", truth)):
         if other is not None and other.shape != volume.shape:
             raise ValueError(f"{name} {other.shape} and volume {volume.shape} must have the same shape (X, Y, Z)")
+    _compose(_panels(volume, mask, truth, affine, height), path, caption, truth is not None)
+
+
+def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: int = 96, quality: int = 60) -> bytes:
+    """A small JPEG of the three slices through the largest connected lesion, the mask as in ``draw_overlay``.
+
+    Args:
+        volume: (X, Y, Z), any numbers. mask: (X, Y, Z), lesion where > 0. affine: (4, 4), from voxel to RAS+ mm.
+        height: of the tallest slice, in pixels. quality: of the JPEG, 1 to 95.
+    """
+    import io
+
+    from PIL import Image
+
+    mask = np.asarray(mask) > 0
+    panels = [panel for panel, _ in _panels(np.asarray(volume), mask, None, affine, height, largest=True)]
+    size = max(panel.shape[0] for panel in panels), sum(panel.shape[1] + 2 for panel in panels)
+    strip = np.zeros((*size, 3), np.uint8)
+    left = 0
+    for panel in panels:
+        top = (strip.shape[0] - panel.shape[0]) // 2
+        strip[top:top + panel.shape[0], left:left + panel.shape[1]] = panel
+        left += panel.shape[1] + 2
+    file = io.BytesIO()
+    Image.fromarray(strip).save(file, format="JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _panels(volume: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, affine: np.ndarray | None, height: int,
+            largest: bool = False) -> list[tuple[np.ndarray, str]]:
+    """The three slices (rows, columns, 3), uint8, with the masks drawn on them, and the letters of their edges.
+
+    With ``largest`` the slices go through the largest connected lesion of ``mask``.
+    """
+    from PIL import Image
+
     (volume, mask, truth), spacing_mm = _to_ras((volume, mask, truth), affine)
     low, high = _grey_range(volume)
     box = _box_of_head(volume, mask if truth is None else mask | truth, low + 0.05 * (high - low), spacing_mm)
-    at = _most_lesion(mask, truth, box)
+    at = _most_lesion(_largest(mask) if largest else mask, truth, box)
     scale = height / max((box[axis][1] - box[axis][0]) * spacing_mm[axis] for axis in (1, 2))
     panels = []
     for _, cut, across, letters in PLANES:
@@ -64,7 +98,20 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
         masks = [None if m is None else np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST))
                  for m in masks]
         panels.append((_paint(rgb, *masks), letters if affine is not None else ""))
-    _compose(panels, path, caption, truth is not None)
+    return panels
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest connected lesion of ``mask`` (X, Y, Z); ``mask`` itself where it is empty."""
+    box = box_of(mask)
+    if box is None:
+        return mask
+    labels, count = label_lesions(mask[slices(box)])
+    if count == 1:
+        return mask
+    largest = np.zeros_like(mask)
+    largest[slices(box)] = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    return largest
 
 
 def _to_ras(volumes: Sequence[np.ndarray | None], affine: np.ndarray | None) -> tuple[list, tuple[float, ...]]:

@@ -80,6 +80,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
         close_epoch(run, row, watched)
         save(run)
         say(epoch_line(row, run.config.training.max_epochs))
+        run.leave.end(progress.epoch < stop_epoch and not progress.finished and run.leave.now(run.accelerator))
     if run.accelerator.is_main_process:
         save_weights(folder / LAST, run.network.state_dict())  # the card is that of the best epoch
 
@@ -118,6 +119,7 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
     started = time.monotonic()
     earlier, rate = progress.seconds, run.schedule.rates()[0]
     begin_training(run)
+    run.leave.in_steps = True
     with bar(run, len(batches) // config.training.accumulation) as shown:
         for batch in todo:
             with accelerator.accumulate(run.model):
@@ -137,9 +139,12 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
             shown.set_postfix(loss=f"{progress.loss_sum / progress.batches:.4f}", lr=f"{rate:.2e}",
                               dice=f"{max(progress.best_dice, 0):.3f}")
             every = config.training.save_every_steps
-            if every and progress.step % every == 0 and progress.batches < len(batches):
+            leaving = run.leave.now(accelerator)
+            if (leaving or (every and progress.step % every == 0)) and progress.batches < len(batches):
                 progress.seconds = earlier + time.monotonic() - started
                 save(run)
+                run.leave.end(leaving)
+    run.leave.in_steps = False
     sums = gather_object([progress.loss_sum])
     skipped = {} if accelerator.scaler is None else {"skipped_steps": progress.skipped}
     return {"learning_rate": rate, "train_loss": sum(sums) / (len(batches) * len(sums)), **skipped}

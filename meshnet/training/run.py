@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from meshnet.config import Config
 from meshnet.data.reader import PreparedData
 from meshnet.networks.card import Card
+from meshnet.training.leave import Leave
 from meshnet.training.optim import Schedule
 
 
@@ -59,6 +60,7 @@ class Run:
     augment: object | None
     tracker: object
     progress: Progress = dataclasses.field(default_factory=Progress)
+    leave: Leave = dataclasses.field(default_factory=Leave)
 
 
 def cases_per_step(config: Config, processes: int) -> int:

@@ -1,0 +1,141 @@
+"""Real SLURM on this machine: a search, a cross-validation and an array, through everything a cluster does to them."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, needs_slurm
+from stand_in import DRIVER, check_accounts, runs_of, wait_for
+
+pytestmark = pytest.mark.slow
+QUICK = "    from meshnet.runs import slurm\n    slurm.SQUEUE_SECONDS = 2.0\n"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    needs_slurm()
+    found = Cluster(tmp_path_factory.mktemp("slurm"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def at_home(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+
+
+def another(cluster, seen: set[int]) -> int:
+    """The number of a running job that nothing was done to yet."""
+    number = wait_for(lambda: [n for n in cluster.jobs("RUNNING") if n not in seen], seconds=300, pause=0.5)[0]
+    seen.add(number)
+    return number
+
+
+def trainer_of(cluster, bench, number: int) -> int:
+    """The process of a job's run."""
+    script = Path(re.search(r"Command=(\S+)", cluster.ask("scontrol", "show", "job", number))[1])
+    return wait_for(lambda: runs_of(script.parent), seconds=120)[0]
+
+
+def test_a_search_that_a_cluster_does_everything_to_has_the_scores_of_one_at_home(bench, cluster):
+    bench.run("home", "--max_trials", "12")
+    bench.write("driver.py", DRIVER.replace("    import search\n", QUICK + "    import search\n"))
+    flags = ("--max_trials", "12", "--launcher", "slurm", "--slurm", "partition=low,time=30")
+    driver, seen = bench.start("cluster", *flags, epoch_seconds=3.0), set()
+    cancelled = another(cluster, seen)
+    trainer_of(cluster, bench, cancelled)
+    cluster.ask("scancel", cancelled)
+
+    preempted = another(cluster, seen)
+    trainer_of(cluster, bench, preempted)
+    cluster.ask("sbatch", "-p", "high", "--exclusive", "-J", "other", "-o", "/dev/null", "--wrap", "sleep 2")
+    wait_for(lambda: preempted not in cluster.jobs("RUNNING", "COMPLETING"), seconds=120, pause=0.5)
+
+    limited = another(cluster, seen)
+    os.kill(trainer_of(cluster, bench, limited), signal.SIGSTOP)  # it would be done before its time limit
+    cluster.ask("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
+    wait_for(lambda: limited not in cluster.jobs("RUNNING", "COMPLETING"), seconds=240, pause=1)
+
+    another(cluster, seen)
+    cluster.restart_slurmd()
+    trainer_of(cluster, bench, another(cluster, seen))
+    driver.send_signal(signal.SIGKILL)
+    told = driver.communicate()[0]
+    told += bench.run("cluster", *flags)  # with the short epochs of the one at home from here on
+
+    assert re.search(rf"job {cancelled} was cancelled; goes on", told), told
+    assert re.search(rf"job {limited} reached its time limit; goes on", told), told
+    assert f"job {preempted} " not in told  # requeued by SLURM itself, with the same number
+    assert "adopted" in told and not cluster.jobs("RUNNING", "PENDING")
+    home, there = check_accounts(bench, "home", 12), check_accounts(bench, "cluster", 12)
+    shared = home.keys() & there.keys()
+    assert len({trial for trial, *_ in shared}) == 12
+    assert {key: home[key] for key in shared} == {key: there[key] for key in shared}
+
+
+def test_a_cross_validation_has_the_scores_of_one_at_home(cluster, root, tiny_data, tmp_path):
+    (tmp_path / "m3.yaml").write_text("model: {channels: 3, dilations: [1, 2, 1]}\ntraining: {max_epochs: 2}\n"
+                                      "data: {workers: 0}\n")
+    driver = tmp_path / "driver.py"
+    driver.write_text("import sys\nfrom meshnet.errors import run_script\nfrom meshnet.runs import slurm\n"
+                      "slurm.SQUEUE_SECONDS = 2.0\nimport crossval\nrun_script(crossval.main)\n")
+
+    def command(out, *flags):
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, str(driver), "--data", str(tiny_data), "--recipes",
+                                 str(tmp_path / "m3.yaml"), "--restarts", "1", "--gpus_per_worker", "0", "--workers",
+                                 "2", "--out", str(tmp_path / out), *flags], cwd=root, env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    at_home = command("home")
+    assert at_home.wait(900) == 0, at_home.stdout.read()
+    flags, seen = ("--launcher", "slurm", "--slurm", "partition=low"), set()
+    first = command("cluster", *flags)
+    cancelled = another(cluster, seen)
+    time.sleep(1)
+    cluster.ask("scancel", cancelled)
+    another(cluster, seen)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = command("cluster", *flags)
+    told = second.communicate(timeout=900)[0]
+    assert second.returncode == 0, told
+    for path in sorted((tmp_path / "home").rglob("test_cases.csv")):
+        there = tmp_path / "cluster" / path.relative_to(tmp_path / "home")
+        assert list(csv.DictReader(path.open())) == list(csv.DictReader(there.open()))
+    assert len(list((tmp_path / "cluster").rglob("test_cases.csv"))) == 3
+
+
+def test_an_array_of_eight_of_which_two_are_killed_makes_forty_masks_each_once(cluster, model, root, tmp_path):
+    from bright import scan_file
+
+    folder, out = tmp_path / "scans", tmp_path / "masks"
+    folder.mkdir()
+    for i in range(40):
+        scan_file(folder / f"s{i:02d}.nii.gz", bright=(slice(20, 24 + i % 6), slice(22, 34), slice(24, 40)))
+    command = f"{sys.executable} {root}/infer.py {folder} -o {out} --model {model} --no-picture --json"
+
+    def array() -> int:
+        return int(cluster.ask("sbatch", "--parsable", "-p", "low", "--array", "0-7", "-o", tmp_path / "%A_%a.out",
+                               "-J", "array", "--export", f"ALL,OMP_NUM_THREADS=1,PYTHONPATH={root}", "--wrap",
+                               f"exec {command}"))
+
+    number = array()
+    wait_for(lambda: list(out.glob(".meshnet/*.claim")), seconds=300, pause=0.1)
+    cluster.ask("scancel", "--signal=KILL", "--full", f"{number}_2", f"{number}_5", check=False)
+    wait_for(lambda: not cluster.ask("squeue", "-h", "-n", "array").strip(), seconds=600, pause=1)
+    again = array()  # whatever the six did not make up for
+    wait_for(lambda: not cluster.ask("squeue", "-h", "-n", "array").strip(), seconds=600, pause=1)
+    assert len(list(out.glob("s*_lesion.nii.gz"))) == 40
+    lines = [line for path in sorted(tmp_path.glob("*.out")) for line in path.read_text().splitlines()]
+    scans = [re.search(r"s\d\d\.nii", line)[0] for line in lines if line.startswith("{")]
+    assert len(scans) == len(set(scans)) >= 38  # each once; a killed one may have had no time to tell of its last
+    assert {Path(row["scan"]).name[:3] for row in csv.DictReader((out / "lesions.csv").open())} == {
+        f"s{i:02d}" for i in range(40)}
+    assert again != number and not list(out.glob(".meshnet/*.claim"))
