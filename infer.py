@@ -88,7 +88,7 @@ def main() -> int | None:
         from meshnet.cohort.batch import group
 
         return group(arguments)
-    cases = None if arguments.format == "bids" else plan_masks(find_scans(arguments.scans), arguments.output)
+    cases = None if arguments.format != "files" else plan_masks(find_scans(arguments.scans), arguments.output)
 
     from meshnet.cohort.batch import Batch
 

@@ -31,7 +31,9 @@ class Batch:
 
     def __init__(self, cases: list[dict] | None, arguments: argparse.Namespace, models: list):
         self.arguments, self.models, self.root, self.unclear = arguments, models, None, []
-        if cases is None:
+        if arguments.format == "dicom":
+            cases, self.out = call.dicom_batch(arguments, models[0].card.channels)
+        elif cases is None:
             cases, self.root, self.out = call.bids_cases(arguments, models[0].card.channels)
             self.unclear = arguments.found.failed
             for line in arguments.found.notes:
@@ -66,6 +68,14 @@ class Batch:
     def before(self, planned: dict, case: Case, found: Segmentation, result: dict) -> None:
         """Add to ``result`` what a table shows, and write what describes the mask, before the mask itself is written:
         an existing mask is a finished scan."""
+        if "name" in planned:  # DICOM: no path that may name the patient
+            result["scan"] = [planned["name"]]
+            result["warnings"] = [*planned["remarks"], *result["warnings"]]
+        if self.arguments.dicom_seg:
+            from meshnet.cohort.seg import write_seg
+
+            write_seg(found.mask, planned["source"], planned["seg"], str(self.models[0].card.name))
+            result["dicom_seg"] = str(planned["seg"])
         if self.alone:
             return
         volume, affine = case.inputs[0][0]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from meshnet.data.sources.case import Filters
 from meshnet.errors import UserError
+from meshnet.runs.shares import place
 
 LEVELS = ("participant", "group")
 
@@ -12,8 +13,9 @@ LEVELS = ("participant", "group")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for BIDS data sets, and for many scans."""
     g = parser.add_argument_group("BIDS data sets: a folder in, a derivative data set out (docs/cohorts.md)")
-    g.add_argument("--format", choices=("files", "bids"), default="files",
-                   help="bids: SCAN is a BIDS data set, -o (default SCAN/derivatives/meshnet) a derivative data set")
+    g.add_argument("--format", choices=("files", "bids", "dicom"), default="files",
+                   help="bids: SCAN is a BIDS data set, -o (default SCAN/derivatives/meshnet) a derivative data set; "
+                        "dicom: folders or zips of DICOM files, which are known by themselves as well")
     g.add_argument("--suffix", nargs="+", default=[], metavar="NAME",
                    help="scans to segment, such as T2w; several are the channels of a case (default: the model's)")
     g.add_argument("--include", action="append", default=[], metavar="ENTITY=VALUE",
@@ -25,6 +27,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                    help="only these participants, with or without sub-")
     g.add_argument("--session-label", "--session_label", nargs="+", default=[], metavar="LABEL",
                    help="only these sessions")
+    g = parser.add_argument_group("DICOM: folders, zips, exports of many series (docs/cohorts.md)")
+    g.add_argument("--series", nargs="+", default=[], metavar="NAME",
+                   help="the series for each channel, by number or as a pattern of the description such as '*t2_tse*'")
+    g.add_argument("--dicom_seg", action="store_true", help="also write the mask as a DICOM SEG object, "
+                   "NAME_lesion_seg.dcm, which names the patient as the series does")
     g = parser.add_argument_group("many scans (docs/cohorts.md)")
     g.add_argument("--report", action="store_true",
                    help="with a folder for -o: report.html, a page of all scans to look through, the odd ones first")
@@ -42,6 +49,13 @@ def as_bids_app(arguments: argparse.Namespace) -> None:
         if arguments.output:
             raise UserError(f"-o {arguments.output}: found beside an output folder, expected only one of them")
         arguments.output, arguments.scans = arguments.scans[1], arguments.scans[:1]
+    if arguments.format == "files" and arguments.scans and all(map(is_export, arguments.scans)):
+        arguments.format = "dicom"
+    if arguments.format == "dicom":
+        check_dicom(arguments)
+    elif arguments.series or arguments.dicom_seg:
+        raise UserError(f"--{'series' if arguments.series else 'dicom_seg'}: found without a folder or zip of DICOM "
+                        "files; leave it out, or add --format dicom")
     if arguments.format != "bids":
         given = [name for name in ("suffix", "include", "exclude", "image_pattern", "desc", "participant_label",
                                    "session_label") if getattr(arguments, name)]
@@ -52,6 +66,35 @@ def as_bids_app(arguments: argparse.Namespace) -> None:
         raise UserError(f"--format bids: found {len(arguments.scans)} paths, expected one BIDS data set")
     elif arguments.desc and not arguments.desc.isalnum():
         raise UserError(f"--desc: found {arguments.desc!r}, expected letters and digits")
+
+
+def is_export(name: str) -> bool:
+    """Whether a path is a folder or a zip of DICOM files."""
+    from meshnet.cohort.series import looks_like_dicom
+
+    path = Path(name)
+    return len(name) < 1024 and path.exists() and (path.is_dir() or path.suffix.lower() == ".zip") and (
+        looks_like_dicom(path))
+
+
+def check_dicom(arguments: argparse.Namespace) -> None:
+    """Refuse a call with DICOM files that cannot be right."""
+    if not arguments.output or arguments.output.lower().endswith((".nii", ".nii.gz", ".dcm")):
+        raise UserError("-o: expected a folder for the masks and the converted scans of DICOM files, such as -o masks")
+    for name in arguments.scans:
+        if not Path(name).exists():
+            raise UserError(f"{name}: no such file or folder, expected one of DICOM files; check the path")
+    if place().count > 1:
+        raise UserError(f"--format dicom: found {place().count} processes that share the work, expected one; "
+                        "convert the files with one process first, then share the folder 'converted'")
+
+
+def dicom_batch(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path]:
+    """The scans of DICOM files, converted, and the folder that is written to."""
+    from meshnet.cohort.dicom import dicom_cases
+
+    out = Path(arguments.output)
+    return dicom_cases([Path(name) for name in arguments.scans], out, channels, arguments.series), out
 
 
 def bids_cases(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path, Path]:

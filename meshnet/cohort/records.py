@@ -71,7 +71,7 @@ class Work:
 
     def shown(self, case: dict) -> dict:
         """How a record names a case."""
-        names = {"scan": [str(path) for path in case["scans"]]}
+        names = {"scan": [case["name"]] if "name" in case else [str(path) for path in case["scans"]]}
         if "bids" in case:
             entities = case["bids"].entities
             names |= {"subject": f"sub-{entities['sub']}", "source": case["source"],
@@ -100,7 +100,7 @@ class Work:
         for case in self.cases:
             record, failure = self.records.read(case["key"]), self.records.read_failure(case["key"])
             if case["mask"].exists():
-                found = record or {"scan": [str(path) for path in case["scans"]]}
+                found = record or self.shown(case)
                 done.append(found | {"mask": str(case["mask"]), "key": case["key"], "case": case})
             elif failure:
                 failed.append(failure | {"key": case["key"], "case": case})

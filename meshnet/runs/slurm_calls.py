@@ -34,11 +34,13 @@ export OMP_NUM_THREADS=$(( ${{SLURM_CPUS_PER_TASK:-${{SLURM_CPUS_ON_NODE:-1}}}} 
 [ "$OMP_NUM_THREADS" -ge 1 ] || export OMP_NUM_THREADS=1
 {command} &
 child=$!
-trap 'kill -USR1 $child' USR1
-trap 'kill -TERM $child' TERM
+asked=
+trap 'asked=138; kill -USR1 $child 2>/dev/null' USR1
+trap 'asked=143; kill -TERM $child 2>/dev/null' TERM
 while wait $child; kill -0 $child 2>/dev/null; do :; done
 wait $child
 code=$?
+[ -n "$asked" ] && [ $code -ge 127 ] && code=$asked
 echo "$SLURM_JOB_ID ${{SLURM_RESTART_COUNT:-0}} $code" > {end}.$$ && mv {end}.$$ {end}
 exit $code
 """

@@ -131,6 +131,7 @@ def test_an_include_of_participants_tsv_and_a_missing_participant(tmp_path):
         bids.find_scans(tmp_path, ["FLAIR"], Filters())
 
 
+@pytest.mark.slow
 def test_masks_of_two_suffixes_do_not_take_each_other_for_done(model, tmp_path):
     root = tree(tmp_path / "ds")
     flags = (root, "--format", "bids", "--model", model, "-o", tmp_path / "out")

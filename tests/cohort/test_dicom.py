@@ -1,0 +1,177 @@
+"""DICOM in and out: made-up series through the real dcm2niix, which one is taken, and SEG objects read back."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bright import infer
+from made_up_dicom import PATIENT, head_at, write_series
+
+pytest.importorskip("pydicom", reason="pip install -r requirements-dicom.txt")
+pytest.importorskip("dcm2niix", reason="pip install -r requirements-dicom.txt")
+
+from meshnet.cohort import dicom, series
+from meshnet.errors import UserError
+
+KINDS = {"axial": {}, "sagittal": {}, "oblique": {}, "tilted": {"modality": "CT"}, "enhanced": {}}
+
+
+def truth(image) -> np.ndarray:
+    """The made-up head at the voxels of an image."""
+    ijk = np.indices(image.shape).reshape(3, -1).T
+    return head_at((ijk @ image.affine[:3, :3].T + image.affine[:3, 3]) * [-1, -1, 1]).reshape(image.shape)
+
+
+@pytest.mark.parametrize("kind", ["tilted", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS
+                                              if kind != "tilted")])
+def test_every_voxel_lies_where_its_headers_say(kind, tmp_path):
+    """A tilted gantry's too, whose grid dcm2niix's straightened volume does not keep."""
+    write_series(tmp_path / "in", kind, **KINDS[kind])
+    path, remarks = dicom.convert(series.find_series(tmp_path / "in")[0], tmp_path / "out")
+    image = nib.load(path)
+    assert image.shape == (56, 56, 40) and np.array_equal(np.asanyarray(image.dataobj), truth(image))
+    assert ("tilted" in " ".join(remarks)) == (kind == "tilted") and len(remarks) == (kind == "tilted")
+
+
+@pytest.mark.slow
+def test_a_missing_slice_is_said(tmp_path):
+    write_series(tmp_path / "in", skip=(17,))
+    path, remarks = dicom.convert(series.find_series(tmp_path / "in")[0], tmp_path / "out")
+    assert "1 slice(s) of the series are missing" in remarks[0] and nib.load(path).shape == (56, 56, 40)
+
+
+def export(folder: Path) -> Path:
+    """A patient's export: a localiser, a map, T1w with and without contrast, FLAIR and two T2w in one folder."""
+    for kind, number, description, slices in (
+            ("axial", 1, "localizer", 12), ("axial", 2, "t1_mprage_sag", 12), ("axial", 3, "t2_tse_tra", 40),
+            ("axial", 4, "t2_tse_tra_post_gd", 44), ("axial", 5, "ep2d_diff_ADC", 12), ("axial", 6, "t2_flair", 12),
+            ("axial", 7, "t2_tse_cor", 12)):
+        write_series(folder / PATIENT, kind, number, description, slices=slices, size=40, mm=(6.0, 5.0))
+    (folder / PATIENT / "readme.txt").write_text("no DICOM")
+    return folder
+
+
+def test_series_are_chosen_by_what_they_are(tmp_path):
+    found = series.find_series(export(tmp_path))
+    assert {one.number: one.why_not for one in found if one.why_not} == {1: "a localiser", 5: "a derived map"}
+    assert [one.number for one in series.choose(found, ["T2w"])] == [3]
+    assert [one.number for one in series.choose(found, ["FLAIR", "T1w"])] == [6, 2]
+    assert [one.number for one in series.choose(found, ["ADC"])] == [5]
+    assert [one.number for one in series.choose(found, ["T2w"], ["*cor"])] == [7]
+    assert [one.number for one in series.choose(found, ["T2w", "x"], ["4", "1"])] == [4, 1]
+    with pytest.raises(UserError, match=r"no series for CT among .*1 'localizer': a localiser.*--series NUMBER"):
+        series.choose(found, ["CT"])
+    with pytest.raises(UserError, match=r"--series: found 1 name"):
+        series.choose(found, ["T2w", "FLAIR"], ["3"])
+
+
+@pytest.mark.parametrize(("description", "times", "kind"), [
+    ("AX T2 FLAIR FS", (0, 0, 0), "FLAIR"), ("t2_tirm_dark-fluid", (0, 0, 0), "FLAIR"), ("AX T2 FSE", (0, 0, 0), "T2w"),
+    ("SAG T1 MPRAGE", (0, 0, 0), "T1w"), ("t2*_fl2d_hemo", (0, 0, 0), "T2starw"), ("ep2d_diff_b1000", (0, 0, 0), "DWI"),
+    ("WIP x", (100, 5000, 0), "T2w"), ("WIP x", (100, 9000, 2500), "FLAIR"), ("WIP x", (3, 7, 400), "T1w"),
+    ("WIP x", (0, 0, 0), None)])
+def test_what_a_series_holds(description, times, kind):
+    header = dict(zip(("EchoTime", "RepetitionTime", "InversionTime"), times))
+    assert series.Series("1", "2", header=header | {"SeriesDescription": description, "Modality": "MR"}).kind() == kind
+
+
+def test_missing_slices_are_counted():
+    assert [series.missing_slices(places) for places in ([0, 5, 10], [0, 5, 15, 20], [0, 5, 20, 25, 30], [0, 1])] == [
+        0, 1, 2, 0]
+
+
+@pytest.mark.slow
+def test_an_export_as_a_zip_gives_one_mask_and_names_nobody(model, tmp_path):
+    export(tmp_path / "export")
+    archive = tmp_path / f"{PATIENT}.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted((tmp_path / "export").rglob("*.*")):
+            file.write(path, path.relative_to(tmp_path / "export"))
+    found = infer(archive, "-o", tmp_path / "masks", "--model", model, "--json", "--report", "--dicom_seg")
+    result = json.loads(found.stdout)
+    assert "series 3 't2_tse_tra', 40 slices, taken for T2w" in found.stderr
+    assert "passed over: series 1 (a localiser)" in found.stderr
+    mask = nib.load(result["mask"])
+    scan = nib.load(next((tmp_path / "masks" / "converted").glob("*.nii.gz")))
+    marked = np.asanyarray(mask.dataobj) > 0
+    assert np.array_equal(mask.affine, scan.affine) and marked.any()
+    assert 2 * (marked & (truth(scan) > 650)).sum() / (marked.sum() + (truth(scan) > 650).sum()) > 0.6
+    by_nifti = infer(tmp_path / "masks" / "converted", "-o", tmp_path / "again", "--model", model, "--json")
+    other = nib.load(json.loads(by_nifti.stdout)["mask"])
+    assert np.array_equal(np.asanyarray(other.dataobj), np.asanyarray(mask.dataobj))
+    texts = [path for path in (tmp_path / "masks").rglob("*") if path.is_file() and path.suffix != ".dcm"]
+    import gzip
+
+    for path in texts:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        for word in (b"Quux", b"Jane", b"4711", b"19500101"):
+            assert word not in content and word.decode() not in str(path.relative_to(tmp_path)), path
+    assert len(texts) >= 5
+
+
+def by_hand(path: Path) -> tuple[np.ndarray, list]:
+    """A SEG object read with pydicom alone: its frames, and where each lies."""
+    import pydicom
+
+    data = pydicom.dcmread(path)
+    places = [np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+              for frame in data.PerFrameFunctionalGroupsSequence]
+    return data.pixel_array.reshape(len(places), data.Rows, data.Columns), places
+
+
+@pytest.mark.parametrize("kind", ["oblique", *(pytest.param(kind, marks=pytest.mark.slow) for kind in
+                                               ("enhanced", "tilted", "sagittal"))])
+def test_a_seg_object_holds_the_voxels_of_the_mask(kind, tmp_path):
+    hd = pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    from meshnet.cohort.seg import write_seg
+
+    write_series(tmp_path / "in", kind, **KINDS[kind])
+    one = series.find_series(tmp_path / "in")[0]
+    image = nib.load(dicom.convert(one, tmp_path / "out")[0])
+    rng = np.random.default_rng(0)
+    labels = ((truth(image) > 650) & (rng.random(image.shape) < 0.7)).astype(np.uint8)  # unlike in any mirror image
+    write_seg(nib.Nifti1Image(labels, image.affine), one.files, tmp_path / "seg.dcm", "bright")
+
+    read = hd.seg.segread(tmp_path / "seg.dcm")
+    assert read.get_segment_description(1).segmented_property_type.value == "52988006"
+    assert str(read.PatientName) == PATIENT and read.ReferencedSeriesSequence[0].SeriesInstanceUID == one.uid
+    frames, places = by_hand(tmp_path / "seg.dcm")
+    orientation = np.array(read.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient,
+                           float).reshape(2, 3)
+    back, found = np.linalg.inv(image.affine), np.zeros_like(labels)
+    for frame, place in zip(frames, places):
+        rows, columns = np.nonzero(frame)
+        points = place + rows[:, None] * 4.0 * orientation[1] + columns[:, None] * 4.0 * orientation[0]
+        where = np.rint(nib.affines.apply_affine(back, points * [-1, -1, 1])).astype(int)
+        found[tuple(where.T)] = 1
+    assert np.array_equal(found, labels)
+    if reader := shutil.which("segimage2itkimage", path=str(Path(sys.executable).parent)):
+        subprocess.run([reader, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--outputType",
+                        "nii"], check=True, capture_output=True)
+        image = nib.load(next(tmp_path.glob("*1.nii*")))
+        assert np.count_nonzero(image.dataobj) == labels.sum()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ([], "-o: expected a folder"), (["-o", "x.nii.gz"], "-o: expected a folder"),
+    (["-o", "masks", "--series", "99"], "--series 99"), (["-o", "masks", "--format", "files", "--series", "1"], None)])
+def test_a_mistake_is_one_line(model, tmp_path, flags, words):
+    write_series(tmp_path / "in", slices=9, size=16)
+    flags = [str(tmp_path / flag) if flag in ("masks", "x.nii.gz") else flag for flag in flags]
+    found = infer(tmp_path / "in", "--model", model, *flags, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert words is None or words in found.stderr
+
+
+def test_nifti_folders_are_no_exports(tmp_path):
+    write_series(tmp_path / "in", slices=2, size=8)
+    assert series.looks_like_dicom(tmp_path / "in")
+    (tmp_path / "in" / "a.nii.gz").touch()
+    assert not series.looks_like_dicom(tmp_path / "in")
