@@ -40,7 +40,7 @@ trap 'asked=143; kill -TERM $child 2>/dev/null' TERM
 while wait $child; kill -0 $child 2>/dev/null; do :; done
 wait $child
 code=$?
-[ -n "$asked" ] && [ $code -ge 127 ] && code=$asked
+[ -n "$asked" ] && [ "$code" != 0 ] && code=$asked  # bash itself may make -1 of it
 echo "$SLURM_JOB_ID ${{SLURM_RESTART_COUNT:-0}} $code" > {end}.$$ && mv {end}.$$ {end}
 exit $code
 """
