@@ -29,7 +29,7 @@ BEGINS = ("python ", "accelerate ", "torchrun ", "make ", "pip ", "meshnet ", "s
 RECIPE = "recipes/meshnet26.yaml"  # in the place of a recipe that only a run of the reader's would write
 # Flags of other programs: the optimizer guide's script, mri_convert, SLURM, Accelerate.
 FOREIGN = {"--epochs", "--amp", "--config", "--dataset-config", "--conform", "--ipc", "--shm-size",
-           "--kill-on-bad-exit"}
+           "--kill-on-bad-exit", "--signal=B:USR1@120"}
 GUIDE = {"--override optimizer.lr=0.0003 --epochs 50"}  # as the guide writes it
 
 
