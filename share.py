@@ -1,7 +1,8 @@
-"""Exchange models and data sets: the Hugging Face Hub, ONNX, brainchop's layout, .pth files.
+"""Exchange models and data sets: the Hugging Face Hub, web pages, ONNX, brainchop's layout, .pth files.
 
-    python share.py push RUN user/name [--public] [--licence mit] [--report FOLDER]
+    python share.py push RUN user/name [--public] [--licence mit] [--report FOLDER] [--space]
     python share.py pull user/name[@revision] [FOLDER] [--dataset]
+    python share.py web MODEL PAGE [--scan scan.nii.gz]
     python share.py onnx MODEL OUT.onnx
     python share.py tfjs MODEL OUT_FOLDER
     python share.py import model.json|model.pth OUT_FOLDER
@@ -27,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     push.add_argument("--licence", help="licence named in the card (default: mit; for data sets: other)")
     push.add_argument("--report", type=Path, metavar="FOLDER",
                       help="folder of a cross-validation, whose table goes into the card (default: the run's own)")
+    push.add_argument("--space", action="store_true", help="push a page of share.py web as a static Space")
     pull = commands.add_parser("pull", help="download from the Hub into the cache, and copy to FOLDER if given")
     pull.add_argument("name", metavar="user/name[@revision]", help="or a published model of infer.py --list_models")
     pull.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="new or empty folder")
@@ -40,8 +42,20 @@ def make_parser() -> argparse.ArgumentParser:
     tfjs = commands.add_parser("tfjs", help="write the layout that brainchop.org runs")
     tfjs.add_argument("model", help="model folder, run folder, or name of a model")
     tfjs.add_argument("out", type=Path, help="folder to write model.json and its binary to")
+    add_web(commands)
     add_import(commands)
     return parser
+
+
+def add_web(commands) -> None:
+    """The flags of ``share.py web``."""
+    web = commands.add_parser("web", help="write a web page that segments scans in the browser, where they lie")
+    web.add_argument("model", help="model folder, run folder, or name of a model (a MeshNet)")
+    web.add_argument("out", type=Path, metavar="PAGE", help="folder to write the page to; open its index.html")
+    web.add_argument("--scan", nargs="+", type=Path, default=[], metavar="NIFTI",
+                     help="say how many voxels of this scan's mask differ from infer.py's (one file for each channel)")
+    web.add_argument("--title", help="title of the page (default: made from the model's channels and classes)")
+    web.add_argument("--notice", help="the line that is always in sight (default: research software, no diagnosis)")
 
 
 def add_import(commands) -> None:
@@ -67,12 +81,16 @@ def add_import(commands) -> None:
 def main() -> None:
     arguments = vars(make_parser().parse_args())
     command = arguments.pop("command")
-    actions = {"push": push, "pull": pull, "onnx": onnx, "tfjs": tfjs, "import": import_network}
+    actions = {"push": push, "pull": pull, "web": web, "onnx": onnx, "tfjs": tfjs, "import": import_network}
     print(actions[command](**arguments))
 
 
-def push(folder: Path, repository: str, public: bool, licence: str | None, report: Path | None) -> str:
-    """Push a folder; returns the address of the commit."""
+def push(folder: Path, repository: str, public: bool, licence: str | None, report: Path | None, space: bool) -> str:
+    """Push a folder; returns the address of the commit, or of the Space."""
+    if space:
+        from meshnet.sharing.to_web import push_space
+
+        return push_space(folder, repository, not public)
     from meshnet.data.schema import PREPARED
     from meshnet.sharing.push import push_dataset, push_run
 
@@ -91,6 +109,16 @@ def pull(name: str, folder: Path | None, dataset: bool) -> Path:
     if folder:
         hub.copy_to(source, folder)
     return folder or source
+
+
+def web(model: str, out: Path, scan: list[Path], title: str | None, notice: str | None) -> str:
+    """Write a page; returns what was written, and how well it agrees with infer.py, in words."""
+    from meshnet.sharing.published import find
+    from meshnet.sharing.to_web import compare, write_page
+
+    name = find(model)
+    said = write_page(name, out, title, notice)
+    return f"{said}\n{compare(name, scan)}" if scan else said
 
 
 def onnx(model: str, out: Path, precision: str, scan: list[Path]) -> str:

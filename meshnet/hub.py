@@ -16,7 +16,7 @@ from meshnet.errors import UserError
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
 # What an earlier push may have left and a new one lacks: deleted in the same commit. A user's own files stay.
-STALE = {"model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png"],
+STALE = {"space": [], "model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png"],
          "dataset": ["*.arrow"]}
 ATTEMPTS, WAIT_S = 3, 2.0
 TOO_MANY = 429  # the status of a client that asks too often
@@ -119,7 +119,8 @@ def upload(folder: Path, repository: str, kind: str, private: bool, patterns: li
     api = HfApi()
 
     def act():
-        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True,
+                        space_sdk="static" if kind == "space" else None)
         return api.upload_folder(repo_id=repository, folder_path=folder, repo_type=kind, allow_patterns=patterns,
                                  ignore_patterns=[".*"], delete_patterns=STALE[kind],
                                  commit_message="Push from meshnet")

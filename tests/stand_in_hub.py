@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             if b"no-licence" in body:
                 return self.answer(400, {"errors": [{"message": '"license" must be one of mit, …'}], "warnings": []})
             return self.answer(200, {"errors": [], "warnings": []})
-        if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/.*)?", path):
+        if match := re.fullmatch(r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/.*)?", path):
             return self.api(*match.groups(), body, token)
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve("dataset" if match[1] else "model", *match.groups()[1:], token)

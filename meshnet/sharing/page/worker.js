@@ -1,0 +1,60 @@
+// The page's worker: keeps the engine, the model and the last case, and answers the page.
+"use strict";
+
+const kept = { engine: null, model: null, result: null };
+
+function tell(message, transfer = []) {
+  postMessage(message, transfer);
+}
+
+function show(id, result) {
+  const { like } = result, scan = like.volume;
+  return { what: "result", id, volume_ml: result.volume_ml, largest_ml: result.largest_ml, lesions: lesionTable(result),
+           warnings: result.warnings, remarks: result.remarks, threshold: result.threshold, smallest: result.smallest,
+           parts: result.parts, seconds: result.seconds, bytes: kept.engine.bytes, labels: result.labels.slice(),
+           scan: { data: scan.data.slice(), shape: scan.shape, affine: like.affine } };
+}
+
+function lesionTable(result) {
+  return result.lesions.map(({ ml, centre, voxel }) => ({ ml, centre, voxel }));
+}
+
+const answers = {
+  start({ engine, config, weights }) {
+    kept.engine = new Engine(new WebAssembly.Module(engine), (share) => tell({ what: "progress", share }));
+    kept.model = readModel(config, weights);
+    tell({ what: "ready" });
+  },
+  async segment({ id, files, settings }) {
+    kept.result = null;
+    const read = [];
+    for (const { name, file } of files) {
+      tell({ what: "step", name: "reading" });
+      read.push({ name, content: new Uint8Array(await file.arrayBuffer()) });
+    }
+    const step = (name, number, of) => tell({ what: "step", name: of > 1 ? `${name}, grid ${number + 1} of ${of}` : name });
+    kept.result = await segment(kept.engine, kept.model, read, step, settings);
+    tell(show(id, kept.result));
+  },
+  decide({ threshold, smallest }) {
+    checkSettings(threshold, smallest);
+    Object.assign(kept.result, decide(kept.result.probabilities, kept.result.like, threshold, smallest), { threshold, smallest });
+    const { labels, volume_ml, largest_ml, remarks } = kept.result;
+    tell({ what: "decided", labels: labels.slice(), volume_ml, largest_ml, remarks, threshold, smallest, lesions: lesionTable(kept.result) });
+  },
+  async file({ kind }) {
+    const { labels, probabilities, like } = kept.result;
+    const content = await gzip(writeImage(kind === "mask" ? labels : lesionProbability(probabilities), like));
+    tell({ what: "file", kind, content }, [content.buffer]);
+  },
+};
+
+onmessage = async ({ data }) => {
+  try {
+    await answers[data.what](data);
+  } catch (error) {
+    const memory = error instanceof RangeError || error instanceof WebAssembly.RuntimeError;
+    const said = error instanceof UserError ? error.message : say(memory ? "noMemory" : "fault", data.files ? data.files[0].name : "page", String(error.message));
+    tell({ what: "error", id: data.id, message: said, own: error instanceof UserError });
+  }
+};

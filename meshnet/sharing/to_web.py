@@ -1,0 +1,223 @@
+"""A web page that segments scans by one model: plain files that work from a folder, a web server or a static Space.
+
+The page computes what ``infer.py`` does (``page/*.js`` and the kernels as ``engine.wasm``), and its
+Content-Security-Policy lets the browser connect to nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from meshnet import __version__
+from meshnet.errors import UserError
+from meshnet.files import write_text
+from meshnet.inference.boxes import whole_box
+from meshnet.kernels.wasm import MODULE, record
+from meshnet.networks.build import load_model
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.folder import find_weights
+from meshnet.sharing.about import about_html, lead_of
+
+PARTS = Path(__file__).parent / "page"
+STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment",
+         "worker")  # what the worker is made of, in this order
+PAGE = ("messages", "arrays", "viewer", "page")  # what the page loads itself
+CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
+       "img-src 'self' data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
+NOTICE = "Research software. Not a medical device, not for diagnosis."
+MOST_BYTES = 2e9  # of memory for a network, as in engine.js
+MOST_PAGE = 3_500_000  # bytes
+SIGN = "meshnet-page"  # in model.js, by which a page is known again
+
+
+def write_page(name: str | Path, folder: str | Path, title: str | None = None, notice: str | None = None) -> str:
+    """Write the page of a model to ``folder``; returns what was written, in words.
+
+    Args:
+        name: a model or run folder, a weights file, a built-in or Hub name.
+        title: of the page; None makes one from the card.
+        notice: the line that is always in sight; None is ``NOTICE``.
+
+    Raises:
+        UserError: for a model that cannot run in a page, or a folder that holds something else.
+    """
+    folder, weights = Path(folder), find_weights(name)
+    card = read_card(weights.parent)
+    check_model(name, card, weights)
+    check_target(folder)
+    title = title or f"{' and '.join(card.channels)}: {card.marks or ', '.join(card.classes[1:])}"
+    values = {"title": title, "notice": notice or NOTICE, "csp": CSP, "lead": lead_of(weights.parent, card),
+              "wanted": " and ".join(f"a {one} scan" for one in card.channels),
+              "several": ", one file for each channel" if len(card.channels) > 1 else ", also several scans"}
+    page = (PARTS / "page.html").read_text(encoding="utf-8")
+    for key, value in values.items():
+        page = page.replace(f"@{key}@", html.escape(value, quote=False).replace('"', "&quot;"))
+    files = {"index.html": page.replace("@about@", about_html(weights.parent, card)),
+             "page.css": (PARTS / "page.css").read_text(encoding="utf-8"), "data.js": data_script(),
+             "model.js": model_script(card, weights), "README.md": space_card(title, notice or NOTICE),
+             "LICENSES.txt": licences(), **{f"{one}.js": script(one) for one in PAGE}}
+    size = sum(len(text.encode()) for text in files.values())
+    if size > MOST_PAGE:
+        raise UserError(f"{name}: makes a page of {size / 1e6:.1f} MB, expected at most {MOST_PAGE / 1e6:g} MB; export "
+                        "it with python share.py onnx")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in sorted(files.items(), key=lambda file: file[0] == "index.html"):  # that one last
+        write_text(folder / path, text)
+    return (f"{folder / 'index.html'}: open it in a browser; {size / 1e6:.1f} MB in {len(files)} files, and about "
+            f"{max(1, round(plan_bytes(card) / 1e6))} MB of memory for the network")
+
+
+def check_model(name: str | Path, card: Card, weights: Path) -> None:
+    """Raise UserError for what a page cannot run."""
+    if card.name != "meshnet":
+        raise UserError(f"{weights.parent}: is a {card.name}, expected a MeshNet, the network that runs in a page; "
+                        "export it with python share.py onnx")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np") as file:
+            kinds = {file.get_slice(key).get_dtype() for key in file.keys() if "num_batches" not in key}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: not a whole safetensors file ({error}); copy it again") from None
+    if kinds != {"F32"}:
+        raise UserError(f"{weights}: holds {', '.join(sorted(kinds))}, expected F32 alone; save the weights in float32")
+    load_model(name, weights.name)  # whether the weights belong to the card
+    need = plan_bytes(card)
+    if need > MOST_BYTES:
+        size = " x ".join(map(str, card.grids()[0].size))
+        raise UserError(f"{weights.parent}: needs {need / 1e9:.1f} GB for a grid of {size}, expected at most "
+                        f"{MOST_BYTES / 1e9:g} GB in a browser; use infer.py")
+
+
+def plan_bytes(card: Card) -> int:
+    """The least memory that the network takes for its whole grid: volume, result and what is kept between layers.
+
+    With group or instance norm that is two whole maps, else the planes that the next layer looks at.
+    """
+    shape, arguments = card.grids()[0].size, card.arguments
+    channels, dilations = arguments["channels"], arguments["dilations"]
+    voxels, inputs, classes = int(np.prod(shape)), len(card.channels), len(card.classes)
+    if arguments.get("norm", "batch") in ("group", "instance"):
+        return 4 * voxels * (inputs + 2 * channels + max(0, classes - channels))
+    (x0, x1), *plane = whole_box(shape)
+    area = int(np.prod([b - a + 2 * max(dilations) for a, b in plane]))
+    planes = sum(min(x1 - x0, 2 * d + 1) * (channels if layer else inputs) for layer, d in enumerate(dilations))
+    return 4 * (voxels * (inputs + classes) + planes * area)
+
+
+def check_target(folder: Path) -> None:
+    """Raise UserError for a folder that holds anything but a page."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder to write the page to; give another name")
+    if folder.is_dir() and any(folder.iterdir()) and not is_page(folder):
+        raise UserError(f"{folder}: is not empty and holds no page, expected a new folder; give another name")
+
+
+def is_page(folder: Path) -> bool:
+    """Whether a folder holds a page that this program wrote."""
+    path = folder / "model.js"
+    return (folder / "index.html").is_file() and path.is_file() and SIGN in path.read_text(encoding="utf-8")[:200]
+
+
+def script(name: str) -> str:
+    return (PARTS / f"{name}.js").read_text(encoding="utf-8")
+
+
+def data_script() -> str:
+    """The engine and the worker's source as JavaScript constants, since a page on disk cannot load other files."""
+    source = "".join(script(name) for name in STEPS)
+    engine = base64.b64encode(MODULE.read_bytes()).decode()
+    return f"const ENGINE = {json.dumps(engine)};\nconst WORKER_SOURCE = {json.dumps(source)};\n"
+
+
+def model_script(card: Card, weights: Path) -> str:
+    """The card and the weights as a JavaScript constant."""
+    from meshnet.networks.readme import public_card
+
+    content = weights.read_bytes()
+    build = {"by": SIGN, "version": __version__, "engine": record()["module"],
+             "model": hashlib.sha256(content).hexdigest()}
+    values = {"build": build, "card": public_card(card).to_dict(), "weights": base64.b64encode(content).decode()}
+    return f"const MODEL = {json.dumps(values)};\n"
+
+
+def licences() -> str:
+    """The licences of what the page is made of: this project's own alone."""
+    from meshnet import ROOT
+
+    return ("This page consists of MeshNet alone, and its engine of code compiled with libc++ (Apache-2.0 with LLVM "
+            f"exceptions) and wasi-libc (MIT).\n\n{(ROOT / 'LICENSE').read_text(encoding='utf-8')}")
+
+
+def space_card(title: str, notice: str) -> str:
+    """README.md: what makes the folder a static Space on the Hugging Face Hub."""
+    from meshnet.networks.readme import front_matter
+
+    top = front_matter(title=title[:100], emoji="🧠", colorFrom="blue", colorTo="gray", sdk="static", pinned=False,
+                       license="mit")
+    return (f"{top}\n# {title}\n\n{notice}\n\nOpen `index.html` in a browser: it segments scans there, and nothing is "
+            "uploaded. Made with MeshNet.\n")
+
+
+# ---------------------------------------------------------------------- how well it agrees
+
+def compare(name: str | Path, scans: list[Path]) -> str:
+    """How many voxels of a case's mask differ between ``infer.py`` and the page, in words; Node runs the page's steps.
+
+    Raises:
+        UserError: for a scan that cannot be segmented.
+    """
+    from meshnet.inference.scan import load_models, read_case, segment_case
+
+    models = load_models([name], device="cpu")
+    expected = segment_case(read_case(scans, models), models)
+    node = shutil.which("node")
+    if node is None:
+        return "not compared with infer.py, since Node is not installed"
+    weights = find_weights(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copyfile(weights, Path(temporary) / WEIGHTS)
+        shutil.copyfile(weights.parent / CONFIG, Path(temporary) / CONFIG)
+        mask = Path(temporary) / "mask.nii"
+        request = {"what": "segment", "model": temporary, "engine": str(MODULE), "mask": str(mask),
+                   "scans": [os.fspath(path) for path in scans]}
+        done = subprocess.run([node, str(PARTS / "node.js")], input=json.dumps(request) + "\n", capture_output=True,
+                              text=True, encoding="utf-8", check=False)
+        answer = json.loads(done.stdout or "{}")
+        if "volume_ml" not in answer:
+            raise UserError(f"{scans[0]}: the page could not segment it ({answer.get('error', done.stderr[-200:])})")
+        content, wanted = mask.read_bytes(), expected.mask.to_bytes()
+    voxels = int(np.prod(expected.mask.shape))
+    labels = (np.frombuffer(each[len(each) - voxels:], np.uint8) for each in (content, wanted))
+    differ = int(np.count_nonzero(np.not_equal(*labels)))
+    return (f"on {scans[0]} {differ} of {voxels} voxels differ from infer.py ({answer['volume_ml']:.2f} and "
+            f"{expected.volume_ml:.2f} mL)")
+
+
+# ---------------------------------------------------------------------- to a Space
+
+def push_space(folder: str | Path, repository: str, private: bool = True) -> str:
+    """Push a page as a static Space; returns its address and the commit's.
+
+    Raises:
+        UserError: for a folder that is no page, a refused token, a missing permission, or no network.
+    """
+    from meshnet.hub import check_push, upload
+
+    folder = Path(folder)
+    if not is_page(folder):
+        raise UserError(f"{folder}: holds no page, expected one that share.py web wrote; write it first with python "
+                        f"share.py web MODEL {folder}")
+    check_push(repository)
+    commit = upload(folder, repository, "space", private, ["*.html", "*.css", "*.js", "*.txt", "README.md"])
+    return commit.partition("/commit/")[0]

@@ -1,0 +1,111 @@
+// Drives a page in a real browser: node drive.js '{"browser": …, "address": …, "do": [[step, …], …]}'. Prints what each step
+// found as a line of JSON. Packages come from NODE_PATH.
+"use strict";
+
+const fs = require("fs");
+const puppeteer = require("puppeteer-core").default || require("puppeteer-core");
+const request = JSON.parse(process.argv[2]);
+const FLAGS = {
+  chrome: ["--headless=new", "--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage", ...(request.flags || [])],
+  firefox: ["--headless"],
+};
+const LIMIT = 240000;
+
+const steps = {
+  // Put files into the input as a user does, and wait until nothing is left to do.
+  async files(page, ...paths) {
+    const before = await page.evaluate(() => window.page.cases.length);
+    await (await page.$("#files")).uploadFile(...paths);
+    await page.waitForFunction((n) => window.page.cases.length > n, { timeout: LIMIT }, before);
+    await page.waitForFunction(() => !window.page.running && !window.page.cases.some((one) => one.state === "waiting"), { timeout: LIMIT });
+    return page.evaluate(() => ({
+      states: window.page.cases.map((one) => one.state), errors: window.page.cases.map((one) => one.error || ""),
+      answer: document.getElementById("answer").textContent, hidden: document.getElementById("result").hidden,
+      report: window.page.result && { ...reportOf(), bytes: window.page.result.bytes },
+      lasted: performance.now(),
+    }));
+  },
+  // The bytes of a file that a button saves.
+  async save(page, id) {
+    await page.evaluate(() => { window.page.saved = null; });
+    await page.click(`#${id}`);
+    await page.waitForFunction(() => window.page.saved, { timeout: LIMIT });
+    return page.evaluate(async () => {
+      const { name, content } = window.page.saved, bytes = new Uint8Array(await new Blob([content]).arrayBuffer());
+      let text = "";
+      for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
+      return { name, content: btoa(text) };
+    });
+  },
+  async change(page, id, value) {
+    const before = await page.evaluate(() => window.page.ticket);
+    await page.evaluate((where, to) => {
+      const field = document.getElementById(where);
+      field.value = to, field.dispatchEvent(new Event("change"));
+    }, id, value);
+    await page.waitForFunction((n) => window.page.ticket > n, { timeout: LIMIT }, before);
+    return page.evaluate(() => document.getElementById("answer").textContent);
+  },
+  evaluate: (page, code) => page.evaluate(code),
+  // Whether the browser lets the page send something away, in each way that a page has.
+  leave: (page, address) => page.evaluate(async (to) => {
+    const refused = [];
+    document.addEventListener("securitypolicyviolation", (event) => refused.push(event.effectiveDirective));
+    const tried = { fetch: await fetch(to, { method: "POST", body: "scan" }).then(() => "sent", () => "refused") };
+    tried.beacon = "asked";
+    try { navigator.sendBeacon(to, "scan"); } catch { tried.beacon = "refused"; }
+    tried.image = await new Promise((done) => { const one = new Image(); one.onload = () => done("sent"); one.onerror = () => done("refused"); one.src = `${to}?image`; });
+    tried.script = await new Promise((done) => { const one = document.createElement("script"); one.onload = () => done("sent"); one.onerror = () => done("refused"); one.src = `${to}?script`; document.head.append(one); });
+    try {
+      const socket = new WebSocket(to.replace("http", "ws"));
+      tried.socket = await new Promise((done) => { socket.onopen = () => done("sent"); socket.onerror = () => done("refused"); });
+    } catch { tried.socket = "refused"; }
+    const form = document.createElement("form");
+    Object.assign(form, { action: to, method: "post", target: "_blank" });
+    document.body.append(form), form.submit();
+    await new Promise((done) => setTimeout(done, 500));
+    return { tried, refused };
+  }, address),
+  async axe(page) {
+    await page.evaluate(fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
+    return page.evaluate(async () => (await axe.run()).violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).slice(0, 3)}`));
+  },
+  async keyboard(page, ...paths) {  // everything by Tab, Enter and the arrows
+    const reached = [];
+    await page.evaluate(() => { document.activeElement.blur(); window.scrollTo(0, 0); });
+    for (let i = 0; i < 60; ++i) {
+      await page.keyboard.press("Tab");
+      const at = await page.evaluate(() => document.activeElement.id || document.activeElement.textContent.slice(0, 40));
+      if (reached.includes(at) && at) break;
+      reached.push(at);
+    }
+    await page.focus("#canvas");
+    const places = [await page.evaluate(() => String(viewer.at))];
+    for (const key of ["ArrowLeft", "ArrowUp", "PageUp"]) await page.keyboard.press(key);
+    places.push(await page.evaluate(() => String(viewer.at)));
+    return { reached, places };
+  },
+  async picture(page, path, width, height, dark) {
+    await page.setViewport({ width, height });
+    if (request.browser === "chrome") await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }]);
+    await new Promise((done) => setTimeout(done, 500));
+    await page.screenshot({ path, fullPage: true });
+    return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  },
+};
+
+async function main() {
+  const { browser: kind, address } = request;
+  const browser = await puppeteer.launch({ browser: kind, executablePath: kind === "chrome" ? request.chromium : request.firefox,
+    headless: true, args: FLAGS[kind], protocolTimeout: LIMIT, timeout: LIMIT, extraPrefsFirefox: request.prefs || {} });
+  const page = await browser.newPage(), said = [];
+  page.on("pageerror", (error) => said.push(String(error)));
+  await page.setViewport({ width: 1280, height: 900 });
+  await page.goto(address, { timeout: LIMIT });
+  await page.waitForFunction(() => window.page && window.page.ready, { timeout: LIMIT });
+  for (const [name, ...values] of request.do) console.log(JSON.stringify({ step: name, found: await steps[name](page, ...values) }));
+  console.log(JSON.stringify({ step: "end", found: said }));
+  await browser.close();
+}
+
+main().catch((error) => { console.log(JSON.stringify({ step: "failed", found: String(error.stack) })); process.exit(1); });

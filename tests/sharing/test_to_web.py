@@ -1,0 +1,122 @@
+"""share.py web: what it writes, refuses, says, and pushes as a static Space."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script_file
+from page_steps import STEPS
+
+from meshnet import ROOT
+from meshnet.errors import UserError
+from meshnet.kernels.wasm import MODULE
+from meshnet.networks.card import Card
+from meshnet.networks.folder import default_model, save_model
+from meshnet.networks.meshnet import MeshNet
+from meshnet.sharing import to_web
+from meshnet.sharing.about import markdown
+
+PIECES = ROOT / "meshnet/sharing/page"
+
+
+def model_of(folder, shape=(20, 20, 20), **values):
+    torch.manual_seed(0)
+    network = MeshNet(channels=4, dilations=[1, 2, 1], **values)
+    save_model(folder, network, Card(["T2w"], ["background", "lesion"], shape=list(shape), metrics={"dice": 0.5}))
+    return folder
+
+
+def constant(text, name):
+    """The value of a JavaScript constant of JSON."""
+    return json.loads(re.search(rf"^const {name} = (.*);$", text, re.MULTILINE).group(1))
+
+
+def test_a_page_holds_all_that_it_needs(tmp_path):
+    said = to_web.write_page(default_model(), tmp_path / "page", notice="For <study> 7 & nothing else")
+    page = tmp_path / "page"
+    text = (page / "index.html").read_text(encoding="utf-8")
+    assert "index.html: open it in a browser" in said
+    assert sum(path.stat().st_size for path in page.iterdir()) <= 1_000_000  # 3.5 MB is the limit
+    data, model = ((page / name).read_text(encoding="utf-8") for name in ("data.js", "model.js"))
+    assert base64.b64decode(constant(data, "ENGINE")) == MODULE.read_bytes()
+    weights = base64.b64decode(constant(model, "MODEL")["weights"])
+    assert weights == (default_model() / "model.safetensors").read_bytes()
+    assert "For &lt;study&gt; 7 &amp; nothing else" in text and "<study>" not in text and "@" not in text
+    assert {"What it reaches", "What it can and cannot do"} <= set(re.findall("<h3>(.*?)</h3>", text))
+    assert "sdk: \"static\"" in (page / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r'(?:src|href)="([^"#]+)"', text)
+    assert all((page / name).is_file() for name in named if name != "data:,") and len(named) > 6
+    # Nothing from elsewhere, and the rule that enforces it, before anything is loaded.
+    assert not re.findall(r"https?://|//cdn", text) and text.index("Content-Security-Policy") < text.index("page.css")
+    assert "connect-src 'none'" in text and "default-src 'none'" in text and "unsafe-inline" not in text
+    assert "<script>" not in text and " style=" not in text and " onclick=" not in text
+    to_web.write_page(default_model(), page, title="Again")  # an earlier page is replaced
+    assert "<title>Again</title>" in (page / "index.html").read_text(encoding="utf-8")
+
+
+def test_what_cannot_run_in_a_page_is_refused(tmp_path):
+    model = model_of(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    large = model_of(tmp_path / "large", (512, 512, 512), norm="instance")
+    half = model_of(tmp_path / "half")
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(half / "model.safetensors")
+    save_file({name: array.astype(np.float16) for name, array in tensors.items()}, half / "model.safetensors")
+    other = model_of(tmp_path / "unet")
+    card = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(card | {"name": "unet"}))
+    for name, folder, words in ((model, "other", "is not empty and holds no page"), (model, "file", "is a file"),
+                                (large, "page", "GB for a grid of 512 x 512 x 512"), (half, "page", "expected F32"),
+                                (other, "page", "share.py onnx")):
+        with pytest.raises(UserError, match=words):
+            to_web.write_page(name, tmp_path / folder)
+    assert not (tmp_path / "page").exists()
+
+
+def test_the_command(tmp_path):
+    model = model_of(tmp_path / "model", norm="instance")
+    import nibabel as nib
+
+    generator = np.random.default_rng(0)
+    scan = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(generator.random((30, 30, 30), np.float32), np.eye(4)), scan)
+    said = run_script_file("share.py", "web", model, tmp_path / "page", "--scan", scan, "--title", "Mine").stdout
+    assert re.search(r"[01] of 27000 voxels differ|Node is not installed", said), said
+
+
+def test_a_page_goes_to_a_space(server, tmp_path):
+    model = model_of(tmp_path / "model")
+    to_web.write_page(model, tmp_path / "page")
+    said = run_script_file("share.py", "push", tmp_path / "page", "user/my-page", "--space").stdout
+    assert "user/my-page" in said
+    _, files = server.repos["space", "user/my-page"]["commits"][-1]
+    assert set(files) == {path.name for path in (tmp_path / "page").iterdir()}
+    assert files["README.md"].startswith(b"---\n") and b'sdk: "static"' in files["README.md"]
+    refused = run_script_file("share.py", "push", model, "user/my-page", "--space", check=False)
+    assert refused.returncode == 2 and "holds no page" in refused.stderr
+
+
+def test_markdown_becomes_safe_html():
+    text = markdown("A **bold** `x < y` [link](evil)\n\n- one\n  more\n- two & 3\n\n| a | b |\n|---|---|\n"
+                    "| <i> | 2 |\n\n<script>alert(1)</script>\n\n```\ncode\n```")
+    assert "<strong>bold</strong>" in text and "<code>x &lt; y</code>" in text and "evil" not in text
+    assert "<li>one more</li><li>two &amp; 3</li>" in text and "<td>&lt;i&gt;</td>" in text
+    assert "<script" not in text and "alert" not in text
+
+
+def test_scripts_are_short_and_named_once():
+    """House rules for JavaScript: files of at most 350 lines, and no name twice, since a worker has one scope."""
+    for path in PIECES.glob("*.js"):
+        assert path.read_text(encoding="utf-8").count("\n") <= 350, path
+    listed = re.search(r"const STEPS = (\[.*?\]);", STEPS.read_text(encoding="utf-8")).group(1)
+    assert tuple(json.loads(listed)) == to_web.STEPS[:-1]
+    for parts in (to_web.STEPS, to_web.PAGE):
+        names = [name for part in parts for name in
+                 re.findall(r"^(?:async )?(?:function|class|const) (\w+)", to_web.script(part), re.MULTILINE)]
+        assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
