@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-kills lint clean
+.PHONY: demo page test test-slow test-kills lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -12,6 +12,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo.py
+
+page: $(VENV)/.installed
+	$(BIN)/python share.py web meshnet16-synthetic page
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -27,4 +30,4 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache
+	rm -rf demo page .pytest_cache .ruff_cache

@@ -10,9 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from meshnet import ROOT
 from meshnet.kernels.wasm import MODULE
+from meshnet.networks.card import Card
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import MeshNet
 
 STEPS = ROOT / "meshnet/sharing/page/node.js"
 
@@ -103,3 +107,24 @@ def bad_files() -> dict[str, bytes]:
     }
     assert len(found) >= 40
     return found
+
+
+def scan(path, shape=(40, 44, 36), tilt=0.0, sizes=(2.0, 2.2, 2.6), form=nib.Nifti1Image, seed=0):
+    """Write a scan with something like a head in it, and a bright part."""
+    generator = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij"))
+    data = np.where((grid ** 2).sum(0) < 1, 300 + 90 * generator.standard_normal(shape), 5 * generator.random(shape))
+    data += 500 * (((grid - 0.3) ** 2).sum(0) < 0.06)
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(sizes) @ np.diag([-1, 1, 1])
+    nib.save(form(np.clip(data, 0, None).astype(np.int16), affine), path)
+    return path
+
+
+def model_of(folder, norm, channels=("T2w",), classes=("background", "lesion"), **card):
+    """Write a small model with random weights."""
+    torch.manual_seed(3)
+    network = MeshNet(in_channels=len(channels), classes=len(classes), channels=5, dilations=[1, 2, 4, 2, 1], norm=norm)
+    save_model(folder, network, Card(list(channels), list(classes), **{"voxel_mm": 4.0, "shape": [30, 32, 28], **card}))
+    return folder

@@ -82,5 +82,5 @@ def table(rows, cell=html.escape) -> str:
     head, *body = rows
     top = "".join(f'<th scope="col">{cell(text)}</th>' for text in head) if any(head) else ""
     lines = "".join("<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>" for row in body)
-    return ('<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>'
+    return ('<div class="scroll" tabindex="0"><table>'
             f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>")

@@ -55,7 +55,8 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     card = read_card(weights.parent)
     check_model(name, card, weights)
     check_target(folder)
-    title = title or f"{' and '.join(card.channels)}: {card.marks or ', '.join(card.classes[1:])}"
+    marked = (card.marks or ", ".join(card.classes[1:])).capitalize()
+    title = title or f"{marked} on {' and '.join(card.channels)} scans"
     values = {"title": title, "notice": notice or NOTICE, "csp": CSP, "lead": lead_of(weights.parent, card),
               "wanted": " and ".join(f"a {one} scan" for one in card.channels),
               "several": ", one file for each channel" if len(card.channels) > 1 else ", also several scans"}

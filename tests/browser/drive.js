@@ -96,7 +96,7 @@ const steps = {
 
 async function main() {
   const { browser: kind, address } = request;
-  const browser = await puppeteer.launch({ browser: kind, executablePath: kind === "chrome" ? request.chromium : request.firefox,
+  const browser = await puppeteer.launch({ browser: kind, executablePath: request.program,
     headless: true, args: FLAGS[kind], protocolTimeout: LIMIT, timeout: LIMIT, extraPrefsFirefox: request.prefs || {} });
   const page = await browser.newPage(), said = [];
   page.on("pageerror", (error) => said.push(String(error)));

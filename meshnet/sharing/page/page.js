@@ -17,7 +17,7 @@ function startWorker() {
   state.worker = new Worker(source);
   URL.revokeObjectURL(source);
   state.worker.onmessage = ({ data }) => heard[data.what](data);
-  state.worker.onerror = (event) => { event.preventDefault(); heard.error({ id: state.running?.id, message: say("noMemory", nameOf(state.running)) }); };
+  state.worker.onerror = (event) => { event.preventDefault(); heard.error({ id: state.running?.id, message: say("noMemory", state.running?.name || "page"), restart: state.running !== null }); };
   state.worker.postMessage({ what: "start", engine: bytesOf(ENGINE).buffer, config: card, weights: bytesOf(MODEL.weights) });
 }
 
@@ -45,11 +45,11 @@ const heard = {
     state.fileReady = kind;
     save(content, `${stem(state.shown.name)}_lesion${kind === "mask" ? "" : "_probability"}.nii.gz`);
   },
-  error({ id, message, own }) {
+  error({ id, message, restart }) {
     const one = state.cases.find((each) => each.id === id) || state.running;
     if (one) one.state = "refused", one.error = message;
     complain(message);
-    if (own === false) startWorker();  // memory is given back
+    if (restart) startWorker();  // which gives its memory back
     finished();
   },
 };
@@ -151,7 +151,7 @@ function showLesions() {
     return row([String(i + 1), ml.toFixed(2), side, centre.map((c) => c.toFixed(0)).join(", "), button("Show", () => { viewer.go(voxel); $("canvas").focus(); }, `Show lesion ${i + 1}`)]);
   });
   const head = document.createElement("thead"), body = document.createElement("tbody"), table = document.createElement("table");
-  head.append(row(["Lesion", "Volume, mL", "Side of the scan's 0", "Centre x, y, z in mm", ""], "th"));
+  head.append(row(["Lesion", "Volume, mL", "Side of the scan's 0", "Centre x, y, z in mm", "View"], "th"));
   body.append(...rows), table.append(head, body);
   $("lesions").replaceChildren(table);
 }

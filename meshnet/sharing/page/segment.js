@@ -77,7 +77,8 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
     return { ...found, like: read.images[0], probabilities, warnings: read.remarks, threshold, smallest, parts, seconds };
   } catch (error) {
     if (error instanceof UserError) throw error;
-    if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError) refuse("noMemory", name);
+    if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError)
+      throw Object.assign(new UserError(say("noMemory", name)), { memory: true });
     refuse("fault", name, String(error.message || error).split("\n")[0]);
   }
 }

@@ -55,6 +55,6 @@ onmessage = async ({ data }) => {
   } catch (error) {
     const memory = error instanceof RangeError || error instanceof WebAssembly.RuntimeError;
     const said = error instanceof UserError ? error.message : say(memory ? "noMemory" : "fault", data.files ? data.files[0].name : "page", String(error.message));
-    tell({ what: "error", id: data.id, message: said, own: error instanceof UserError });
+    tell({ what: "error", id: data.id, message: said, restart: memory || error.memory === true });
   }
 };

@@ -1,0 +1,148 @@
+"""The page in real browsers: a scan in, the mask out, nothing leaves, bad files, keyboard, accessibility."""
+
+import base64
+import functools
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_steps import Page, bad_files, model_of, scan
+
+from meshnet import ROOT
+from meshnet.sharing.to_web import write_page
+
+pytestmark = pytest.mark.slow
+FOLDER = ROOT / "tests/browser"
+PROGRAMS = {"chrome": ("chromium", "google-chrome"), "firefox": ("firefox-esr", "firefox")}
+
+
+@pytest.fixture(params=["chrome", "firefox"])
+def browser(request):
+    program = next(filter(None, map(shutil.which, PROGRAMS[request.param])), None)
+    modules = [folder for folder in (FOLDER / "node_modules", *map(Path, os.environ.get("NODE_PATH", "").split(":")))
+               if (folder / "puppeteer-core").is_dir()]
+    if program is None or not modules or not shutil.which("node"):
+        pytest.skip(f"needs {request.param}, Node, and npm install in {FOLDER}")
+
+    def drive(address, *steps, **more):
+        wanted = {"browser": request.param, "program": program, "address": address, "do": steps, **more}
+        done = subprocess.run(["node", str(FOLDER / "drive.js"), json.dumps(wanted)], capture_output=True, text=True,
+                              encoding="utf-8", check=False, timeout=900,
+                              env={**os.environ, "NODE_PATH": str(modules[0])})
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert found and found[-1] == {"step": "end", "found": []}, (done.stdout[-2000:], done.stderr[-2000:])
+        return [one["found"] for one in found[:-1]]
+
+    drive.name = request.param
+    return drive
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A page of a small model, a scan, and the page's folder on a web server that notes what is asked of it."""
+    folder = tmp_path_factory.mktemp("place")
+    model_of(folder / "model", "instance", min_lesion_mm3=300, shifted=True, averaged=True, centre="middle")
+    write_page(folder / "model", folder / "page")
+    scan(folder / "scan.nii")
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append((self.command, self.path))
+
+        def do_POST(self):
+            asked.append(("POST", self.path))
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder / "page")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/index.html", asked
+    server.shutdown()
+
+
+def content(saved):
+    return gzip.decompress(base64.b64decode(saved["content"]))
+
+
+@pytest.mark.parametrize("where", ["file", "http"])
+def test_a_scan_becomes_the_mask_of_node(browser, place, where):
+    folder, address, asked = place
+    with Page() as page:
+        page.ask("segment", model=str(folder / "model"), scans=[str(folder / "scan.nii")],
+                 mask=str(folder / "mask.nii"), probability=str(folder / "probability.nii"), settings={})
+    asked.clear()
+    found, mask, probability, png, report, less, none, leave = browser(
+        address if where == "http" else (folder / "page/index.html").as_uri(), ["files", str(folder / "scan.nii")],
+        ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
+        ["change", "threshold", "0.51"], ["change", "threshold", "1"],
+        ["leave", address.replace("index.html", "planted")])
+    assert found["states"] == ["done"] and "mL in" in found["answer"]
+    assert content(mask) == (folder / "mask.nii").read_bytes() and mask["name"] == "scan_lesion.nii.gz"
+    expected, got = (np.frombuffer(each[352:], np.float32) for each in
+                     ((folder / "probability.nii").read_bytes(), content(probability)))
+    assert np.abs(expected - got).max() < 1e-6  # the engines of browsers may round exp differently
+    assert base64.b64decode(png["content"])[:4] == b"\x89PNG"
+    assert json.loads(base64.b64decode(report["content"]))["volume_ml"] == found["report"]["volume_ml"] > 0
+    assert less != found["answer"] and "no lesion" in none
+    assert not [way for way, how in leave["tried"].items() if how == "sent"], leave
+    assert {"connect-src", "img-src", "form-action"} <= set(leave["refused"])
+    names = {path.lstrip("/") for _, path in asked}
+    assert names <= {path.name for path in (folder / "page").iterdir()}, names  # nothing planted arrived
+
+
+def test_bad_files_are_a_line_each_and_the_page_goes_on(browser, place, tmp_path):
+    folder, address, _ = place
+    files = bad_files()
+    for name, bytes_ in files.items():
+        (tmp_path / name).write_bytes(bytes_)
+    found, text = browser(address, ["files", *[str(tmp_path / name) for name in files], str(folder / "scan.nii")],
+                          ["evaluate", "document.getElementById('errors').innerText"])
+    assert found["states"] == ["refused"] * len(files) + ["done"] and len(files) >= 40
+    for name, error in zip(files, found["errors"]):
+        assert error.startswith(f"{name}: ") and "\n" not in error and "report this" not in error, error
+    assert len([line for line in text.splitlines() if line.strip()]) == len(files)
+
+
+def test_without_webgl_and_with_too_little_memory(browser, place, tmp_path):
+    """The page draws on a 2-D canvas, so WebGL is no matter; a lack of memory is a line, and the page goes on."""
+    folder, address, _ = place
+    hungry = "WORKER_SOURCE.replace('this.kernels.malloc(bytes) >>> 0', '0')"
+    found, shown = browser(
+        address, ["files", str(folder / "scan.nii")],
+        ["evaluate", "(() => { const c = document.getElementById('canvas'), d = c.getContext('2d').getImageData(0, 0, "
+                     "c.width, c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4) "
+                     "if (d[i] > d[i + 2] + 60) ++n; return n; })()"],
+        flags=["--disable-webgl", "--disable-3d-apis"], prefs={"webgl.disabled": True})
+    assert found["states"] == ["done"] and shown > 20  # of the mask's colour
+    page = tmp_path / "hungry"
+    shutil.copytree(folder / "page", page)
+    text = (page / "page.js").read_text(encoding="utf-8")
+    assert "[WORKER_SOURCE]" in text
+    given = f"[state.cases.length ? WORKER_SOURCE : {hungry}]"
+    (page / "page.js").write_text(text.replace("[WORKER_SOURCE]", given), encoding="utf-8")
+    first, second = browser((page / "index.html").as_uri(), ["files", str(folder / "scan.nii")],
+                            ["files", str(folder / "scan.nii")])
+    assert first["states"] == ["refused"] and "out of memory" in first["errors"][0]
+    assert second["states"] == ["refused", "done"]
+
+
+def test_keyboard_and_accessibility(browser, place):
+    folder, address, _ = place
+    empty, _, full, keys = browser(address, ["axe"], ["files", str(folder / "scan.nii")], ["axe"], ["keyboard"])
+    assert not empty and not full, (empty, full)
+    assert {"files", "canvas", "threshold", "smallest", "save-mask", "save-json"} <= set(keys["reached"])
+    assert keys["places"][0] != keys["places"][1]
+
+
+def test_fits_every_screen(browser, place, tmp_path):
+    folder, address, _ = place
+    _, *wide = browser(address, ["files", str(folder / "scan.nii")],
+                       *[["picture", str(tmp_path / f"{n}.png"), *size] for n, size in enumerate(
+                           ([1280, 900, False], [640, 450, True], [360, 740, True]))])
+    assert wide == [0, 0, 0]  # nothing sticks out; 640 is 1280 at 200 % zoom
