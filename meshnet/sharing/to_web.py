@@ -33,7 +33,7 @@ STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks
          "worker")  # what the worker is made of, in this order
 PAGE = ("messages", "arrays", "viewer", "page")  # what the page loads itself
 CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
-       "img-src 'self' data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
+       "img-src data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
 NOTICE = "Research software. Not a medical device, not for diagnosis."
 MOST_BYTES = 2e9  # of memory for a network, as in engine.js
 MOST_PAGE = 3_500_000  # bytes

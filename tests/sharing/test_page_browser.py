@@ -81,7 +81,7 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, where):
         address if where == "http" else (folder / "page/index.html").as_uri(), ["files", str(folder / "scan.nii")],
         ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
         ["change", "threshold", "0.51"], ["change", "threshold", "1"],
-        ["leave", address.replace("index.html", "planted")])
+        ["leave", address.replace("index.html", "planted").replace("127.0.0.1", "localhost")])  # another origin
     assert found["states"] == ["done"] and "mL in" in found["answer"]
     assert content(mask) == (folder / "mask.nii").read_bytes() and mask["name"] == "scan_lesion.nii.gz"
     expected, got = (np.frombuffer(each[352:], np.float32) for each in
