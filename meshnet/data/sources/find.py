@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 
 from meshnet.data.sources.case import Case, Filters, Listing, Loaded, subject_in
-from meshnet.data.sources.patients import name_patients
+from meshnet.data.sources.patients import mark, name_patients
 from meshnet.data.sources.synthetic import find_synthetic, load_synthetic
 from meshnet.errors import UserError
 from meshnet.scans.nifti import read_image, split_channels
@@ -75,14 +75,15 @@ def _fault(case: Case) -> str | None:
 
 
 def signature(case: Case) -> list:
-    """What changes when a case's files change, without reading them: paths, sizes, modification times.
+    """What changes when a case's files change, without reading all of them: paths, sizes, modification times, and a
+    mark of their content, since a copy may keep both. Of a mask that is not packed a few voxels may change: it is read.
 
     Empty for the other loaders, whose ``origin`` changes instead.
     """
     if case.loader != "files":
         return []
     stats = [(p, Path(p).stat()) for p in (*case.images, case.mask)]
-    return [[p, s.st_size, s.st_mtime_ns] for p, s in stats]
+    return [[p, s.st_size, s.st_mtime_ns, *(mark(p, whole=p == case.mask) or ())] for p, s in stats]
 
 
 def load_case(case: Case, channels: int) -> Loaded:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import re
+import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,7 @@ def name_patients(listing: Listing, subject: str | None, apart: bool) -> None:
         by_table(listing, subject) if subject.lower().endswith((".csv", ".tsv")) else by_pattern(listing, subject)
     if apart:
         return
+    _join_spellings(listing)
     if not subject:
         _join_names(listing)
     files = [(case, path) for case in listing.cases if case.loader == "files" for path in case.images]
@@ -92,6 +94,30 @@ def by_table(listing: Listing, path: str) -> None:
     failed = [(c.mask, f"{path}: found no line for the case {c.case}, expected its subject; add the line")
               for c in listing.cases if c.case not in subjects]
     listing.cases, listing.failed = named, sorted(listing.failed + failed)
+
+
+def spelling(subject: str) -> str:
+    """A patient's name without what people and spreadsheets change: capitals, the form of accents, which separator, the
+    zeros before a number, a leading ``sub-``."""
+    plain = re.sub(r"[\s_.-]+", "-", unicodedata.normalize("NFKC", subject).casefold().removeprefix("sub-"))
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain)
+
+
+def _join_spellings(listing: Listing) -> None:
+    """Put subjects together whose names differ in nothing but their spelling, and say so."""
+    names = defaultdict(set)
+    for case in listing.cases:
+        names[spelling(case.subject)].add(case.subject)
+    several = sorted(sorted(same) for same in names.values() if len(same) > 1)
+    if not several:
+        return
+    listing.together += several
+    listing.notes.append(f"{len(several)} patient(s) seem to be spelt in several ways, such as "
+                         f"{' and '.join(several[0][:4])}: they are kept in one fold; spell them alike, or say --apart "
+                         "if they are different patients")
+    for same in several:
+        for case in sorted(case.case for case in listing.cases if case.subject in same):
+            listing.guess(f"{' and '.join(same)} are the same patient (--apart says they are not)", case)
 
 
 def _join_names(listing: Listing) -> None:
@@ -187,9 +213,9 @@ def twins(files: Sequence[tuple[Case, str]]) -> list[list[str]]:
     """
     by_size = defaultdict(lambda: defaultdict(list))
     for case, path in files:
-        if found := _mark(path):
-            size, *mark = found
-            by_size[size][tuple(mark)].append((case.case, path))
+        if found := mark(path):
+            size, *rest = found
+            by_size[size][tuple(rest)].append((case.case, path))
     groups = []
     for marks in by_size.values():
         both = len({packed for packed, _ in marks}) > 1  # a packed file's checksum says nothing of the other's sample
@@ -200,10 +226,10 @@ def twins(files: Sequence[tuple[Case, str]]) -> list[list[str]]:
     return groups
 
 
-def _mark(path: str) -> tuple[int, bool, int] | None:
+def mark(path: str, whole: bool = False) -> tuple[int, bool, int] | None:
     """(bytes when unpacked, modulo 2³²; whether it is a gzip file; a checksum); None for what is empty or unreadable.
 
-    A gzip file ends with length and checksum of its content; of another file, three blocks are summed up.
+    A gzip file ends with length and checksum of its content; of another file, three blocks are summed up, or all.
     """
     try:
         with open(path, "rb") as handle:
@@ -214,7 +240,7 @@ def _mark(path: str) -> tuple[int, bool, int] | None:
                 tail = handle.read(8)
                 return int.from_bytes(tail[4:], "little"), True, int.from_bytes(tail[:4], "little")
             checksum = 0
-            for start in (0, size // 2, max(0, size - SAMPLE)):
+            for start in range(0, size, SAMPLE) if whole else (0, size // 2, max(0, size - SAMPLE)):
                 handle.seek(start)
                 checksum = zlib.crc32(handle.read(SAMPLE), checksum)
     except OSError:

@@ -1,10 +1,14 @@
 """Loading a case that was listed."""
 
+import gzip
+import os
+
+import numpy as np
 import pytest
 from trees import write_nifti
 
 from meshnet.data.sources.case import Case
-from meshnet.data.sources.find import load_case
+from meshnet.data.sources.find import load_case, signature
 from meshnet.errors import UserError
 
 
@@ -14,3 +18,23 @@ def test_the_number_of_channels_is_checked(tmp_path):
     case = Case("a", "a", (str(tmp_path / "a.nii.gz"),), str(tmp_path / "m.nii.gz"))
     with pytest.raises(UserError, match=r"found 1 channel\(s\), expected 2"):
         load_case(case, 2)
+
+
+@pytest.mark.parametrize("form", ["nii", "nii.gz"])
+@pytest.mark.parametrize("which", ["a", "m"])
+def test_a_file_of_the_same_length_and_time_is_another_one_by_its_content(tmp_path, form, which):
+    """As a copy that keeps the times writes it. Of a mask one voxel may change, of a scan one that is looked at."""
+    paths = [tmp_path / f"{name}.{form}" for name in "am"]
+    content = [bytearray(np.random.default_rng(i).bytes(400000)) for i in range(2)]
+    pack = (lambda c: gzip.compress(bytes(c), 0)) if form == "nii.gz" else bytes
+    case = Case("a", "a", (str(paths[0]),), str(paths[1]))
+    for path, one in zip(paths, content):
+        path.write_bytes(pack(one))
+    before, path = signature(case), paths["am".index(which)]
+    known = path.stat()
+    assert signature(case) == before
+    content["am".index(which)][200000 if which == "a" else 120000] ^= 1
+    path.write_bytes(pack(content["am".index(which)]))
+    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert path.stat().st_size == known.st_size and path.stat().st_mtime_ns == known.st_mtime_ns
+    assert signature(case) != before

@@ -58,6 +58,20 @@ def test_time_points_stay_together_unless_said_to_be_apart(tmp_path):
     assert not apart.together and not apart.notes
 
 
+def test_two_spellings_of_one_patient_stay_together_and_it_is_said(tmp_path):
+    names = ["P01", "p01", "P1", "sub-P01", "P_2", "P-2", "P22", "M\u00fcller", "Mu\u0308ller", "P1_1", "P11"]
+    (tmp_path / "t.csv").write_text("case,subject,image,mask\n" + "".join(
+        f"c{i},{name},{i}.nii,{i}m.nii\n" for i, name in enumerate(names)), encoding="utf-8")
+    for i in range(len(names)):
+        (tmp_path / f"{i}.nii").write_bytes(bytes([i] * 99))
+        (tmp_path / f"{i}m.nii").write_bytes(b"m")
+    listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+    together = sorted(map(sorted, listing.together))
+    assert together == [sorted(names[7:9]), ["P-2", "P_2"], ["P01", "P1", "p01", "sub-P01"]]
+    assert listing.notes[0].startswith("3 patient(s) seem to be spelt in several ways, such as ")
+    assert not find_cases("table", str(tmp_path / "t.csv"), [], Filters(), apart=True).together
+
+
 def test_a_pattern_or_a_table_names_the_patient(tmp_path):
     root = nnunet(tmp_path / "set", ["g_0800", "g_0801", "g_0900", "x"])
     listing = find_cases("nnunet", str(root), [], Filters(), subject=r"g_(\d\d)")
