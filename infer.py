@@ -166,6 +166,8 @@ def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
     Raises:
         UserError: if the output cannot be written, or two cases would write the same mask.
     """
+    if output == "":
+        raise UserError("-o: found nothing, expected a file or a folder; is a variable of the shell empty?")
     target = Path(output) if output else None
     names_a_file = target is not None and target.name.endswith(WRITTEN)
     if target and not names_a_file and not target.is_dir() and target.name.lower().endswith((*WRITTEN, *UNWRITTEN)):
@@ -173,16 +175,16 @@ def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
                         ".nii, or a folder")
     if names_a_file and len(cases) > 1:
         raise UserError(f"-o {target}: names one mask for {len(cases)} scans; give a folder")
-    planned: dict[Path, dict] = {}
+    planned: dict[str, dict] = {}
     for scans in cases:
         mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
-        real = mask.resolve()
+        real = os.path.realpath(mask)
         if real in planned:
             raise UserError(f"{mask}: is the mask of both {planned[real]['scans'][0]} and {scans[0]}; segment "
                             "them in two commands with different -o")
         if mask.is_dir():
             raise UserError(f"-o {mask}: is a folder, expected a file to write; give another name")
-        if real in [path.resolve() for path in scans]:
+        if real in [os.path.realpath(path) for path in scans]:
             raise UserError(f"-o {mask}: is the scan itself; give another file")
         planned[real] = {"scans": scans, "mask": mask, "picture": mask.with_name(f"{stem(mask)}.png"),
                          "probability": mask.with_name(f"{stem(mask)}_probability.nii.gz")}

@@ -39,7 +39,7 @@ def resident_bytes() -> int:
 
 def parse_size(text: str, where: str) -> int:
     """``2GB``, ``1.5GiB``, ``800MB`` in bytes (a GB is 10⁹), or a UserError that names ``where``."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*)\s*([A-Za-z]+)\s*", text)
     if not match or match[2].upper() not in SIZE_UNITS:
         raise UserError(f"{where}: found {text!r}, expected a size such as 2GB or 800MB")
     return int(float(match[1]) * SIZE_UNITS[match[2].upper()])

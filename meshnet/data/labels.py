@@ -1,8 +1,10 @@
 """``--labels`` and ``--classes``: which mask values form which class, and the names of the classes."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 from meshnet.errors import UserError
+from meshnet.numbers import read_number
 
 
 def parse_labels(items: Sequence[str] | None) -> dict[int, int] | None:
@@ -20,9 +22,9 @@ def parse_labels(items: Sequence[str] | None) -> dict[int, int] | None:
     for position, item in enumerate(items, 1):
         values, _, number = item.partition("=")
         try:
-            numbers = [int(v) for v in values.split(",")]
-            chosen = int(number) if number else position
-        except ValueError:
+            numbers = [read_number(v, int) for v in values.split(",")]
+            chosen = read_number(number, int) if number else position
+        except ArgumentTypeError:
             raise UserError(f"--labels: found {item!r}, expected V[,V…][=CLASS] in whole numbers, e.g. 1,2=1") from None
         for value in numbers:
             if value in labels:

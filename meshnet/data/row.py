@@ -22,6 +22,7 @@ from meshnet.scans.checks import (
     grey_remarks,
     header_remarks,
     mask_remarks,
+    values_remarks,
 )
 from meshnet.scans.grid import EXTREMES, Grid, conform, conform_mask
 from meshnet.scans.head import head_box
@@ -84,6 +85,10 @@ def make_row(case: Case, settings: Settings) -> dict:
     labels = dict(settings.labels) if settings.labels else None
     classes = mask_classes(loaded.mask, labels, case.mask)
     lesion_voxels = int(np.count_nonzero(classes if settings.marks is None else classes == settings.marks))
+    if lesion_voxels == 0 and labels and (others := np.unique(loaded.mask.dataobj)).any():
+        shown = ", ".join(f"{value:g}" for value in others[others != 0][:8])
+        raise UserError(f"{case.mask}: found the value(s) {shown}, expected one of --labels that marks a lesion; "
+                        "correct --labels, or leave the case out")
     if lesion_voxels == 0 and not settings.allow_empty:
         raise UserError(f"{case.mask}: the mask is empty, expected a lesion; leave the case out, or keep it with "
                         "--allow_empty")
@@ -127,6 +132,7 @@ def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nif
     names = [f"channel {i}" for i in range(1, len(conformed) + 1)]
     volumes = [np.asarray(image.dataobj) for image in conformed]
     remarks = [line for image in loaded.images for line in header_remarks(image)]
+    remarks += [line for image, name in zip(loaded.images, names) for line in values_remarks(image, name)]
     remarks += extent_remarks(loaded.images[0], settings.grid.voxel_mm)
     remarks += check_channels(volumes, names, case.images[0])
     for image, volume, name in zip(conformed, volumes, names):

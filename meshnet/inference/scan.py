@@ -24,7 +24,15 @@ from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card
 from meshnet.networks.folder import default_model
-from meshnet.scans.checks import check_channels, extent_remarks, fitted, grey_remarks, header_remarks
+from meshnet.scans.checks import (
+    check_channels,
+    extent_remarks,
+    fitted,
+    grey_remarks,
+    header_remarks,
+    values_remarks,
+    volume_remarks,
+)
 from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
 from meshnet.scans.intensity import Extremes, as_input
 from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3, voxel_volume_mm3
@@ -205,6 +213,7 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
         images = read_channels(scans, card.channels)
     where = str(scans[0]) if isinstance(scans[0], (str, Path)) else "scan"
     remarks = [line for image in images for line in header_remarks(image)]
+    remarks += [line for image, name in zip(images, card.channels) for line in values_remarks(image, name)]
     remarks += extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
     inputs, extremes = [], None
@@ -277,6 +286,8 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
         lesion = found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32)
         quality = expected_dice(lesion, labels > 0, voxel_mm3)
+    if "lesion" in (card.marks or card.classes[-1]):
+        case.remarks = list(dict.fromkeys([*case.remarks, *volume_remarks(float(sum(sizes)) / 1000)]))
     return Segmentation(signed(image_like(labels, like)), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like)) if probabilities else None,

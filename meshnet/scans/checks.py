@@ -28,6 +28,7 @@ FEW = 0.003  # share of the voxels
 FEW_LEVELS = 16  # of 256 grey levels, between which 98 % of the head's voxels lie
 COVERED = 0.1, 0.6  # share of the first channel's head that another covers: below them refused, and said
 CUT, CUT_SHARE = 0.5, 0.002  # voxels beyond the grid, and share of a lesion there, that are rounding
+MOST_ML = 1000  # of lesions; a hemisphere has some 600
 CHANGED, CHANGED_ML = 0.2, 0.5  # share and mL by which conforming may change a lesion without a word
 
 
@@ -62,6 +63,16 @@ def _forms_remarks(header) -> list[str]:
         return [f"the header contradicts itself: axes {axes[0]} by qform and {axes[1]} by sform; sform was used, check "
                 "left and right"]
     return []
+
+
+def values_remarks(image: nib.Nifti1Image, name: str) -> list[str]:
+    """Whether a channel is a scan at all: a mask has two values."""
+    data = np.asanyarray(image.dataobj)
+    step = 4 if min(data.shape) >= 32 else 1
+    few = np.unique(data[::step, ::step, ::step])
+    if len(few) > 2 or len(few := np.unique(data)) > 2:
+        return []
+    return [f"{name}: holds no values but {' and '.join(f'{value:g}' for value in few)}; is it a mask and not a scan?"]
 
 
 def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
@@ -123,6 +134,9 @@ def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str)
     """
     remarks = []
     heads = [small > small.min() for small in (channel[::2, ::2, ::2] for channel in channels)]
+    if not heads[0].any():
+        raise UserError(f"{where}: {names[0]} has the same value everywhere on the model's grid, expected a head; look "
+                        "at the file")
     for name, head in zip(names, heads):
         if not head.any():
             raise UserError(f"{where}: channel {name} is empty on the model's grid, expected it to overlap the first "
@@ -147,7 +161,8 @@ def grey_remarks(volume: np.ndarray, extremes: Extremes | None, name: str) -> li
         name: of the channel.
     """
     if extremes:
-        which = "a few voxels" if extremes.share < FEW else f"{extremes.share:.1%} of the voxels, as a bright slice,"
+        share = f"{extremes.share:.1%} of the voxels (a bright slice, padding?)"
+        which = "a few voxels" if extremes.share < FEW else share
         return [f"{name}: {which} from {extremes.lowest:g} to {extremes.highest:g} lie far outside all others, which "
                 f"go from {extremes.low:g} to {extremes.high:g}; they were clipped"]
     small = as_input(volume[::3, ::3, ::3])
@@ -159,6 +174,14 @@ def grey_remarks(volume: np.ndarray, extremes: Extremes | None, name: str) -> li
         return []
     return [f"{name}: 98 % of the head lies within {max(1, round(float(high - low) * 255))} of 256 grey levels, so the "
             "mask is doubtful; check the intensities of the scan"]
+
+
+def volume_remarks(volume_ml: float) -> list[str]:
+    """Whether a mask of lesions is larger than lesions are."""
+    if volume_ml <= MOST_ML:
+        return []
+    return [f"the mask holds {volume_ml:.0f} mL, more than a lesion can; check the scan (inverted, no head, of another "
+            "kind?) and the model"]
 
 
 def mask_remarks(native: nib.Nifti1Image, conformed: nib.Nifti1Image, marks: int | None, name: str) -> list[str]:

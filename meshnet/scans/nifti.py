@@ -14,9 +14,13 @@ from meshnet.files import whole_file
 UNITS_MM = {1: 1000.0, 3: 0.001}  # metres and micrometres, by xyzt_units; other codes are mm, or not declared
 GRID_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                "qoffset_z", "srow_x", "srow_y", "srow_z")
+LEAST_MM = 1  # a scan's longest side is more; headers that hold metres without saying so give less
 HEAD_MM = (10, 2000)  # between which a scan's longest side lies where a header declares another unit
 FARTHEST_MM = 1e5  # a voxel's edge or an origin beyond this is no number of millimetres
 LEAST, MOST = 1e-30, 1e30  # of a scan's largest value, in float32 with room for its range
+POINTERS = ((b"version https://git-lfs", "a pointer of Git LFS (git lfs pull)"),
+            (b"/annex/objects/", "a pointer of git-annex (datalad get, git annex get)"),
+            (b"<!doctype html", "a page of the web"), (b"<html", "a page of the web"))
 WHOLE = 1e-3  # by which a value may differ from a whole number, or from the mask's one value
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
 # Raised by nibabel and numpy where the content does not match its header.
@@ -66,10 +70,11 @@ def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bo
     elif content[4:8] == b"n+2\0":
         form = nib.Nifti2Image
     else:
-        raise UserError(
-            f"{name}: found no NIfTI, expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, or copy it "
-            "again if it is damaged"
-        )
+        stands_for = next((what for start, what in POINTERS if content[:200].lstrip().lower().startswith(start)), None)
+        if stands_for:
+            raise UserError(f"{name}: found {stands_for}, expected the NIfTI file itself; fetch it")
+        raise UserError(f"{name}: found no NIfTI, expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, "
+                        "or copy it again if it is damaged")
     try:
         return _checked(form.from_bytes(content), name, kind, channels)
     except BAD_CONTENT as error:
@@ -103,6 +108,10 @@ def _checked(image: nib.Nifti1Image, path: str, kind: str, channels: bool) -> ni
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise UserError(f"{path}: found NaN or infinite voxels, expected finite numbers; repair it or leave it out")
     if kind == "scan":
+        longest = float((np.linalg.norm(image.affine[:3, :3], axis=0) * shape[:3]).max())
+        if longest < LEAST_MM and declared_scale(image.header) == 1:
+            raise UserError(f"{path}: found an extent of {longest:g} mm, expected a head; if the header holds metres, "
+                            "set its xyzt_units to 1 (nifti_tool)")
         if data.dtype.kind == "f":
             largest = float(np.abs(data).max(initial=0))
             if largest > MOST or 0 < largest < LEAST:
@@ -194,8 +203,8 @@ def mask_classes(image: nib.Nifti1Image, labels: dict[int, int] | None = None, n
         name: stands for the mask in errors.
 
     Raises:
-        UserError: without ``labels`` for values below 0, and for several of which one is above 1, since these are
-            labels; with them for values that are not whole numbers.
+        UserError: without ``labels`` for values below 0, and for several that are no soft mask, since these are labels;
+            with them for values that are not whole numbers.
     """
     values = np.asanyarray(image.dataobj)
     if labels is None:
@@ -217,7 +226,7 @@ def _lesion(values: np.ndarray, name: str) -> np.ndarray:
     top = float(values.max(initial=0))
     if is_soft(values):
         return (values >= top / 2).astype(np.uint8) if top > 1 else (values >= 0.5).astype(np.uint8)
-    several = top > 1 and not (np.abs(values[positive] - top) <= WHOLE * top).all()
+    several = not (np.abs(values[positive] - top) <= WHOLE * top).all()
     if several or float(values.min(initial=0)) < -WHOLE * max(top, WHOLE):  # such as 255 stored as int8
         found = np.unique(values[values != 0])
         shown = ", ".join(f"{v:g}" for v in found[:8]) + (", …" if len(found) > 8 else "")

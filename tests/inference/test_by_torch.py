@@ -9,6 +9,7 @@ from meshnet.inference import by_torch, predict
 from meshnet.inference.boxes import layer_boxes, voxels
 from meshnet.kernels import calls
 from meshnet.networks import fuse
+from meshnet.networks.build import build
 
 
 @pytest.mark.parametrize("planes", [1, 3])
@@ -37,6 +38,17 @@ def test_patch_networks_slide():
     model, volume = nn.Conv3d(1, 3, 1).eval(), scan(1, (20, 18, 17))
     model.patch = 8
     assert np.allclose(predict.predict_logits(model, volume), by_model(model, volume), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_network_built_for_one_size_slides_over_a_grid_that_was_enlarged():
+    """UNETR knows a position for every patch of its image_size and takes nothing larger at once."""
+    small = {"feature_size": 2, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}
+    model = build("unetr", {"in_channels": 1, "classes": 2, "image_size": [32, 32, 32], **small}).eval()
+    with pytest.raises(ValueError, match="expected at most"):
+        by_model(model, scan(1, (32, 32, 48)))
+    found = predict.predict_logits(model, scan(1, (32, 32, 48)))
+    assert found.shape == (2, 32, 32, 48) and np.isfinite(found).all()
 
 
 def test_working_memory_by_hand():

@@ -50,10 +50,10 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
         events.append(f"read {paths[0].name[0]}")
         return read(paths, models)
 
-    def segmenting(case, models, plan, arguments):
+    def segmenting(case, models, plan, *arguments):
         time.sleep(0.3)  # time enough to read what would be read ahead
         events.append(f"done {plan['mask'].name[0]}")
-        return segment(case, models, plan, arguments)
+        return segment(case, models, plan, *arguments)
 
     monkeypatch.setattr(scan, "read_case", reading)
     monkeypatch.setattr(script, "segment_and_write", segmenting)

@@ -13,6 +13,8 @@ from meshnet.scans.checks import (
     grey_remarks,
     header_remarks,
     mask_remarks,
+    values_remarks,
+    volume_remarks,
 )
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.intensity import as_input
@@ -157,7 +159,7 @@ def test_a_bright_slice_or_block_does_not_take_the_grey_levels_wherever_it_lies(
         expected, found = (as_input(array(image)) for image in (whole, one))
         assert np.median(np.abs(found - expected)[expected > 0]) < 0.03
         remarks = grey_remarks(found, one.extra["extremes"], "T2w")
-        words = "of the voxels, as a bright slice, from 0 to " if where[0] == slice(None) else " from 0 to "
+        words = "of the voxels (a bright slice, padding?) from 0 to " if where[0] == slice(None) else " from 0 to "
         assert len(remarks) == 1 and words in remarks[0]
 
 
@@ -186,3 +188,14 @@ def test_bright_things_of_healthy_heads_are_no_extremes(kind):
         data[10, 10, 10:14] = 3071
     conformed = conform(of_4_mm(data), Grid(4.0), exact=False)
     assert not grey_remarks(array(conformed), conformed.extra["extremes"], "T2w")
+
+
+def test_a_mask_for_a_scan_and_a_mask_beyond_any_lesion_are_asked_about():
+    assert values_remarks(of_4_mm((head() > 0).astype(np.uint8)), "T2w") == [
+        "T2w: holds no values but 0 and 1; is it a mask and not a scan?"]
+    few = np.zeros((40, 40, 40), np.uint8)
+    few[1, 1, 1], few[2, 2, 2] = 1, 2  # none of them on the voxels that are looked at first
+    assert not values_remarks(of_4_mm(few), "T2w") and not values_remarks(of_4_mm(head()), "T2w")
+    assert "the mask holds 3436 mL, more than a lesion can" in volume_remarks(3436.0)[0] and not volume_remarks(600.0)
+    with pytest.raises(UserError, match=r"^a\.nii: T2w has the same value everywhere"):
+        check_channels([np.full((8, 8, 8), 7, np.uint8)], ["T2w"], "a.nii")

@@ -260,3 +260,25 @@ def test_voxels_begin_after_the_header_where_no_offset_is_given(tmp_path):
 def test_values_that_float32_cannot_hold_are_refused(factor):
     with pytest.raises(UserError, match="expected ones that float32 can hold"):
         image_from_bytes(image_of(np.arange(1.0, 28).reshape(3, 3, 3) * factor).to_bytes(), "a.nii")
+
+
+def test_masks_of_several_fractions_below_a_half_are_no_lesion_without_a_word():
+    """Probabilities that end below a half, or labels times a slope."""
+    rng = np.random.default_rng(0)
+    for values in (rng.uniform(0.05, 0.4, (4, 4, 4)), rng.integers(1, 4, (4, 4, 4)) * 0.1):
+        with pytest.raises(UserError, match=r"found the values 0.*expected 0 and one other above 0"):
+            mask_classes(image_of(values))
+    assert mask_classes(image_of(np.where(rng.random((4, 4, 4)) < 0.5, 0.3, 0))).any()  # a broken slope
+
+
+def test_what_stands_for_a_file_is_named():
+    for content, words in ((b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+                           (b"/annex/objects/MD5E-s1--a.nii.gz\n", "pointer of git-annex"),
+                           (b"\n<!DOCTYPE html><html>", "page of the web")):
+        with pytest.raises(UserError, match=f"^a.nii.gz: found a {words}"):
+            image_from_bytes(content, "a.nii.gz")
+
+
+def test_a_scan_smaller_than_a_millimetre_is_refused():
+    with pytest.raises(UserError, match=r"found an extent of 0.256 mm, expected a head; if the header holds metres"):
+        check_image(image_of(np.ones((256, 200, 150), np.uint8), np.diag([0.001, 0.001, 0.001, 1])), "a.nii")

@@ -46,12 +46,15 @@ def find_cases(
 
 def checked(listing: Listing) -> Listing:
     """Sort a listing and move what cannot be a case to ``failed``: a missing file, a mask of another subject."""
-    cases, names = [], set()
+    cases, names, pairs = [], set(), {}
     for case in sorted(listing.cases, key=lambda c: c.case):
         reason = _fault(case)
         if case.case in names:
             reason = f"two cases are called {case.case}; give each a name of its own"
         names.add(case.case)
+        first = pairs.setdefault((case.subject, case.images, case.mask), case.case)
+        if not reason and first != case.case and case.loader == "files":
+            reason = f"is listed twice, as {first} and as {case.case}; remove one of them, or it counts twice"
         if reason:
             listing.failed.append((case.mask, reason))
         else:

@@ -9,6 +9,7 @@ from meshnet.data.sources.text import read_table
 from meshnet.errors import UserError
 
 RESERVED = ("case", "subject", "session", "mask")
+NOTHING = ("", "n/a", "na", "nan", "none", "null", "-", "#n/a")  # in any case of letters: an empty cell
 
 
 def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
@@ -42,16 +43,19 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
             reason = f"found {table.short[line]} values, expected {len(columns)} as the header has; complete the line"
             listing.failed.append((where, reason))
             continue
-        if not row["mask"]:
+        if row["mask"].lower() in NOTHING:
             listing.left_out.append((where, "no mask"))
             continue
-        if empty := [c for c in ("subject", *images) if not row[c]]:
+        if empty := [c for c in ("subject", *images) if row[c].lower() in NOTHING]:
             listing.failed.append((where, f"no {empty[0]}"))
             continue
         base = "_".join(p for p in (row["subject"], row.get("session", "")) if p)
         seen[base] = seen.get(base, 0) + 1
         name = row.get("case") or (base if seen[base] == 1 else f"{base}_{seen[base]}")
         groups = {c: row[c] for c in columns if c not in (*images, *RESERVED)}
+        for column in (*images, "mask"):
+            if "\\" in row[column] and not (folder / row[column]).exists():  # written on Windows
+                row[column] = row[column].replace("\\", "/")
         files = tuple(str(folder / row[c]) for c in images)
         if any(ghost_in(f, folder) for f in (*files, str(folder / row["mask"]))):
             listing.left_out.append((where, "left behind by a system or an editor, no scan"))

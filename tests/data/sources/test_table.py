@@ -62,3 +62,17 @@ def test_lines_of_another_length_are_named(tmp_path):
     path.write_text("subject,image,mask,image\n1,a.nii.gz,m.nii.gz,a.nii.gz\n")
     with pytest.raises(UserError, match="line 1: found 2 columns called 'image'"):
         find_cases("table", str(path), [], Filters())
+
+
+def test_empty_words_windows_paths_and_lines_that_stand_twice(tmp_path):
+    (tmp_path / "s").mkdir()
+    for name in ("a.nii", "am.nii", "b.nii"):
+        (tmp_path / "s" / name).write_bytes(name.encode())
+    lines = ["P0,s\\a.nii,.\\s\\am.nii", "P1,s/b.nii,n/a", "P2,s/b.nii,NaN", "none,s/b.nii,s/am.nii",
+             "P0,s/a.nii,s/am.nii"]
+    (tmp_path / "t.csv").write_text("subject,image,mask\n" + "\n".join(lines))
+    listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+    assert names(listing) == ["P0"]
+    assert [reason for _, reason in listing.left_out] == ["no mask", "no mask"]
+    assert sorted(reason for _, reason in listing.failed) == [
+        "is listed twice, as P0 and as P0_2; remove one of them, or it counts twice", "no subject"]
