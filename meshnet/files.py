@@ -67,7 +67,7 @@ def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if error.errno is not None and error.filename in (None, str(temporary), temporary):
             error.filename = str(path)
         raise
-    except Exception as error:
+    except Exception as error:  # writers have errors of their own (SafetensorError, struct.error); raised again
         if temporary is not None and not isinstance(error, MemoryError):
             ask_disk(path, temporary, error)
         raise

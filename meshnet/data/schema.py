@@ -71,15 +71,20 @@ def _content(array: "pyarrow.LargeBinaryArray") -> "pyarrow.Buffer":
     return array.buffers()[2]
 
 
+def read_own_json(path: Path, missing: str) -> object:
+    """What prepare.py wrote as JSON. Raises UserError: ``missing`` where there is none, or for a damaged one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(missing) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run prepare.py again") from error
+
+
 def load_prepared(folder: str | Path) -> dict:
     """``prepared.json`` of a prepared dataset, checked. Raises UserError where it is missing or of another version."""
     path = Path(folder) / PREPARED
-    try:
-        prepared = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: found no {PREPARED}, expected a prepared dataset; run prepare.py") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); run prepare.py again") from error
+    prepared = read_own_json(path, f"{folder}: found no {PREPARED}, expected a prepared dataset; run prepare.py")
     missing = [k for k in PREPARED_KEYS if k not in prepared] if isinstance(prepared, dict) else list(PREPARED_KEYS)
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; run prepare.py again")

@@ -1,12 +1,12 @@
 """Nested cross-validation: outer and inner folds by subject, stratified by lesion volume and acquisition."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from meshnet.data.schema import read_own_json
 from meshnet.errors import UserError
 from meshnet.files import hash_of
 
@@ -192,12 +192,8 @@ def content_hash(splits: dict) -> str:
 def load_splits(path: str | Path) -> dict:
     """Read splits.json and verify its hash. Raises UserError where it is missing, damaged or was edited."""
     path = Path(path)
-    try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file, expected the splits that prepare.py writes; run it first") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); run prepare.py again") from error
+    missing = f"{path}: no such file, expected the splits that prepare.py writes; run it first"
+    splits = read_own_json(path, missing)
     if not isinstance(splits, dict) or not {"hash", "outer", "inner", "seed", "folds"} <= set(splits):
         raise UserError(f"{path}: found no hash, outer, inner, seed and folds; run prepare.py again")
     if splits["hash"] != content_hash(splits):

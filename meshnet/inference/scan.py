@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -322,16 +323,23 @@ def remarks_on(every: np.ndarray, kept: np.ndarray, voxel_mm3: float, smallest_m
 
 
 def signed(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """``image`` with this program's name in its header, by which ``is_ours`` knows it again."""
-    image.header["descrip"] = SIGNATURE
+    """``image`` with the program's name and a checksum of its voxels in its header, by which ``is_ours`` knows it:
+    editors keep the header of a mask that is corrected by hand."""
+    image.header["descrip"] = signature(image)
     return image
 
 
+def signature(image: nib.Nifti1Image) -> bytes:
+    """What the header's free text holds of an image that this program made."""
+    return SIGNATURE + b" %08x" % zlib.crc32(np.ascontiguousarray(image.dataobj))
+
+
 def is_ours(path: str | Path) -> bool:
-    """Whether a file is a mask or a probability map that this program wrote."""
+    """Whether a file is a mask or a probability map as this program wrote it."""
     try:
-        return bytes(nib.load(path).header["descrip"].item()).startswith(SIGNATURE)
-    except (*BAD_CONTENT, KeyError):
+        image = nib.load(path)
+        return bytes(image.header["descrip"].item()) == signature(image)
+    except (*BAD_CONTENT, KeyError, EOFError, zlib.error):
         return False
 
 

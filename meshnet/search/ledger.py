@@ -130,7 +130,7 @@ class Ledger:
             try:
                 yield self.database
                 self.database.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # Ctrl-C too; raised again
                 if self.database.in_transaction:  # SQLite may have rolled it back itself, as on a full disk
                     self.database.execute("ROLLBACK")
                 raise

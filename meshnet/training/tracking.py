@@ -118,7 +118,7 @@ class Tracker:
             try:
                 accelerator.log_with = wanted
                 accelerator.init_trackers(self.config.project, None, {name: arguments})
-            except Exception as error:
+            except Exception as error:  # trackers have no error in common; the last one's goes on to decoration
                 self._leave(name)
                 if position + 1 == len(ways):
                     raise
@@ -133,7 +133,7 @@ class Tracker:
     def _leave(self, name: str) -> None:
         """Undo what a beginning that failed has left open in a library."""
         if name == "mlflow":
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # of a library that has just failed
                 import mlflow
 
                 mlflow.end_run()
@@ -150,7 +150,7 @@ class Tracker:
             with decoration(f"tracking.trackers: {tracker.name} failed"):
                 try:
                     send(tracker)
-                except BaseException:
+                except Exception:  # raised again
                     self.open.remove(tracker)
                     raise
 

@@ -1,5 +1,6 @@
 """From a scan to its mask: channels, grids and classes of one model or of several."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bright import CARD, bright_model, infer, scan_file
-from small import needs_kernels, network
+from small import array, needs_kernels, network
 
 from meshnet import UserError, load_model, segment_scan
 from meshnet.inference import scan
@@ -308,3 +309,39 @@ def test_a_mask_of_another_program_is_kept(tmp_path):
     written = mask.read_bytes()
     infer(path, "--model", folder, "--no-picture")  # its own is replaced
     assert mask.read_bytes() == written != before
+
+
+def test_whatever_lies_where_a_mask_would_go_is_kept_unless_it_is_of_this_program(model, tmp_path):
+    import infer as script
+
+    path, mask = scan_file(tmp_path / "a.nii.gz"), tmp_path / "a_lesion.nii.gz"
+    planned = {"scans": [path], "mask": mask, "picture": tmp_path / "a_lesion.png",
+               "probability": tmp_path / "a_lesion_probability.nii.gz"}
+    arguments = argparse.Namespace(overwrite=False, picture=True, probability=True)
+    found = segment_scan(path, model, probabilities=True)
+    nib.save(found.mask, tmp_path / "ours.nii.gz")
+    ours = (tmp_path / "ours.nii.gz").read_bytes()
+    corrected = array(found.mask).copy()
+    corrected[20, 20, 20] ^= 1  # by hand, in a program that keeps the header
+    nib.save(nib.Nifti1Image(corrected, found.mask.affine, found.mask.header), tmp_path / "edited.nii.gz")
+    for name, content, kept in (("a_lesion.nii.gz", ours, False), ("a_lesion.nii.gz", ours[:-40], True),
+                                ("a_lesion.nii.gz", b"", True), ("a_lesion.nii.gz", ours[:30], True),
+                                ("a_lesion.nii.gz", (tmp_path / "edited.nii.gz").read_bytes(), True),
+                                ("a_lesion.png", b"a drawing", True), ("a_lesion_probability.nii.gz", b"x", True)):
+        (tmp_path / name).write_bytes(content)
+        if kept:
+            with pytest.raises(UserError, match=f"{name}: exists and was not written by this program"):
+                script.check_output(planned, arguments)
+        else:
+            script.check_output(planned, arguments)
+        (tmp_path / name).unlink()
+    (tmp_path / "a_lesion.nii.gz").symlink_to(tmp_path / "edited.nii.gz")
+    with pytest.raises(UserError, match="was not written by this program"):
+        script.check_output(planned, arguments)
+
+
+def test_the_order_of_models_changes_nothing(tmp_path):
+    path = scan_file(tmp_path / "a.nii.gz")
+    models = [bright_model(tmp_path / f"m{level}", level=level) for level in (0.5, 0.6, 0.7)]
+    one, other = (segment_scan(path, order) for order in (models, models[::-1]))
+    assert np.array_equal(array(one.mask), array(other.mask)) and one.volume_ml == other.volume_ml > 0

@@ -110,12 +110,14 @@ def _files(path: str) -> list[tuple[str, str, str]]:
 def _remote_files(name: str) -> list[tuple[str, str, str]]:
     """``_files`` of a Hub dataset: the Parquet files of its training split where their names say so, else all."""
     from huggingface_hub import HfFileSystem
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from meshnet.hub import plain_errors
 
     system = HfFileSystem()
     try:
-        found = system.glob(f"datasets/{name}/**/*.parquet", detail=True)
-    except (OSError, HfHubHTTPError, HFValidationError, NotImplementedError, ValueError) as error:
+        with plain_errors(f"{name}: no local path; as a Hub dataset"):
+            found = system.glob(f"datasets/{name}/**/*.parquet", detail=True)
+    except (OSError, NotImplementedError, ValueError) as error:  # the file system's own, such as for odd names
         raise UserError(f"{name}: neither a local path nor a Hub dataset within reach ({error})") from error
     chosen = {p: i for p, i in found.items() if "train" in Path(p).name or "/train" in p} or found
     return [(f"hf://{p}", "parquet", str(i.get("blob_id") or i["size"])) for p, i in sorted(chosen.items())]
@@ -152,9 +154,12 @@ def _light_rows(url: str, kind: str) -> tuple[list[str], list[dict]]:
     """All rows of a file without bytes: scalars, and for Nifti values whether there is one (a dict or None)."""
     import pyarrow as pa
 
+    from meshnet.hub import plain_errors
+
     try:
         if kind == "parquet":
-            file = _parquet(url)
+            with plain_errors(url):
+                file = _parquet(url)
             names = [file.schema.column(i).path for i in range(len(file.schema))]
             table = file.read(columns=[n for n in names if not n.endswith(".bytes")])
             return file.schema_arrow.names, table.to_pylist()
@@ -165,7 +170,7 @@ def _light_rows(url: str, kind: str) -> tuple[list[str], list[dict]]:
                 for row, value in zip(rows, _without_bytes(column)):
                     row[name] = value
             return table.column_names, rows
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{url}: cannot be read as {kind} ({error}); copy the data set again") from error
 
 
@@ -209,8 +214,10 @@ def _content(value: dict | None, name: str) -> bytes:
         raise UserError(f"{name}: holds neither bytes nor a path; it was saved without its volumes; save it again")
     import fsspec
 
+    from meshnet.hub import plain_errors
+
     try:
-        with fsspec.open(value["path"], "rb") as handle:
+        with plain_errors(name), fsspec.open(value["path"], "rb") as handle:
             return handle.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a protocol that fsspec does not know
         raise UserError(f"{name}: cannot read {value['path']} ({error}); save the data set again") from error

@@ -46,7 +46,8 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         if row["mask"].lower() in NOTHING:
             listing.left_out.append((where, "no mask"))
             continue
-        if empty := [c for c in ("subject", *images) if row[c].lower() in NOTHING]:
+        unnamed = ["subject"] if row["subject"].lower() in ("", "n/a", "#n/a") else []  # Nan and NA may be initials
+        if empty := unnamed + [c for c in images if row[c].lower() in NOTHING]:
             listing.failed.append((where, f"no {empty[0]}"))
             continue
         base = "_".join(p for p in (row["subject"], row.get("session", "")) if p)

@@ -86,3 +86,16 @@ def test_the_column_of_the_masks_is_named_and_can_be_chosen(hub):
     for pattern, found in (("q*", "none"), ("t2w*", "t2w_acquisition, t2w")):
         with pytest.raises(UserError, match=rf"--mask_pattern .*: found {found} of the columns subject"):
             find_cases("hub", str(hub / "disk"), ["T2w"], Filters.parse(mask_pattern=pattern))
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch):
+    """The client's own errors are no OSError."""
+    import httpx2
+    from huggingface_hub import HfFileSystem
+
+    def glob(*_, **__):
+        raise httpx2.ConnectError("no name")
+
+    monkeypatch.setattr(HfFileSystem, "glob", glob)
+    with pytest.raises(UserError, match=r"^user/name: no local path; as a Hub dataset: the connection to"):
+        find_cases("hub", "user/name", ["T2w"], Filters())

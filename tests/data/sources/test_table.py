@@ -68,7 +68,7 @@ def test_empty_words_windows_paths_and_lines_that_stand_twice(tmp_path):
     (tmp_path / "s").mkdir()
     for name in ("a.nii", "am.nii", "b.nii"):
         (tmp_path / "s" / name).write_bytes(name.encode())
-    lines = ["P0,s\\a.nii,.\\s\\am.nii", "P1,s/b.nii,n/a", "P2,s/b.nii,NaN", "none,s/b.nii,s/am.nii",
+    lines = ["P0,s\\a.nii,.\\s\\am.nii", "P1,s/b.nii,n/a", "P2,s/b.nii,NaN", "n/a,s/b.nii,s/am.nii",
              "P0,s/a.nii,s/am.nii"]
     (tmp_path / "t.csv").write_text("subject,image,mask\n" + "\n".join(lines))
     listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
