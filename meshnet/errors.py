@@ -114,6 +114,9 @@ def run_script(main: Callable[[], int | None], grace: float = GRACE) -> None:
 
     grace: seconds after a signal in which ``main`` may tidy up.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the script
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     with ended_by_signals(grace):
         try:
             code = main() or 0

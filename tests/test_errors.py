@@ -130,6 +130,17 @@ def test_a_file_that_was_looked_for_on_the_way_hides_no_fault_of_ours():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_standard_streams_end_nothing(root, closed):
+    script = ("import sys; from meshnet.errors import run_script\n"
+              "run_script(lambda: print(1) or print(2, file=sys.stderr))")
+    command = f"{sys.executable} -c '{script}' {closed}"
+    ended = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        0, "" if closed[0] == ">" else "1\n", "" if "2>" in closed else "2\n")
+
+
 def test_a_log_on_a_full_disk_keeps_the_exit_code(root):
     code = ("import sys\nfrom meshnet.errors import run_script\n"
             "def main():\n    print('much', flush=False)\n    raise OSError(28, 'x', 'runs/a')\nrun_script(main)")
