@@ -25,15 +25,7 @@ from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card
 from meshnet.networks.folder import default_model
-from meshnet.scans.checks import (
-    check_channels,
-    extent_remarks,
-    fitted,
-    grey_remarks,
-    header_remarks,
-    values_remarks,
-    volume_remarks,
-)
+from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
 from meshnet.scans.intensity import Extremes, as_input
 from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3, voxel_volume_mm3
@@ -213,22 +205,22 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     with timed(parts, "read"):
         images = read_channels(scans, card.channels)
     where = str(scans[0]) if isinstance(scans[0], (str, Path)) else "scan"
-    remarks = [line for image in images for line in header_remarks(image)]
-    remarks += [line for image, name in zip(images, card.channels) for line in values_remarks(image, name)]
-    remarks += extent_remarks(images[0], min(model.card.voxel_mm for model in models))
+    remarks = [line for image in images for line in checks.header_remarks(image)]
+    remarks += [line for image, name in zip(images, card.channels) for line in checks.values_remarks(image, name)]
+    remarks += checks.extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
     inputs, extremes = [], None
     for _, each in models:
-        grids = [fitted(grid, images[0], where) for grid in each.grids()]
+        grids = [checks.fitted(grid, images[0], where) for grid in each.grids()]
         remarks += [line for _, lines in grids for line in lines]
         seen = [view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids]
         inputs.append([one for one, _ in seen])
         extremes = extremes or seen[0][1]
     with timed(parts, "check"):
         volume = inputs[0][0][0]
-        remarks += check_channels(volume, card.channels, where)
+        remarks += checks.check_channels(volume, card.channels, where)
         for channel, found, name in zip(volume, extremes, card.channels):
-            remarks += grey_remarks(channel, found, name)
+            remarks += checks.grey_remarks(channel, found, name)
     return Case(images, inputs, parts, list(dict.fromkeys(remarks)))
 
 
@@ -288,7 +280,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
         lesion = found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32)
         quality = expected_dice(lesion, labels > 0, voxel_mm3)
     if "lesion" in (card.marks or card.classes[-1]):
-        case.remarks = list(dict.fromkeys([*case.remarks, *volume_remarks(float(sum(sizes)) / 1000)]))
+        case.remarks = list(dict.fromkeys([*case.remarks, *checks.volume_remarks(float(sum(sizes)) / 1000)]))
     return Segmentation(signed(image_like(labels, like)), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like)) if probabilities else None,
