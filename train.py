@@ -73,11 +73,12 @@ def main() -> int | None:
         return 0
 
     # ------------------------------------------------------------------ processes, devices, precision
-    from meshnet.training.assemble import assemble, make_accelerator, open_run_folder
+    from meshnet.training.assemble import assemble, make_accelerator, open_run_folder, refuse_budget
     from meshnet.training.run import cases_per_step
 
     folder = Path(arguments.run_dir)
     accelerator = make_accelerator(config, folder, arguments.resume)
+    refuse_budget(accelerator, config, data, network, box)
     same["cases_per_step"] = cases_per_step(config, accelerator.num_processes)
     same["precision"] = accelerator.mixed_precision
     same["init_sha256"] = arguments.init and content_of(arguments.init)

@@ -24,6 +24,7 @@ OPTIMIZERS = ("AdamW",)
 SCHEDULERS = ("OneCycleLR", "ReduceLROnPlateau", "cosine", "constant")
 SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "lesions_bright", "window")  # see ``scans.grid``
 LOSSES = ("ce", "dice", "dice_ce")
+TUNED = ("auto", "true", "false")  # switches that a measurement may decide
 MONITORS = ("train_loss", *(f"val_{name}{ema}" for ema in ("", "_ema") for name in ("loss", "dice", "dice_macro", "avd", "mcc")))
 
 
@@ -153,6 +154,9 @@ class TrainingConfig:
     validate_every: int = knob(1, low=1)  # epochs between validations; the last epoch is always validated
     precision: str | None = knob("auto", choices=("auto", "no", "fp16", "bf16"))  # auto (or null): bf16 or fp16 on a GPU, by what it is good at, or the one that accelerate launch says; float32 on CPUs. no: float32
     memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers in the backward pass as it takes to fit (MeshNet)
+    fold_bias: str = knob("auto", choices=TUNED)  # GPUs: batch and other norms take the bias of the convolution before them; auto: on
+    pad_channels: str = knob("auto", choices=TUNED)  # GPUs: maps padded to a multiple of 8 channels; auto: measured once a machine
+    cudnn_benchmark: str = knob("auto", choices=TUNED)  # GPUs: cuDNN tries its algorithms on the first step; auto: measured once a machine
     sync_batch_norm: bool = knob(True)  # batch-norm statistics over all processes
     freeze_batch_norm: bool = knob(False)  # keep the running statistics of batch norm: for fine-tuning on few cases
     save_every_steps: int = knob(0, low=0)  # also write a resume point every so many steps within an epoch; 0: after epochs only
@@ -187,7 +191,7 @@ class Config:
 
 # What does not change the weights that come out, and so may differ between a run and its resumption.
 NOT_IDENTITY = ("data.workers", "data.scaling", "tracking", "training.keep_states", "training.save_every_steps",
-                "training.memory_budget", "model.checkpointing", "scheduler.verbose")
+                "training.memory_budget", "training.fold_bias", "training.pad_channels", "training.cudnn_benchmark", "model.checkpointing", "scheduler.verbose")
 
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

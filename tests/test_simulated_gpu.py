@@ -5,6 +5,10 @@ slow suite. Neither shows a speed or a number: see docs/log/gpu.md.
 """
 
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -55,3 +59,30 @@ def test_both_passes_of_a_step(gpu, arguments, budget):
         assert budget is None or account.peak <= (budget - 0.5) * 1e9
         assert not account.copies and not account.small and not account.waits
         assert account.kernels["backward"] <= 30 * 9
+
+
+CASES = [  # a budget in GB, what differs, processes; None: a plain step, of at most 17.7 GB
+    (None, "", 1), (None, "", 2), (None, "model.norm=group", 1), (None, "model.dropout=0.1", 1),
+    (6, "", 1), (8, "", 1), (12, "", 1), (16, "", 1), (6, "", 2), (8, "model.norm=group model.norm_groups=2", 1),
+    (8, "model.activation=gelu model.dropout=0.1", 2), (12, "training.batch_size=2 model.norm=instance", 1),
+]
+
+
+@pytest.mark.slow
+def test_whole_steps_keep_their_budgets(root):
+    """The project's own assembly and step, with autograd's engine, as GPU and as one of two."""
+    lines = [f"--processes {processes} --set model.channels=26 training.precision=fp16 {more} "
+             + (f"training.memory_budget={budget}GB" if budget else "") for budget, more, processes in CASES]
+    ran = subprocess.run([sys.executable, "-m", "benchmarks.simulated.whole_step", "--lines"], cwd=root, text=True,
+                         input="\n".join(lines), capture_output=True, timeout=900, check=False)
+    if ran.returncode == 3:
+        pytest.skip("no C++ compiler here, so no simulated GPU")
+    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(found) == len(CASES), ran.stderr
+    for (budget, *_), one in zip(CASES, found):
+        assert one["peak"] <= (17.7e9 if budget is None else (budget - 0.5) * 1e9)
+        assert abs(one["foretold"] / one["peak"] - 1) < 0.05
+        assert sum(one["waits"].values()) <= 1 and not one["copies"] and not one["small"]
+        assert one["kernels"]["backward"] <= 30 * one["blocks"]
+    assert found[1]["peak"] <= 1.1 * found[0]["peak"] and found[2]["peak"] <= 1.25 * found[0]["peak"]
+

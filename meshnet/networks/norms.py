@@ -2,7 +2,7 @@
 
 torch's SyncBatchNorm works only on GPUs, and updates its running statistics again when a checkpointed block is
 recomputed. ``SyncedBatchNorm3d`` uses differentiable all-reduces, so that CPU processes (gloo) compute what one process
-with the whole batch computes. It has not been tried on GPUs.
+with the whole batch computes. On GPUs it is what SyncBatchNorm is made of; it has not been run on one.
 """
 
 from collections.abc import Callable
@@ -73,6 +73,8 @@ class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or torch.distributed.get_world_size() == 1:
             return super().forward(x)
+        if x.device.type == "cuda":
+            return self.on_gpu(x)
         from torch.distributed.nn.functional import all_reduce
 
         axes = (0, 2, 3, 4)
@@ -92,6 +94,20 @@ class SyncedBatchNorm3d(StatisticsOnceBatchNorm3d):
         if self.affine:
             y = y * self.weight.view(1, -1, 1, 1, 1) + self.bias.view(1, -1, 1, 1, 1)
         return y.to(x.dtype)
+
+    def on_gpu(self, x: torch.Tensor) -> torch.Tensor:
+        """``forward`` on a GPU by what PyTorch's SyncBatchNorm consists of, which keeps maps in their own type; without
+        moving the running statistics when a block is recomputed. (A MeshNet does not come here: ``gpu_norm``.)"""
+        from torch.nn.modules._functions import SyncBatchNorm
+
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum
+        if self.recomputing and self.track_running_stats:
+            mean, variance, momentum = mean.clone(), variance.clone(), 0.0
+        elif self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+        group = torch.distributed.group.WORLD
+        return SyncBatchNorm.apply(x, self.weight, self.bias, mean, variance, self.eps, momentum, group,
+                                   torch.distributed.get_world_size())
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:

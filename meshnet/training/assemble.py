@@ -82,6 +82,54 @@ def estimate_step(config: Config, data: PreparedData, network: torch.nn.Module, 
     return estimate_training_memory(network, config.training.batch_size, shape, dtype, device)
 
 
+def refuse_budget(accelerator, config: Config, data: PreparedData, network: torch.nn.Module,
+                  box: list[int] | None) -> None:
+    """Refuse a ``training.memory_budget`` that no step fits.
+
+    Raises:
+        UserError: with the least that can be asked for.
+    """
+    budget = network.memory_budget if config.model.name == "meshnet" else None
+    if budget is None:
+        return
+    from meshnet.networks.gpu_memory import RESERVE
+
+    precision, device = accelerator.mixed_precision, accelerator.device
+    tune(accelerator, config, network)
+    least = estimate_step(config, data, network, box, precision, device) + (RESERVE if device.type == "cuda" else 0)
+    if least > budget:
+        raise UserError(f"training.memory_budget: found {budget / 1e9:.2f} GB, expected at least {least / 1e9:.2f} GB "
+                        f"for a step in {'float32' if precision == 'no' else precision} on batches of "
+                        f"{config.training.batch_size}; raise it, or use fewer --model.channels, a smaller "
+                        "--training.batch_size or --model.patch")
+
+
+def layout_of(network: torch.nn.Module, device: torch.device) -> torch.memory_format:
+    """How maps lie in memory: channels last, but on a GPU where group and instance norm of PyTorch's would copy each
+    map into the other layout and back. A MeshNet computes its norms itself."""
+    from torch.nn import GroupNorm, InstanceNorm3d
+
+    from meshnet.networks.meshnet import MeshNet
+
+    copies = any(isinstance(module, (GroupNorm, InstanceNorm3d)) for module in network.modules())
+    if device.type == "cuda" and copies and not isinstance(network, MeshNet):
+        return torch.contiguous_format
+    return torch.channels_last_3d
+
+
+def tune(accelerator, config: Config, network: torch.nn.Module) -> None:
+    """Set what depends on the GPU, the same on every process."""
+    if accelerator.device.type != "cuda" or config.model.name != "meshnet":
+        return
+    from meshnet.networks.gpu_tuning import choose_tuning
+
+    asked = {name: getattr(config.training, name) for name in ("fold_bias", "pad_channels", "cudnn_benchmark")}
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    network.tuning = by_main(accelerator, lambda: choose_tuning(
+        asked, config.model.channels, dtype, accelerator.device, network.memory_budget))
+    torch.backends.cudnn.benchmark = network.tuning.benchmark
+
+
 def describe_memory(taken: int | None) -> str:
     """``estimate_step`` in words."""
     if taken is None:
@@ -229,7 +277,9 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
 
     if accelerator.num_processes > 1 and config.training.sync_batch_norm:
         network = synchronise(network, accelerator.device)
-    network = network.to(accelerator.device, memory_format=torch.channels_last_3d)
+    layout = layout_of(network, accelerator.device)
+    network = network.to(accelerator.device, memory_format=layout)
+    tune(accelerator, config, network)
     ema = build_ema(network, config.ema)
     optimizer = build_optimizer(network, config.optimizer)
     steps = steps_per_epoch(config, len(train), accelerator.num_processes)
@@ -246,7 +296,7 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
         transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"])
     tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card.training_data)
     return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,
-               criterion, ema, transform, tracker)
+               criterion, ema, transform, tracker, layout=layout)
 
 
 def mark_failed(folder: Path, reason: str) -> None:

@@ -191,7 +191,7 @@ def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
     with watch("forward"):
         image = batch["image"].to(accelerator.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        logits = run.model(image.contiguous(memory_format=torch.channels_last_3d))
+        logits = run.model(image.contiguous(memory_format=run.layout))
     with watch("loss"):
         loss = run.criterion(logits, batch["mask"].to(accelerator.device, non_blocking=True))
         value = loss.detach().to("cpu", non_blocking=True)  # a GPU goes on, and is read once it has been waited for

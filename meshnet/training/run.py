@@ -61,6 +61,7 @@ class Run:
     tracker: object
     progress: Progress = dataclasses.field(default_factory=Progress)
     leave: Leave = dataclasses.field(default_factory=Leave)
+    layout: torch.memory_format = torch.channels_last_3d  # of the maps
 
 
 def cases_per_step(config: Config, processes: int) -> int:

@@ -1,15 +1,20 @@
 """How a run is put together: the training box, the estimated memory, precision."""
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from training_runs import assert_same_run, lines, train, weights
 
-from meshnet.config import Config
+from meshnet.config import Config, resolve
+from meshnet.errors import UserError
 from meshnet.inference.predict import predict_logits
+from meshnet.networks import gpu_memory
 from meshnet.networks.memory import estimate_training_memory
 from meshnet.networks.meshnet import MeshNet
-from meshnet.training.assemble import estimate_step, training_box
+from meshnet.training.assemble import estimate_step, layout_of, refuse_budget, training_box
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "instance", "group"])
@@ -131,3 +136,28 @@ def test_a_driver_is_told_that_the_surroundings_failed(tiny_data, tmp_path, dama
     for environment, code in (({}, 2), ({"MESHNET_JOB": "x"}, 4)):
         found = train(data, folder, "--training.max_epochs", 2, check=False, env=environment)
         assert (found.returncode, found.stderr.count("error: ")) == (code, 1) and said in found.stderr
+
+
+def test_a_budget_that_no_step_fits_is_refused_with_the_least(tiny_cases):
+    config = resolve(Config())
+    for device, reserve in (("cpu", 0), ("cuda", gpu_memory.RESERVE)):
+        accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="no", num_processes=1)
+        network = MeshNet(26)
+        network.memory_budget = 1_000_000
+        with pytest.raises(UserError, match=r"memory_budget: found 0.00 GB, expected at least \d.\d\d GB") as raised:
+            refuse_budget(accelerator, config, tiny_cases, network, None)
+        least = float(re.search(r"least ([\d.]+) GB", str(raised.value))[1]) * 1e9
+        network.memory_budget = int((least + 0.005e9) / (0.95 if device == "cpu" else 1))
+        refuse_budget(accelerator, config, tiny_cases, network, None)
+        assert least > reserve
+        network.memory_budget = None
+        refuse_budget(accelerator, config, tiny_cases, network, None)
+
+
+def test_maps_lie_so_that_no_norm_copies_them():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    grouped = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.GroupNorm(1, 2))
+    plain = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.BatchNorm3d(2))
+    assert layout_of(grouped, gpu) == torch.contiguous_format
+    for network, device in ((grouped, cpu), (plain, gpu), (MeshNet(2, norm="instance"), gpu)):
+        assert layout_of(network, device) == torch.channels_last_3d
