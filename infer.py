@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="compute only the head, or the whole volume")
     parser.add_argument("--max_memory", metavar="SIZE",
                         help="memory limit of the process while a MeshNet computes, such as 2GB")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest available)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the fastest available)")
     parser.add_argument("--threads", type=int, help="number of CPU threads")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each scan instead of text")
     parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=None,
@@ -92,7 +92,7 @@ def main() -> int | None:
 
     from meshnet.cohort.batch import Batch
 
-    models = get_models(arguments)
+    models = get_models(arguments, single=cases is not None and len(cases) == 1)
     batch = Batch(cases, arguments, models)
     with contextlib.closing(batch):
         segment_all(batch, models, arguments)
@@ -103,9 +103,13 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
     """Segment the scans of ``batch`` that no other process does, one after the other."""
     from meshnet.inference.scan import read_case
 
-    beside = 1 if arguments.max_memory is None else 0  # scans read ahead: none under a memory limit
+    # Scans read ahead: none under a limit of this process's memory; several for a GPU, which computes sooner than it
+    # takes to read one.
+    on_gpu = any(hasattr(network, "parameters") and next(network.parameters()).device.type == "cuda"
+                 for network, _ in models)
+    beside = 3 if on_gpu else 1 if arguments.max_memory is None else 0
     # Reading and conforming the next scan overlaps with computing this one.
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(max(1, beside)) as reader:
         ahead: list[tuple] = []
         while True:
             while len(ahead) <= beside and (case := batch.take()):
@@ -226,15 +230,15 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------------- network and scans
 
-def get_models(arguments: argparse.Namespace) -> list:
-    """Every ``--model``, or the built-in one, on the device."""
+def get_models(arguments: argparse.Namespace, single: bool = False) -> list:
+    """Every ``--model``, or the built-in one, on the device; ``single`` for one scan."""
     from meshnet.inference.scan import load_models
     from meshnet.networks.card import WEIGHTS
     from meshnet.sharing.published import find
 
     names = [find(name) for name in arguments.model] or [None]
     return load_models(names, AVERAGED if arguments.ema else WEIGHTS, arguments.device,
-                       arguments.threads)
+                       arguments.threads, single)
 
 
 def import_ahead(picture: bool) -> None:

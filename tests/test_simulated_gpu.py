@@ -14,7 +14,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.simulated import device, library
-from meshnet.networks import gpu_memory, gpu_step, memory
+from meshnet.inference import on_gpu
+from meshnet.inference.boxes import layer_boxes as boxes_of
+from meshnet.networks import fuse, gpu_memory, gpu_step, memory
 from meshnet.networks.meshnet import MeshNet
 
 SIZE = 256
@@ -86,3 +88,22 @@ def test_whole_steps_keep_their_budgets(root):
         assert one["kernels"]["backward"] <= 30 * one["blocks"]
     assert found[1]["peak"] <= 1.1 * found[0]["peak"] and found[2]["peak"] <= 1.25 * found[0]["peak"]
 
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_network_on_a_volume(gpu, norm):
+    """Inference at 256³: half maps, logits in float32 on the card, no copy into another layout, no more memory than was
+    foretold, also of a tile inside, which convolutions with padding have to cut."""
+    with device.simulated_gpu(), torch.no_grad():
+        model = MeshNet(26, norm=norm, **({"norm_groups": 2} if norm == "group" else {})).eval()
+        layers = [on_gpu.in_type(layer, torch.float16, torch.device("cuda:0")) for layer in fuse.fuse(model)]
+        volume = torch.empty(1, SIZE, SIZE, SIZE, device="cuda:0", dtype=torch.float16)
+        for box in [((0, SIZE),) * 3, ((30, 120), (0, 100), (90, 200))][:1 if norm == "group" else 2]:
+            with device.Account() as account:
+                account.add_all([volume])
+                logits = on_gpu.run_box(layers, volume, box)
+            assert shape_of(logits) == ((2, *(b - a for a, b in box)), torch.float32)
+            boxes = boxes_of(layers, box, (SIZE,) * 3) if norm == "batch" else [box] * (len(layers) + 1)
+            foretold = on_gpu.gpu_bytes(layers, boxes, (SIZE,) * 3, 2)
+            assert 0.9 < account.peak / foretold <= 1.01
+            assert not account.small and not account.waits
+            del logits

@@ -69,6 +69,11 @@ class Account(TorchDispatchMode):
             del self.live[reference]
         return sum(self.live.values())
 
+    def add_all(self, tensors) -> None:
+        """Count tensors that were there before."""
+        for tensor in tensors:
+            self.live.setdefault(StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes())
+
     @contextlib.contextmanager
     def watch(self, phase: str):
         before, self.phase = self.phase, phase

@@ -34,15 +34,19 @@ class FusedMeshNet:
     in_channels: int
 
 
-def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None) -> Model | None:
+def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None,
+         single: bool = False) -> Model | None:
     """``networks.build.load_model`` without PyTorch; None where PyTorch is needed.
+
+    ``single``: the network is for one scan. The kernels then compute it although there is a GPU, since they are done
+    (in 1 to 4 s) about when PyTorch has been imported and CUDA has started.
 
     Raises:
         UserError: where the model's folder or its card is not found or not valid.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
-    if device is None and sys.platform == "linux" and (hidden or not any(map(os.path.exists, GPUS))):
-        device = "cpu"  # as scan.pick_device chooses
+    if device is None and sys.platform == "linux" and (single or hidden or not any(map(os.path.exists, GPUS))):
+        device = "cpu"  # as scan.pick_device chooses, but for a single scan
     if device != "cpu":
         return None
     path = find_weights(name, weights)

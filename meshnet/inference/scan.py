@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,7 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
         min_lesion_mm3: connected lesions smaller than this are dropped; None means the model's own.
         crop: ``head`` computes only the head, ``none`` the whole volume.
         max_memory: limit in bytes for the process while a MeshNet computes.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None means the fastest one available.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; None means the fastest one available.
         threads: CPU threads while a MeshNet computes; None means all.
 
     Raises:
@@ -106,7 +107,8 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
         raise UserError(f"threads: found {threads}, expected 1 or more")
     given = list(model) if isinstance(model, (list, tuple)) and not isinstance(model, Model) else [model]
     # PyTorch's own number of threads stays as it is for the caller.
-    models = load_models([as_model(each) for each in given], device=device)
+    started = "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
+    models = load_models([as_model(each) for each in given], device=device, single=not started)
     return segment_case(read_case(scans, models), models, probabilities=probabilities, threshold=threshold,
                         min_lesion_mm3=min_lesion_mm3, crop=crop, max_memory=max_memory, threads=threads)
 
@@ -114,7 +116,7 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
 # ---------------------------------------------------------------------- models
 
 def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGHTS, device: str | None = None,
-                threads: int | None = None) -> list[Model]:
+                threads: int | None = None, single: bool = False) -> list[Model]:
     """Trained networks on the device, in evaluation mode; without PyTorch where the kernels can run all of them.
 
     Args:
@@ -122,13 +124,14 @@ def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGH
         weights: which file of the folders; ``model_ema.safetensors`` holds averaged weights.
         device: as in ``segment_scan``.
         threads: sets PyTorch's number of threads for the whole process.
+        single: as in ``light.load``.
 
     Raises:
         UserError: where one is not found or not valid, or they differ in classes or channels.
     """
     names = [default_model() if name is None else name for name in names]
     labels = [f"model {i}" if isinstance(name, Model) else str(name) for i, name in enumerate(names, 1)]
-    models = [name if isinstance(name, Model) else light.load(name, weights, device) for name in names]
+    models = [name if isinstance(name, Model) else light.load(name, weights, device, single) for name in names]
     if None in models or any(hasattr(network, "parameters") for network, _ in models):
         import torch
 
@@ -178,7 +181,10 @@ def pick_device(name: str | None) -> torch.device:
     import torch
 
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("mps"):
+        raise UserError(f"--device {name}: left aside, since PyTorch's 3D convolutions have been wrong on Apple GPUs, "
+                        "expected cpu or cuda; leave it out for the CPU")
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():

@@ -163,7 +163,8 @@ def make_accelerator(config: Config, folder: Path, resume: bool = False):
 
     check_installed(config.tracking)
     refuse_shared_gpus()
-    process = PartialState(cpu=cpu_wanted())
+    apple = torch.backends.mps.is_available()  # whose 3D convolutions have been wrong in PyTorch: the CPU then
+    process = PartialState(cpu=cpu_wanted() or (apple and not torch.cuda.is_available()))
     begun_in = by_main(process, lambda: recorded_precision(folder)) if resume else None
     accelerator = Accelerator(
         mixed_precision=choose_precision(config.training.precision, process.device, begun_in),
