@@ -83,12 +83,8 @@ def test_what_answers_at_once_never_loads_torch(root):
     needs = ("kernels.convolution", "kernels.normalise", "data.batches", "networks.norms", "networks.meshnet",
              "networks.checkpointing", "networks.memory", "networks.baselines", "networks.umamba", "networks.ukan",
              "networks.readme", "networks.gpu_norm", "networks.gpu_step", "networks.gpu_memory",
-<<<<<<< HEAD
-             "inference.by_torch", "inference.on_gpu", "crossval.scoring", "crossval.ensemble", "runs.cluster")
-=======
              "networks.gpu_tuning",
-             "inference.by_torch", "crossval.scoring", "crossval.ensemble", "runs.cluster")
->>>>>>> cc1ef62 (The house knows gpu_tuning)
+             "inference.by_torch", "inference.on_gpu", "crossval.scoring", "crossval.ensemble", "runs.cluster")
     light = [name for name in modules(root) if not name.startswith((*needs, "training", "sharing", "__"))
              and "__main__" not in name]
     assert len(light) > 60
