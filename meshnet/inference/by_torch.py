@@ -26,10 +26,6 @@ def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 def make_compute(task: Pass) -> Callable[[Box], None]:
     """A function that computes a box of ``task.result``, tile by tile."""
-    if task.device.type == "cuda":
-        from meshnet.inference import on_gpu
-
-        return on_gpu.make_compute(task, as_output)
     source = torch.from_numpy(task.volume).to(task.device)
 
     def compute(box: Box) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from meshnet.inference.boxes import Box, Pass, grow_beyond, layer_boxes, voxels
-from meshnet.inference.by_torch import activate
+from meshnet.inference.by_torch import activate, as_output
 from meshnet.inference.tiles import plan_tiles, refuse_beyond
 from meshnet.networks import gpu_norm
 from meshnet.networks.fuse import Layer
@@ -25,8 +25,8 @@ SHARE = 0.8  # of the memory that is free on the card, where no limit is given
 SINGLE = torch.float32
 
 
-def make_compute(task: Pass, as_output: Callable[[torch.Tensor, str], np.ndarray]) -> Callable[[Box], None]:
-    """A function that computes a box of ``task.result``, tile by tile; ``as_output`` brings logits there."""
+def make_compute(task: Pass) -> Callable[[Box], None]:
+    """A function that computes a box of ``task.result``, tile by tile."""
     kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float16
     limit = task.max_memory or int(SHARE * free_bytes(task.device))
     task = replace(task, max_memory=limit, budget=limit - torch.cuda.memory_allocated(task.device))

@@ -179,6 +179,10 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
     task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device)
     if compiled:
         compute = by_kernels.make_compute(task)
+    elif device.type == "cuda":
+        from meshnet.inference import on_gpu
+
+        compute = on_gpu.make_compute(task)
     else:
         from meshnet.inference import by_torch
 

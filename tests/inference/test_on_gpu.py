@@ -7,7 +7,7 @@ from cuda_on_cpu import steps_of_a_gpu
 from small import by_model, network, scan
 
 from meshnet.errors import UserError
-from meshnet.inference import by_torch, on_gpu
+from meshnet.inference import on_gpu
 from meshnet.inference.boxes import Pass, whole_box
 from meshnet.networks import fuse
 
@@ -27,7 +27,7 @@ def compute(model, volume, output="logits", max_memory=None):
     result = np.empty(shape if output == "labels" else (2, *shape), np.uint8 if output == "labels" else np.float32)
     task = Pass(fuse.fuse(model), volume, result, output, max_memory, device=CPU)
     with torch.no_grad(), steps_of_a_gpu():
-        on_gpu.make_compute(task, by_torch.as_output)(whole_box(shape))
+        on_gpu.make_compute(task)(whole_box(shape))
     return result
 
 
