@@ -95,7 +95,7 @@ class MeshNet(nn.Module):
         self.card: Card | None = None  # of the model folder it was loaded from
         self.checkpointing = checkpointing
         self.memory_budget: int | None = None
-        self.tuning = Tuning()  # of a training step on a GPU
+        self.tuning, self.by_modules = Tuning(), False  # of a training step on a GPU, and whether it is PyTorch's own
         widths = [in_channels] + [channels] * len(dilations)
         self.blocks = nn.ModuleList(
             Block(widths[i], widths[i + 1], dilation, norm, norm_affine, norm_groups, activation, bias, dropout)
@@ -121,7 +121,7 @@ class MeshNet(nn.Module):
         return memory.plan_checkpoints(self, shape, bytes_per_value, self.memory_budget, device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and gpu_step.usable(self, x):
+        if torch.is_grad_enabled() and not self.by_modules and gpu_step.usable(self, x):
             return gpu_step.run(self, memory.plan_on_gpu(self, x.shape, map_bytes(x)), x)
         plan = self.checkpoint_plan(x.shape, map_bytes(x)) if torch.is_grad_enabled() else None
         if plan is not None and self.recomputes_exactly:

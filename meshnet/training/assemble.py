@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -122,9 +123,14 @@ def tune(accelerator, config: Config, network: torch.nn.Module) -> None:
     if accelerator.device.type != "cuda" or config.model.name != "meshnet":
         return
     from meshnet.networks.gpu_tuning import choose_tuning
+    from meshnet.training.gpu_check import agrees
 
     asked = {name: getattr(config.training, name) for name in ("fold_bias", "pad_channels", "cudnn_benchmark")}
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    if not by_main(accelerator, lambda: agrees(accelerator.device, dtype)):
+        network.by_modules = True
+        print("warning: a step on this GPU does not give what PyTorch's own modules give; those are used, which take "
+              "more time and more memory than is foretold: please report the card and the versions", file=sys.stderr)
     network.tuning = by_main(accelerator, lambda: choose_tuning(
         asked, config.model.channels, dtype, accelerator.device, network.memory_budget))
     torch.backends.cudnn.benchmark = network.tuning.benchmark
