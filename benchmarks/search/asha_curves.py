@@ -57,7 +57,7 @@ class Curves:
     def reached(self, units) -> bool:
         return bool(self.final(units)[0] >= self.goal)
 
-    def pace(self, number: int) -> float:
+    def pace(self, number: int, units) -> float:
         """Time of one epoch of this run; 1 in the median."""
         return float(np.exp(np.random.default_rng([self.seed, 4, number]).normal(0, 0.1)))
 
@@ -113,7 +113,7 @@ class RealCurves:
         """Whether it is of the best 1 % of the table at the end."""
         return self.row(units) in self.best
 
-    def pace(self, number: int) -> float:
+    def pace(self, number: int, units) -> float:
         """Time of a tenth of this run; 1 in the median."""
         return float(np.exp(np.random.default_rng([self.seed, 4, number]).normal(0, 0.1)))
 
@@ -139,5 +139,3 @@ def read_table() -> tuple[np.ndarray, np.ndarray]:
         units.append(RealCurves.space.encode(run.iloc[0].to_dict()))
     return np.array(units), np.array(losses)
 
-
-CURVES = {"made_up": Curves, "real": RealCurves}

@@ -133,12 +133,12 @@ def _every_epoch(problem: Curves) -> tuple[int, ...]:
 class OptunaPruner:
     """Optuna's TPE with its SuccessiveHalvingPruner: stopping type, every epoch reported."""
 
-    def __init__(self, problem: Curves, seed: int, workers: int):
+    def __init__(self, problem: Curves, seed: int, workers: int, multivariate: bool = True):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.problem = problem
-        chosen = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=workers > 1)
+        chosen = optuna.samplers.TPESampler(seed=seed, multivariate=multivariate, constant_liar=workers > 1)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=problem.lowest, reduction_factor=2)
         self.optuna = optuna
         self.study = optuna.create_study(direction="maximize", sampler=chosen, pruner=pruner)
@@ -267,6 +267,7 @@ METHODS: dict[str, Callable] = {
     "one_rung": OneRungThenBest,
     "synchronous": Synchronous,
     "optuna_tpe": OptunaPruner,
+    "optuna_tpe_default": lambda problem, seed, workers: OptunaPruner(problem, seed, workers, multivariate=False),
     "syne_tune_asha": lambda problem, seed, workers: SyneTune(problem, seed, workers, "asha"),
     "orion_asha": Orion,
     "syne_tune_cqr": lambda problem, seed, workers: SyneTune(problem, seed, workers, "cqr"),
