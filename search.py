@@ -21,7 +21,7 @@ from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.search.drive import drive, drive_confirmation, refuse_other_host, report
 from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
-from meshnet.search.settings import changes, recipe_of, refuse_lost_ledger, renew
+from meshnet.search.settings import changes, recipe_of, recorded, refuse_lost_ledger, renew
 from meshnet.search.space import Space, parse_space
 from meshnet.search.status import Screen, show_status
 
@@ -47,9 +47,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="instead of --rungs: ratio of epochs between one rung and the next")
     parser.add_argument("--eta", type=float, default=2, help="the best 1/eta of a rung are promoted")
     parser.add_argument("--brackets", type=int,
-                        help="number of rungs at which trials start (default 1; 2 with --sampler model)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="random",
-                        help="model: a Gaussian process fitted to the scores of all rungs")
+                        help="number of rungs at which trials start (default: the study's own; else 2 with "
+                        "--sampler model, 1 with random)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="model",
+                        help="model: a Gaussian process fitted to the scores of all rungs proposes trials and judges "
+                        "promotions; random: neither")
     parser.add_argument("--metric", default="val_dice", help="score to optimise, by its name in metrics.jsonl")
     parser.add_argument("--direction", choices=("max", "min"),
                         help="whether lower or higher is better (default: min for a loss or AVD, else max)")
@@ -92,7 +94,8 @@ def main() -> int | None:
     points.check(print)
     data, marks = find_data(arguments)
     better = arguments.direction or ("min" if re.search("loss|avd", arguments.metric) else "max")
-    brackets = arguments.brackets or (2 if arguments.sampler == "model" and len(rungs) > 1 else 1)
+    database = Path(arguments.ledger or folder / "ledger.sqlite")
+    brackets = choose_brackets(arguments, rungs, database)
     try:
         asha = Asha(rungs, arguments.eta, arguments.max_trials, better == "max", brackets)
     except ValueError as error:
@@ -114,7 +117,7 @@ def main() -> int | None:
     settings = {"space": block, "rungs": rungs, "eta": str(asha.eta), "brackets": brackets, "metric": arguments.metric,
                 "direction": better, "horizon": arguments.horizon, "recipe": recipe_of(config, space),
                 "fold": arguments.fold, "inner_folds": arguments.inner_folds, "seed": arguments.seed, **marks}
-    with Ledger(arguments.ledger or folder / "ledger.sqlite", folder / "driver.lock") as ledger:
+    with Ledger(database, folder / "driver.lock") as ledger:
         if ledger.is_empty():
             refuse_lost_ledger(folder, ledger.path)
         ledger.settings(settings, lambda found: renew(found, settings, space, folder), changes)
@@ -185,6 +188,12 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
         return geometric_rungs(low, high, arguments.rungs or 4)
     except ValueError as error:
         raise UserError(f"--min_epochs {low} --max_epochs {high}: {error}") from None
+
+
+def choose_brackets(arguments: argparse.Namespace, rungs: tuple[int, ...], database: Path) -> int:
+    """The number of starting rungs, from the flag, else the study's own, else what suits the sampler."""
+    usual = 2 if arguments.sampler == "model" and len(rungs) > 1 else 1
+    return arguments.brackets or recorded(database).get("brackets", usual)
 
 
 def find_data(arguments: argparse.Namespace) -> tuple[str, dict]:

@@ -104,7 +104,7 @@ class Bench:
     def command(self, study: str, *flags: str, space: str = "space.yaml") -> list:
         return [sys.executable, self.folder / "driver.py", self.trainer, "--data", self.folder / "data",
                 "--recipe", self.folder / space, "--study", self.folder / study, "--workers", "2", "--rungs", "3",
-                "--gpus_per_worker", "0", *flags]
+                "--gpus_per_worker", "0", "--sampler", "random", *flags]
 
     def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, patience: float = 5,
               **options) -> subprocess.Popen:

@@ -75,7 +75,8 @@ def simulate(method, problem, workers: int) -> float:
             idle -= 1
             first = next((epoch for epoch in work.looks if epoch > work.start), work.stop)
             order += 1
-            heapq.heappush(events, (now + (first - work.start) * problem.pace(work.number, work.units), order, work, first))
+            time_of = problem.pace(work.number, work.units) * (first - work.start)
+            heapq.heappush(events, (now + time_of, order, work, first))
         now, _, work, epoch = heapq.heappop(events)
         if epoch == problem.highest and problem.reached(work.units):
             return now

@@ -68,7 +68,8 @@ class LCBench:
         units = np.atleast_2d(units)
         values = [[d.decode(unit) for unit in column] for d, column in zip(cls.space.dimensions, units.T)]
         inputs = np.column_stack([epochs, *values]).astype(np.float32)
-        return session.run(None, {"x_cat": np.full((len(units), 1), numbers[task], np.int32), "x_cont": inputs})[0][:, 1]
+        task_column = np.full((len(units), 1), numbers[task], np.int32)
+        return session.run(None, {"x_cat": task_column, "x_cont": inputs})[0][:, 1]
 
     def curve(self, units) -> np.ndarray:
         """Accuracies at all epochs, without noise."""

@@ -16,14 +16,24 @@ Decisions that the paper leaves open:
 * Bracket b starts its trials at rung b and ranks them among themselves. New trials are dealt to brackets in the
   proportions of Hyperband (Li et al., JMLR 2018): a bracket with L of R rungs gets a share of R / L * eta ** (L - 1).
 * The best of the top rung of any bracket wins: all brackets train to the same maximum.
+
+With a ``judge`` the rule says which trials may be promoted, and the judge which of them is, and whether now: it sees
+the best of every rung that the rule would promote and answers (number, whether it is worth more than a new trial).
+After ``PATIENCE`` new trials in a row it is promoted in any case. The rule decides alone where no new trial is left, so
+that a study ends with everything promoted that the rule promotes, and where ``MANY`` trials or more are running: then
+the time that a trial waits for its promotion costs more than one that is not worth it.
 """
 
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+
+PATIENCE = 2
+MANY = 8
+SHOWN = 20  # trials of one rung that a judge is shown at most
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,9 @@ class Asha:
     rungs: epochs of each rung, rising. eta: the best ``1 / eta`` of a rung are promoted. maximize: whether a higher
     score is better. max_trials: new trials stop there. brackets: how many of the rungs serve as a starting rung.
 
+    judge: called with the numbers of the trials that may be promoted (from the top rung down, the best of a rung first)
+    and the study; None leaves the choice to the rule.
+
     Call ``next_decision`` for a free worker and, when it is carried out, ``report`` or ``fail``. Nothing here draws
     random numbers: the parameters of a new trial come from the function given to ``next_decision``.
     """
@@ -125,6 +138,9 @@ class Asha:
         self.finished = [[[] for _ in self.rungs] for _ in range(brackets)]
         self.promoted = [[set() for _ in self.rungs] for _ in range(brackets)]
         self._dealt = [0] * brackets
+        self.judge: Callable[[list[int], Asha], tuple[int, bool]] | None = None
+        self.fresh = 0  # new trials since the last promotion
+        self.running = 0
 
     def next_decision(self, sample: Callable[[int], dict]) -> Decision | None:
         """What a free worker should do: a promotion, else a new trial, else None (wait, or the study is done).
@@ -147,6 +163,8 @@ class Asha:
         number = len(self.trials)
         self.trials.append(Trial(number, parameters, bracket, rung))
         self._dealt[bracket] += 1
+        self.fresh += 1
+        self.running += 1
         return self.current_decision(number)
 
     def promote(self, trial: int) -> Decision:
@@ -155,6 +173,8 @@ class Asha:
         assert not one.running and one.rung + 1 < len(self.rungs), f"trial {trial} cannot be promoted"
         self.promoted[one.bracket][one.rung].add(trial)
         one.rung, one.running = one.rung + 1, True
+        self.fresh = 0
+        self.running += 1
         return self.current_decision(trial)
 
     def current_decision(self, trial: int) -> Decision:
@@ -165,14 +185,17 @@ class Asha:
 
     def promotable(self, bracket: int, rung: int) -> int | None:
         """The best trial among the top ``floor(n / eta)`` of a rung that is not yet promoted, or None."""
+        return next(self._promotable_of(bracket, rung), None)
+
+    def _promotable_of(self, bracket: int, rung: int) -> Iterator[int]:
+        """All of them, best first."""
         finished, promoted = self.finished[bracket][rung], self.promoted[bracket][rung]
         top = len(finished) * self.eta.denominator // self.eta.numerator
-        for loss, number in finished[:top]:
+        for loss, number in itertools.islice(finished, top):
             if loss == math.inf:  # failed trials lie behind all others
-                return None
+                return
             if number not in promoted:
-                return number
-        return None
+                yield number
 
     def done(self) -> bool:
         """Nothing runs, nothing can be promoted and no trial is left to start."""
@@ -190,15 +213,19 @@ class Asha:
                 return self.trials[min(leaders)[1]]
         return None
 
-    def _promotable_anywhere(self) -> int | None:
+    def _cells(self) -> Iterator[tuple[int, int]]:
+        """(bracket, rung) of all that can be promoted from, from the top rung down."""
         for rung in reversed(range(len(self.rungs) - 1)):
-            for bracket in range(min(rung + 1, self.brackets)):
-                number = self.promotable(bracket, rung)
-                if number is not None:
-                    return number
-        return None
+            yield from ((bracket, rung) for bracket in range(min(rung + 1, self.brackets)))
+
+    def _promotable_anywhere(self) -> int | None:
+        return next((number for cell in self._cells() if (number := self.promotable(*cell)) is not None), None)
 
     def _promotion(self) -> Decision | None:
+        if self.judge and self.running < MANY and len(self.trials) < self.max_trials:
+            shown = [number for cell in self._cells() for number in itertools.islice(self._promotable_of(*cell), SHOWN)]
+            number, worth = self.judge(shown, self) if shown else (None, False)
+            return self.promote(number) if worth or (number is not None and self.fresh >= PATIENCE) else None
         number = self._promotable_anywhere()
         return None if number is None else self.promote(number)
 
@@ -216,6 +243,7 @@ class Asha:
         trial = self.trials[number]
         assert trial.running, f"trial {number} is not running"
         trial.running = False
+        self.running -= 1
         trial.scores[trial.rung] = score
         loss = math.inf if not math.isfinite(score) else -score if self.maximize else score
         bisect.insort(self.finished[trial.bracket][trial.rung], (loss, number))

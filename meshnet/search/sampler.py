@@ -1,30 +1,33 @@
 """Where the parameters of a new trial come from: at random, or from a model of all scores so far.
 
-``RandomSampler`` gives trial n the same parameters whatever happened before. ``ModelSampler`` fits a Gaussian process
-(scikit-learn) to the scores of all rungs, with the epochs as one more input, and proposes where the expected
-improvement at the highest rung is largest (Jones et al., J. Global Optimization 1998; epochs as an input as in
-Swersky et al., "Multi-Task Bayesian Optimization", 2013). Running trials count with the score that the model expects
+``RandomSampler`` gives trial n the same parameters whatever happened before. ``ModelSampler`` proposes where the
+expected improvement at the highest rung is largest (Jones et al., J. Global Optimization 1998), by the Gaussian process
+of ``surrogate.py``, which tells the effect of parameters from the noise of scores. An improvement is one on the best
+that is *believed*, not on the best score, which luck has chosen ("plug-in" rule: Picheny et al., "A benchmark of
+kriging-based infill criteria for noisy optimization", 2013). Running trials count with the score that the model expects
 of them, so that workers do not all try the same ("Kriging believer", Ginsbourger et al. 2010).
+
+The same model judges promotions: a trial goes on when finishing it promises more for each epoch than a new trial does.
 """
 
+import functools
 import heapq
 import importlib
 import itertools
 import math
 import random
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 from meshnet.search.asha import Asha, Trial
-from meshnet.search.space import Space
+from meshnet.search.space import Dimension, Space
 
-SAMPLERS = ("random", "model")
-# Longest length scale, in widths of a range. Without a limit a parameter that seems not to matter at few epochs gets
-# an endless one, its other values are never tried, and the search circles one point: with 20 instead of 2, four of 24
-# simulated studies (benchmarks/search/asha.py, seeds 12 to 35) needed over 2,500 epochs, with 2 none of them over 900.
-LONGEST = 2.0
+SAMPLERS = ("model", "random")
 PREFETCH_FROM = 20  # batches of at least this many proposals are computed ahead in a thread: no decision waits for them
-FIT_AT_MOST = 100  # scores that the kernel is fitted to (cubic cost); the model is then conditioned on all of them
+FIT_AT_MOST = 100  # scores that the model's sizes are fitted to (cubic cost); it is then given up to ``most`` of them
+SAME = 1e-5  # units that are nearer in every parameter are one configuration: it has the same seed, so the same score
+WORST = 2.0  # deviations behind the median that a bad score counts at most: how bad the bad ones are does not matter
 
 
 class RandomSampler:
@@ -41,16 +44,35 @@ class RandomSampler:
         return self.space.sample(random.Random(f"{self.seed}/{number}"))
 
 
+@dataclass
+class Known:
+    """What a batch is made from. heights: of the rungs, 0 to 1. scored: (units, rung, loss, trial). pending: units of
+    running trials without a score."""
+
+    heights: list[float]
+    scored: list[tuple]
+    pending: list
+
+
+@dataclass
+class Batch:
+    """Proposals with their expected improvements, and the belief that they come from."""
+
+    points: list[tuple[Any, float]]
+    belief: Any
+    goal: float
+
+
 class ModelSampler:
     """Expected improvement of a Gaussian process over parameters and epochs.
 
     space, seed: as ``RandomSampler``. The first ``first`` trials, and those before any score, are spread evenly, and so
     is a share ``explore`` of the later ones, so that a wrong model cannot trap the study. ``most``: scores that the
-    model is fitted to at most (of the highest rungs, the best first); ``candidates``: proposals that are compared.
+    model is given at most (of the highest rungs, the best first); ``candidates``: proposals that are compared.
 
-    ``margin``: what counts as an improvement, in standard deviations of a single score's noise. Without one the search
-    circles: once the best point is known to within the noise, its neighbours still promise a little, forever (dozens of
-    trials at one point for seed 28 of the simulated curves, 7,034 epochs; 804 with a margin of 2).
+    ``margin``: what counts as an improvement, in standard deviations of a score's noise. ``wander``: the length scales
+    are multiplied by log-normal factors of this size, other ones for each batch, since their fit is uncertain: one that
+    is too long keeps a parameter at one value, and the search circles there.
 
     ``batch``: proposals computed at a time, as a share of the known scores. With hundreds of workers a score arrives
     every second and one more changes little, so the model is asked again only when its knowledge has grown by this
@@ -62,13 +84,14 @@ class ModelSampler:
 
     def __init__(
         self, space: Space, seed: int, first: int = 10, explore: float = 0.05, most: int = 300, candidates: int = 600,
-        batch: float = 0.02, margin: float = 2.0,
+        batch: float = 0.02, margin: float = 0.5, wander: float = 0.4, judging: bool = True,
     ):
         self.space, self.seed, self.first, self.explore = space, seed, first, explore
-        self.most, self.candidates, self.batch, self.margin = most, candidates, batch, margin
-        self.kernel = None
+        self.most, self.candidates, self.batch = most, candidates, batch
+        self.margin, self.wander, self.judging = margin, wander, judging
+        self.model = None
         self.fitted_to = 0
-        self.ready: list = []
+        self.ready: Batch | None = None
         self.ready_for = 0
         self.size = 1
         self.coming: Future | None = None
@@ -77,28 +100,54 @@ class ModelSampler:
 
     def prepare(self, study: Asha) -> None:
         """Before the first decision: import what is needed (seconds) and, in a resumed study, start a batch."""
-        importlib.import_module("sklearn.gaussian_process")
+        importlib.import_module("scipy.optimize")
+        importlib.import_module("meshnet.search.surrogate")
+        with one_thread():  # finds the libraries
+            pass
         self._spread(0)  # imports, and reads the sequence's table
-
+        self._attach(study)
         if int(self.batch * self._known(study)) >= PREFETCH_FROM:
             self._begin(study, random.Random(f"{self.seed}/{len(study.trials)}/ahead").getrandbits(64))
 
     def suggest(self, number: int, study: Asha) -> dict:
         """Parameters of trial ``number``, from what ``study`` knows."""
+        self._attach(study)
         generator = random.Random(f"{self.seed}/{number}")
         known = self._known(study)
         if number < self.first or known < self.first or generator.random() < self.explore:
             return self.space.decode(self._spread(number))
-        if not self.ready or known > self.ready_for:
-            self.size = max(1, int(self.batch * known))
-            self.ready = self._coming() or self._propose(*self._snapshot(study), self.size, generator.getrandbits(64))
-            self.ready_for = known + self.size - 1
-        point = self.ready.pop(0)
-        half = self.size // 2
-        half_used = len(self.ready) <= half or known > self.ready_for - half
-        if self.size >= PREFETCH_FROM and self.coming is None and half_used:
-            self._begin(study, generator.getrandbits(64))
+        self._renew(study, known, generator)
+        point, _ = self.ready.points.pop(0)
+        self._look_ahead(study, known, generator)
         return self.space.decode(point)
+
+    def judge(self, shown: list[int], study: Asha) -> tuple[int, bool]:
+        """Which trial of ``shown`` is promoted, and whether that is worth more than a new trial (see ``Asha``).
+
+        Compared is the expected improvement for each epoch to the end. As long as the model knows too little, the
+        first one is promoted, as without a judge.
+        """
+        import numpy as np
+
+        known = self._known(study)
+        if known < self.first:
+            return shown[0], True
+        generator = random.Random(f"{self.seed}/{len(study.trials)}/{known}")
+        self._renew(study, known, generator)
+        self._look_ahead(study, known, generator)
+        belief, goal = self.ready.belief, self.ready.goal
+        units = np.array([self._units(study.trials[number]) for number in shown])
+        with one_thread():
+            mean, variance = belief.of_trials(self._features(units), np.array(shown))
+        top = study.rungs[-1]
+        left = np.array([top - study.rungs[study.trials[number].rung] for number in shown]) / top
+        worth = expected_improvement(mean, variance, goal) / left
+        best = int(np.argmax(worth))
+        return shown[best], bool(worth[best] >= self.ready.points[0][1])
+
+    def _attach(self, study: Asha) -> None:
+        if self.judging and study.judge is None:
+            study.judge = self.judge
 
     @staticmethod
     def _known(study: Asha) -> int:
@@ -106,16 +155,29 @@ class ModelSampler:
         rungs = [rung for bracket in study.finished for rung in bracket if rung]
         return sum(map(len, rungs)) if any(rung[0][0] < math.inf for rung in rungs) else 0
 
+    # ---------------------------------------------------------------- batches
+    def _renew(self, study: Asha, known: int, generator: random.Random) -> None:
+        """Make a new batch where the current one is used up or outdated."""
+        if self.ready and self.ready.points and known <= self.ready_for:
+            return
+        self.size = max(1, int(self.batch * known))
+        coming, self.coming = self.coming, None
+        self.ready = coming.result() if coming else self._propose(
+            self._snapshot(study), self.size, generator.getrandbits(64))
+        self.ready_for = known + self.size - 1
+
+    def _look_ahead(self, study: Asha, known: int, generator: random.Random) -> None:
+        """Begin the next batch where half of the current one is used or outdated."""
+        half = self.size // 2
+        half_used = len(self.ready.points) <= half or known > self.ready_for - half
+        if self.size >= PREFETCH_FROM and self.coming is None and half_used:
+            self._begin(study, generator.getrandbits(64))
+
     def _begin(self, study: Asha, bits: int) -> None:
         """Make the next batch in the background."""
         self.thread = self.thread or ThreadPoolExecutor(1, "proposals")
         size = max(1, int(self.batch * self._known(study)))
-        self.coming = self.thread.submit(self._propose, *self._snapshot(study), size, bits)
-
-    def _coming(self) -> list:
-        """The batch that was started in the background (waits for it), or an empty list."""
-        coming, self.coming = self.coming, None
-        return coming.result() if coming else []
+        self.coming = self.thread.submit(self._propose, self._snapshot(study), size, bits)
 
     def _spread(self, number: int):
         """Point ``number`` of a scrambled Sobol sequence: spreads more evenly than chance.
@@ -130,11 +192,8 @@ class ModelSampler:
             sequence.fast_forward(number)
         return sequence.random(1)[0]
 
-    def _snapshot(self, study: Asha) -> tuple[list[float], list[tuple], list]:
-        """What a batch is made from: the rungs' heights, scores as (units, rung, loss), units that run without one.
-
-        Of more than ``most`` scores those of the highest rungs, the best first, without looking at all the others.
-        """
+    def _snapshot(self, study: Asha) -> Known:
+        """Of more than ``most`` scores those of the highest rungs, the best first, without looking at all others."""
         height = [math.log(epochs) for epochs in study.rungs]
         height = [(each - height[0]) / max(height[-1] - height[0], 1e-9) for each in height]
         best_first = itertools.chain.from_iterable(
@@ -143,84 +202,152 @@ class ModelSampler:
         )
         rows = list(itertools.islice(best_first, self.most + 1))
         rows = rows[: self.most] if len(rows) > self.most else sorted(rows, key=lambda row: (row[1], row[0]))
-        scored = [(self._units(study.trials[number]), rung, loss) for rung, number, loss in rows]
-        return height, scored, [self._units(trial) for trial in study.trials if trial.running and not trial.scores]
+        scored = [(self._units(study.trials[number]), rung, loss, number) for rung, number, loss in rows]
+        pending = [self._units(trial) for trial in study.trials if trial.running and not trial.scores]
+        return Known(height, scored, pending)
 
     def _units(self, trial: Trial) -> list[float]:
         if trial.number not in self.encoded:
             self.encoded[trial.number] = self.space.encode(trial.parameters)
         return self.encoded[trial.number]
 
-    def _propose(self, height: list[float], scored: list, pending: list, count: int, bits: int) -> list:
+    def _propose(self, known: Known, count: int, bits: int) -> Batch:
         """``count`` points in units, each with the largest expected improvement given those before it."""
         import numpy as np
-        from scipy.special import ndtr
 
-        numbers = np.random.default_rng(bits)
-        inputs = np.array([[*units, height[rung]] for units, rung, _ in scored])
-        loss = np.array([row[2] for row in scored])
-        real = loss[np.isfinite(loss)]
-        spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
-        target = np.clip((loss - np.median(real)) / spread, -5, 2)  # how bad the bad ones are does not matter
-        target = (target - target.mean()) / (target.std() + 1e-12)
-        model = self._fit(inputs, target, numbers)
-        if pending:
-            waiting = np.column_stack([np.array(pending), np.ones(len(pending))])
-            inputs = np.vstack([inputs, waiting])
-            target = np.concatenate([target, model.predict(waiting)])
-            model = self._condition(inputs, target)
-        tops = np.column_stack([inputs[:, :-1], np.ones(len(inputs))])
-        believed = model.predict(tops)
-        best = believed.min()
-        leaders = tops[np.argsort(believed)[:5], :-1]
-        near = np.clip(
-            leaders[numbers.integers(len(leaders), size=self.candidates // 2)]
-            + numbers.normal(0, 1, (self.candidates // 2, leaders.shape[1]))
-            * numbers.choice([0.02, 0.05, 0.15], (self.candidates // 2, 1)),
-            0, 1 - 1e-9,
-        )
-        wide = numbers.random((self.candidates - len(near), leaders.shape[1]))
-        units = np.vstack([near, wide])
-        for column, dimension in enumerate(self.space.dimensions):
-            if dimension.discrete or dimension.choices:  # what would really be tried
-                units[:, column] = [dimension.encode(dimension.decode(unit)) for unit in units[:, column]]
-        mean, covariance = model.predict(np.column_stack([units, np.ones(len(units))]), return_cov=True)
-        noise = self.kernel.k2.noise_level  # of one more observation, which no choice of a point improves
+        with one_thread():
+            return self._best(known, count, np.random.default_rng(bits))
+
+    def _best(self, known: Known, count: int, numbers) -> Batch:
+        import numpy as np
+
+        belief = self._believe(known, numbers)
+        tried = np.array([row[0] for row in known.scored])
+        believed = belief.at(self._features(tried))[0]
+        goal = believed.min() - self.margin * belief.noise
+        leaders, half = tried[np.argsort(believed)[:5]], self.candidates // 2
+        units = np.vstack([self._around(leaders, half, (0.02, 0.05, 0.15), numbers),
+                           numbers.random((half, tried.shape[1]))])
+        for scales in ((0.01, 0.03, 0.1), ()):  # once more around the most promising
+            units = self._as_tried(units)
+            mean, variance, factor = belief.at(self._features(units))
+            gain = expected_improvement(mean, variance, goal)
+            if scales:
+                order = np.argsort(-gain)
+                units = np.vstack([units[order[:half]], self._around(units[order[:10]], half, scales, numbers)])
+        occupied = np.array([*tried, *known.pending])
+        new = ((units[:, None] - occupied) ** 2).max(2).min(1) > SAME**2
         chosen = []
-        for _ in range(count):
-            deviation = np.sqrt(np.maximum(covariance.diagonal() - noise, 0))
-            gain = (best - self.margin * math.sqrt(noise) - mean) / np.maximum(deviation, 1e-9)
-            density = np.exp(-(gain**2) / 2) / math.sqrt(2 * math.pi)
-            here = int(np.argmax(deviation * (gain * ndtr(gain) + density)))
-            chosen.append(units[here])
+        while True:
+            gain = np.where(new, expected_improvement(mean, variance, goal), -1.0)
+            here = int(np.argmax(gain))
+            chosen.append((units[here], float(max(gain[here], 0))))
+            if len(chosen) == count:
+                return Batch(chosen, belief, goal)
             # as if observed at its expected mean, which leaves all means unchanged
-            covariance -= np.outer(covariance[:, here], covariance[here]) / covariance[here, here]
-        return chosen
+            down = belief.learnt(self._features(units), factor, here, variance)
+            factor, variance = np.vstack([factor, down]), np.maximum(variance - down**2, 1e-12)
+            new &= ((units - units[here]) ** 2).max(1) > SAME**2
 
-    def _fit(self, inputs, target, numbers):
-        """Refit the kernel when a tenth more is known than at the last fit; otherwise only condition it."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+    # ---------------------------------------------------------------- points
+    def _around(self, leaders, count: int, scales: tuple, numbers):
+        """``count`` points near ``leaders``, half of them in about a third of the parameters only."""
+        import numpy as np
 
-        if self.kernel is not None and len(inputs) < 1.1 * self.fitted_to + 1:
-            return self._condition(inputs, target)
-        scales = [0.5] * (inputs.shape[1] - 1) + [1.0]
-        start = self.kernel or (
-            ConstantKernel(1.0, (0.1, 30)) * Matern(scales, (0.1, LONGEST), nu=2.5) + WhiteKernel(0.05, (1e-3, 1.0))
-        )
-        model = GaussianProcessRegressor(start)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is an answer
-            some = numbers.choice(len(inputs), min(len(inputs), FIT_AT_MOST), replace=False)
-            self.kernel = model.fit(inputs[some], target[some]).kernel_
-        self.fitted_to = len(inputs)
-        return self._condition(inputs, target)
+        shape = (count, leaders.shape[1])
+        steps = numbers.normal(0, 1, shape) * numbers.choice(scales, (count, 1))
+        steps *= numbers.random(shape) < numbers.choice([0.3, 1.0], (count, 1))
+        units = np.clip(leaders[numbers.integers(len(leaders), size=count)] + steps, 0, 1 - 1e-9)
+        for column, dimension in enumerate(self.space.dimensions):
+            if not in_order(dimension):  # no choice is near another one
+                other = numbers.random(count) < 0.2
+                units[other, column] = numbers.random(int(other.sum()))
+        return units
 
-    def _condition(self, inputs, target):
-        from sklearn.gaussian_process import GaussianProcessRegressor
+    def _as_tried(self, units):
+        """Whole numbers and choices where the value that would really be tried lies, as ``encode(decode(unit))``."""
+        import numpy as np
 
-        return GaussianProcessRegressor(self.kernel, optimizer=None).fit(inputs, target)
+        units = units.copy()
+        for column, each in enumerate(self.space.dimensions):
+            if each.choices or (each.discrete and each.kind == "uniform"):
+                count = len(each.choices) or int(each.high) - int(each.low) + 1
+                units[:, column] = (np.minimum(np.floor(units[:, column] * count), count - 1) + 0.5) / count
+            elif each.discrete:
+                low, width = math.log(each.low), math.log(each.high) - math.log(each.low)
+                whole = np.clip(np.round(np.exp(low + units[:, column] * width)), each.low, each.high)
+                units[:, column] = (np.log(whole) - low) / width
+        return units
+
+    def _features(self, units):
+        """Units as the model sees them: choices without an order are equally far from each other."""
+        import numpy as np
+
+        columns = []
+        for column, dimension in enumerate(self.space.dimensions):
+            if in_order(dimension):
+                columns.append(units[:, column:column + 1])
+            else:
+                chosen = np.floor(units[:, column] * len(dimension.choices)).astype(int)
+                columns.append(np.eye(len(dimension.choices))[chosen] * math.sqrt(0.5))
+        return np.hstack(columns)
+
+    # ---------------------------------------------------------------- the model
+    def _believe(self, known: Known, numbers):
+        """The model refitted when a tenth more is known than at the last fit, and given all scores."""
+        import numpy as np
+
+        from meshnet.search.surrogate import Data, Surrogate
+
+        units, rungs, loss, trials = (np.array(column) for column in zip(*known.scored))
+        scales = np.repeat(np.arange(len(self.space.dimensions)),
+                           [1 if in_order(each) else len(each.choices) for each in self.space.dimensions])
+        data = Data(self._features(units), scales, np.array(known.heights)[rungs], trials, standardised(loss))
+        self.model = self.model or Surrogate(len(self.space.dimensions))
+        if not self.fitted_to or len(loss) >= 1.1 * self.fitted_to + 1:
+            some = slice(None) if len(loss) <= FIT_AT_MOST else numbers.choice(len(loss), FIT_AT_MOST, replace=False)
+            self.model.fit(data.some(some))
+            self.fitted_to = len(loss)
+        model = self.model.wandered(numbers.normal(0, self.wander, self.model.scales))
+        belief = model.condition(data)
+        return belief.expecting(self._features(np.array(known.pending))) if known.pending else belief
+
+
+@functools.cache
+def _libraries():
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def one_thread():
+    """Linear algebra by one thread: the matrices are small, and the sums then have the same order on every machine."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+def in_order(dimension: Dimension) -> bool:
+    """Whether its values are numbers, so that some are nearer to each other than others."""
+    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in dimension.choices)
+
+
+def standardised(loss):
+    """Losses (N,) for the model: mean 0 and deviation 1 after bad ones are cut off. Failures are infinite."""
+    import numpy as np
+
+    real = loss[np.isfinite(loss)]
+    spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
+    target = np.clip((loss - np.median(real)) / spread, -5, WORST)
+    return (target - target.mean()) / (target.std() + 1e-12)
+
+
+def expected_improvement(mean, variance, goal: float):
+    """Of values (N,) that are normal with this mean and variance: by how much they lie below ``goal`` on average."""
+    import numpy as np
+    from scipy.special import ndtr
+
+    deviation = np.sqrt(variance)
+    gain = (goal - mean) / deviation
+    return deviation * (gain * ndtr(gain) + np.exp(-(gain**2) / 2) / math.sqrt(2 * math.pi))
 
 
 def make_sampler(name: str, space: Space, seed: int) -> RandomSampler | ModelSampler:

@@ -45,6 +45,16 @@ def test_a_search_from_beginning_to_end(bench):
     check_accounts(bench, "study", 9)
 
 
+def test_a_study_of_random_trials_goes_on_with_the_model_and_its_own_brackets(bench):
+    bench.run("study", "--max_trials", "11")
+    assert bench.ask("study", "SELECT value FROM study WHERE key = 'brackets'") == [("1",)]
+    bench.run("study", "--max_trials", "13", "--sampler", "model")
+    check_accounts(bench, "study", 13)
+    assert bench.ask("study", "SELECT value FROM study WHERE key = 'brackets'") == [("1",)]
+    output = bench.run("study", "--max_trials", "13", "--brackets", "2", code=2)
+    assert "brackets was 1 and is now 2" in output
+
+
 def test_a_rungs_score_between_two_validations_still_counts_at_the_next(bench):
     """train.py drops it from the run folder when the trial goes on; the ledger has it, and a best never falls."""
     bench.write("six.yaml", SPACE + "  scheduler.eta_min: choices([6.0])\n")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnet.search import asha
-from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
+from meshnet.search.asha import Asha, Decision, eta_rungs, geometric_rungs
 
 
 def number_only(number: int) -> dict:
@@ -387,3 +387,77 @@ def test_asha_needs_the_standard_library_alone_and_neither_clock_nor_files():
     assert imported <= {"bisect", "itertools", "math", "collections.abc", "dataclasses", "fractions"}
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert "open" not in called
+
+
+# ---------------------------------------------------------------- a judge
+class Stub:
+    """Answers as told, and remembers what it was shown."""
+
+    def __init__(self, *answers):
+        self.answers, self.shown = list(answers), []
+
+    def __call__(self, shown, study):
+        self.shown.append(shown)
+        return self.answers.pop(0)
+
+
+def test_a_judge_chooses_among_what_the_rule_would_promote_worked_by_hand():
+    study = Asha((1, 2, 4), 2, 99)
+    judge = study.judge = Stub((1, False), (2, False), (2, False), (3, True), (4, True))
+    play = lambda score: study.report(study.next_decision(number_only).trial, score)
+    play(0.1)  # trial 0 starts, trial 1 too: one finished trial is no half
+    play(0.2)  # 1 is shown and not worth it, but two trials in a row were new: promoted
+    assert judge.shown == []
+    assert study.next_decision(number_only) == Decision(1, 1, 2, 1)
+    study.report(1, 0.2)
+    play(0.3)  # the best of three is promoted already: nothing is shown, trial 2 starts
+    assert judge.shown == [[1]]
+    play(0.4)  # 2 is shown and not worth it: trial 3 starts
+    assert judge.shown == [[1], [2]]
+    assert study.next_decision(number_only) == Decision(2, 1, 2, 1)  # of 3 and 2, the better one first, it takes 2
+    assert judge.shown[2] == [3, 2]
+    study.report(2, 0.9)
+    # of rung 2 the better one of two, and of rung 1 the other one of the best two: higher rungs first
+    assert study.next_decision(number_only) == Decision(3, 1, 2, 1)
+    assert judge.shown[3] == [2, 3]
+    study.report(3, 0.1)
+
+
+def test_the_rule_decides_alone_where_many_run_and_where_no_trial_is_left():
+    study = Asha((1, 2), 2, 12)
+    study.judge = lambda shown, study: pytest.fail("was asked")
+    first = [study.next_decision(number_only).trial for _ in range(10)]
+    for trial in first[:2]:
+        study.report(trial, float(trial))
+    assert study.running == 8
+    assert study.next_decision(number_only) == Decision(1, 1, 2, 1)  # eight still run
+    study.judge = lambda shown, study: (shown[0], False)
+    for trial in first[2:]:
+        study.report(trial, float(trial))
+    study.report(1, 1.0)
+    assert study.running == 0
+    started = [study.next_decision(number_only) for _ in range(2)]
+    assert [job.trial for job in started] == [10, 11]  # not worth it
+    study.judge = lambda shown, study: pytest.fail("was asked")  # twelve of twelve: the rule promotes the best half
+    for job in started:
+        study.report(job.trial, 0.0)
+    rest = []
+    while not study.done():
+        rest.append(study.next_decision(number_only))
+        study.report(rest[-1].trial, 0.0)
+    assert [job.trial for job in rest] == [9, 8, 7, 6, 5, 4]
+
+
+def test_a_judge_sees_no_failed_and_no_promoted_trial_and_at_most_the_best_of_a_rung():
+    study = Asha((1, 2), 2, 999)
+    judge = study.judge = Stub((0, False), (0, True))
+    jobs = [study.next_decision(number_only) for _ in range(100)]
+    for job in jobs:
+        if job.trial < 10:
+            study.fail(job.trial, "diverged")
+        else:
+            study.report(job.trial, 1.0 if job.trial == 50 else float(-job.trial))
+    study.promote(50)
+    study.report(50, 1.0)
+    study.next_decision(number_only)
+    assert judge.shown == [[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]

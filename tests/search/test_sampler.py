@@ -99,7 +99,7 @@ def test_proposals_made_at_once_are_good_and_different(monkeypatch):
     made = []
     propose = sampler._propose
     monkeypatch.setattr(sampler, "_propose", lambda *given: made.append(propose(*given)) or made[-1])
-    sampler.ready = []
+    sampler.ready = None
     tried = [sampler.suggest(number, study) for number in range(20, 30)]
     assert len(made) == 1
     assert len({str(parameters) for parameters in tried}) == 10
@@ -112,7 +112,7 @@ def test_the_model_does_not_circle_a_point_that_it_knows_to_within_the_noise():
     for seed in (0, 1):
         noise = random.Random(seed)
         score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs) + noise.gauss(0, 0.02)  # noqa: B023
-        study = play(ModelSampler(SPACE, seed, explore=0), 60, score)
+        study = play(ModelSampler(SPACE, seed, explore=0, margin=2), 60, score)
         units = [SPACE.encode(trial.parameters) for trial in study.trials]
         nearest = [min(math.dist(units[i], other) for other in units[:i]) for i in range(40, 60)]
         assert statistics.median(nearest) > 0.02
@@ -151,17 +151,17 @@ def test_a_study_that_is_taken_up_has_its_first_batch_begun(monkeypatch):
     study = play(ModelSampler(SPACE, 5), 40, score)
     sampler = ModelSampler(SPACE, 5, explore=0, batch=0.25)
     sampler.prepare(study)
-    batch = list(sampler.coming.result())
+    point, _ = sampler.coming.result().points[0]
     monkeypatch.setattr(sampler, "_propose", None)  # must not be called by whoever asks
-    assert sampler.suggest(len(study.trials), study) == SPACE.decode(batch[0])
+    assert sampler.suggest(len(study.trials), study) == SPACE.decode(point)
 
 
 def test_what_a_batch_is_made_from_is_the_best_of_the_highest_rungs(monkeypatch):
     scores = random.Random(1)
     study = play(make_sampler("random", SPACE, 0), 60, lambda parameters, epochs: scores.choice([0.1, 0.2, math.nan]))
     loss = lambda value: -value if math.isfinite(value) else math.inf
-    all_rows = [(SPACE.encode(trial.parameters), rung, loss(value)) for trial in study.trials
+    all_rows = [(SPACE.encode(trial.parameters), rung, loss(value), trial.number) for trial in study.trials
                 for rung, value in trial.scores.items()]
-    assert ModelSampler(SPACE, 0)._snapshot(study)[1] == all_rows
+    assert ModelSampler(SPACE, 0)._snapshot(study).scored == all_rows
     best = sorted(all_rows, key=lambda row: (-row[1], row[2]))[:25]
-    assert ModelSampler(SPACE, 0, most=25)._snapshot(study)[1] == best
+    assert ModelSampler(SPACE, 0, most=25)._snapshot(study).scored == best
