@@ -10,7 +10,6 @@ of them, so that workers do not all try the same ("Kriging believer", Ginsbourge
 The same model judges promotions: a trial goes on when finishing it promises more for each epoch than a new trial does.
 """
 
-import functools
 import heapq
 import importlib
 import itertools
@@ -27,7 +26,6 @@ SAMPLERS = ("model", "random")
 PREFETCH_FROM = 20  # batches of at least this many proposals are computed ahead in a thread: no decision waits for them
 FIT_AT_MOST = 100  # scores that the model's sizes are fitted to (cubic cost); it is then given up to ``most`` of them
 SAME = 1e-5  # units that are nearer in every parameter are one configuration: it has the same seed, so the same score
-WORST = 2.0  # deviations behind the median that a bad score counts at most: how bad the bad ones are does not matter
 
 
 class RandomSampler:
@@ -100,9 +98,7 @@ class ModelSampler:
 
     def prepare(self, study: Asha) -> None:
         """Before the first decision: import what is needed (seconds) and, in a resumed study, start a batch."""
-        importlib.import_module("scipy.optimize")
-        importlib.import_module("meshnet.search.surrogate")
-        with one_thread():  # finds the libraries
+        with importlib.import_module("meshnet.search.surrogate").one_thread():  # finds the libraries
             pass
         self._spread(0)  # imports, and reads the sequence's table
         self._attach(study)
@@ -128,6 +124,8 @@ class ModelSampler:
         first one is promoted, as without a judge.
         """
         import numpy as np
+
+        from meshnet.search.surrogate import expected_improvement, one_thread
 
         known = self._known(study)
         if known < self.first:
@@ -215,11 +213,15 @@ class ModelSampler:
         """``count`` points in units, each with the largest expected improvement given those before it."""
         import numpy as np
 
+        from meshnet.search.surrogate import one_thread
+
         with one_thread():
             return self._best(known, count, np.random.default_rng(bits))
 
     def _best(self, known: Known, count: int, numbers) -> Batch:
         import numpy as np
+
+        from meshnet.search.surrogate import expected_improvement
 
         belief = self._believe(known, numbers)
         tried = np.array([row[0] for row in known.scored])
@@ -297,7 +299,7 @@ class ModelSampler:
         """The model refitted when a tenth more is known than at the last fit, and given all scores."""
         import numpy as np
 
-        from meshnet.search.surrogate import Data, Surrogate
+        from meshnet.search.surrogate import Data, Surrogate, standardised
 
         units, rungs, loss, trials = (np.array(column) for column in zip(*known.scored))
         scales = np.repeat(np.arange(len(self.space.dimensions)),
@@ -313,41 +315,9 @@ class ModelSampler:
         return belief.expecting(self._features(np.array(known.pending))) if known.pending else belief
 
 
-@functools.cache
-def _libraries():
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def one_thread():
-    """Linear algebra by one thread: the matrices are small, and the sums then have the same order on every machine."""
-    return _libraries().limit(limits=1, user_api="blas")
-
-
 def in_order(dimension: Dimension) -> bool:
     """Whether its values are numbers, so that some are nearer to each other than others."""
     return all(isinstance(one, int | float) and not isinstance(one, bool) for one in dimension.choices)
-
-
-def standardised(loss):
-    """Losses (N,) for the model: mean 0 and deviation 1 after bad ones are cut off. Failures are infinite."""
-    import numpy as np
-
-    real = loss[np.isfinite(loss)]
-    spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
-    target = np.clip((loss - np.median(real)) / spread, -5, WORST)
-    return (target - target.mean()) / (target.std() + 1e-12)
-
-
-def expected_improvement(mean, variance, goal: float):
-    """Of values (N,) that are normal with this mean and variance: by how much they lie below ``goal`` on average."""
-    import numpy as np
-    from scipy.special import ndtr
-
-    deviation = np.sqrt(variance)
-    gain = (goal - mean) / deviation
-    return deviation * (gain * ndtr(gain) + np.exp(-(gain**2) / 2) / math.sqrt(2 * math.pi))
 
 
 def make_sampler(name: str, space: Space, seed: int) -> RandomSampler | ModelSampler:

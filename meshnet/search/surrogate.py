@@ -12,12 +12,15 @@ Learning", 2006, chapters 2.2 and 5.4). What is believed of a configuration is `
 luck nor noise.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
+from scipy.special import ndtr
+from threadpoolctl import ThreadpoolController
 
 # (centre of the prior, its standard deviation in logarithms, least, most), all for scores with a deviation of one
 SCALE = (0.8, 0.7, 0.05, 3.0)
@@ -27,6 +30,7 @@ LEVEL = (0.7, 0.7, 0.03, 5.0)
 RUN = (0.1, 0.8, 0.005, 1.0)
 NOISE = (0.3, 1.0, 0.01, 1.5)
 JITTER = 1e-8
+WORST = 2.0  # deviations behind the median that a bad score counts at most: how bad the bad ones are does not matter
 
 
 @dataclass
@@ -163,3 +167,28 @@ class Belief:
         one, top = points[here:here + 1], np.ones(len(points))
         across = self.model.covariance(one, top[:1], points, top, self.data.scales)[0] - factor[:, here] @ factor
         return across / math.sqrt(variance[here] + self.parts[4])
+
+
+def standardised(loss):
+    """Losses (N,) for the model: mean 0 and deviation 1 after bad ones are cut off. Failures are infinite."""
+    real = loss[np.isfinite(loss)]
+    spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
+    target = np.clip((loss - np.median(real)) / spread, -5, WORST)
+    return (target - target.mean()) / (target.std() + 1e-12)
+
+
+def expected_improvement(mean, variance, goal: float):
+    """Of values (N,) that are normal with this mean and variance: by how much they lie below ``goal`` on average."""
+    deviation = np.sqrt(variance)
+    gain = (goal - mean) / deviation
+    return deviation * (gain * ndtr(gain) + np.exp(-(gain**2) / 2) / math.sqrt(2 * math.pi))
+
+
+@functools.cache
+def _libraries():
+    return ThreadpoolController()
+
+
+def one_thread():
+    """Linear algebra by one thread: the matrices are small, and the sums then have the same order on every machine."""
+    return _libraries().limit(limits=1, user_api="blas")
