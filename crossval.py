@@ -27,6 +27,7 @@ from meshnet.crossval.plan import (
     write_plan,
 )
 from meshnet.data.schema import SPLITS
+from meshnet.display import Live, say_next, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.files import lock
 from meshnet.runs.folder import LOCK
@@ -52,7 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--report", action="store_true", help="only write the report, from the runs finished so far")
     g.add_argument("--reference", metavar="NAME", help="model that the others are tested against (default: meshnet26, "
                    "else the first recipe)")
-    g.add_argument("--pictures", type=int, default=10, help="number of worst cases to draw (default 10)")
+    g.add_argument("--pictures", type=int, default=10, help="worst cases of the reference to draw (default "
+                   "10); 0: no pictures")
 
     g = p.add_argument_group("where runs are placed")
     g.add_argument("--launcher", choices=LAUNCHERS, default="local", help="default: local")
@@ -88,12 +90,17 @@ def main() -> int:
     elif rest:
         raise UserError(f"{rest[0]}: not used by --report; leave it out")
 
-    from meshnet.crossval.report import write_report
+    from meshnet.crossval.report import TABLE, write_report
 
-    print(write_report(out, arguments.reference, arguments.pictures))
+    page = write_report(out, arguments.reference, arguments.pictures)
+    print((page.parent / TABLE).read_text(encoding="utf-8") if (page.parent / TABLE).is_file() else "", end="")
+    print(shown_path(page))
     missing = missing_runs(out, load_plan(out))
     if missing:
         print(f"missing runs: {len(missing)} (the report lists them); the first: {missing[0]}")
+        say_next("the same command, which trains what is missing")
+    else:
+        say_next(f"open {shown_path(page)} in a browser")
     return int(failed)
 
 
@@ -139,7 +146,7 @@ def make_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict
            "split_hash": splits["hash"], "folds": splits["outer"], "inner_fold": arguments.inner_fold,
            "seed": arguments.seed, "versions": versions(),
            "ensemble": arguments.ensemble or bool(old and old.get("ensemble")),  # stays, once requested
-           "models": plan_models(arguments, rest, out)}
+           "models": plan_models(arguments, [*rest, *as_planned(rest, arguments.recipes, old)], out)}
     if old is None:
         refuse_lost_plan(out)
     plan = extend_plan(old, new, path)
@@ -152,6 +159,21 @@ def make_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict
         shutil.copyfile(data / SPLITS, out / SPLITS)
     write_plan(out, plan)
     return plan
+
+
+def as_planned(rest: list[str], recipes: list[str], old: dict | None) -> list[str]:
+    """Flags by which recipes train as those of the plan in the folder do, where an earlier version began it."""
+    from meshnet.config import EARLIER
+    from meshnet.recipe import parse
+
+    flags = []
+    for key in EARLIER if old else ():
+        section, name = key.split(".")
+        values = {entry["config"][key] for entry in old["models"].values()}
+        written = [parse("crossval.py", "", lambda p: None, ["--recipe", each, *rest])[1].written for each in recipes]
+        if values == {EARLIER[key]} and all(getattr(getattr(each, section), name) is None for each in written):
+            flags += [f"--{key}", EARLIER[key]]
+    return flags
 
 
 def plan_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict[str, dict]:
@@ -190,11 +212,14 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
 
     launcher = make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
                              arguments.accelerate_config, arguments.ray_address, arguments.slurm)
-    queue = Queue(plan, out, launcher, arguments.silent_after)
+    live = Live()
+    queue = Queue(plan, out, launcher, arguments.silent_after, live)
     try:
         queue.adopt()
         while queue.step():
+            queue.show()
             time.sleep(0.2)
+        live.clear()
     finally:
         launcher.close(patience=5)
         queue.remember()

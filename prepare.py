@@ -11,10 +11,12 @@ import argparse
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 from meshnet.config import SCALINGS
 from meshnet.data.sources.case import FORMATS, Filters
-from meshnet.errors import OneLineParser, UserError, run_script
+from meshnet.display import command, count, say_next
+from meshnet.errors import OneLineParser, UserError, decoration, run_script
 from meshnet.machine import usable_cores
 
 MEMORY_PER_WORKER = 2 * 2**30  # bytes; a case of two channels at 256³ peaks at 1.1 GiB
@@ -76,6 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--lesions", nargs="+", default=[], metavar="FOLDER", help="lesion masks in MNI space to take "
                    "lesions from (default: made up); needs --anatomy")
 
+    p.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True,
+                   help="write cases.html, a page with every case and its mask to look at")
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
     return p
 
@@ -143,8 +147,8 @@ def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings
 
     print_faults(failed)
     if not done:
-        raise UserError(f"{arguments.path or arguments.format}: none of the {len(failed)} case(s) could be prepared; "
-                        "see the reasons above")
+        raise UserError(f"{arguments.path or arguments.format}: none of {count(len(failed), 'case')} could be "
+                        "prepared; see the reasons above")
     given = ("format", "path", "suffix", "include", "exclude", "labels")
     said = ("image_pattern", "mask_pattern", "same", "subject", "apart")
     source = {**{name: getattr(arguments, name) for name in given}, **options,
@@ -154,11 +158,36 @@ def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings
     prepared = write_dataset(out, done, settings, source, listing.channels, classes,
                              {"outer": arguments.outer, "inner": arguments.inner, "seed": arguments.split_seed,
                               "together": listing.together})
-    box = prepared["box"]
-    print(f"{out}: {len(done)} case(s), {prepared['subjects']} subject(s), lesions {prepared['lesion_ml']}")
-    print(f"head box {box[0]}:{box[1]} {box[2]}:{box[3]} {box[4]}:{box[5]}, {prepared['box_share']:.0%} of the grid")
     if failed:
-        print(f"{len(failed)} case(s) failed, listed above", file=sys.stderr)
+        print(f"{count(len(failed), 'case')} failed, listed above", file=sys.stderr)
+    say_prepared(arguments, out, prepared)
+
+
+def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> None:
+    """What came out, the folds, the page to look at, and what to type next."""
+    from meshnet.data.cases_page import PAGE, write_page
+    from meshnet.data.schema import SPLITS
+    from meshnet.data.splits import fold_subjects, load_splits
+
+    print(f"{out}: {count(prepared['cases'], 'case')}, {count(prepared['subjects'], 'subject')}, lesions "
+          f"{prepared['lesion_ml']}")
+    print(f"the head's box has {prepared['box_share']:.0%} of the grid's voxels; training reads that part")
+    splits = load_splits(out / SPLITS)
+    for fold in range(splits["outer"]):
+        parts = {name: len(members) for name, members in fold_subjects(splits, fold, 0).items()}
+        print(f"fold {fold}: {parts['train']} to train on, {parts['val']} to validate, {parts['test']} to test"
+              + ("" if fold or splits["inner"] == 1 else f" (inner fold 0 of {splits['inner']})"))
+    if arguments.pictures:
+        with decoration(f"{out / PAGE}: not written", "nothing else depends on it"):
+            write_page(out)
+            print(f"{out / PAGE}: every case to look at, the odd ones first")
+    say_next(f"{command('python', 'train.py', '--recipe', recipe_for(prepared), '--data', out)} --run_dir runs/NAME")
+
+
+def recipe_for(prepared: dict) -> str:
+    """A recipe to begin with: the demo's for few coarse cases, else the paper's smallest network."""
+    few = prepared["voxel_mm"] >= 4 and prepared["cases"] < 100
+    return "recipes/demo.yaml" if few else "recipes/meshnet5.yaml"
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
@@ -194,16 +223,17 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 
 def check_folds(arguments: argparse.Namespace, listing) -> None:
-    """Refuse more outer folds than there are patients, before anything is prepared."""
-    from meshnet.data.splits import shown_units, units_of
+    """Refuse more folds than there are patients, before anything is prepared."""
+    from meshnet.data.splits import check_number, shown_units, units_of
 
     units = units_of([c.subject for c in listing.cases], listing.together)
     if len(units) < arguments.outer:
         raise UserError(
-            f"--outer {arguments.outer}: found {len(units)} subject(s){shown_units(units)}, expected at least "
+            f"--outer {arguments.outer}: found {count(len(units), 'subject')}{shown_units(units)}, expected at least "
             f"{arguments.outer}; use fewer folds (--outer 1 --inner 1 trains and validates on all subjects) or add "
             "subjects"
         )
+    check_number(units, arguments.outer, arguments.inner)
 
 
 def make_settings(arguments: argparse.Namespace, listing) -> tuple:
@@ -253,11 +283,11 @@ def print_listing(listing) -> int:
         print(f"{case.case}\t{' + '.join(case.images)}\t{case.mask}")
     for words, cases in listing.guesses.items():
         shown = ", ".join(cases[:3]) + (", …" if len(cases) > 3 else "")
-        print(f"guessed for {len(cases)} case(s) ({shown}): {words}")
+        print(f"guessed for {count(len(cases), 'case')} ({shown}): {words}")
     for path, reason in listing.left_out:
         print(f"left out\t{path}\t{reason}")
     print_faults(listing.failed)
-    print(f"{len(listing.cases)} pair(s), {len(listing.left_out)} left out, {len(listing.failed)} failed")
+    print(f"{count(len(listing.cases), 'pair')}, {len(listing.left_out)} left out, {len(listing.failed)} failed")
     return 1 if listing.failed else 0
 
 

@@ -12,16 +12,18 @@ import re
 import time
 from pathlib import Path
 
+from meshnet.config import SCORES, Config
 from meshnet.data.schema import SPLITS
+from meshnet.display import command, say_next
 from meshnet.errors import UserError, run_script
-from meshnet.recipe import dump_config, load_search, parse
+from meshnet.recipe import as_begun, dump_config, load_search, parse
 from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.search.drive import drive, drive_confirmation, refuse_other_host, report
 from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
-from meshnet.search.settings import changes, recipe_of, recorded, refuse_lost_ledger, renew
+from meshnet.search.settings import changes, flat_of, recipe_of, recorded, refuse_lost_ledger, renew
 from meshnet.search.space import Space, parse_space
 from meshnet.search.status import Screen, show_status
 
@@ -53,6 +55,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="model: a Gaussian process fitted to the scores of all rungs proposes trials and judges "
                         "promotions; random: neither")
     parser.add_argument("--metric", default="val_dice", help="score to optimise, by its name in metrics.jsonl")
+    parser.add_argument("--metric", help="score to optimise, by its name in metrics.jsonl (default: the Dice of "
+                        "training.score_at, val_dice_swept or val_dice)")
     parser.add_argument("--direction", choices=("max", "min"),
                         help="whether lower or higher is better (default: min for a loss or AVD, else max)")
     parser.add_argument("--horizon", choices=("max", "rung"), default="max",
@@ -85,7 +89,7 @@ def main() -> int | None:
         return show_status(folder)
 
     # ------------------------------------------------------------------ what is searched, and how
-    check_flags(arguments)
+    config = as_study(arguments, config)
     block = load_search(arguments.recipe) or load_search([PAPER_SPACE])
     space = parse_space(block, "search")
     rungs = choose_rungs(arguments, space)
@@ -127,15 +131,23 @@ def main() -> int | None:
         suggest = lambda number: points.suggest(sampler, number, asha, arguments.seed, screen.say)
         study = Study(plan, asha, ledger, make(), suggest, screen.say)
 
-        # -------------------------------------------------------------- search
+        # -------------------------------------------------------------- search, results
         began = time.time()
         state = drive(study, screen, began, sampler.prepare)
         if state == "finished" and arguments.confirm:
             state = confirm(arguments, study, make(), screen)
-
-        # -------------------------------------------------------------- results
         report(study, screen, state, began, recipe, space)
+    say_more(arguments, folder, state)
     return 128 + study.ended_by if state == "interrupted" else 0
+
+
+def say_more(arguments: argparse.Namespace, folder: Path, state: str) -> None:
+    """What to type after a search."""
+    if state == "interrupted":
+        say_next("the same command, which continues this study")
+    elif (folder / "best.yaml").is_file():
+        say_next(command("python", "crossval.py", "--data", arguments.data, "--recipes", folder / "best.yaml", "--out",
+                         f"{folder}_crossval"))
 
 
 def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen) -> str:
@@ -164,6 +176,19 @@ def make_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a folder for the study")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def as_study(arguments: argparse.Namespace, config: Config) -> Config:
+    """Check the flags; the configuration for a study, which goes on as the version of its time began it. Sets
+    ``--metric`` where it is not given."""
+    from meshnet.search.ledger import recorded_settings
+
+    check_flags(arguments)
+    known = recorded_settings(arguments.ledger or Path(arguments.study) / "ledger.sqlite")
+    if known:
+        config = as_begun(config, flat_of(known.get("recipe", {})))
+    arguments.metric = arguments.metric or known.get("metric") or SCORES[config.training.score_at]
+    return config
 
 
 def check_flags(arguments: argparse.Namespace) -> None:

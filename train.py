@@ -11,9 +11,11 @@ from pathlib import Path
 
 from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
+from meshnet.display import Live, command, count, say_next
 from meshnet.errors import Diverged, UserError, run_script, surrounding
 from meshnet.machine import cpu_wanted
-from meshnet.recipe import dump_config, parse
+from meshnet.recipe import as_begun, dump_config, flatten, list_recipes, parse, read_mapping
+from meshnet.runs.folder import CONFIG_YAML
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="continue from the last resume point; --no-resume deletes the run in the folder and "
                              "starts again")
     parser.add_argument("--allow_changed", action="store_true", help="continue even though settings changed")
+    parser.add_argument("--list_recipes", action="store_true", help="list the recipes that come with the program")
     parser.add_argument("--dry_run", action="store_true", help="only print configuration, cases, steps and parameters")
     parser.add_argument("--profile", action="store_true", help="only measure where the time and memory of a step go")
     parser.add_argument("--test", action="store_true", help="score a finished run on its test fold: test_cases.csv")
@@ -36,6 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> int | None:
     arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
+    if arguments.list_recipes:
+        return print(list_recipes())
     stop_epoch = check_flags(arguments, config)
     if arguments.profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler prints otherwise
@@ -52,6 +57,7 @@ def main() -> int | None:
         return 0
 
     # ------------------------------------------------------------------ the cases
+    config = as_recorded(arguments, config)
     data, splits, train, val = read_cases(arguments, config)
     same = identity(config) | {
         "fold": arguments.fold, "inner_fold": arguments.inner_fold, "seed": arguments.seed, "init": arguments.init,
@@ -96,11 +102,12 @@ def main() -> int | None:
 
 def check_flags(arguments: argparse.Namespace, config: Config) -> int:
     """Refuse flags that cannot be right, before anything is loaded. Returns the epoch after which this call stops."""
-    if not arguments.run_dir and (arguments.test or not (arguments.dry_run or arguments.profile)):
+    reads = arguments.dry_run or arguments.profile or arguments.list_recipes
+    if not arguments.run_dir and (arguments.test or not reads):
         raise UserError("--run_dir: missing, expected the folder of a run, such as runs/meshnet26"
                         + (" (--test scores a finished one)" if arguments.test else ""))
     stop_epoch = config.training.max_epochs if arguments.stop_epoch is None else arguments.stop_epoch
-    if arguments.test:
+    if arguments.test or arguments.list_recipes:
         return stop_epoch
     if not arguments.data and not arguments.dry_run:
         raise UserError("--data: missing, expected a folder that prepare.py wrote")
@@ -112,6 +119,15 @@ def check_flags(arguments: argparse.Namespace, config: Config) -> int:
         raise UserError(f"--stop_epoch: found {stop_epoch}, expected 1 to training.max_epochs "
                         f"({config.training.max_epochs})")
     return stop_epoch
+
+
+def as_recorded(arguments: argparse.Namespace, config: Config) -> Config:
+    """The configuration of a run that is continued: what an earlier version meant where it had no such field yet."""
+    path = Path(arguments.run_dir or "") / CONFIG_YAML
+    if not (arguments.run_dir and arguments.resume and path.is_file()):
+        return config
+    with surrounding():
+        return as_begun(config, flatten(read_mapping(path)))
 
 
 def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
@@ -156,23 +172,47 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     from meshnet.training import loop
     from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
 
-    say = print_line if run.accelerator.is_main_process else (lambda line: None)
+    live = Live(run.accelerator.is_main_process)
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
                           run.accelerator.device)
-    say(f"memory: {describe_memory(taken)}")
+    live.say(f"memory: {describe_memory(taken)}")
     resumed = begun and loop.resume(run)
-    if resumed and (run.progress.finished or run.progress.epoch >= stop_epoch):
+    over = resumed and (run.progress.finished or run.progress.epoch >= stop_epoch)
+    if over:
         end = "finished" if run.progress.finished else f"at --stop_epoch {stop_epoch}"
-        say(f"{run.folder}: already {end}, after epoch {run.progress.epoch}; nothing to train")
+        live.say(f"{run.folder}: already {end}, after epoch {run.progress.epoch}; nothing to train")
     elif resumed:
-        say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
+        live.say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
     try:
         with run.leave.listening(run.accelerator):
-            loop.fit(run, stop_epoch, say)
+            loop.fit(run, stop_epoch, live)
     except Diverged as error:
         mark_failed(run.folder, str(error))
+        live.clear()
         raise Diverged(f"{run.folder}: {error}; the last resume point is kept") from None
-    finish_run(run, say)
+    except KeyboardInterrupt:
+        live.say(f"{run.folder}: stopping; the same command continues it")
+        raise
+    finish_run(run, live.say)
+    if over and run.progress.finished:
+        live.say(longer(run.folder))
+    if run.accelerator.is_main_process:
+        say_next(*next_commands(run))
+
+
+def longer(folder: Path) -> str:
+    """How to train a finished run for longer."""
+    return (f"to train longer, start a new run from its weights: the same command with --init {folder} and another "
+            "--run_dir")
+
+
+def next_commands(run) -> list[str]:
+    """What to type after this call."""
+    folder = run.folder
+    if not run.progress.finished:
+        return [f"the same command with a higher --stop_epoch (up to {run.config.training.max_epochs})"]
+    return [command("python", "train.py", "--test", "--run_dir", folder),
+            command("python", "infer.py", "SCAN.nii.gz", "--model", folder)]
 
 
 def began_as(init: str | None) -> str | None:
@@ -240,7 +280,7 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
         f"fold        {arguments.fold}, inner fold {arguments.inner_fold}: {len(train)} training cases, "
         f"{len(val)} validation cases",
         f"volume      {' x '.join(map(str, shape))} voxels",
-        f"steps       {steps} per epoch, {steps * config.training.max_epochs} in all, {per_step} case(s) each",
+        f"steps       {steps} per epoch, {steps * config.training.max_epochs} in all, {count(per_step, 'case')} each",
         f"parameters  {count_parameters(network):,}",
         f"precision   {precision}",
         f"memory      {describe_memory(taken)}"])
@@ -253,18 +293,10 @@ def preload() -> None:
     parse("train.py", "", add_flags, [])  # reads the help texts out of the source, once a process
 
     for name in ("torch._dynamo", "accelerate", "datasets", "matplotlib.figure", "matplotlib.backends.backend_agg",
-                 "scipy.ndimage", "tqdm.contrib", "meshnet.data.reader", "meshnet.data.splits", "meshnet.hub",
+                 "scipy.ndimage", "meshnet.data.reader", "meshnet.data.splits", "meshnet.hub",
                  "meshnet.sharing.published", "meshnet.training.assemble", "meshnet.training.loop",
                  "meshnet.training.tracking", "meshnet.training.run", "meshnet.plots", "meshnet.crossval.scoring"):
         importlib.import_module(name)
-
-
-def print_line(line: str) -> None:
-    """One line on standard output, above a progress bar if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(line)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

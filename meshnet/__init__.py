@@ -5,8 +5,8 @@
     result.mask, result.volume_ml, result.lesions
 
 The names in ``__all__`` are all that is promised. They are loaded on first use, so that a scan is segmented without
-loading PyTorch. Below them stand the rooms, each importing only from those before it: the ground (errors, files,
-machine, config, recipe, hub, plots), scans, kernels, runs, data, networks, inference, cohort, training, search,
+loading PyTorch. Below them stand the rooms, each importing only from those before it: the ground (errors, display,
+files, machine, config, recipe, hub, plots), scans, kernels, runs, data, networks, inference, cohort, training, search,
 crossval, sharing. See docs/house.md.
 """
 

@@ -25,7 +25,7 @@ SCHEDULERS = ("OneCycleLR", "ReduceLROnPlateau", "cosine", "constant")
 SCALINGS = ("conform_uint8", "minmax", "quantile", "brainchop_quantile", "lesions_bright", "window")  # see ``scans.grid``
 LOSSES = ("ce", "dice", "dice_ce")
 TUNED = ("auto", "true", "false")  # switches that a measurement may decide
-MONITORS = ("train_loss", *(f"val_{name}{ema}" for ema in ("", "_ema") for name in ("loss", "dice", "dice_macro", "avd", "mcc")))
+MONITORS = ("train_loss", *(f"val_{name}{ema}" for ema in ("", "_ema") for name in ("loss", "dice", "dice_swept", "dice_macro", "avd", "mcc")))
 
 
 def knob(default, choices=None, low=None, above=None, high=None, below=None):
@@ -90,7 +90,7 @@ class SchedulerConfig:
     final_div_factor: float = knob(1e4, above=0)  # OneCycleLR: the rate ends at its start / final_div_factor
     anneal_strategy: str = knob("cos", choices=("cos", "linear"))  # OneCycleLR: shape of the rise and the fall
     cycle_momentum: bool = knob(False)  # OneCycleLR: lower beta1 while the learning rate rises
-    monitor: str | None = knob(None, choices=MONITORS)  # metric to monitor (ReduceLROnPlateau, early stopping); null: val_dice, or val_loss with mode min
+    monitor: str | None = knob(None, choices=MONITORS)  # metric to monitor (ReduceLROnPlateau, early stopping); null: the Dice of training.score_at, or val_loss with mode min
     mode: str | None = knob(None, choices=("max", "min"))  # whether more or less of it is better; null: by the metric
     factor: float = knob(0.1, above=0, below=1)  # ReduceLROnPlateau: factor that the learning rate is multiplied by
     patience: int = knob(10, low=0)  # ReduceLROnPlateau: epochs without improvement before reducing
@@ -151,6 +151,7 @@ class TrainingConfig:
     warmup_epochs: int = knob(0, low=0)  # epochs of linear warm-up before the schedule begins
     early_stopping: bool = knob(False)  # stop when scheduler.monitor no longer improves
     early_stopping_patience: int = knob(20, low=1)  # early_stopping: epochs to wait
+    score_at: str | None = knob(None, choices=("best", "half"))  # threshold of the validation Dice that chooses the weights to keep: best: the one with the highest mean Dice, which the model keeps (val_dice_swept); half: 0.5, as in the paper (val_dice); null: best, but half in a run that an earlier version began
     validate_every: int = knob(1, low=1)  # epochs between validations; the last epoch is always validated
     precision: str | None = knob("auto", choices=("auto", "no", "fp16", "bf16"))  # auto (or null): bf16 or fp16 on a GPU, by what it is good at, or the one that accelerate launch says; float32 on CPUs. no: float32
     memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers in the backward pass as it takes to fit (MeshNet)
@@ -189,10 +190,11 @@ class Config:
     written = None  # no field: of a resolved configuration, the same without what follows from other values
 
 
+EARLIER = {"training.score_at": "half"}  # what a later field meant before it existed; whatever began so goes on so
+SCORES = {"best": "val_dice_swept", "half": "val_dice"}  # of training.score_at, by name in metrics.jsonl
 # What does not change the weights that come out, and so may differ between a run and its resumption.
 NOT_IDENTITY = ("data.workers", "data.scaling", "tracking", "training.keep_states", "training.save_every_steps",
                 "training.memory_budget", "training.fold_bias", "training.pad_channels", "training.cudnn_benchmark", "model.checkpointing", "scheduler.verbose")
-
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -327,8 +329,9 @@ def derive_values(config: Config) -> None:
         optimizer.lr = scheduler.max_lr if scheduler.max_lr is not None else 0.001
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
     config.training.precision = config.training.precision or "auto"
+    config.training.score_at = config.training.score_at or "best"
     if scheduler.monitor is None:
-        scheduler.monitor = "val_loss" if scheduler.mode == "min" else "val_dice"
+        scheduler.monitor = "val_loss" if scheduler.mode == "min" else SCORES[config.training.score_at]
     scheduler.mode = scheduler.mode or direction(scheduler.monitor)
 
 
@@ -338,7 +341,7 @@ def direction(monitor: str) -> str:
 
 
 def to_dict(config: Config) -> dict:
-    """The tree as plain dictionaries and lists, in the fields' order."""
+    """The tree as plain dictionaries and lists."""
     return dataclasses.asdict(config)
 
 

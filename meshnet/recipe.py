@@ -5,8 +5,10 @@ section belongs to ``search.py`` and is passed on unread.
 """
 
 import argparse
+import copy
 import dataclasses
 import functools
+import itertools
 import re
 import sys
 import typing
@@ -14,7 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshnet import ROOT
-from meshnet.config import NOT_IDENTITY, Config, coerce, direction, identity, resolve, to_dict, with_types
+from meshnet.config import (
+    EARLIER,
+    NOT_IDENTITY,
+    SCORES,
+    Config,
+    coerce,
+    direction,
+    identity,
+    resolve,
+    to_dict,
+    with_types,
+)
 from meshnet.errors import OneLineParser, UserError
 from meshnet.mapping import Mapping, dump, parse_yaml, read_file
 
@@ -108,10 +121,10 @@ def let_follow(config: Config, changes: object) -> None:
     than the metric does. The other way round, the default pair gives way to a direction that is set alone.
     """
     old, changes = config.scheduler, changes if isinstance(changes, dict) else {}
-    watched = old.monitor or ("val_loss" if old.mode == "min" else "val_dice")
+    watched = old.monitor or ("val_loss" if old.mode == "min" else "val_dice")  # any score but the loss: its direction
     if "monitor" in changes and "mode" not in changes and isinstance(watched, str) and old.mode == direction(watched):
         old.mode = None
-    if "mode" in changes and "monitor" not in changes and (old.monitor, old.mode) == ("val_dice", "max"):
+    if "mode" in changes and "monitor" not in changes and old.mode == "max" and old.monitor in SCORES.values():
         old.monitor = None
 
 
@@ -135,8 +148,47 @@ def fill_defaults(flat: dict[str, object]) -> dict[str, object]:
     """A recorded identity as this version records it: fields that came later have their defaults, and those that decide
     nothing any more are left out."""
     ignored = lambda key: key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY
-    found = identity(resolve(Config())) | {key: value for key, value in flat.items() if not ignored(key)}
+    kept = {key: value for key, value in flat.items() if not ignored(key)}
+    found = identity(as_begun(resolve(Config()), flat)) | kept
     return found | {"training.precision": found["training.precision"] or "auto"}  # once null
+
+
+def as_begun(config: Config, recorded: typing.Mapping[str, object]) -> Config:
+    """A resolved configuration for something that has begun: where nobody set a field of ``config.EARLIER``, it has
+    the value that was ``recorded`` (a flat identity), or the one that it meant before it was recorded at all."""
+    written = copy.deepcopy(config.written)
+    for key, earlier in EARLIER.items():
+        section, name = key.split(".")
+        if getattr(getattr(written, section), name) is None:
+            setattr(getattr(written, section), name, recorded.get(key, earlier))
+    return resolve(written)
+
+
+def read_begun(path: Path) -> Config:
+    """The configuration in a run's config.yaml, resolved as the version that wrote it did."""
+    return as_begun(resolve(load_recipes([path])), flatten(read_mapping(path)))
+
+
+def flatten(sections: typing.Mapping) -> dict[str, object]:
+    """``{"loss": {"name": "ce"}}`` as ``{"loss.name": "ce"}``."""
+    return {f"{section}.{name}": value for section, part in sections.items() if isinstance(part, dict)
+            for name, value in part.items()}
+
+
+def list_recipes(folder: Path = ROOT / "recipes") -> str:
+    """The recipes of the program as text, a line each: what the first sentences of their comments say."""
+    networks, others = [], []
+    for path in sorted(folder.glob("*.*")):
+        text = path.read_text(encoding="utf-8")
+        comment = " ".join(line.strip().lstrip("#/ ").strip() for line in itertools.takewhile(
+            lambda line: line.startswith(("#", "//")), text.splitlines()))
+        said = re.split(r"(?<=[^.][a-z0-9)])\.\s", f"{comment} ")[:2]
+        line = f"  {path.name:<26} {'. '.join(part.strip() for part in said if part.strip())}"
+        (networks if re.search(r"^\s*\"?model\"?:", text, re.MULTILINE) else others).append(line)
+    return "\n".join([
+        "Networks (train.py --recipe recipes/NAME); the paper's scores: T2w, chronic stroke, mean (SD) over 3 folds",
+        *networks, "",
+        "Settings to stack on a network (--recipe recipes/NETWORK recipes/SETTINGS), and the search space", *others])
 
 
 def load_search(paths: list[str | Path]) -> dict:

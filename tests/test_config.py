@@ -25,7 +25,7 @@ def test_monitor_and_mode_follow_each_other():
             setattr(config.scheduler, key, value)
         return resolve(config).scheduler
 
-    assert (plateau().monitor, plateau().mode) == ("val_dice", "max")
+    assert (plateau().monitor, plateau().mode) == ("val_dice_swept", "max")
     assert plateau(mode="min").monitor == "val_loss"
     assert plateau(monitor="val_loss").mode == "min"
 
@@ -151,7 +151,7 @@ REST = {  # what is taken where nothing is said, of all that is no number
     "loss.name": "ce",
     "training.gradient_clipping": False,
     "training.early_stopping": False,
-    "training.precision": "auto",
+    "training.score_at": None, "training.precision": "auto",
     "training.memory_budget": None,
     "training.fold_bias": "auto",
     "training.pad_channels": "auto",

@@ -127,12 +127,12 @@ def distributions(scores: Mapping[str, Mapping[str, Sequence[float]]], metrics: 
     return figure
 
 
-def _grid(count: int, width: float = 2.9, height: float = 2.6):
-    """A figure with ``count`` panels of shared axes, at most four in a row."""
+def _grid(count: int, width: float = 2.9, height: float = 2.6, shared: bool = True):
+    """A figure with ``count`` panels, at most four in a row, by default of shared axes."""
     columns = min(4, count)
     rows = -(-count // columns)
     figure = new_figure(max(width * columns + 0.4, 4.2), height * rows + 0.4)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False).ravel()
     for panel in panels[count:]:
         panel.remove()
     for panel in panels[max(0, count - columns):count]:  # the lowest of each column, also where a row is not full
@@ -181,8 +181,10 @@ def bland_altman_chart(cases: Mapping[str, tuple[Sequence[float], Sequence[float
 
     Args:
         cases: ``cases[model] = (predicted_ml, truth_ml)``.
+
+    Each model has axes of its own: one that is far off would make a speck of all others.
     """
-    figure, panels = _grid(len(cases))
+    figure, panels = _grid(len(cases), shared=False)
     for panel, (model, volumes) in zip(panels, cases.items()):
         predicted, true = (np.asarray(v, dtype=np.float64) for v in volumes)
         panel.scatter((predicted + true) / 2, predicted - true, s=12, alpha=0.55, linewidths=0,

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from meshnet.crossval import charts, tables
 from meshnet.crossval.results import INCOMPLETE, Results
+from meshnet.display import count
 
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #1d1d1f;
   background: #fff; max-width: 1080px; margin: 0 auto; padding: 2rem 1.2rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid #ddd; }
 p, li { max-width: 78ch; }
 .lead { color: #555; margin-top: 0; }
@@ -90,16 +92,26 @@ def caption(found: "Results", grid: str) -> str:
     marked = f" {INCOMPLETE} not every fold is finished." if found.incomplete else ""
     return (f"Mean (SD) over outer folds of the restart with the best validation Dice, in {where}. DICE is the mean "
             f"over background and lesion. Stars: different from {found.reference} (Wilcoxon signed-rank test over "
-            f"subjects, Holm-corrected): * p < 0.05, ** p < 0.01, *** p < 0.001.{marked}")
+            f"subjects, Holm-corrected): * p < 0.05, ** p < 0.01, *** p < 0.001.{marked}{nothing_marked(found)}")
+
+
+def nothing_marked(found: "Results") -> str:
+    """A sentence for each model that marks nothing in some of its test cases; "" where none does."""
+    words = []
+    for model in found.models:
+        empty, cases = found.empty(model), len(found.pooled[model])
+        unfit = ": its scores are those of an empty mask" if empty == cases else ""
+        words += [f" {model} marked nothing in {empty} of {cases} test cases{unfit}."] if empty else []
+    return "".join(words)
 
 
 def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan: Mapping, drawn: Mapping[str, Path],
-            worst: Sequence[tuple[Path, str]], why_not: str) -> str:
+            shown: Mapping[str, Sequence[tuple[Path, str]]], why_not: str) -> str:
     """The whole page from results, parameters by model, missing runs in words, the plan and the pictures."""
     subjects = len({row["subject"] for rows in found.pooled.values() for row in rows})
     trained = sum("(ensemble)" not in run.model for run in found.runs)
-    models = "1 model" if len(found.models) == 1 else f"{len(found.models)} models"
-    lead = (f"{models}, {plan['folds']} outer folds, {trained} runs, {subjects} test subjects. Checkpoints and "
+    lead = (f"{count(len(found.models), 'model')}, {count(plan['folds'], 'outer fold')}, {count(trained, 'run')}, "
+            f"{count(subjects, 'test subject')}. Checkpoints and "
             "restarts were selected on validation data; each run was scored on its test fold once. Research software, "
             "not for diagnosis.")
     gaps = warning("Missing runs:", missing) if missing else ""
@@ -124,7 +136,7 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
                    "Bland–Altman plot of volumes")),
         ("All scores over subjects", all_scores(found)),
         (f"Tests against {found.reference}", tests_table(found)),
-        (f"Worst cases of {found.reference}", worst_cases(worst, why_not)),
+        ("Best, median and worst cases", cases(shown, why_not)),
         ("Provenance", provenance(found, plan)),
     ]
     return whole("Cross-validation of lesion segmentation", lead, sections)
@@ -171,11 +183,13 @@ def tests_table(found: "Results") -> str:
                  "over the models of a score, effect as matched-pairs rank-biserial correlation.")
 
 
-def worst_cases(worst: Sequence[tuple[Path, str]], why_not: str) -> str:
-    """The pictures, or why there are none."""
+def cases(shown: Mapping[str, Sequence[tuple[Path, str]]], why_not: str) -> str:
+    """The pictures of each model, or why there are none."""
     if why_not:
         return f'<p class="note">No pictures: {escape(why_not)}.</p>\n'
-    return '<div class="worst">' + "".join(picture(path, line, line) for path, line in worst) + "</div>\n"
+    return "".join(f'<h3>{escape(model)}</h3>\n<div class="worst">'
+                   + "".join(picture(path, line, line) for path, line in pictures) + "</div>\n"
+                   for model, pictures in shown.items())
 
 
 def provenance(found: "Results", plan: Mapping) -> str:

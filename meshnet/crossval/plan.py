@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from meshnet.config import EARLIER
 from meshnet.crossval.stats import ScoredRun
 from meshnet.data.splits import fold_subjects, load_splits
 from meshnet.errors import UserError
@@ -73,9 +74,12 @@ def load_plan(out: str | Path) -> dict:
 
 def relocate(plan: dict, out: Path) -> dict:
     """A plan as this version writes it in this place: its recipes lie in the folder, wherever that was moved, and
-    fields of the configuration that came later have their defaults."""
-    models = {name: {**entry, "recipe": str(out / "recipes" / PurePath(entry["recipe"]).name),
-                     "config": fill_defaults(entry["config"])} for name, entry in plan["models"].items()}
+    fields of the configuration that came later mean what they did then."""
+    models = {}
+    for name, entry in plan["models"].items():
+        late = [word for key, value in EARLIER.items() if key not in entry["config"] for word in (f"--{key}", value)]
+        models[name] = {**entry, "recipe": str(out / "recipes" / PurePath(entry["recipe"]).name),
+                        "config": fill_defaults(entry["config"]), "flags": [*entry["flags"], *late]}
     return {**plan, "models": models}
 
 
@@ -191,7 +195,8 @@ def progress_of(folder: Path) -> str:
 
 def validation_dice(folder: Path) -> float:
     """The best validation Dice of a finished run, which chose its checkpoint; NaN if it has none."""
-    value = json.loads((folder / DONE).read_text(encoding="utf-8"))["val_dice"]
+    done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+    value = done.get("score", done["val_dice"])
     return math.nan if value is None else float(value)
 
 

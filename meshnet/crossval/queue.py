@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from meshnet.crossval.plan import (
     run_folder,
     validation_dice,
 )
+from meshnet.display import Live, minutes
 from meshnet.files import try_lock, write_json
-from meshnet.runs.folder import LOCK
+from meshnet.runs.folder import LOCK, read_metrics
 from meshnet.runs.jobs import Ended, Handle, Job, Launcher, Trouble, is_retried, surroundings_of
 
 RETRIES = 2  # of a run that is killed from outside; a wrong flag or a diverging loss is not tried again
 RUNNING = "running.json"
+LOOK_SECONDS = 2.0
 QueueItem = tuple[str, str]  # name of a run, and "train", "test" or "ensemble"
 
 
@@ -31,9 +34,10 @@ class Queue:
     Each item is one process of the launcher. ``given_up`` holds the items that failed for good, with the reason.
     """
 
-    def __init__(self, plan: Mapping, out: Path, launcher: Launcher, silent_after: float):
+    def __init__(self, plan: Mapping, out: Path, launcher: Launcher, silent_after: float, live: Live | None = None):
         self.plan, self.out, self.launcher = plan, out, launcher
-        self.silent_after = silent_after
+        self.silent_after, self.live = silent_after, live or Live()
+        self.looked, self.first, self.began = 0.0, None, time.monotonic()
         self.runs = planned_runs(plan)
         self.handles: dict[QueueItem, Handle] = {}
         self.attempts: dict[QueueItem, int] = {}
@@ -122,6 +126,25 @@ class Queue:
             self.remember()
         return bool(self.handles or waiting or len(todo) > waiting)
 
+    def show(self) -> None:
+        """Show what is running and how long the rest will take, at the epochs in a second since this start."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return
+        self.looked = now
+        most = {run.name: self.plan["models"][run.model]["config"]["training.max_epochs"] for run in self.runs}
+        epochs = {run.name: (len(read_metrics(run_folder(self.out, run))), most[run.name]) for run in self.runs
+                  if not is_trained(run_folder(self.out, run))}
+        missing = sum(whole - n for n, whole in epochs.values())
+        done = sum(most.values()) - missing
+        self.first = done if self.first is None else self.first
+        left = ""
+        if done > self.first:
+            left = f"  about {minutes((now - self.began) / (done - self.first) * missing)} left"
+        running = [f"{name} " + ("epoch {}/{}".format(*epochs[name]) if kind == "train" and name in epochs else kind)
+                   for name, kind in self.handles]
+        self.live.show(f"{self.said} of {len(self.runs)} runs done  {', '.join(running)}{left}")
+
     def collect(self, item: QueueItem, ended: Ended) -> None:
         """Report how an item ended, and note it if it will not be tried again."""
         name, kind = item
@@ -129,22 +152,22 @@ class Queue:
         done = is_trained(folder) if kind == "train" else is_scored(folder)
         if done and kind == "test":
             self.said += 1
-            print(f"[{self.said}/{len(self.runs)}] {name}: validation Dice {validation_dice(folder):.4f}",
-                  flush=True)
+            self.live.say(f"[{self.said}/{len(self.runs)}] {name}: validation Dice {validation_dice(folder):.4f}")
         if done:
             self.trouble.over()
             return
         if line := surroundings_of(ended):
             seconds = self.trouble.add(ended.handle.since, line)
-            print(f"{name}: {kind} ended, not by its own fault: {line}; trying again in {seconds:.0f} s", flush=True)
+            self.live.say(f"{name}: {kind} ended, not by its own fault: {line}; trying again in {seconds:.0f} s")
             return
         self.attempts[item] = self.attempts.get(item, 0) + 1
         log = self.out / "logs" / f"{name}.log"
         reason = ended.reason or "ended without a result"
         if is_retried(ended.code, self.attempts[item], RETRIES):
-            print(f"{name}: {kind} ended, {reason}; trying again", flush=True)
+            self.live.say(f"{name}: {kind} ended, {reason}; trying again")
         else:
             self.given_up[item] = reason
+            self.live.clear()
             print(f"{name}: {kind} failed, {reason}: {ended.line or last_line(log)}; see {log}", file=sys.stderr,
                   flush=True)
 

@@ -1,7 +1,8 @@
 """The report of a cross-validation: tables, charts, the worst cases, and one page with all of it.
 
 =========================== ===========================================================================================
-report/table.md .csv .tex   the main table, on the conformed grid; table_native.* on the scans' own grids
+report/table.md .csv .tex   the main table, on the conformed grid; table_native.* on the scans' own grids; table.txt is
+                            the one that the screen shows
 report/summary.csv          every score, with its means over folds, runs and subjects (see meshnet.crossval.stats)
 report/tests.csv            every model against the reference: Wilcoxon, Holm, effect, difference with interval
 report/cases.csv            the test cases of the selected restarts
@@ -24,6 +25,8 @@ from meshnet.errors import UserError, decoration
 from meshnet.files import write_csv, write_text
 from meshnet.networks.card import Card, read_card
 
+TABLE = "table.txt"
+
 # ---------------------------------------------------------------------------------------------------------------------
 # From a folder
 
@@ -33,7 +36,8 @@ def write_report(out: str | Path, reference: str | None = None, pictures: int = 
     Args:
         out: folder of a cross-validation.
         reference: model that the others are tested against; None: ``meshnet26`` if it is there, else the first.
-        pictures: how many of the reference's worst cases are drawn (needs the prepared data set).
+        pictures: how many of the reference's worst cases are drawn, beside the best, the median and the worst case of
+            every model (needs the prepared data set).
 
     Raises:
         UserError: if nothing is finished, or runs must not be compared (see ``results.read_runs``).
@@ -45,13 +49,13 @@ def write_report(out: str | Path, reference: str | None = None, pictures: int = 
     folder = Path(out) / "report"
     parameters = parameters_by_model(found, Path(out), plan)
     write_tables(folder, found, parameters)
-    drawn, (worst, why_not) = {}, ([], "they could not be drawn")
+    drawn, (shown, why_not) = {}, ({}, "they could not be drawn")
     with decoration(f"{folder / 'figures'}", "the tables do not depend on them"):
         drawn = draw_charts(folder / "figures", found, parameters)
     with decoration(f"{folder / 'pictures'}", "the tables do not depend on them"):
-        worst, why_not = draw_worst(folder / "pictures", found, Path(out), plan, pictures)
+        shown, why_not = draw_cases(folder / "pictures", found, Path(out), plan, pictures)
     path = folder / "report.html"
-    write_text(path, page.compose(found, parameters, missing, plan, drawn, worst, why_not))
+    write_text(path, page.compose(found, parameters, missing, plan, drawn, shown, why_not))
     return path
 
 
@@ -88,6 +92,7 @@ def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | No
         write_text(folder / f"{name}.md", f"{tables.markdown(rows)}\n{caption}\n")
         write_text(folder / f"{name}.csv", tables.comma_separated(rows))
         write_text(folder / f"{name}.tex", tables.latex(rows, caption, f"tab:{name}"))
+    write_text(folder / TABLE, tables.plain(found.rows("conformed", parameters)) + "\n")
     spreads = ("folds", "restarts", "subjects")
     lines = [["model", "grid", "score", *(f"{s}_{part}" for s in spreads for part in ("mean", "sd", "n")),
               "subjects_low", "subjects_high"]]
@@ -128,40 +133,39 @@ def draw_charts(folder: Path, found: Results, parameters: Mapping[str, int | Non
     return {name: folder / f"{name}.png" for name in figures}
 
 
-def draw_worst(folder: Path, found: Results, out: Path, plan: Mapping,
-               count: int) -> tuple[list[tuple[Path, str]], str]:
-    """Pictures of the worst cases of the reference with a caption each, or why there are none. The cases are segmented
+def draw_cases(folder: Path, found: Results, out: Path, plan: Mapping,
+               count: int) -> tuple[dict[str, list[tuple[Path, str]]], str]:
+    """Pictures of the best, the median and the worst case of every model with a caption each (of the reference,
+    ``count`` worst cases), or why there are none; not of ensembles, whose masks are not kept. The cases are segmented
     again. Existing pictures are kept: their names say which run they are from.
     """
     if not count:
-        return [], "none were requested"
-    if found.reference not in plan["models"]:
-        return [], "the reference is an ensemble, whose masks are not kept"
+        return {}, "none were requested"
     if not (Path(plan["data"]) / PREPARED).is_file():
-        return [], f"the prepared data set is no longer at {plan['data']}"
-    wanted, drawn = found.worst(count), []
-    models, data = {}, None
-    for run, row in wanted:
-        place = find_planned(plan, run)
-        path = folder / f"{place.name}_{row['case']}.png".replace("/", "_")
-        line = (f"{row['case']}: Dice {row['dice']:.3f}, {row['volume_ml']:.2f} mL predicted, "
-                f"{row['truth_ml']:.2f} mL true")
-        drawn.append((path, line))
-        if path.is_file():
-            continue
-        if data is None:
-            from meshnet.data.reader import PreparedData
+        return {}, f"the prepared data set is no longer at {plan['data']}"
+    drawn, models, data = {}, {}, None
+    for model in (model for model in found.models if model in plan["models"]):
+        for rank, run, row in found.shown(model, count if model == found.reference else 1):
+            place = find_planned(plan, run)
+            path = folder / f"{place.name}_{row['case']}.png".replace("/", "_")
+            marked = f"{row['volume_ml']:.2f} mL predicted" if row["volume_ml"] else "nothing marked"
+            drawn.setdefault(model, []).append((path, f"{rank.capitalize()}: {row['case']}, Dice {row['dice']:.3f}, "
+                                                f"{marked}, {row['truth_ml']:.2f} mL true"))
+            if path.is_file():
+                continue
+            if data is None:
+                from meshnet.data.reader import PreparedData
 
-            data = PreparedData(plan["data"])
-        if place not in models:
-            from meshnet.networks.build import load_model
+                data = PreparedData(plan["data"])
+            if place not in models:
+                from meshnet.networks.build import load_model
 
-            models[place] = load_model(run_folder(out, place))
-        draw_case(path, data, row["case"], *models[place])
+                models = {place: load_model(run_folder(out, place))}
+            draw_case(path, data, row["case"], *models[place], model)
     return drawn, ""
 
 
-def draw_case(path: Path, data, case: str, network, card: Card) -> None:
+def draw_case(path: Path, data, case: str, network, card: Card, model: str) -> None:
     """Draw a case of the prepared data set on three planes of the conformed grid, with prediction and truth."""
     from meshnet.inference import predict
     from meshnet.scans import overlay
@@ -170,4 +174,5 @@ def draw_case(path: Path, data, case: str, network, card: Card) -> None:
     image = data.image(index)
     labels = card.marking.labels(card.marking.of(predict.predict(network, image)))
     affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
-    overlay.draw_overlay(image[0], labels, path, card.marking.truth(data.read(index, "mask")), affine, case)
+    overlay.draw_overlay(image[0], labels, path, card.marking.truth(data.read(index, "mask")), affine,
+                         f"{model}: {case}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet.config import identity, resolve
+from meshnet.config import identity
 from meshnet.crossval import stats, tables
 from meshnet.crossval.plan import (
     PLAN,
@@ -27,7 +27,7 @@ from meshnet.crossval.stats import Comparison, ScoredRun, Summary
 from meshnet.data.schema import SPLITS
 from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
-from meshnet.recipe import load_recipes, read_mapping
+from meshnet.recipe import read_begun, read_mapping
 from meshnet.runs.folder import CONFIG_YAML, TEST_CASES, differences
 
 INCOMPLETE = "†"  # after the name of a model with unfinished folds
@@ -67,7 +67,7 @@ def check_run(folder: Path, run: Planned, plan: Mapping, splits: Mapping, cases:
                         "again")
     expected = {"data": plan["fingerprint"], "fold": run.fold, "inner_fold": run.inner_fold, "seed": run.seed}
     changed = differences(expected, {key: recorded.get(key) for key in expected})
-    changed = changed or differences(plan["models"][run.model]["config"], identity(resolve(load_recipes([path]))))
+    changed = changed or differences(plan["models"][run.model]["config"], identity(read_begun(path)))
     if changed:
         raise UserError(f"{path}: not the run that {PLAN} plans: {'; '.join(changed.values())}; remove {folder} and "
                         "run crossval.py again")
@@ -119,7 +119,7 @@ def read_runs(out: str | Path) -> tuple[list[ScoredRun], list[str], dict]:
 
 
 GRIDS = {"conformed": "conformed_", "native": ""}  # grid -> prefix of its scores' names
-TESTED = tuple(name for name, *_ in tables.COLUMNS) + ("dice",)
+TESTED = tuple(name for name, *_ in tables.COLUMNS)
 DETAILS = ("dice", "dice_macro", "avd", "mcc", "precision", "sensitivity", "hd95_mm", "asd_mm", "nsd", "lesion_f1")
 RESAMPLES = 9999
 
@@ -163,14 +163,24 @@ class Results:
         return [tables.Row(m, parameters.get(m), {name: self.summaries[grid][name][m].folds
                                                   for name, *_ in tables.COLUMNS},
                            {name: self.tests[grid][name][m].stars for name, *_ in tables.COLUMNS
-                            if m != self.reference}, INCOMPLETE if m in self.incomplete else "")
+                            if m != self.reference}, INCOMPLETE if m in self.incomplete else "",
+                           self.empty(m) == len(self.pooled[m]))
                 for m in self.models]
+
+    def empty(self, model: str) -> int:
+        """In how many of its test cases a model marked nothing."""
+        return sum(row["volume_ml"] == 0 for row in self.pooled[model])
 
     def column(self, model: str, score: str) -> list[float]:
         """A native-grid score of every test case of a model's chosen restarts."""
         return [row[score] for row in self.pooled[model]]
 
-    def worst(self, count: int) -> list[tuple[ScoredRun, Mapping]]:
-        """The reference's test cases with the lowest lesion Dice in the scan's own grid, with the run each is from."""
-        found = [(run, row) for (model, _), run in self.chosen.items() if model == self.reference for row in run.cases]
-        return sorted(found, key=lambda item: (item[1]["dice"], item[1]["case"]))[:count]
+    def shown(self, model: str, worst: int) -> list[tuple[str, ScoredRun, Mapping]]:
+        """The test cases of a model that a report shows, with the run each is from: the best, the median and the
+        ``worst`` ones by lesion Dice in the scan's own grid."""
+        found = [(run, row) for (name, _), run in self.chosen.items() if name == model for row in run.cases]
+        found.sort(key=lambda item: (item[1]["dice"], item[1]["case"]))
+        places = {len(found) - 1: "best", len(found) // 2: "median"} if len(found) > 2 else {}
+        places = {**dict.fromkeys(range(min(worst, len(found))), "worst"), **places}
+        order = sorted(places, key=lambda place: (("best", "median", "worst").index(places[place]), place))
+        return [(places[place], *found[place]) for place in order]

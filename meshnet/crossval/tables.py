@@ -11,25 +11,30 @@ from meshnet.crossval.stats import Spread
 from meshnet.files import csv_text
 
 COLUMNS = (  # name of the score, heading, whether more is better
-    ("dice_macro", "DICE", True), ("avd", "AVD", False), ("mcc", "MCC", True),
+    ("dice", "Lesion Dice", True), ("dice_macro", "DICE", True), ("avd", "AVD", False), ("mcc", "MCC", True),
 )
+PAPERS = COLUMNS[1:]  # the scores that the paper gives
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model. ``scores`` and ``stars`` by name of the score; ``remark`` is a mark after the model's name."""
+    """One model. ``scores`` and ``stars`` by name of the score; ``remark`` is a mark after the model's name.
+
+    A model that is ``silent`` marks nothing in any case: no score of it is the best one or has a star.
+    """
 
     model: str
     parameters: int | None
     scores: Mapping[str, Spread]
     stars: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
+    silent: bool = False
 
 
 def _paper(model: str, parameters: int, dice: float, dice_sd: float, avd: float, avd_sd: float, mcc: float,
            mcc_sd: float) -> Row:
     spreads = (Spread(dice, dice_sd, 3), Spread(avd, avd_sd, 3), Spread(mcc, mcc_sd, 3))
-    return Row(model, parameters, dict(zip((name for name, *_ in COLUMNS), spreads)))
+    return Row(model, parameters, dict(zip((name for name, *_ in PAPERS), spreads)))
 
 
 PAPER = (  # arXiv 2503.05531: mean (SD) over three outer folds; DICE is the mean over background and lesion
@@ -59,8 +64,8 @@ def published(model: str) -> Row | None:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Best DICE first, as the paper has it; rows without one last."""
-    first = COLUMNS[0][0]
+    """Best lesion Dice first; rows without one last."""
+    first = columns_of(rows)[0][0]
     return sorted(rows, key=lambda row: (math.isnan(row.scores[first].mean), -row.scores[first].mean))
 
 
@@ -80,27 +85,33 @@ class Cell(NamedTuple):
     stars: str = ""
 
 
-def heading(beside: bool) -> list[tuple[str, bool | None]]:
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """The ``COLUMNS`` that any of the rows has: the paper gives no lesion Dice."""
+    return [column for column in COLUMNS if any(column[0] in row.scores for row in rows)]
+
+
+def heading(rows: Sequence[Row], beside: bool) -> list[tuple[str, bool | None]]:
     """Column titles, each with whether more is better (None: neither)."""
-    own = [(title, more) for _, title, more in COLUMNS]
+    own = [(title, more) for _, title, more in columns_of(rows)]
     return [("Model", None), ("Parameters", None), *own,
-            *([(f"{title}, paper", None) for title, _ in own] if beside else [])]
+            *([(f"{title}, paper", None) for _, title, _ in PAPERS] if beside else [])]
 
 
 def body(rows: Sequence[Row], beside: bool) -> list[list[Cell]]:
-    """The table's lines, best DICE first. What is printed alike is marked alike as best."""
-    best = {}
-    for name, _, more in COLUMNS:
-        means = [row.scores[name].mean for row in rows if not math.isnan(row.scores[name].mean)]
+    """The table's lines, best lesion Dice first. What is printed alike is marked alike as best."""
+    best, columns = {}, columns_of(rows)
+    for name, _, more in columns:
+        means = [row.scores[name].mean for row in rows if not (row.silent or math.isnan(row.scores[name].mean))]
         best[name] = cell(Spread((max if more else min)(means), math.nan, 1)) if means else None
     lines = []
     for row in ordered(rows):
         line = [Cell(row.model + row.remark), Cell("–" if row.parameters is None else f"{row.parameters:,}")]
-        for name, *_ in COLUMNS:
+        for name, *_ in columns:
             text = cell(row.scores[name])
-            line.append(Cell(text, text.split(" ")[0] == best[name], row.stars.get(name, "")))
+            line.append(Cell(text, not row.silent and text.split(" ")[0] == best[name],
+                             "" if row.silent else row.stars.get(name, "")))
         theirs = published(row.model)
-        line += [Cell(cell(theirs.scores[name] if theirs else None)) for name, *_ in COLUMNS] if beside else []
+        line += [Cell(cell(theirs.scores[name] if theirs else None)) for name, *_ in PAPERS] if beside else []
         lines.append(line)
     return lines
 
@@ -110,8 +121,17 @@ def markdown(rows: Sequence[Row], beside: bool = True) -> str:
     def write(c: Cell) -> str:
         return (f"**{c.text}**" if c.best else c.text) + c.stars.replace("*", r"\*")
 
-    titles = [title + {True: " ↑", False: " ↓", None: ""}[more] for title, more in heading(beside)]
+    titles = [title + {True: " ↑", False: " ↓", None: ""}[more] for title, more in heading(rows, beside)]
     return markdown_table(titles, [[write(c) for c in line] for line in body(rows, beside)])
+
+
+def plain(rows: Sequence[Row]) -> str:
+    """The table for a screen, without the paper's figures."""
+    lines = [[title for title, _ in heading(rows, beside=False)]]
+    lines += [[f"{c.text}{c.stars}" for c in line] for line in body(rows, beside=False)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(text.ljust(width) if place == 0 else text.rjust(width)
+                               for place, (text, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
 
 
 def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -126,7 +146,7 @@ def html(rows: Sequence[Row], beside: bool = True) -> str:
         text = escape(c.text)
         return (f"<b>{text}</b>" if c.best else text) + (f"<sup>{c.stars}</sup>" if c.stars else "")
 
-    titles = [title + {True: " ↑", False: " ↓", None: ""}[more] for title, more in heading(beside)]
+    titles = [title + {True: " ↑", False: " ↓", None: ""}[more] for title, more in heading(rows, beside)]
     return html_table(titles, [[write(c) for c in line] for line in body(rows, beside)])
 
 
@@ -144,7 +164,7 @@ def latex(rows: Sequence[Row], caption: str, label: str = "tab:results", beside:
         return (rf"\textbf{{{text}}}" if c.best else text) + (f"$^{{{c.stars}}}$" if c.stars else "")
 
     titles = [title + {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[more]
-              for title, more in heading(beside)]
+              for title, more in heading(rows, beside)]
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", rf"\label{{{label}}}",
              rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", " & ".join(titles) + r" \\",
              r"\midrule", *(" & ".join(write(c) for c in line) + r" \\" for line in body(rows, beside)),
@@ -161,17 +181,18 @@ def _tex(text: str) -> str:
 def comma_separated(rows: Sequence[Row]) -> str:
     """The table as CSV with bare numbers: mean, SD, n and stars in columns of their own, the paper's beside them."""
     titles = ["model", "parameters"]
-    for name, *_ in COLUMNS:
+    columns = columns_of(rows)
+    for name, *_ in columns:
         titles += [name, f"{name}_sd", f"{name}_n", f"{name}_stars"]
-    titles += [f"paper_{name}{end}" for name, *_ in COLUMNS for end in ("", "_sd")]
+    titles += [f"paper_{name}{end}" for name, *_ in PAPERS for end in ("", "_sd")]
     lines = [titles]
     for row in ordered(rows):
         theirs = published(row.model)
         line = [row.model + row.remark, row.parameters]
-        for name, *_ in COLUMNS:
+        for name, *_ in columns:
             score = row.scores[name]
-            line += [score.mean, score.sd, score.n, row.stars.get(name, "")]
-        for name, *_ in COLUMNS:
+            line += [score.mean, score.sd, score.n, "" if row.silent else row.stars.get(name, "")]
+        for name, *_ in PAPERS:
             line += [theirs.scores[name].mean, theirs.scores[name].sd] if theirs else ["", ""]
         lines.append(line)
     return csv_text(lines)

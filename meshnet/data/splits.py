@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.data.schema import read_own_json
+from meshnet.display import count
 from meshnet.errors import UserError
 from meshnet.files import hash_of
 
@@ -44,7 +45,7 @@ def make_splits(
     members = {unit[0]: unit for unit in units}
     volume, group = _by_subject([first[s] for s in subjects], volumes_ml, groups)
     names = sorted(volume)
-    _check_number(units, outer, inner)
+    check_number(units, outer, inner)
     merged = []
     tests = _deal(names, volume, group, outer, np.random.default_rng([seed, 0]), merged)
     folds = []
@@ -81,14 +82,14 @@ def units_of(subjects: Sequence[str], together: Sequence[Sequence[str]]) -> list
     return sorted({unit[0]: unit for unit in unit.values()}.values())
 
 
-def _check_number(units: Sequence[Sequence[str]], outer: int, inner: int) -> None:
+def check_number(units: Sequence[Sequence[str]], outer: int, inner: int) -> None:
     """Refuse fewer patients than folds."""
     fewest_training = len(units) if outer == 1 else len(units) - -(-len(units) // outer)
     if len(units) < outer or fewest_training < inner:
         raise UserError(
-            f"--outer {outer} --inner {inner}: found {len(units)} subject(s){shown_units(units)}, expected at least "
-            f"{outer} for the outer folds and {inner} training subjects for the inner ones; use fewer folds (--outer 1 "
-            "--inner 1 trains and validates on all subjects) or add subjects"
+            f"--outer {outer} --inner {inner}: found {count(len(units), 'subject')}{shown_units(units)}, expected at "
+            f"least {outer} for the outer folds and {inner} training subjects for the inner ones; use fewer folds "
+            "(--outer 1 --inner 1 trains and validates on all subjects) or add subjects"
         )
 
 
@@ -206,8 +207,9 @@ def load_splits(path: str | Path) -> dict:
 
 def fold_subjects(splits: dict, fold: int, inner_fold: int = 0) -> dict[str, list[str]]:
     """The subjects of one fold: ``train`` and ``val`` of the inner fold, ``test`` of the outer one."""
-    for flag, value, count in (("--fold", fold, splits["outer"]), ("--inner_fold", inner_fold, splits["inner"])):
-        if not 0 <= value < count:
-            raise UserError(f"{flag}: found {value}, expected 0 to {count - 1}, since the data set has {count} fold(s)")
+    for flag, value, folds in (("--fold", fold, splits["outer"]), ("--inner_fold", inner_fold, splits["inner"])):
+        if not 0 <= value < folds:
+            raise UserError(f"{flag}: found {value}, expected 0 to {folds - 1}, since the data set has "
+                            f"{count(folds, 'fold')}")
     chosen = splits["folds"][fold]
     return {**chosen["inner"][inner_fold], "test": chosen["test"]}

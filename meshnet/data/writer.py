@@ -21,6 +21,7 @@ from meshnet.data.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, 
 from meshnet.data.shared import Shared
 from meshnet.data.sources.case import Case
 from meshnet.data.splits import make_splits
+from meshnet.display import count
 from meshnet.errors import UserError
 from meshnet.files import hash_of, write_json
 from meshnet.runs.shares import place
@@ -75,7 +76,7 @@ def prepare_cases(
     names = [shard_name(case, settings, version) for case in cases]
     waiting = [i for i, name in enumerate(names) if not (out / name).is_file()]
     if len(waiting) < len(cases):
-        print(f"{out}: {len(cases) - len(waiting)} of {len(cases)} case(s) are ready from an earlier run")
+        print(f"{out}: {len(cases) - len(waiting)} of {count(len(cases), 'case')} ready from an earlier run")
     elif (out / PREPARED).is_file():
         print(f"{out}: all cases are prepared again, since the settings, the files or the program changed")
     schema = features(settings.groups).arrow_schema

@@ -102,20 +102,23 @@ def computed_size(box: Box, gaps: Gaps) -> tuple[int, ...]:
 class Pass:
     """One pass of a network over a volume: all that the kernels or PyTorch need to compute a box of it.
 
-    ``result`` receives the ``output``: "logits" or "probabilities" (K, X, Y, Z) float32, "labels" (X, Y, Z) uint8.
+    ``result`` receives the ``output``: "logits" or "probabilities" (K, X, Y, Z) float32, "labels" (X, Y, Z) uint8. It
+    is a numpy array, or, for logits that stay on ``device``, a tensor there. Where ``filled`` is False only a box of it
+    is written.
     ``max_memory`` is the memory limit of the process in bytes, ``budget`` the part of it that is left for this pass.
     Outside ``content`` the volume is constant (None: not known). Where ``device`` is None the layers hold numpy arrays.
     """
 
     layers: list[Layer]
     volume: np.ndarray  # (C, X, Y, Z) float32, contiguous
-    result: np.ndarray
+    result: np.ndarray | torch.Tensor
     output: str
     max_memory: int | None = None
     budget: int | None = None
     content: Box | None = None
     threads: int | None = None
     device: torch.device | None = None
+    filled: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:

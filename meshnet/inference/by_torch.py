@@ -30,7 +30,9 @@ def make_compute(task: Pass) -> Callable[[Box], None]:
 
     def compute(box: Box) -> None:
         for tile in tiles_of(task, box):
-            task.result[(..., *slices(tile))] = as_output(run_box(task.layers, source, tile), task.output)
+            logits = run_box(task.layers, source, tile)
+            kept = isinstance(task.result, torch.Tensor)  # logits that stay where they were computed
+            task.result[(..., *slices(tile))] = logits if kept else as_output(logits, task.output)
 
     return compute
 

@@ -117,6 +117,7 @@ def marked_faces(result: np.ndarray, box: Box, fill: np.ndarray, output: str) ->
             if at == end:
                 continue
             face = result[(..., *slices((*box[:axis], (at, at + 1), *box[axis + 1:])))]
+            face = face if isinstance(face, np.ndarray) else face.cpu().numpy()
             if output == "labels":
                 marked = face != fill
             else:
@@ -150,16 +151,20 @@ def grow_box(box: Box, faces: list[Face], again: set[Face], shape: tuple[int, ..
     return box, added
 
 
-def compute_cropped(task: Pass, box: Box, compute: Callable[[Box], None], grows: bool) -> None:
-    """Write ``task.result``: compute ``box`` and fill the rest with the network's answer to air.
+def compute_cropped(task: Pass, box: Box, compute: Callable[[Box], None], grows: bool) -> tuple[Box, np.ndarray]:
+    """Write ``task.result``: compute ``box``, and if it is to be ``filled`` the network's answer to air in the rest.
 
     If ``grows``, the box is enlarged for as long as the network marks something at one of its faces.
 
     Args:
         compute: writes one box of ``task.result``, by the kernels or by PyTorch.
+
+    Returns:
+        The box that was computed in the end, and the answer to air.
     """
     fill = fill_value(task.layers, border_values(task.volume), task.output)
-    task.result.T[...] = fill  # in T the classes, if any, are the last axis
+    if task.filled:
+        task.result.T[...] = fill  # in T the classes, if any, are the last axis
     compute(box)
     moved: set[Face] = set()
     while grows and (faces := marked_faces(task.result, box, fill, task.output)):
@@ -168,6 +173,7 @@ def compute_cropped(task: Pass, box: Box, compute: Callable[[Box], None], grows:
         moved.update(faces)
         for part in parts:
             compute(part)
+    return box, fill
 
 
 def cheapest(layers: list[Layer], box: Box, added: list[Box], shape: tuple[int, ...],

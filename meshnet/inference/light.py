@@ -50,7 +50,7 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None,
     if device != "cpu":
         return None
     path = find_weights(name, weights)
-    card = read_card(path.parent)
+    card = read_card(path.parent, path.name)
     arguments = card.arguments
     if card.name != "meshnet" or arguments.get("norm", "batch") not in NORMS or not calls.available():
         return None

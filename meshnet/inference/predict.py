@@ -22,7 +22,7 @@ A ``FusedMeshNet`` is run by the compiled kernels without importing PyTorch.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -34,12 +34,22 @@ from meshnet.inference.light import FusedMeshNet
 from meshnet.kernels import calls
 from meshnet.machine import resident_bytes
 from meshnet.networks.fuse import Layer, map_norm
+from meshnet.scans.mask import slices
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from meshnet.networks.meshnet import MeshNet
+
+
+class Answer(NamedTuple):
+    """The logits of a volume (X, Y, Z), where they were computed: ``logits``, a tensor (K, *box) of the device, within
+    ``box``, and ``fill`` (K,) everywhere else."""
+
+    logits: torch.Tensor
+    box: Box
+    fill: np.ndarray
 
 
 def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
@@ -79,12 +89,19 @@ def predict_logits(model: nn.Module, volume, crop: str | Box = "head", max_memor
     return run_network(model, volume, crop, max_memory, device, threads, "logits")
 
 
-def run_network(model: nn.Module, volume, crop, max_memory, device, threads, output: str) -> np.ndarray:
-    """What ``predict``, ``predict_labels`` and ``predict_logits`` share; ``output`` is "probabilities", "labels" or
-    "logits"."""
+def answer(model: nn.Module, volume, device=None) -> Answer:
+    """The same logits as ``predict_logits`` with ``crop="head"``, left on the device that computed them and without a
+    whole volume of them being written. Arguments as ``predict``; ``model`` is no ``FusedMeshNet``."""
+    return run_network(model, volume, "head", None, device, None, "logits", whole=False)
+
+
+def run_network(model: nn.Module, volume, crop, max_memory, device, threads, output: str,
+                whole: bool = True) -> np.ndarray | Answer:
+    """What ``predict``, ``predict_labels``, ``predict_logits`` and ``answer`` share; ``output`` is "probabilities",
+    "labels" or "logits". Where ``whole`` is False the logits are returned as an ``Answer``."""
     volume = check_volume(model, volume)
     if isinstance(model, FusedMeshNet):
-        return run_layers(model.layers, volume, crop, output, max_memory, threads)
+        return run_layers(model.layers, volume, crop, output, max_memory, threads)[0]
     import torch
 
     from meshnet.networks.meshnet import MeshNet
@@ -101,8 +118,12 @@ def run_network(model: nn.Module, volume, crop, max_memory, device, threads, out
                                     f"only network whose volumes can be cut into tiles; leave it out")
                 from meshnet.inference.by_torch import as_output
 
-                return as_output(run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device), output)
-            return run_meshnet(model, volume, crop, max_memory, device, output)
+                logits = run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device)
+                if whole:
+                    return as_output(logits, output)
+                return Answer(logits.float(), whole_box(volume.shape[1:]), np.zeros(len(logits), np.float32))
+            found, box, fill = run_meshnet(model, volume, crop, max_memory, device, output, whole)
+            return found if whole else Answer(torch.as_tensor(found)[(..., *slices(box))], box, fill)
     finally:
         torch.set_num_threads(before)
 
@@ -141,25 +162,29 @@ def run_other(model: nn.Module, volume: torch.Tensor, device: torch.device) -> t
     return sliding_window_inference(volume[None].to(device), size, 1, model, overlap=0.5, mode="gaussian")[0]
 
 
-def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str) -> np.ndarray:
-    """``run_network`` for a MeshNet, by the kernels where they can be used, else by PyTorch."""
+def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str,
+                whole: bool) -> tuple:
+    """``run_layers`` for a MeshNet, by the kernels where they can be used, else by PyTorch."""
     from meshnet.networks.fuse import fuse
 
     layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fuse(model)]
-    return run_layers(layers, volume, crop, output, max_memory, device=device)
+    return run_layers(layers, volume, crop, output, max_memory, device=device, whole=whole)
 
 
 def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output: str, max_memory: int | None = None,
-               threads: int | None = None, device: torch.device | None = None) -> np.ndarray:
+               threads: int | None = None, device: torch.device | None = None,
+               whole: bool = True) -> tuple[np.ndarray | torch.Tensor, Box, np.ndarray]:
     """``output`` of ``layers`` on ``volume``: crop, cut into tiles, compute them.
 
     Args:
         layers: of ``networks.fuse``. Where ``device`` is None they hold numpy arrays, which only the kernels take.
         volume: (C, X, Y, Z), float32.
         crop, max_memory, threads: as in ``predict``.
+        whole: False leaves what was not computed unwritten, and the result of PyTorch on ``device``.
 
     Returns:
-        (K, X, Y, Z) float32, or labels (X, Y, Z) uint8, with the axes in memory in the order of ``volume``'s.
+        (K, X, Y, Z) float32, or labels (X, Y, Z) uint8, with the axes in memory in the order of ``volume``'s; the box
+        that was computed; and what stands outside it, (K,) or the label.
     """
     local = all(layer.norm is None for layer in layers)  # each voxel depends on its neighbourhood only
     compiled = device is None or (len(layers) > 1 and device.type == "cpu" and calls.available() and (
@@ -173,10 +198,15 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
     shape, labels = volume.shape[1:], output == "labels"
     content = content_box(volume) if local and crop != "none" else None
     box = box_to_compute(volume, crop, content) if local else whole_box(shape)
-    result = np.empty(shape if labels else (layers[-1].weight.shape[0], *shape), np.uint8 if labels else np.float32)
+    size = shape if labels else (layers[-1].weight.shape[0], *shape)
+    if whole or compiled:
+        result = np.empty(size, np.uint8 if labels else np.float32)
+    else:
+        result = layers[-1].weight.new_empty(size)
     # The pages of the result are not in memory yet, so it is counted beside what is.
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
-    task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device)
+    task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device,
+                whole)
     if compiled:
         compute = by_kernels.make_compute(task)
     elif device.type == "cuda":
@@ -187,11 +217,13 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
         from meshnet.inference import by_torch
 
         compute = by_torch.make_compute(task)
+    fill = np.zeros(1 if labels else size[0], np.float32)
     if box == whole_box(shape):
         compute(box)
     else:
-        compute_cropped(task, box, compute, grows=crop == "head")
-    return permute_axes(result, np.argsort(axes))
+        box, fill = compute_cropped(task, box, compute, grows=crop == "head")
+    back = np.argsort(axes)
+    return permute_axes(result, back), tuple(box[axis] for axis in back), fill
 
 
 def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:

@@ -87,7 +87,7 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
         UserError: one line, where there is no such model or its files are not valid.
     """
     path = find_weights(name, weights)
-    card = read_card(path.parent)
+    card = read_card(path.parent, path.name)
     try:
         model = build(card.name, card.arguments)
     except UserError as error:

@@ -39,6 +39,7 @@ class Card:
     crop: list[int] | None = None  # the box of every case that training used: x0, x1, y0, y1, z0, z1
     patch: list[int] | None = None  # size of the sliding window for networks other than MeshNet
     threshold: float = 0.5  # probability from which a voxel is lesion
+    thresholds: dict[str, float] = field(default_factory=dict)  # the same of other weights in the folder, by file name
     min_lesion_mm3: float = 0  # smaller lesions are dropped
     training_data: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -81,8 +82,8 @@ class Card:
         return [grid, replace(grid, offset=0.5)] if self.shifted else [grid]
 
 
-def read_card(folder: str | Path) -> Card:
-    """The card of a model folder, from its ``config.json``.
+def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
+    """The card of a model folder, from its ``config.json``, with the threshold that belongs to these ``weights``.
 
     Raises:
         UserError: where it is missing, not JSON, of another format, or incomplete.
@@ -112,4 +113,5 @@ def read_card(folder: str | Path) -> Card:
     if values.get("marks") is not None and values["marks"] not in values["classes"][1:]:
         known = ", ".join(values["classes"][1:])
         raise UserError(f"{path}: found marks = {values['marks']!r}, expected one of {known}")
-    return Card.from_dict(values)
+    card = Card.from_dict(values)
+    return card.changed(threshold=card.thresholds.get(weights, card.threshold))

@@ -143,7 +143,7 @@ class MeshNet(nn.Module):
             UserError: one line, where there is no such model, its files are not valid, or it is not a MeshNet.
         """
         path = folder.find_weights(name, weights)
-        card = read_card(path.parent)
+        card = read_card(path.parent, path.name)
         if card.name != "meshnet":
             raise UserError(f"{path.parent}: is a {card.name}, expected a MeshNet; load it with meshnet.load_model")
         try:

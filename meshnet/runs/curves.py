@@ -9,40 +9,51 @@ from meshnet import plots
 CURVES = (  # panel title, then (name in metrics.jsonl, label)
     ("Loss", (("train_loss", "training"), ("val_loss", "validation"),
               ("val_loss_ema", "validation, averaged weights"))),
-    ("Dice", (("val_dice", "lesion"), ("val_dice_macro", "with background"),
-              ("val_dice_ema", "lesion, averaged weights"))),
+    ("Dice", (("val_dice_swept", "lesion, at the best threshold"), ("val_dice", "lesion, at 0.5"),
+              ("val_dice_swept_ema", "averaged weights, at their best threshold"),
+              ("val_dice_ema", "averaged weights, at 0.5"))),
+    ("Probability", (("val_highest", "highest of any voxel"), ("val_threshold", "best threshold"))),
     ("Learning rate", (("learning_rate", "learning rate"),)),
 )
 
+DECADES = 1e3  # of the learning rate that are shown, below the highest
+
 
 @plots.styled
-def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "") -> None:
+def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "", score: str = "val_dice") -> None:
     """Loss, Dice and learning rate by epoch, from the lines of metrics.jsonl.
 
     Args:
         rows: one mapping an epoch, with ``epoch`` and whatever of ``CURVES`` it has; missing and None are gaps.
         path: PNG, SVG or PDF by its ending, written whole.
 
-    The best epoch by ``val_dice`` is marked in the Dice panel.
+    The best epoch by ``score`` is marked in the Dice panel.
     """
-    figure = plots.new_figure(7.0, 6.6)
-    panels = figure.subplots(len(CURVES), 1, sharex=True)
-    for panel, (name, curves) in zip(panels, CURVES):
+    shown = [(name, curves) for name, curves in CURVES
+             if any(_known(row.get(key)) for row in rows for key, _ in curves)] or list(CURVES)
+    figure = plots.new_figure(7.0, 0.6 + 2.0 * len(shown))
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (name, curves) in zip(panels, shown):
         for colour, (key, label) in zip(plots.COLOURS, curves):
             points = [(row["epoch"], row[key]) for row in rows if _known(row.get(key))]
             if points:
                 panel.plot(*zip(*points), color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
         panel.set_ylabel(name)
-        if len(panel.lines) > 1:
+        if name in ("Dice", "Probability"):
+            panel.set_ylim(-0.03, 1.03)
+        if panel.lines:
             panel.legend()
-    validated = [row for row in rows if _known(row.get("val_dice"))]
+    by_name = dict(zip((name for name, _ in shown), panels))
+    validated = [row for row in rows if _known(row.get(score))]
     if validated:
-        best = max(validated, key=lambda row: row["val_dice"])
-        panels[1].plot(best["epoch"], best["val_dice"], "o", markersize=9, mfc="none", color="#222222")
-        panels[1].set_title(f"best {best['val_dice']:.3f} in epoch {best['epoch']}", loc="right", fontsize=8)
+        best = max(validated, key=lambda row: row[score])
+        by_name["Dice"].plot(best["epoch"], best[score], "o", markersize=9, mfc="none", color="#222222")
+        by_name["Dice"].set_title(f"best {best[score]:.3f} in epoch {best['epoch']}", loc="right", fontsize=8)
     rates = [row["learning_rate"] for row in rows if _known(row.get("learning_rate"))]
     if rates and min(rates) > 0:
-        panels[-1].set_yscale("log")
+        by_name["Learning rate"].set_yscale("log")
+        # The last steps of a schedule end near zero, which would leave the rest a line at the top.
+        by_name["Learning rate"].set_ylim(bottom=max(min(rates), max(rates) / DECADES) / 1.5)
     panels[-1].set_xlabel("Epoch")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)

@@ -178,15 +178,33 @@ def _ratio(above: int, below: int, otherwise: float) -> float:
 
 
 def _overlap(p: np.ndarray, t: np.ndarray, voxels: int, spacing_mm: Sequence[float], classes: int) -> dict[str, float]:
-    lesion = count(p > 0, t > 0, voxels)
-    scores = _scores(lesion)
-    background = dice_of(Counts(lesion.tn, lesion.fn, lesion.fp, lesion.tp))
     each = {}
     if classes > 2:
         for name, volume in (("prediction", p), ("truth", t)):
             if volume.size and volume.max() >= classes:
                 raise ValueError(f"{name} holds label {volume.max()}, expected at most {classes - 1}")
-        each = {k: _scores(count(p == k, t == k, voxels)) for k in range(1, classes)}
+        each = {k: count(p == k, t == k, voxels) for k in range(1, classes)}
+    return _of_counts(count(p > 0, t > 0, voxels), each, spacing_mm)
+
+
+def confusion_metrics(confusion: Sequence[Sequence[int]], spacing_mm: Sequence[float]) -> dict[str, float]:
+    """What ``overlap_metrics`` returns, from ``confusion[true label][predicted label]``, a number of voxels each."""
+    table = [[int(value) for value in row] for row in confusion]
+    total = sum(map(sum, table))
+
+    def counts(labels: range) -> Counts:
+        tp = sum(table[t][p] for t in labels for p in labels)
+        predicted, true = sum(row[p] for row in table for p in labels), sum(sum(table[t]) for t in labels)
+        return Counts(tp, predicted - tp, true - tp, total - predicted - true + tp)
+
+    classes = range(1, len(table))
+    each = {k: counts(range(k, k + 1)) for k in classes} if len(table) > 2 else {}
+    return _of_counts(counts(classes), each, spacing_mm)
+
+
+def _of_counts(lesion: Counts, classes: dict[int, Counts], spacing_mm: Sequence[float]) -> dict[str, float]:
+    scores, each = _scores(lesion), {k: _scores(c) for k, c in classes.items()}
+    background = dice_of(Counts(lesion.tn, lesion.fn, lesion.fp, lesion.tp))
     dices = [background, *(s["dice"] for s in each.values())] if each else [background, scores["dice"]]
     voxel_ml = math.prod(spacing_mm) / 1000.0
     result = {"dice": scores["dice"], "dice_macro": math.fsum(dices) / len(dices), "avd": scores["avd"],

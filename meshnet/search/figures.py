@@ -1,13 +1,15 @@
 """Figures of a study: learning curves by rung, parameters against scores, importance of the parameters."""
 
+import bisect
 import math
 from pathlib import Path
 
 from meshnet import plots
+from meshnet.display import count
 from meshnet.search.asha import Asha
 from meshnet.search.space import Space
 
-MIN_TRIALS = 10  # with a score; the importances of fewer would be noise
+MIN_TRIALS = 10  # with scores that differ; the importances of fewer would be noise
 NAMED = 6  # the best trials, whose curves carry their number
 
 
@@ -21,6 +23,8 @@ def draw(folder: Path, study: Asha, space: Space, curves: list, metric: str) -> 
     shares = importance(study, space)
     if shares:
         figures["importance.png"] = draw_importance(shares, metric)
+    else:  # of an earlier call, when it could be told
+        (folder / "importance.png").unlink(missing_ok=True)
     for name, figure in figures.items():
         plots.save(figure, folder / name)
     return [folder / name for name in figures]
@@ -31,6 +35,7 @@ def draw_curves(study: Asha, curves: list, metric: str):
     """A line for each trial and inner fold, coloured by its highest finished rung; the best trials are named."""
     figure = plots.new_figure(8, 5)
     axes = figure.subplots()
+    axes.set_title(f"{count(len(study.trials), 'trial')}: {metric} of each epoch; the best {NAMED} are named")
     colours = rung_colours(study)
     lines: dict[tuple, list] = {}
     for trial, fold, horizon, epoch, score in curves:
@@ -46,19 +51,19 @@ def draw_curves(study: Asha, curves: list, metric: str):
                           color=colours[rung], annotation_clip=False)
     for epochs, colour in zip(study.rungs, colours):
         axes.axvline(epochs, color=plots.GREY, linewidth=0.8, zorder=0)
-        axes.plot([], [], color=colour, label=f"finished {epochs_in_words(epochs)}")
+        axes.plot([], [], color=colour, label=f"finished {count(epochs, 'epoch')}")
     axes.set(xlabel="Epoch", ylabel=metric)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return figure
 
 
-def best_trials(study: Asha, count: int) -> set[int]:
-    """The numbers of the ``count`` best trials of the highest rung that has a real score."""
+def best_trials(study: Asha, most: int) -> set[int]:
+    """The numbers of the ``most`` best trials of the highest rung that has a real score."""
     for rung in reversed(range(len(study.rungs))):
         found = sorted(entry for bracket in study.finished for entry in bracket[rung] if entry[0] < math.inf)
         if found:
-            return {number for _, number in found[:count]}
+            return {number for _, number in found[:most]}
     return set()
 
 
@@ -68,11 +73,6 @@ def rung_colours(study: Asha) -> list[str]:
 
     steps = max(len(study.rungs) - 1, 1)
     return [colors.to_hex(colormaps["viridis"](0.85 * rung / steps)) for rung in range(len(study.rungs))]
-
-
-def epochs_in_words(epochs: int) -> str:
-    """``1 epoch``, ``2 epochs``."""
-    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 
 
 @plots.styled
@@ -96,7 +96,7 @@ def draw_parameters(study: Asha, space: Space, metric: str):
         axes.scatter(values, [score for *_, score in known], c=[colours[rung] for _, rung, _ in known], s=18)
         axes.set_xlabel(dimension.name)
     for epochs, colour in zip(study.rungs, colours):
-        panels[0, 0].scatter([], [], color=colour, s=18, label=epochs_in_words(epochs))
+        panels[0, 0].scatter([], [], color=colour, s=18, label=count(epochs, "epoch"))
     figure.legend(loc="outside upper center", ncols=len(study.rungs))
     for axes in panels[:, 0]:
         axes.set_ylabel(metric)
@@ -109,16 +109,18 @@ def importance(study: Asha, space: Space) -> dict[str, float]:
     """How much worse a forest predicts the rank within the first rung when the values of one parameter are shuffled.
 
     Permutation importance (Breiman, Machine Learning 2001) of scikit-learn's extremely randomised trees, as shares
-    that sum to 1; {} with fewer than ``MIN_TRIALS`` scored trials. All trials of a bracket share its first rung, so
-    only equal epochs are compared.
+    that sum to 1; {} where fewer than ``MIN_TRIALS`` scores differ, since equal ones (mostly of 0) rank nothing. All
+    trials of a bracket share its first rung, so only equal epochs are compared.
     """
-    rows, ranks = [], []
+    rows, ranks, different = [], [], 0
     for bracket, rungs in enumerate(study.finished):
         first = [(loss, number) for loss, number in rungs[bracket] if loss < math.inf]
-        for place, (_, number) in enumerate(first):
+        losses = sorted(loss for loss, _ in first)
+        different += len(set(losses))
+        for loss, number in first:
             rows.append(space.encode(study.trials[number].parameters))
-            ranks.append(place / len(first))
-    if len(rows) < MIN_TRIALS:
+            ranks.append((bisect.bisect_left(losses, loss) + bisect.bisect_right(losses, loss)) / 2 / len(first))
+    if different < MIN_TRIALS:
         return {}
     from sklearn.ensemble import ExtraTreesRegressor
     from sklearn.inspection import permutation_importance

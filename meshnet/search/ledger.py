@@ -70,6 +70,18 @@ def one_line(path: Path) -> Iterator[None]:
         ) from None
 
 
+def recorded_settings(path: str | Path) -> dict:
+    """The settings that a study was started with, without opening it for writing; {} where there is none to be read."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM study")}
+    except (sqlite3.DatabaseError, ValueError):
+        return {}  # opening it says what is wrong
+
+
 class Ledger:
     """One study's record, opened for writing. Use as a context manager.
 

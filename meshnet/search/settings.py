@@ -13,7 +13,8 @@ from pathlib import Path
 
 from meshnet.config import Config, identity, resolve
 from meshnet.errors import UserError
-from meshnet.recipe import fill_defaults, load_text, read_mapping
+from meshnet.mapping import parse_yaml
+from meshnet.recipe import as_begun, fill_defaults, load_text, read_mapping
 from meshnet.runs.folder import CONFIG_YAML, differences
 from meshnet.search.space import Space, parse_space
 
@@ -121,7 +122,9 @@ def refuse_other_trial(path: Path, text: str) -> None:
     found = path.read_text(encoding="utf-8")
     if found == text:
         return
-    changed = differences(*(identity(resolve(load_text(each, str(path)))) for each in (found, text)))
+    configs = [as_begun(resolve(load_text(each, str(path))), flat_of(parse_yaml(each, str(path))[0]))
+               for each in (found, text)]
+    changed = differences(*map(identity, configs))
     if changed:
         raise UserError(f"{path}: is the recipe of another trial than the ledger's: {'; '.join(changed.values())}; "
                         f"bring back the ledger that belongs to it, or remove {path.parent}")

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from meshnet.display import count, minutes
 from meshnet.errors import UserError
 from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Handle
@@ -100,8 +101,9 @@ def show_status(folder: Path) -> int:
 
 def status_table(status: dict) -> list[str]:
     """A status as lines of text: rungs, running trials, best trial, cost, time left."""
-    lines = [f"{status['state']}: {status['trials']} of {status['max_trials']} trials, {status['epochs']} epochs "
-             f"({status['epochs'] / status['epochs_if_all_in_full']:.0%} of training every trial in full), "
+    share = status["epochs"] / status["epochs_if_all_in_full"]
+    lines = [f"{status['state']}: {status['trials']} of {count(status['max_trials'], 'trial')}, "
+             f"{count(status['epochs'], 'epoch')} ({share:.0%} of training every trial in full), "
              f"{minutes(status['seconds'])}", "  epochs  finished  promoted  running   failed"]
     lines += [f"  {rung['epochs']:>6}  {rung['finished']:>8}  {rung['promoted']:>8}  {rung['running']:>7}  "
               f"{rung['failed']:>7}" for rung in status["rungs"]]
@@ -119,14 +121,6 @@ def status_table(status: dict) -> list[str]:
     if status["state"] == "running" and status["seconds_left"] is not None:
         lines.append(f"  about {minutes(status['seconds_left'])} left")
     return lines
-
-
-def minutes(seconds: float) -> str:
-    """``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
 class Screen:

@@ -5,6 +5,7 @@ A public model is pinned to a commit of the repository that publishes it, so tha
 
 import dataclasses
 import hashlib
+import math
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Public:
     scaling: str | None = None  # as the file says, else minmax
     sha256: str | None = None  # of the binary
     checked: str = "not tested by this project"
+    disease: str = "any brain"
 
 
 PUBLIC = {
@@ -39,8 +41,8 @@ PUBLIC = {
         sha256="ca0d1b8ff72f8719d9525acaf9a1f1cb66dbb173b4ee1d7540f99e022cf4bfd8",
         checked="imported, labels equal to the published ones"),
     "brainchop-t2-lesion": Public(
-        "chronic stroke lesions", "T2w", "public/models/model_11ch_ARC", "914d81e95296776d33e05cc6d6f6e1fb40489334",
-        "model.bin", scaling="brainchop_quantile"),
+        "lesions", "T2w", "public/models/model_11ch_ARC", "914d81e95296776d33e05cc6d6f6e1fb40489334",
+        "model.bin", scaling="brainchop_quantile", disease="chronic stroke"),
     "brainchop-subcortical": Public(
         "17 regions: grey and white matter, subcortical areas", "T1w", "public/models/model30chan18cls",
         "5c540411d4a1c6b24c36d1c938cb23251617aa05", "model.bin"),
@@ -124,17 +126,32 @@ def download(url: str, path: Path, optional: bool = False) -> None:
 
 def list_models() -> str:
     """The models available by name as text, a line each, built-in ones first."""
-    from meshnet.networks.card import CONFIG, read_card
+    from meshnet.networks.card import CONFIG, WEIGHTS, read_card
     from meshnet.networks.folder import BUILT_IN
 
-    rows = [("name", "segments", "input", "licence", "source")]
+    rows = [("name", "marks", "of", "contrast", "parameters", "licence", "how good")]
     for path in sorted(BUILT_IN.glob(f"*/{CONFIG}")):
         card = read_card(path.parent)
-        rows.append((path.parent.name, ", ".join(card.classes[1:]), "+".join(card.channels), "MIT", "built in"))
+        about = card.others.get("about", {})
+        rows.append((path.parent.name, card.marks or ", ".join(card.classes[1:]), about.get("disease", "not said"),
+                     about.get("contrasts") or " + ".join(card.channels), parameters_in(path.parent / WEIGHTS), "MIT",
+                     f"built in; {about.get('score', 'no score on its card')}"))
     for name, model in PUBLIC.items():
-        rows.append((name, model.segments, model.channel, model.licence,
-                     f"neuroneural/brainchop, {model.folder} ({model.checked})"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        rows.append((name, model.segments, model.disease, model.channel, "after download", model.licence,
+                     f"neuroneural/brainchop; {model.checked}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in rows]
-    return "\n".join([*lines, "", "Models on the Hugging Face Hub: --model user/name[@revision].",
-                      "Research software, not for diagnosis."])
+    return "\n".join([*lines, "", "Use one: python infer.py scan.nii.gz --model NAME. Models on the Hugging Face Hub: "
+                      "--model user/name[@revision].", "Research software, not for diagnosis."])
+
+
+def parameters_in(path: Path) -> str:
+    """The number of trainable values in a weights file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            names = [name for name in file.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118 (no dict)
+            return f"{sum(math.prod(file.get_slice(name).get_shape()) for name in names):,}"
+    except (OSError, SafetensorError):
+        return "not known"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from meshnet.config import Config, identity, resolve
+from meshnet.config import SCORES, Config, identity
 from meshnet.data import augment
 from meshnet.data.reader import PreparedData
 from meshnet.errors import TOKEN, Surroundings, UserError, decoration, surrounding
@@ -20,7 +20,7 @@ from meshnet.files import lock, write_json, write_text
 from meshnet.machine import cpu_wanted, parse_size
 from meshnet.networks import build
 from meshnet.networks.card import CONFIG, Card
-from meshnet.recipe import dump_config, load_recipes, read_mapping
+from meshnet.recipe import dump_config, read_begun, read_mapping
 from meshnet.runs.folder import (
     CONFIG_YAML,
     CURVES,
@@ -259,7 +259,7 @@ def read_identity(path: Path) -> dict:
     """The flat identity recorded in a run's config.yaml."""
     run = read_mapping(path).get("run", {})
     keys = ("fold", "inner_fold", "seed", "init", "init_sha256", "split_hash", "data", "cases_per_step", "precision")
-    return identity(resolve(load_recipes([path]))) | {key: run[key] for key in keys if key in run}
+    return identity(read_begun(path)) | {key: run[key] for key in keys if key in run}
 
 
 def clear(folder: Path) -> None:
@@ -315,14 +315,28 @@ def finish_run(run, say) -> None:
     """Write ``DONE`` where the run is finished, print the best score; only then close the trackers, draw the curves."""
     progress, main = run.progress, run.accelerator.is_main_process
     if main and progress.finished:
-        write_json(run.folder / DONE, {"epochs": progress.epoch, "best_epoch": progress.best_epoch,
-                                         "val_dice": progress.best_dice})
+        half = progress.best_dice if progress.best_half is None else progress.best_half  # of an earlier version's run
+        write_json(run.folder / DONE, {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "val_dice": half,
+                                       "score": progress.best_dice, "score_at": run.config.training.score_at,
+                                       "threshold": progress.threshold})
     if main and progress.best_epoch > 0:
-        say(f"{run.folder}: best validation Dice {progress.best_dice:.4f} at epoch {progress.best_epoch}")
+        say(outcome(run))
     run.tracker.end()
     if not main:
         return
     with decoration(f"{run.folder / CURVES}: not drawn", "nothing else depends on it"):
         from meshnet.runs import curves
 
-        curves.draw_run(read_metrics(run.folder), run.folder / CURVES, run.folder.name)
+        rows = read_metrics(run.folder)
+        title = f"{run.config.model.name}, fold {run.card.training_data['fold']}, seed {run.seed}: {run.folder.name}"
+        curves.draw_run(rows, run.folder / CURVES, title, SCORES[run.config.training.score_at])
+
+
+def outcome(run) -> str:
+    """How a run stands: ``runs/a: finished at epoch 30, best validation Dice 0.581 (epoch 28, threshold 0.37)``."""
+    progress = run.progress
+    early = progress.finished and progress.epoch < run.config.training.max_epochs
+    state = "stopped early" if early else "finished" if progress.finished else "stopped"
+    at = "" if progress.threshold is None else f", threshold {progress.threshold:g}"
+    return (f"{run.folder}: {state} at epoch {progress.epoch}, best validation Dice {progress.best_dice:.3f} (epoch "
+            f"{progress.best_epoch}{at})")

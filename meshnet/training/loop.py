@@ -10,29 +10,27 @@ import math
 import time
 
 import torch
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 
 from meshnet.config import TrainingConfig
 from meshnet.data.batches import TrainingCases, batches_of_rank, choose_workers, epoch_order, load_batches
+from meshnet.display import Live
 from meshnet.errors import Diverged
-from meshnet.networks.folder import save_model, save_weights
+from meshnet.networks.folder import save_weights
 from meshnet.runs.folder import (
-    AVERAGED,
-    CASES,
     LAST,
     STATES,
     UNSCHEDULED,
     Heartbeat,
     append_metrics,
     keep_metrics,
-    write_cases,
 )
+from meshnet.training.keep import keep_thresholds, validate_and_keep
 from meshnet.training.resume import load_state, random_state, save_state, set_random_state
 from meshnet.training.run import Progress, Run, cases_per_step
-from meshnet.training.validation import picture_cases, score_share, summarise
+from meshnet.training.said import Pace, epoch_line
 
 MOST_SKIPPED = 20  # optimizer steps in a row that fp16 may skip: the loss scale then is a millionth of its start
-WAIT_BEFORE_COLLAPSE = 3  # validated epochs without any predicted lesion before a warning
 
 
 def is_validated(training: TrainingConfig, epoch: int) -> bool:
@@ -40,7 +38,7 @@ def is_validated(training: TrainingConfig, epoch: int) -> bool:
     return epoch % training.validate_every == 0 or epoch == training.max_epochs
 
 
-def fit(run: Run, stop_epoch: int, say) -> None:
+def fit(run: Run, stop_epoch: int, live: Live) -> None:
     """Train until ``stop_epoch`` epochs are finished, or early stopping ends the run.
 
     A run that ``--stop_epoch`` ends between two validations is scored all the same, but that score has no effect on the
@@ -50,7 +48,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     Args:
         run: newly assembled, or with a state loaded by ``resume``.
         stop_epoch: at most ``training.max_epochs``, the schedule's horizon.
-        say: prints one line, on the main process only.
+        live: shows how far the run is, on the main process only.
 
     Raises:
         Diverged: when the loss is NaN or infinite; the last resume point stays.
@@ -58,6 +56,7 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     progress, folder = run.progress, run.folder
     heart = Heartbeat(folder, run.accelerator.is_main_process)
     going_on = progress.epoch < stop_epoch and not progress.finished
+    pace = Pace(run, stop_epoch, live)
     if run.accelerator.is_main_process:
         keep_metrics(folder, progress.epoch, going_on)
     if going_on:
@@ -65,24 +64,25 @@ def fit(run: Run, stop_epoch: int, say) -> None:
     while progress.epoch < stop_epoch and not progress.finished:
         started = time.monotonic() - progress.seconds  # resume points inside the epoch move progress.seconds
         run.schedule.begin_epoch(progress.epoch)
-        row = {"epoch": progress.epoch + 1, **train_epoch(run, heart)}
+        row = {"epoch": progress.epoch + 1, **train_epoch(run, heart, pace)}
         row["step"] = progress.step
         scheduled = is_validated(run.config.training, progress.epoch + 1)
         if scheduled:
-            row |= validate_and_keep(run, heart, say)
+            row |= validate_and_keep(run, heart, pace)
         watched = row.get(run.config.scheduler.monitor)
         if not scheduled and progress.epoch + 1 == stop_epoch:
-            row |= validate_and_keep(run, heart, say, scheduled=False) | {UNSCHEDULED: True}
+            row |= validate_and_keep(run, heart, pace, scheduled=False) | {UNSCHEDULED: True}
         line = run.schedule.end_epoch(watched)
         if line:
-            say(line)
+            live.say(line)
         row["seconds"] = round(time.monotonic() - started, 2)
         close_epoch(run, row, watched)
         save(run)
-        say(epoch_line(row, run.config.training.max_epochs))
+        live.say(epoch_line(row, run.config.training.max_epochs) + pace.left_in_words())
         run.leave.end(progress.epoch < stop_epoch and not progress.finished and run.leave.now(run.accelerator))
     if run.accelerator.is_main_process:
         save_weights(folder / LAST, run.network.state_dict())  # the card is that of the best epoch
+        keep_thresholds(run)
 
 
 def close_epoch(run: Run, row: dict, value: float | None) -> None:
@@ -107,7 +107,7 @@ def close_epoch(run: Run, row: dict, value: float | None) -> None:
     run.tracker.log(row, step=progress.epoch)
 
 
-def train_epoch(run: Run, heart: Heartbeat) -> dict:
+def train_epoch(run: Run, heart: Heartbeat, pace: Pace) -> dict:
     """One epoch of optimizer steps, continued from ``run.progress``; returns its means for metrics.jsonl."""
     progress, config, accelerator = run.progress, run.config, run.accelerator
     order = epoch_order(run.train, run.seed, progress.epoch, cases_per_step(config, accelerator.num_processes))
@@ -120,30 +120,27 @@ def train_epoch(run: Run, heart: Heartbeat) -> dict:
     earlier, rate = progress.seconds, run.schedule.rates()[0]
     begin_training(run)
     run.leave.in_steps = True
-    with bar(run, len(batches) // config.training.accumulation) as shown:
-        for batch in todo:
-            with accelerator.accumulate(run.model):
-                loss = train_batch(run, batch)
-            progress.batches += 1
-            progress.loss_sum += loss
-            heart.beat()
-            if not accelerator.sync_gradients:
-                continue
-            rate = run.schedule.rates()[0]
-            run.schedule.end_step()
-            progress.step += 1
-            count_skipped(run)
-            if run.ema is not None:
-                run.ema.update_parameters(run.network)
-            shown.update()
-            shown.set_postfix(loss=f"{progress.loss_sum / progress.batches:.4f}", lr=f"{rate:.2e}",
-                              dice=f"{max(progress.best_dice, 0):.3f}")
-            every = config.training.save_every_steps
-            leaving = run.leave.now(accelerator)
-            if (leaving or (every and progress.step % every == 0)) and progress.batches < len(batches):
-                progress.seconds = earlier + time.monotonic() - started
-                save(run)
-                run.leave.end(leaving)
+    for batch in todo:
+        with accelerator.accumulate(run.model):
+            loss = train_batch(run, batch)
+        progress.batches += 1
+        progress.loss_sum += loss
+        heart.beat()
+        pace.after_batch(len(batches))
+        if not accelerator.sync_gradients:
+            continue
+        rate = run.schedule.rates()[0]
+        run.schedule.end_step()
+        progress.step += 1
+        count_skipped(run)
+        if run.ema is not None:
+            run.ema.update_parameters(run.network)
+        every = config.training.save_every_steps
+        leaving = run.leave.now(accelerator)
+        if (leaving or (every and progress.step % every == 0)) and progress.batches < len(batches):
+            progress.seconds = earlier + time.monotonic() - started
+            save(run)
+            run.leave.end(leaving)
     run.leave.in_steps = False
     sums = gather_object([progress.loss_sum])
     skipped = {} if accelerator.scaler is None else {"skipped_steps": progress.skipped}
@@ -231,56 +228,6 @@ def explain_divergence(run: Run, value: float, indices: list[int]) -> str:
             f"learning rate {run.schedule.rates()[0]:.3g}; try {', '.join(tries)}")
 
 
-def validate_and_keep(run: Run, heart: Heartbeat, say, scheduled: bool = True) -> dict:
-    """Validate, keep the best weights and their cases, warn of a collapse; returns the epoch's validation values.
-
-    A validation that is not ``scheduled`` keeps weights only until the first scheduled one.
-    """
-    progress, main = run.progress, run.accelerator.is_main_process
-    for buffer in run.network.buffers():  # without synchronised batch norm each process has its own
-        if run.accelerator.num_processes > 1:
-            broadcast(buffer)
-    rows = validate(run, run.network, heart)
-    summary = summarise(rows)
-    bad = [row["case"] for row in rows if not math.isfinite(row["loss"])]
-    if bad:
-        raise Diverged(f"the validation loss of case {bad[0]} is NaN or infinite after epoch {progress.epoch + 1}, "
-                       f"learning rate {run.schedule.rates()[0]:.3g}; try a lower --optimizer.lr")
-    epoch, kept = progress.epoch + 1, scheduled or progress.best_epoch < 0
-    if summary["val_dice"] > progress.best_dice and kept:
-        if scheduled:
-            progress.best_dice, progress.best_epoch = summary["val_dice"], epoch
-        if main:
-            save_model(run.folder, run.network, run.card.changed(metrics={"epoch": epoch, **summary}))
-            write_cases(run.folder / CASES, [{"epoch": epoch, **row} for row in rows])
-    if run.ema is not None:
-        averaged = summarise(validate(run, run.ema.module, heart))
-        summary |= {f"{name}_ema": value for name, value in averaged.items()}
-        if averaged["val_dice"] > progress.best_dice_ema and kept:
-            if scheduled:
-                progress.best_dice_ema = averaged["val_dice"]
-            if main:
-                save_weights(run.folder / AVERAGED, run.ema.module.state_dict())
-    collapsed = all(row["volume_ml"] == 0 for row in rows) and any(row["truth_ml"] > 0 for row in rows)
-    if scheduled:
-        progress.without_lesion = progress.without_lesion + 1 if collapsed else 0
-    if scheduled and progress.without_lesion == WAIT_BEFORE_COLLAPSE:
-        say(f"warning: no lesion predicted in any of the {len(rows)} validation cases for {progress.without_lesion} "
-            "validations; the network has collapsed to 'no lesion anywhere': try a lower --loss.background_weight, "
-            "--loss.name dice_ce, or another --optimizer.lr")
-    if run.config.tracking.trackers and run.config.tracking.pictures and main:
-        run.tracker.log_pictures(lambda: picture_cases(run, rows), step=epoch)
-    return summary | ({"collapsed": True} if collapsed else {})
-
-
-def validate(run: Run, network: torch.nn.Module, heart: Heartbeat) -> list[dict]:
-    """Scores of all validation cases in the order of ``run.val``, the same on every process."""
-    rows = score_share(run, network, heart)
-    if run.accelerator.num_processes > 1:
-        rows = gather_object(rows)
-    return [row for _, row in sorted(rows, key=lambda item: item[0])]
-
-
 def save(run: Run) -> None:
     """Write a resume point; all processes take part, the main one writes."""
     accelerator = run.accelerator
@@ -315,23 +262,3 @@ def resume(run: Run) -> bool:
         run.accelerator.scaler.load_state_dict(state["scaler"])
     set_random_state(mine["random"], run.accelerator.device)
     return True
-
-
-def bar(run: Run, steps: int):
-    """A progress bar over the steps of an epoch, on the main process and only where there is a terminal."""
-    from tqdm import tqdm
-
-    shown = tqdm(total=steps, initial=run.progress.batches // run.config.training.accumulation, leave=False,
-                 disable=None if run.accelerator.is_main_process else True,
-                 desc=f"epoch {run.progress.epoch + 1}/{run.config.training.max_epochs}")
-    return contextlib.closing(shown)
-
-
-def epoch_line(row: dict, epochs: int) -> str:
-    """The line that is printed after an epoch."""
-    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
-    for key, label in (("val_loss", "val loss"), ("val_dice", "val Dice"), ("val_dice_ema", "EMA Dice"),
-                       ("val_mcc", "MCC")):
-        if row.get(key) is not None:
-            parts.append(f"{label} {row[key]:.4f}")
-    return "  ".join([*parts, f"lr {row['learning_rate']:.2e}", f"{row['seconds']:.1f} s"])

@@ -50,6 +50,40 @@ def soft_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 - torch.stack(scores).mean(0)
 
 
+def sums_of(logits: torch.Tensor, target: torch.Tensor, dice: bool = True) -> torch.Tensor:
+    """What the loss of a case is made of, added up over the voxels of a part of it: see ``SegmentationLoss.of_sums``.
+
+    Args:
+        logits: (K, …), float32.
+        target: (…), class numbers.
+        dice: False leaves out what only the soft Dice needs.
+
+    Returns:
+        (5, K), float64, on the device of the logits, for each class: its voxels, the sum of -log p over them and over
+        all voxels, the sum of p over them and over all voxels.
+    """
+    if len(logits) == 2:  # a third of the time of log_softmax
+        difference = logits[1] - logits[0]
+        losses = [F.softplus(difference)]
+        losses.append(losses[0] - difference)
+    else:
+        losses = list(-logits.log_softmax(0))
+    sums = logits.new_zeros((5, len(logits)), dtype=torch.float64)
+    for k, values in enumerate(losses):
+        own = target == k
+        sums[0, k] = torch.count_nonzero(own)
+        # Most parts of a volume hold no lesion; only a CPU knows at once.
+        alone = own.device.type == "cpu" and not 0 < sums[0, k] < own.numel()
+        maps = [values, torch.exp(-values)] if dice and k else [values]
+        for row, every in zip((1, 3), maps):
+            sums[row + 1, k] = every.sum()
+            if not alone:
+                sums[row, k] = torch.where(own, every, 0).sum()
+            elif sums[0, k]:
+                sums[row, k] = sums[row + 1, k]
+    return sums
+
+
 class SegmentationLoss(torch.nn.Module):
     """The loss of a config: ``ce``, ``dice`` or ``dice_ce``; mean over the cases of a batch, in float32."""
 
@@ -70,4 +104,17 @@ class SegmentationLoss(torch.nn.Module):
             total = total + soft_dice(logits, target).mean()
         if self.config.name == "dice_ce":
             total = total + self.config.dice_weight * soft_dice(logits, target).mean()
+        return total
+
+    def of_sums(self, sums: torch.Tensor) -> float:
+        """The loss of one case as ``forward`` gives it, from ``sums_of`` of its parts, added up; on the CPU."""
+        voxels, own, every, overlap, guess = sums.cpu()
+        weight, smoothing, total = self.weight.cpu().double(), self.config.label_smoothing, 0.0
+        if self.config.name in ("ce", "dice_ce"):
+            above = (weight * ((1 - smoothing) * own + smoothing / len(weight) * every)).sum()
+            below = (weight * voxels).sum()
+            total += float(above / below) if below > 0 else 0.0
+        if self.config.name in ("dice", "dice_ce"):
+            dice = 1 - ((2 * overlap + 1) / (guess + voxels + 1))[1:].mean()
+            total += float(dice) * (1.0 if self.config.name == "dice" else self.config.dice_weight)
         return total

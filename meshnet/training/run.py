@@ -23,14 +23,20 @@ class Progress:
     step: int = 0  # optimizer steps in all
     loss_sum: float = 0.0  # over this process's batches of the current epoch
     seconds: float = 0.0  # spent in the current epoch before this start
-    best_dice: float = -1.0
+    best_dice: float = -1.0  # at the threshold of training.score_at
     best_epoch: int = -1
     best_dice_ema: float = -1.0
+    best_half: float | None = None  # of the best epoch, at 0.5
+    threshold: float | None = None  # of the best epoch; None: 0.5
+    threshold_ema: float | None = None
+    threshold_last: float | None = None
     monitor_best: float | None = None
     monitor_epoch: int = 0
     skipped: int = 0  # optimizer steps of the current epoch that fp16 skipped
     skipped_in_row: int = 0  # up to now
     without_lesion: int = 0  # validated epochs in a row in which nothing was predicted
+    losses: list[float] = dataclasses.field(default_factory=list)  # of all validations
+    warned: bool = False  # of a collapse
     finished: bool = False
 
 

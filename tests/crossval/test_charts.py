@@ -59,9 +59,14 @@ def test_volume_against_dice_by_model_with_medians_of_fifths():
 
 
 def test_the_lowest_panel_of_every_column_has_numbers():
-    panels = charts.bland_altman_chart({name: ([1.0, 2.0], [1.0, 1.0]) for name in "abcdef"}).axes
+    panels = charts.volume_against_dice({name: ([1.0, 2.0], [1.0, 1.0]) for name in "abcdef"}).axes
     shown = [panel.xaxis.get_tick_params()["labelbottom"] for panel in panels]
     assert shown == [False, False, True, True, True, True]
+
+
+def test_a_model_that_is_far_off_does_not_shrink_the_others():
+    near, far = charts.bland_altman_chart({"near": ([1.0, 2.0], [1.0, 1.0]), "far": ([1e4, 2e4], [1.0, 1.0])}).axes
+    assert near.get_xlim()[1] < 10 < 1000 < far.get_xlim()[1]
 
 
 def test_bland_altman_draws_bias_and_limits():

@@ -10,6 +10,7 @@ from stand_in_queue import FakeLauncher, run_script
 from meshnet.crossval import ensemble, results, scoring
 from meshnet.crossval.plan import ensemble_folder, is_scored
 from meshnet.errors import UserError
+from meshnet.networks.card import Card
 
 
 def test_an_ensemble_of_more_restarts_is_another_and_a_missing_one_is_named(place, monkeypatch):
@@ -40,14 +41,17 @@ def test_an_ensemble_averages_the_probabilities_of_the_restarts(place, monkeypat
             return index
 
     monkeypatch.setattr(ensemble, "PreparedData", Data)
-    monkeypatch.setattr(ensemble.build, "load_model", lambda folder: (int(folder.name[-1]), {"threshold": 0.5}))
+    monkeypatch.setattr(ensemble.build, "load_model", lambda folder: (
+        number := int(folder.name[-1]), Card(["T2w"], ["background", "lesion"], threshold=0.3 + 0.2 * number)))
     monkeypatch.setattr(scoring.predict, "predict",
                         lambda network, image, device: np.full((2, 1, 1, 1), 0.2 + 0.6 * network))
     monkeypatch.setattr(ensemble, "score_probabilities",
-                        lambda mean, card, data, index: (asked.append((mean, index)), made_up.case_row("s04", 0.5))[1])
+                        lambda mean, card, data, index: (asked.append((mean, index, card.threshold)),
+                                                         made_up.case_row("s04", 0.5))[1])
     assert ensemble.score_ensemble(out, "m5", 1) == 0
     assert asked[0][1] == 4
     assert asked[0][0] == pytest.approx(0.5)
+    assert asked[0][2] == pytest.approx(0.4)  # the mean of the restarts' own
     assert is_scored(ensemble_folder(out, "m5", 1, 2))
     (out / "runs/m5/fold1_restart0/DONE").unlink()
     with pytest.raises(UserError, match="found no finished run"):

@@ -70,7 +70,7 @@ def test_the_page_opens_in_a_real_browser_without_a_network(written, tmp_path_fa
         browser.call("/url", {"url": moved.as_uri()})
         assert browser.ask("document.title") == "Cross-validation of lesion segmentation"
         cells = browser.ask("[...document.querySelector('table').rows].map(r => [...r.cells].map(c => c.textContent))")
-        assert cells[0][:3] == ["Model", "Parameters", "DICE ↑"]
+        assert cells[0][:4] == ["Model", "Parameters", "Lesion Dice ↑", "DICE ↑"]
         assert cells[1][:3] == ["meshnet26", "147,474", "0.655 (0.040)"]
         assert cells[2][:3] == ["meshnet5", "5,682", "0.555 (0.040)***"]
         assert browser.ask("document.querySelectorAll('table').length") == 5

@@ -62,12 +62,29 @@ def test_known_answers_in_every_table(written):
     assert {(r["model"], r["fold"], r["restart"]) for r in table(out / "report/cases.csv")} == {
         (m, str(f), "1") for m in MODELS for f in range(3)}
     first, second = (out / "report/table.md").read_text().splitlines()[2:4]
-    assert first == ("| meshnet26 | 147,474 | **0.655 (0.040)** | 0.655 (0.040) | **0.655 (0.040)** | 0.876 (0.016) | "
-                     "0.245 (0.036) | 0.760 (0.030) |")
-    assert second.startswith(r"| meshnet5 | 5,682 | 0.555 (0.040)\*\*\* | **0.555 (0.040)**\*\*\* | 0.555 (0.040)")
+    assert first == ("| meshnet26 | 147,474 | **0.655 (0.040)** | **0.655 (0.040)** | 0.655 (0.040) | "
+                     "**0.655 (0.040)** | 0.876 (0.016) | 0.245 (0.036) | 0.760 (0.030) |")
+    assert second.startswith(r"| meshnet5 | 5,682 | 0.555 (0.040)\*\*\* | 0.555 (0.040)\*\*\* | "
+                             r"**0.555 (0.040)**\*\*\* | 0.555 (0.040)")
+    screen = (out / "report/table.txt").read_text().splitlines()
+    assert screen[0].split() == ["Model", "Parameters", "Lesion", "Dice", "DICE", "AVD", "MCC"]
+    assert screen[1].startswith("meshnet26     147,474     0.655 (0.040)")
     assert "meshnet5 & 5{,}682 & 0.555 (0.040)$^{***}$" in (out / "report/table.tex").read_text()
     for name in ("pareto", "distributions", "volume_dice", "bland_altman"):
         assert (out / f"report/figures/{name}.pdf").stat().st_size > 1000
+
+
+def test_a_model_that_marks_nothing_wins_nothing(tmp_path, quick):
+    plan = made_up.make_plan(tmp_path, {"a": 5, "b": 6}, 1)
+    empty = {"volume_ml": 0.0, "avd": 1.0, "dice_macro": 0.7}
+    rows = {"a": (0.4, {"avd": 2.0}), "b": (0.0, empty)}
+    made_up.fill(tmp_path, plan, lambda run, s: made_up.case_row(s, rows[run.model][0], **rows[run.model][1]),
+                 lambda run: 0.5)
+    page = write_report(tmp_path, pictures=0).read_text()
+    lines = (tmp_path / "report/table.md").read_text().splitlines()
+    assert lines[2].startswith(r"| a | 5,682 | **0.400 (0.000)** | **0.400 (0.000)** | **2.000 (0.000)**")
+    assert lines[3].startswith("| b | 8,114 | 0.000 (0.000) | 0.700 (0.000) | 1.000 (0.000) |")
+    assert "b marked nothing in 12 of 12 test cases: its scores are those of an empty mask." in page
 
 
 def test_holm_counts_every_model_and_the_reference_can_be_chosen(tmp_path, quick):
@@ -126,14 +143,15 @@ def test_an_avd_without_a_true_lesion_is_left_out_and_counted(tmp_path, quick):
 
 
 # Pictures and the page
-def test_the_worst_cases_are_the_reference_ones_with_the_lowest_dice(out, quick):
+def test_the_cases_shown_are_the_best_the_median_and_the_lowest_by_dice(out, quick):
     runs, _, plan = results.read_runs(out)
-    worst = Results(runs, folds=plan["folds"]).worst(5)
-    assert [row["subject"] for _, row in worst] == ["s00", "s01", "s02", "s03", "s04"]
-    assert {(run.model, run.restart) for run, _ in worst} == {("meshnet26", 1)}
+    shown = Results(runs, folds=plan["folds"]).shown("meshnet26", 5)
+    assert [row["subject"] for rank, _, row in shown if rank == "worst"] == ["s00", "s01", "s02", "s03", "s04"]
+    assert [(rank, row["subject"]) for rank, _, row in shown[:2]] == [("best", "s11"), ("median", "s06")]
+    assert {(run.model, run.restart) for _, run, _ in shown} == {("meshnet26", 1)}
 
 
-def test_worst_cases_are_drawn_once_from_the_prepared_data(out, quick, monkeypatch):
+def test_shown_cases_are_drawn_once_from_the_prepared_data(out, quick, monkeypatch):
     class Data:
         def __init__(self, path):
             self.rows = [{"case": f"s{i:02d}_T2w", "conformed_affine": np.eye(4).ravel()} for i in range(12)]
@@ -149,13 +167,16 @@ def test_worst_cases_are_drawn_once_from_the_prepared_data(out, quick, monkeypat
     made_up.write_json(out / "no_data/prepared.json", {})
     network = build("meshnet", {"channels": 26, "in_channels": 1, "classes": 2, "dilations": [1, 2]})
     for fold in range(3):
-        save_model(out / f"runs/meshnet26/fold{fold}_restart1", network,
-                   Card(**{"channels": ["T2w"], "classes": ["background", "lesion"]}))
+        for model in MODELS:
+            save_model(out / f"runs/{model}/fold{fold}_restart1", network,
+                       Card(**{"channels": ["T2w"], "classes": ["background", "lesion"]}))
     page = write_report(out, pictures=3).read_text()
     drawn = sorted((out / "report/pictures").iterdir())
-    assert [p.name for p in drawn] == [f"meshnet26_fold0_restart1_s0{i}_T2w.png" for i in range(3)]
-    assert page.count("data:image/png;base64,") == 4 + 3
-    assert "s00_T2w: Dice 0.600, 6.00 mL predicted, 10.00 mL true" in page
+    shown = [("meshnet26", 0, 0), ("meshnet26", 0, 1), ("meshnet26", 0, 2), ("meshnet26", 1, 6), ("meshnet26", 2, 11),
+             ("meshnet5", 0, 0), ("meshnet5", 1, 6), ("meshnet5", 2, 11)]
+    assert [p.name for p in drawn] == [f"{m}_fold{fold}_restart1_s{i:02d}_T2w.png" for m, fold, i in shown]
+    assert page.count("data:image/png;base64,") == 4 + len(shown)
+    assert "Worst: s00_T2w, Dice 0.600, 6.00 mL predicted, 10.00 mL true" in page and "Median: s06_T2w" in page
     before = [p.stat().st_mtime_ns for p in drawn]
     write_report(out, pictures=3)
     assert [p.stat().st_mtime_ns for p in drawn] == before

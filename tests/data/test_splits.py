@@ -161,5 +161,5 @@ def test_subjects_by_themselves_are_divided_as_ever():
 
 
 def test_patients_kept_together_count_as_one():
-    with pytest.raises(UserError, match=r"found 2 subject\(s\), those kept together counted as one \(3 with --apart\)"):
+    with pytest.raises(UserError, match=r"found 2 subjects, those kept together counted as one \(3 with --apart\)"):
         make_splits(["a", "b", "c"], [1, 2, 3], [()] * 3, together=[["a", "c"]])

@@ -167,7 +167,7 @@ def test_the_same_command_again_does_nothing_and_other_settings_do(table, tmp_pa
     assert run(table.path, *options(out))[0] == 0
     before, prepared = shards(out), json.loads((out / "prepared.json").read_text())
     code, text, _ = run(table.path, *options(out))
-    assert code == 0 and "4 of 4 case(s) are ready" in text and shards(out) == before
+    assert code == 0 and "4 of 4 cases ready" in text and shards(out) == before
     assert json.loads((out / "prepared.json").read_text()) == prepared
     assert run(table.path, *options(out, "--scaling", "minmax"))[0] == 0
     assert not set(shards(out)) & set(before) and len(shards(out)) == 4
@@ -245,7 +245,7 @@ def test_list_reads_no_volume(tmp_path, run):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     code, text, _ = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--list")
-    assert code == 0 and text.splitlines()[-1] == "1 pair(s), 1 left out, 0 failed"
+    assert code == 0 and text.splitlines()[-1] == "1 pair, 1 left out, 0 failed"
     assert text.startswith(f"sub-1\t{tmp_path}/sub-1/anat/sub-1_T2w.nii.gz\t")
 
 
@@ -293,8 +293,8 @@ def test_bad_cases_are_listed_and_the_good_ones_kept(table, tmp_path, run):
     warnings = [e for e in errors if e.startswith("warning")]  # of the good ones, which are smaller than a head
     assert len(warnings) == 4 and all("less than a head" in e for e in warnings)
     errors = [e for e in errors if e not in warnings]
-    assert code == 1 and "4 case(s)" in text
-    assert errors[-1] == f"{len(bad)} case(s) failed, listed above" and len(errors) == len(bad) + 1
+    assert code == 1 and "4 cases" in text
+    assert errors[-1] == f"{len(bad)} cases failed, listed above" and len(errors) == len(bad) + 1
     for name, (*_, reason) in bad.items():
         (line,) = [e for e in errors if f"{name}_" in e]
         assert re.search(reason, line) and line.startswith("failed\t"), line
@@ -428,7 +428,7 @@ def test_a_disk_that_fills_is_one_line_and_leaves_no_half_file(table, tmp_path, 
     assert len(shards(out)) == 2 and not list(out.glob("*.json"))
     monkeypatch.setattr(row, "_as_arrow", write)  # room again
     code, text, _ = run(table.path, *options(out))
-    assert code == 0 and "2 of 4 case(s) are ready" in text
+    assert code == 0 and "2 of 4 cases ready" in text
 
 
 def test_a_real_write_that_fails_is_one_line_too(table, tmp_path, run):
@@ -515,7 +515,7 @@ def time_points(root):
 def test_time_points_of_a_patient_are_in_one_fold_and_it_is_said(tmp_path, run):
     flags = time_points(tmp_path / "raw")
     code, text, errors = run(*flags, "--list")
-    assert code == 0 and "guessed for 2 case(s) (p0_t0, p0_t1): p0_t0, p0_t1 are of the same patient p0" in text
+    assert code == 0 and "guessed for 2 cases (p0_t0, p0_t1): p0_t0, p0_t1 are of the same patient p0" in text
     assert sum("\t" in line for line in text.splitlines()) == 8
     assert [line.split("\t")[0] for line in errors] == ["note", "note"] and "hold the same scan" in errors[1]
     code, _, errors = run(*flags, "--out", tmp_path / "a")
@@ -528,10 +528,10 @@ def test_time_points_of_a_patient_are_in_one_fold_and_it_is_said(tmp_path, run):
     assert not [line for line in errors if line.startswith("note\t")]
     assert code == 0 and "together" not in load_splits(tmp_path / "b/splits.json")
     code, text, _ = run(*flags, "--out", tmp_path / "c", "--subject", r"(p\d)")
-    assert code == 0 and "8 case(s), 4 subject(s)" in text
+    assert code == 0 and "8 cases, 4 subjects" in text
     assert json.loads((tmp_path / "c/prepared.json").read_text())["source"]["subject"] == r"(p\d)"
     code, _, errors = run(*flags[:-4], "--outer", "5", "--inner", "1", "--out", tmp_path / "d")
-    assert code == 2 and "found 4 subject(s), those kept together counted as one (8 with --apart)" in errors[-1]
+    assert code == 2 and "found 4 subjects, those kept together counted as one (8 with --apart)" in errors[-1]
 
 
 @pytest.mark.parametrize(("flags", "fault"), [

@@ -64,6 +64,12 @@ assert matplotlib.rcParams.copy() == before and "matplotlib.pyplot" not in sys.m
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "parameters.png", "importance.png"}
 
 
+def test_nothing_is_important_where_nearly_all_scores_are_the_same():
+    lucky = {}
+    study = play(40, lambda parameters: lucky.setdefault(parameters["lr"], 0.1 * len(lucky)) if len(lucky) < 6 else 0.0)
+    assert importance(study, SPACE) == {}
+
+
 def test_the_one_parameter_that_decides_is_the_important_one():
     found = importance(play(40, lambda parameters: parameters["bg_weight"]), SPACE)
     assert found["bg_weight"] > 0.9

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from meshnet import display
 from meshnet.errors import UserError
 from meshnet.search import status
 from meshnet.search.asha import Asha
@@ -85,7 +86,7 @@ def test_a_studys_table_in_words(study):
     (0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"),
     (7380, "2 h 03 min")])
 def test_durations_in_words(seconds, words):
-    assert status.minutes(seconds) == words
+    assert display.minutes(seconds) == words
 
 
 def test_a_driver_that_fell_silent_is_said_to_be(study, tmp_path, monkeypatch, capsys):

@@ -19,9 +19,12 @@ from training_runs import RICH, SMALL, TWO, assert_same_run, children, lines, tr
 from meshnet.config import LossConfig
 from meshnet.data.batches import epoch_order
 from meshnet.data.reader import PreparedData
+from meshnet.networks.build import load_model
 from meshnet.networks.meshnet import MeshNet
 from meshnet.training import assemble
 from meshnet.training.loss import SegmentationLoss
+from meshnet.training.run import Progress
+from meshnet.training.said import judged
 
 
 def scale_losses(monkeypatch, scale, limit=math.inf):
@@ -124,8 +127,53 @@ def test_a_collapse_is_said_once(tiny_data, tmp_path):
     found = train(tiny_data, tmp_path / "run", "--training.max_epochs", 6, "--loss.lesion_weight", 0,
                   "--model.norm", "none", "--loss.label_smoothing", 0, "--optimizer.lr", 0.05)
     assert found.stdout.count("collapsed to 'no lesion anywhere'") == 1
-    assert "--loss.background_weight" in found.stdout and "for 3 validations" in found.stdout
-    assert all(row["collapsed"] for row in lines(tmp_path / "run")[-3:])
+    assert "--loss.background_weight" in found.stdout and "the validation loss is flat" in found.stdout
+    assert [row.get("collapsed", False) for row in lines(tmp_path / "run")][:2] == [False, False]
+    assert lines(tmp_path / "run")[-1]["collapsed"]
+
+
+@pytest.mark.parametrize(("losses", "nothing", "flat", "warned", "learning"), [
+    ([1.4, 1.2, 1.0, 0.9, 0.8], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], 0, 1),  # falls: said once, after three
+    ([1.4, 1.4, 1.4, 1.4, 1.4], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1], 1, 0),  # flat from the third on: warned of once
+    ([1.4, 1.0, 0.8, 0.8, 0.799, 0.8], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], 1, 1),  # first the one, then the other
+    ([1.4, 1.4, 1.4, 1.4, 1.4], [1, 1, 0, 1, 1], [0, 0, 0, 0, 0], 0, 0),  # something was marked in between
+])
+def test_what_marks_nothing_has_collapsed_only_where_its_loss_is_flat(losses, nothing, flat, warned, learning):
+    progress, said, found = Progress(), [], []
+    for loss, none in zip(losses, nothing):
+        line, collapsed = judged(progress, {"val_loss": loss, "val_highest": 0.3}, bool(none), 4)
+        said.append(line)
+        found.append(int(collapsed))
+    assert found == flat
+    assert sum("collapsed" in line for line in said) == warned
+    assert sum("keep training" in line and "highest is 0.3" in line for line in said) == learning
+
+
+def test_a_run_of_an_earlier_version_goes_on_by_the_dice_at_a_half(tiny_data, tmp_path):
+    """Its config.yaml knows no training.score_at, its resume point none of the new counts."""
+    whole, cut, flags = tmp_path / "whole", tmp_path / "cut", ["--training.max_epochs", 3]
+    train(tiny_data, whole, *flags, "--training.score_at", "half")
+    train(tiny_data, cut, *flags, "--training.score_at", "half", "--stop_epoch", 1)
+    config = (cut / "config.yaml").read_text()
+    assert " score_at: half," in config
+    (cut / "config.yaml").write_text(config.replace(" score_at: half,", ""))
+    (point,) = (cut / "state").glob("*.pt")
+    state = torch.load(point, weights_only=True)
+    for rank in state["ranks"]:
+        for name in ("losses", "warned", "best_half", "threshold", "threshold_ema", "threshold_last"):
+            del rank["progress"][name]
+    torch.save(state, point)
+    train(tiny_data, cut, *flags)
+    assert_same_run(whole, cut)
+    card = json.loads((cut / "config.json").read_text())
+    assert card["threshold"] == 0.5 and json.loads((cut / "DONE").read_text())["score_at"] == "half"
+    train(tiny_data, tmp_path / "new", *flags)
+    done, card = (json.loads((tmp_path / "new" / name).read_text()) for name in ("DONE", "config.json"))
+    best = lines(tmp_path / "new")[done["best_epoch"] - 1]
+    assert done["score"] == best["val_dice_swept"] == max(row["val_dice_swept"] for row in lines(tmp_path / "new"))
+    assert card["threshold"] == done["threshold"] == best["val_threshold"]
+    last = lines(tmp_path / "new")[-1]["val_threshold"]
+    assert load_model(tmp_path / "new", "last.safetensors").card.threshold == last
 
 
 def kill_one_process(data, folder, after):
