@@ -54,7 +54,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, default="model",
                         help="model: a Gaussian process fitted to the scores of all rungs proposes trials and judges "
                         "promotions; random: neither")
-    parser.add_argument("--metric", default="val_dice", help="score to optimise, by its name in metrics.jsonl")
     parser.add_argument("--metric", help="score to optimise, by its name in metrics.jsonl (default: the Dice of "
                         "training.score_at, val_dice_swept or val_dice)")
     parser.add_argument("--direction", choices=("max", "min"),

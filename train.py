@@ -49,7 +49,6 @@ def main() -> int | None:
 
     if arguments.push_to_hub:
         from meshnet.hub import check_push
-
         check_push(arguments.push_to_hub)
 
     if arguments.dry_run and not arguments.data:

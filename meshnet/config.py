@@ -190,7 +190,7 @@ class Config:
     written = None  # no field: of a resolved configuration, the same without what follows from other values
 
 
-EARLIER = {"training.score_at": "half"}  # what a later field meant before it existed; whatever began so goes on so
+EARLIER = {"training.score_at": "half"}  # what a later field meant before it existed, for what began then
 SCORES = {"best": "val_dice_swept", "half": "val_dice"}  # of training.score_at, by name in metrics.jsonl
 # What does not change the weights that come out, and so may differ between a run and its resumption.
 NOT_IDENTITY = ("data.workers", "data.scaling", "tracking", "training.keep_states", "training.save_every_steps",
@@ -324,14 +324,13 @@ def derive_values(config: Config) -> None:
 
     ``scheduler.max_lr`` is another way to write ``optimizer.lr`` and becomes None.
     """
-    scheduler, optimizer = config.scheduler, config.optimizer
+    scheduler, optimizer, training = config.scheduler, config.optimizer, config.training
     if optimizer.lr is None:
         optimizer.lr = scheduler.max_lr if scheduler.max_lr is not None else 0.001
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
-    config.training.precision = config.training.precision or "auto"
-    config.training.score_at = config.training.score_at or "best"
+    training.precision, training.score_at = training.precision or "auto", training.score_at or "best"
     if scheduler.monitor is None:
-        scheduler.monitor = "val_loss" if scheduler.mode == "min" else SCORES[config.training.score_at]
+        scheduler.monitor = "val_loss" if scheduler.mode == "min" else SCORES[training.score_at]
     scheduler.mode = scheduler.mode or direction(scheduler.monitor)
 
 
@@ -348,5 +347,4 @@ def to_dict(config: Config) -> dict:
 def identity(config: Config) -> dict[str, object]:
     """Flat ``{"optimizer.lr": 0.001, …}`` of everything that decides the weights a run ends with."""
     flat = {f"{section}.{name}": value for section, part in to_dict(config).items() for name, value in part.items()}
-    return {key: value for key, value in flat.items()
-            if key not in NOT_IDENTITY and key.split(".")[0] not in NOT_IDENTITY}
+    return {key: value for key, value in flat.items() if key not in NOT_IDENTITY and key.split(".")[0] not in NOT_IDENTITY}

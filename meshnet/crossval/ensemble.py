@@ -18,8 +18,8 @@ from meshnet.data.reader import PreparedData
 from meshnet.data.schema import SPLITS
 from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
-from meshnet.inference.scan import common_threshold
 from meshnet.networks import build
+from meshnet.networks.card import common_threshold
 from meshnet.recipe import read_mapping
 from meshnet.runs.folder import CONFIG_YAML, TEST_CASES, write_cases
 
@@ -42,7 +42,7 @@ def score_ensemble(out: Path, model: str, fold: int) -> int:
     splits = load_matching_splits(data.path / SPLITS, plan["split_hash"], out / PLAN, "use another --out")
     networks = [build.load_model(folder) for folder in folders]
     precisions = [read_mapping(folder / CONFIG_YAML)["run"].get("precision") for folder in folders]
-    card = networks[0][1].changed(threshold=common_threshold(networks))
+    card = networks[0][1].changed(threshold=common_threshold([card for _, card in networks]))
     rows, place = [], Place()
     for index in data.indices(fold_subjects(splits, fold, plan["inner_fold"])["test"]):
         image = data.image(index)

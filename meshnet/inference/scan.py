@@ -24,7 +24,7 @@ from meshnet.errors import UserError
 from meshnet.inference import light
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, load_model
-from meshnet.networks.card import WEIGHTS, Card
+from meshnet.networks.card import WEIGHTS, Card, common_threshold
 from meshnet.networks.folder import default_model
 from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
@@ -280,7 +280,8 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
     voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
-        every = card.marking.labels(found, common_threshold(models) if threshold is None else threshold)
+        cards = [each.card for each in models]
+        every = card.marking.labels(found, common_threshold(cards) if threshold is None else threshold)
         labels = clean(every, voxel_mm3, smallest)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
         lesion = found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32)
@@ -291,11 +292,6 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like)) if probabilities else None,
                         (*case.remarks, *remarks_on(every, labels, voxel_mm3, smallest)), parts, round(quality, 3))
-
-
-def common_threshold(models: Sequence[Model]) -> float:
-    """The threshold for averaged probabilities: the mean of the models' own."""
-    return float(np.mean([card.threshold for _, card in models]))
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,11 @@ class Card:
         grid = Grid(self.voxel_mm, tuple(self.shape) if self.shape else None, self.orientation, self.centre,
                     averaged=self.averaged)
         return [grid, replace(grid, offset=0.5)] if self.shifted else [grid]
+
+
+def common_threshold(cards: Sequence[Card]) -> float:
+    """The threshold for averaged probabilities: the mean of the models' own."""
+    return statistics.fmean(card.threshold for card in cards)
 
 
 def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
