@@ -152,6 +152,8 @@ def test_a_seg_object_holds_the_voxels_of_the_mask(kind, tmp_path):
         where = np.rint(nib.affines.apply_affine(back, points * [-1, -1, 1])).astype(int)
         found[tuple(where.T)] = 1
     assert np.array_equal(found, labels)
+    if kind == "tilted":
+        return  # ITK has no sheared grids
     if reader := shutil.which("segimage2itkimage", path=str(Path(sys.executable).parent)):
         subprocess.run([reader, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--outputType",
                         "nii"], check=True, capture_output=True)

@@ -1,0 +1,117 @@
+"""The page of a cohort: what it holds, which scans are odd, and that Chromium opens it without a request."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from bright import infer, scan_file
+
+from meshnet.cohort import page
+from meshnet.cohort.page import deviations, oddities, write_pages
+from meshnet.cohort.records import Records
+
+
+def record(number: int, **values) -> dict:
+    rng = np.random.default_rng(number)
+    head = {"head_mm": [float(v) for v in rng.normal([150, 190, 170], 5)], "grey": float(rng.normal(.5, .02))}
+    return {"name": f"sub-{number}", "key": f"{number:024x}", "volume_ml": float(rng.lognormal(2.5, .3)), "lesions": 2,
+            "largest_ml": 1.0, "side": "left", "warnings": [], "remarks": [], "head": head, **values}
+
+
+def content(path) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+
+
+def test_odd_scans_come_first_with_the_reason_and_failed_ones_before_them(tmp_path):
+    done = [record(i) for i in range(30)]
+    done[7]["head"]["head_mm"][2] = 60.0
+    done[9]["volume_ml"] = 900.0
+    done[11]["warnings"] = ["the scan is <b>thick</b></script>"]
+    pages = write_pages(tmp_path, Records(tmp_path), done, [{"name": "sub-x", "key": "f", "error": "broken"}], "A & B")
+    text, data = pages[0].read_text(), content(pages[0])
+    assert len(pages) == 1 and "A &amp; B" in text and "</script></script>" not in text and "<b>thick" not in text
+    first = data["rows"][:3]
+    assert [row["name"] for row in first] == ["sub-x", "sub-7", "sub-9"]
+    assert "extent of the head from bottom to top below the others" in first[1]["why"][0]
+    assert "volume above the others" in first[2]["why"][0]
+    assert sum(one["count"] for one in data["bins"]) == 30 and data["rows"][0].get("bin") is None
+    assert not re.search(r"(src|href)=[\"']?(https?:|//)", text)
+
+
+def test_deviations_by_hand():
+    assert deviations([1, 2, 3]) == [0, 0, 0]  # too few to be unlike the others
+    values = [1, 2, 3, 4, 5, 6, 7, 8, 100, None]  # median 5, MAD 2
+    assert deviations(values)[8] == pytest.approx(0.6745 * 95 / 2) and deviations(values)[9] == 0
+    assert deviations([3] * 9) == [0] * 9
+    assert deviations([3] * 9 + [4])[9] > page.ODD  # where the MAD is 0 the mean deviation counts
+    assert oddities([record(1)]) == [(0.0, [])]
+
+
+def test_a_longer_list_gets_several_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST", 4)
+    (tmp_path / "report_9.html").touch()  # of a longer list
+    pages = write_pages(tmp_path, Records(tmp_path), [record(i) for i in range(10)], [], "C")
+    assert [path.name for path in pages] == ["report.html", "report_2.html", "report_3.html"]
+    assert [len(content(path)["rows"]) for path in pages] == [4, 4, 2]
+    assert 'href="report_3.html"' in pages[0].read_text()
+    assert not (tmp_path / "report_9.html").exists()
+
+
+def test_infer_writes_it_with_pictures(model, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in "ab":
+        scan_file(tmp_path / "scans" / f"{name}.nii.gz")
+    found = infer(tmp_path / "scans", "-o", tmp_path / "masks", "--model", model, "--no-picture", "--report")
+    assert "report.html: the page of 2 scans" in found.stderr
+    data = content(tmp_path / "masks" / "report.html")
+    assert [(row["name"], row["picture"], row["lesions"]) for row in data["rows"]] == [
+        ("a.nii.gz", 0, 1), ("b.nii.gz", 1, 1)]
+    pictures = re.search(r'id="pictures0">\s*(.*?)\s*</script>', (tmp_path / "masks" / "report.html").read_text(),
+                         re.DOTALL)[1].split("\n")
+    assert len(pictures) == 2 and all(one.startswith("/9j/") for one in pictures)  # JPEG in base64
+    for path in (tmp_path / "masks" / ".meshnet").glob("*.jpg"):
+        path.unlink()
+    infer(tmp_path / "scans", "-o", tmp_path / "masks", "--model", model, "--no-picture", "--report")
+    assert content(tmp_path / "masks" / "report.html") == data  # drawn from the masks, without the network
+
+
+@pytest.mark.slow
+def test_chromium_opens_five_thousand_scans_without_a_request(tmp_path):
+    play = pytest.importorskip("playwright.sync_api", reason="pip install playwright; apt-get install chromium")
+    browser = shutil.which("chromium") or pytest.skip("apt-get install chromium")
+    records = Records(tmp_path)
+    done = [record(i) for i in range(5000)]
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (96, 260, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, format="JPEG", quality=20)
+    for one in done:
+        (records.folder / f"{one['key']}.jpg").write_bytes(file.getvalue())
+    path = write_pages(tmp_path, records, done, [], "Many")[0]
+    assert path.stat().st_size < 120e6
+    with play.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        shown = chromium.new_page()
+        requests, errors = [], []
+        shown.on("request", lambda request: requests.append(request.url))
+        shown.on("pageerror", lambda error: errors.append(str(error)))
+        shown.goto(f"file://{path}")
+        shown.wait_for_function("document.querySelector('#list li img')?.complete")
+        for key in "jjwju":
+            shown.keyboard.press(key)
+        names = shown.evaluate("shown.map(number => rows[number].name)")
+        assert shown.evaluate("exported()").splitlines() == ["scan,mark,volume_ml,lesions", *(
+            f"{names[i]},{mark},{next(one['volume_ml'] for one in done if one['name'] == names[i])},2"
+            for i, mark in ((1, "wrong"), (2, "unsure")))]
+        shown.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        shown.wait_for_function("[...document.querySelectorAll('img')].some(image => image.complete)")
+        assert shown.evaluate("document.querySelectorAll('#list img').length") < 100
+        shown.fill("#text", "sub-4999")
+        assert shown.text_content("#count") == "1 of 5000 scans"
+        assert errors == [] and [url for url in requests if not url.startswith(("data:", f"file://{path}"))] == []
+        chromium.close()
