@@ -345,3 +345,13 @@ def test_the_order_of_models_changes_nothing(tmp_path):
     models = [bright_model(tmp_path / f"m{level}", level=level) for level in (0.5, 0.6, 0.7)]
     one, other = (segment_scan(path, order) for order in (models, models[::-1]))
     assert np.array_equal(array(one.mask), array(other.mask)) and one.volume_ml == other.volume_ml > 0
+
+
+@pytest.mark.parametrize("rank, gpus, found", [("0", 1, 0), ("1", 1, 0), ("3", 2, 1), ("3", 8, 3)])
+def test_torchrun_gives_out_the_gpus_in_turn(monkeypatch, rank, gpus, found):
+    """Two processes on a machine with one GPU share it, rather than refuse a flag that nobody gave."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert scan.pick_device(None) == torch.device("cuda", found)

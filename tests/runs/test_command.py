@@ -153,7 +153,7 @@ TRAIN = """
 def test_real_runs_in_slots_with_one_gpu_end_as_on_a_cpu(job, root, monkeypatch, tiny_data, tmp_path):
     """Codes 0, 2 and 3 with their last lines; the precision is the file's, and is recorded."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    flags = {"good": ["--training.max_epochs", "1"], "wrong": ["--fold", "9"],
+    flags = {"good": ["--training.max_epochs", "1"], "wrong": ["--training.batch_size", "0"],
              "nan": ["--optimizer.lr", "1e30", "--model.norm", "none", "--training.max_epochs", "3"]}
 
     def jobs():
@@ -166,7 +166,8 @@ def test_real_runs_in_slots_with_one_gpu_end_as_on_a_cpu(job, root, monkeypatch,
     config.write_text("distributed_type: 'NO'\nmixed_precision: bf16\n")
     ended = run_jobs(make_launcher("local", accelerate_config=str(config)), list(jobs()))
     assert {name: end.code for name, end in ended.items()} == {"good": 0, "wrong": 2, "nan": 3}
-    assert ended["wrong"].line.startswith("--fold 9: ") and "the last resume point is kept" in ended["nan"].line
+    assert "training.batch_size: found 0" in ended["wrong"].line
+    assert "the last resume point is kept" in ended["nan"].line
     assert "precision: bf16" in (tmp_path / "good" / "config.yaml").read_text()
     said = sorted(end.handle.output().splitlines()[0] for end in ended.values())
     assert said == ["slot 0", "slot 1", "slot 2"]
