@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 import meshnet
-from meshnet.errors import REQUIRED, TOKEN, OneLineParser, UserError, run_script
+from meshnet.errors import REQUIRED, TOKEN, WORD, Diverged, OneLineParser, UserError, run_script
 
 
 def ended(main) -> int:
@@ -247,3 +248,12 @@ def test_every_script_says_its_version_and_guesses_a_flag(capsys):
     with pytest.raises(SystemExit) as end:
         parser.parse_args(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"meshnet {meshnet.__version__}\n"
+
+
+def test_the_first_process_that_fails_leaves_its_word(monkeypatch, tmp_path):
+    """What the others say afterwards is of a lost connection, or of the launcher that ends them."""
+    path = tmp_path / "word"
+    monkeypatch.setenv(WORD, str(path))
+    codes = [ended(raising(error)) for error in (KeyboardInterrupt(), Diverged("the loss\nis nan"), UserError("later"))]
+    assert codes == [130, 3, 2]
+    assert json.loads(path.read_text()) == {"code": 3, "line": "error: the loss is nan"}

@@ -1,5 +1,6 @@
 """Jobs: what their ends mean, and the command that starts them."""
 
+import json
 import os
 from types import SimpleNamespace
 
@@ -99,3 +100,21 @@ def test_trouble_of_runs_that_ran_together_counts_once_and_several_in_a_row_stop
     now[0] = 150
     with pytest.raises(Surroundings, match=r"^away; found this 3 times in a row, .* the same command goes on"):
         trouble.add(145, "away")
+
+
+@pytest.mark.parametrize(("code", "left", "output", "expected"), [
+    (0, {"code": 3, "line": "error: old"}, "", (0, "")),
+    (1, {"code": 3, "line": "error: the loss is nan"}, "exitcode : 1 (pid: 5)", (3, "the loss is nan")),
+    (None, {"code": 2, "line": "error: --fold"}, "", (2, "--fold")),  # adopted: its exit code went to init
+    (1, {"code": 1, "line": "RuntimeError: closed"}, "exitcode : -7 (pid: 5)\nexitcode : 143 (pid: 6)",
+     (-7, "RuntimeError: closed")),
+    (1, {"code": 1, "line": "ValueError: seven"}, "exitcode : 4 (pid: 5)", (1, "ValueError: seven")),
+    (-9, {"code": 3, "line": "error: nan"}, "", (-9, "nan")), (2, None, "a\nerror: --fold\nb\n", (2, "--fold")),
+    (1, None, "ValueError: seven\n", (1, "ValueError: seven")), (None, None, "", (None, "")),
+    (1, "cut off by a full di", "error: full\nexitcode : 4 (pid: 5)", (4, "full")),
+])
+def test_which_process_of_a_job_counts(tmp_path, code, left, output, expected):
+    if left:
+        (tmp_path / jobs.WORD_FILE).write_text(left if isinstance(left, str) else json.dumps(left))
+    handle = SimpleNamespace(job=SimpleNamespace(run_dir=tmp_path), output=lambda most: output)
+    assert jobs.cause_of(handle, code) == expected
