@@ -109,6 +109,7 @@ def test_trouble_of_runs_that_ran_together_counts_once_and_several_in_a_row_stop
     (1, {"code": 1, "line": "RuntimeError: closed"}, "exitcode : -7 (pid: 5)\nexitcode : 143 (pid: 6)",
      (-7, "RuntimeError: closed")),
     (1, {"code": 1, "line": "ValueError: seven"}, "exitcode : 4 (pid: 5)", (1, "ValueError: seven")),
+    (1, {"code": 1, "line": "ValueError: seven"}, "exitcode : -15 (pid: 5)", (1, "ValueError: seven")),
     (-9, {"code": 3, "line": "error: nan"}, "", (-9, "nan")), (2, None, "a\nerror: --fold\nb\n", (2, "--fold")),
     (1, None, "ValueError: seven\n", (1, "ValueError: seven")), (None, None, "", (None, "")),
     (1, "cut off by a full di", "error: full\nexitcode : 4 (pid: 5)", (4, "full")),
