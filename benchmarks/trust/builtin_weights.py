@@ -19,6 +19,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meshnet.errors import UserError, run_script
+from meshnet.files import write_json
 
 CONTRASTS = ("T1w", "T2w", "FLAIR", "DWI")
 WAYS = ("as made", "5 mm slices", "RAS", "brain-extracted")
@@ -144,6 +145,20 @@ def best_setting(rows: list[dict]) -> tuple[str, dict[str, float]]:
     return max(values, key=values.get), values
 
 
+def summary_of_all(rows: list[dict], key: str) -> dict:
+    """By contrast, by way of scanning, by label map, and how well the quality ranks, at one setting."""
+    plain = [row for row in rows if row["way"] == "as made"]
+    dice = lambda chosen: round(float(np.mean([row["scores"][key][0] for row in chosen])), 3) if chosen else None
+    ill = [row for row in rows if row["lesion_ml"] > 0.05]
+    return {"setting": key,
+            "contrasts": {name: summary([row for row in plain if row["contrast"] == name], key) for name in CONTRASTS},
+            "ways": {name: {way: dice([row for row in ill if (row["contrast"], row["way"]) == (name, way)])
+                            for way in WAYS} for name in CONTRASTS},
+            "maps": {str(number + 1): dice([row for row in ill if row["map"] == number and row["way"] == "as made"])
+                     for number in sorted({row["map"] for row in rows})},
+            "quality_auc": ranked(plain, key)}
+
+
 def ranked(rows: list[dict], key: str) -> float | None:
     """The share of pairs of a success and a failure (Dice below 0.3, or over 1 mL in a healthy head) in which the
     success has the higher quality."""
@@ -167,6 +182,7 @@ def main() -> int:
     parser.add_argument("--way", default="as made", choices=WAYS, help="how a head is scanned")
     parser.add_argument("--out", required=True, help="results, a line for each head")
     parser.add_argument("--table", help="only print: THRESHOLD SMALLEST, or best")
+    parser.add_argument("--summary", help="JSON file to write what is printed to")
     arguments = parser.parse_args()
     if not arguments.table:
         if not (arguments.model and arguments.anatomy and arguments.lesions):
@@ -182,6 +198,8 @@ def main() -> int:
             chosen = [row for row in rows if row["contrast"] == contrast and row["way"] == way]
             if chosen:
                 print(contrast, way, key, summary(chosen, key))
+    if arguments.summary:
+        write_json(arguments.summary, summary_of_all(rows, key))
     return 0
 
 

@@ -9,6 +9,7 @@ was not trained on, all contrasts alike. What it was before and is after, bin by
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def collect(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         contrast = CONTRASTS[number % len(CONTRASTS)]
         image, mask, _ = make(arguments.first + number, contrast, "as made", maps, masks)
         volume, _ = read_case([image], models).inputs[0][0]
-        truth = np.asarray(conform_mask(mask, card.grids()[0], {1: 1}, image, exact=False).dataobj) == 1
+        grid = replace(card.grids()[0], shape=volume.shape[1:])  # it may have been enlarged
+        truth = np.asarray(conform_mask(mask, grid, {1: 1}, image, exact=False).dataobj) == 1
         found = predict_logits(network, volume, threads=1)
         places = np.flatnonzero((volume[0] > 0).ravel())
         places = rng.choice(places, min(EACH, len(places)), replace=False)

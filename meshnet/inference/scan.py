@@ -27,8 +27,8 @@ from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card, common_threshold
 from meshnet.networks.folder import default_model
 from meshnet.scans import checks
-from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
-from meshnet.scans.intensity import Extremes, as_input
+from meshnet.scans.grid import EXTREMES, TURNED, conform, stack_channels, to_native
+from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT, check_image, image_like, read_image, split_channels
 
@@ -215,18 +215,19 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     remarks += [line for image, name in zip(images, card.channels) for line in checks.values_remarks(image, name)]
     remarks += checks.extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
-    inputs, extremes = [], None
+    inputs, first = [], None
     for _, each in models:
         grids = [checks.fitted(grid, images[0], where) for grid in each.grids()]
         remarks += [line for _, lines in grids for line in lines]
         seen = [view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids]
         inputs.append([one for one, _ in seen])
-        extremes = extremes or seen[0][1]
+        first = first or seen[0][1]
     with timed(parts, "check"):
         volume = inputs[0][0][0]
         remarks += checks.check_channels(volume, card.channels, where)
-        for channel, found, name in zip(volume, extremes, card.channels):
-            remarks += checks.grey_remarks(channel, found, name)
+        for channel, extra, name in zip(volume, first, card.channels):
+            remarks += checks.grey_remarks(channel, extra[EXTREMES], name)
+            remarks += checks.contrast_remarks(extra.get(TURNED, False))
     return Case(images, inputs, parts, list(dict.fromkeys(remarks)))
 
 
@@ -250,13 +251,13 @@ def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nift
 
 
 def conformed_view(images: Sequence[nib.Nifti1Image], grid, scaling: str, window,
-                   parts: dict[str, float]) -> tuple[View, list[Extremes | None]]:
-    """The images on one grid, as a network sees them, and the extremes of each. Adds the seconds that this took to
-    ``parts``."""
+                   parts: dict[str, float]) -> tuple[View, list[dict]]:
+    """The images on one grid, as a network sees them, and what ``conform`` says of each (its ``extra``). Adds the
+    seconds that this took to ``parts``."""
     with timed(parts, "conform"):
         conformed = [conform(image, grid, scaling, window, images[0], exact=False) for image in images]
         volume = as_input(stack_channels([np.asarray(image.dataobj) for image in conformed]))
-    return (volume, conformed[0].affine), [image.extra[EXTREMES] for image in conformed]
+    return (volume, conformed[0].affine), [image.extra for image in conformed]
 
 
 def conformed_scan(scans: Sequence[Scan], card: Card) -> np.ndarray:

@@ -152,6 +152,14 @@ def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str)
     return remarks
 
 
+def contrast_remarks(turned: bool) -> list[str]:
+    """What a reader should know of a scan that was ``turned`` round because it looks like T1w."""
+    if not turned:
+        return []
+    return ["looks like T1w, where lesions are dark: its grey values were turned round for the model; if it has "
+            "another contrast, do not use the mask"]
+
+
 def grey_remarks(volume: np.ndarray, extremes: Extremes | None, name: str) -> list[str]:
     """Whether a channel uses the grey levels that its scaling gave it.
 

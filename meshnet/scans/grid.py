@@ -16,6 +16,7 @@ from meshnet.scans.nifti import mask_classes
 from meshnet.scans.resample import covering_reach, resample, resample_mean
 
 EXTREMES = "extremes"  # key of a conformed image's ``extra``: what ``without_extremes`` found
+TURNED = "turned"  # likewise: whether the scaling ``lesions_bright`` turned the scan round
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
 
@@ -109,7 +110,7 @@ def conform(
         volume = np.asarray(conformed.dataobj)
         new = stretch_quantiles(volume) if scaling == "brainchop_quantile" else lesions_bright(volume, grid.voxel_mm)
         result = _image(new, affine)
-        result.extra.update(conformed.extra)
+        result.extra.update(conformed.extra | {TURNED: scaling == "lesions_bright" and new is not volume})
         return result
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)

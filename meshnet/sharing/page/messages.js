@@ -30,6 +30,7 @@ const MESSAGES = {
   short: "the scan measures {}, less than a head along one axis; what lies outside it cannot be marked",
   fewSlices: "the scan has only {} slices; lesions between them cannot be marked",
   thick: "slices of {} mm are thick for a model with voxels of {} mm; small lesions may be missed and outlines are coarse",
+  turned: "looks like T1w, where lesions are dark: its grey values were turned round for the model; if it has another contrast, do not use the mask",
   tooLong: "{}: measures {} by its affine, expected a head of at most {} mm; correct its affine, or cut the head out",
   enlarged: "the scan is larger than the model's grid of {}: the grid was enlarged, and what lies outside the head was not trained on",
   emptyChannel: "{}: channel {} is empty on the model's grid, expected it to overlap the first channel ({}); check its affine, or whether it belongs to this patient",

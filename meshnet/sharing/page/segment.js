@@ -27,13 +27,16 @@ async function readCase(files, card, step, parts) {
     step("conforming");
     await timed(parts, "conform", () => {
       const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
-      views.push({ extremes: conformed.map(({ extremes: found }) => found), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
+      views.push({ extremes: conformed.map(({ extremes: found }) => found), turned: conformed.map(({ turned }) => Boolean(turned)), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
     });
   }
   await timed(parts, "check", () => {
     const volumes = views[0].channels.map((data) => makeVolume(data, views[0].shape));
     remarks.push(...checkChannels(volumes, card.channels, files[0].name));
-    volumes.forEach((volume, c) => remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c])));
+    volumes.forEach((volume, c) => {
+      remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c]));
+      if (views[0].turned[c]) remarks.push(say("turned"));
+    });
   });
   return { images, views, remarks: [...new Set(remarks)] };
 }

@@ -1,0 +1,76 @@
+"""README.md of the built-in weights, written from config.json and results.json beside them.
+
+``python benchmarks/trust/weights_card.py [--folder weights/meshnet16-synthetic]``
+
+results.json holds what was measured: ``builtin_weights.py --summary`` writes its synthetic part, ``calibrate.py`` the
+calibration; figures on real scans, which are not in the repository, are entered by hand with how often each was seen.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from meshnet.errors import run_script
+from meshnet.files import write_text
+
+WAYS = ("as made", "5 mm slices", "RAS", "brain-extracted")
+
+
+def table(head: list[str], rows: list[list]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head),
+            *("| " + " | ".join("–" if cell is None else f"{cell}" for cell in row) + " |" for row in rows), ""]
+
+
+def synthetic(results: dict) -> list[str]:
+    rows = [[name, one["cases"], one["dice"], one["f1"], *one["dice_by_ml"], one["healthy"], one["healthy_median_ml"],
+             one["healthy_p90_ml"]] for name, one in results["contrasts"].items()]
+    lines = table(["contrast", "strokes", "Dice", "lesion F1", "< 1 mL", "1–5", "5–20", "> 20 mL", "healthy heads",
+                   "mL marked, median", "90 %"], rows)
+    if results.get("ways"):
+        lines += ["How a head is scanned, mean Dice:", ""]
+        lines += table(["contrast", *WAYS], [[name, *(found.get(way) for way in WAYS)]
+                                             for name, found in results["ways"].items()])
+    lines += ["By label map (none was trained on), mean Dice over all contrasts: " + ", ".join(
+        f"{name} {value}" for name, value in results["maps"].items()) + ".", ""]
+    return lines
+
+
+def real(results: dict) -> list[str]:
+    rows = [[one["scan"], one["true_ml"], one["dice"], one["f1"], one["marked_ml"]] for one in results["development"]]
+    lines = table(["scan", "mL", "Dice", "lesion F1", "mL marked"], rows)
+    return [*lines, results["seen"], ""]
+
+
+def calibration(results: dict) -> list[str]:
+    rows = [[one["said"], one["is"], one["voxels"]] for one in results["calibration"]["after"]]
+    return table(["probability said, mean", "share that is lesion", "voxels"], rows)
+
+
+def readme(card: dict, results: dict) -> str:
+    lines = ["# meshnet16-synthetic", "", *results["intro"], "", "## What it reaches on synthetic heads", "",
+             results["synthetic_note"], "", *synthetic(results), "## What it reaches on real scans", "", *real(results),
+             "## What its probabilities mean", "", results["calibration_note"], "", *calibration(results),
+             "## What it can and cannot do", "", *results["limits"], "", "## How it was made", "", *results["made"], ""]
+    if results.get("fine_tuning"):
+        lines += ["## Fine-tuning", "", results["fine_tuning_note"], "",
+                  *table(["", *next(iter(results["fine_tuning"].values()))],
+                         [[name, *found.values()] for name, found in results["fine_tuning"].items()])]
+    lines += [f"Decision: a voxel of probability {card['threshold']:g} or more is lesion; lesions under "
+              f"{card['min_lesion_mm3'] / 1000:g} mL are dropped. {results['decision']}", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("weights/meshnet16-synthetic"))
+    folder = parser.parse_args().folder
+    card, results = (json.loads((folder / name).read_text(encoding="utf-8"))
+                     for name in ("config.json", "results.json"))
+    write_text(folder / "README.md", readme(card, results))
+
+
+if __name__ == "__main__":
+    run_script(main)
