@@ -24,7 +24,7 @@ from meshnet.data.reader import PreparedData
 from meshnet.data.synthetic.case import PRESETS
 from meshnet.networks.build import build, load_model
 from meshnet.networks.folder import save_model
-from meshnet.scans.contrast import turned
+from meshnet.scans.contrast import inside_head
 
 WEIGHTS = torch.tensor([0.6, 1.5, 0.7, 0.7])  # of the classes, in the cross-entropy
 
@@ -84,7 +84,7 @@ def main() -> None:
         data, index, _ = groups[0 if t1w else 1][rng.integers(len(groups[0 if t1w else 1]))]
         image, mask = data.image(index), data.read(index, "mask")
         if t1w:
-            image = turned(image[0])[None]
+            image = np.where(inside_head(image[0]), 1 - image, image).astype(np.float32)
         if rng.random() < 0.5:
             image, mask = image[:, ::-1], mask[::-1]
         if rng.random() < 0.5:
