@@ -27,7 +27,7 @@ from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card, common_threshold
 from meshnet.networks.folder import default_model
 from meshnet.scans import checks
-from meshnet.scans.grid import EXTREMES, TURNED, conform, stack_channels, to_native
+from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT, check_image, image_like, read_image, split_channels
@@ -80,8 +80,7 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
                  threads: int | None = None) -> Segmentation:
     """Segment one scan. The mask is the same, to the voxel, as that of ``python infer.py``.
 
-    A MeshNet runs on a CPU without importing PyTorch, if there is a C++ compiler. All other networks and GPUs need
-    PyTorch.
+    A MeshNet runs on a CPU without importing PyTorch, if there is a C++ compiler; all else needs PyTorch.
 
     Args:
         scan: a NIfTI file or image (X, Y, Z) on any grid. For several channels, a sequence of them in the model's
@@ -226,8 +225,7 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
         volume = inputs[0][0][0]
         remarks += checks.check_channels(volume, card.channels, where)
         for channel, extra, name in zip(volume, first, card.channels):
-            remarks += checks.grey_remarks(channel, extra[EXTREMES], name)
-            remarks += checks.contrast_remarks(extra.get(TURNED, False))
+            remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
     return Case(images, inputs, parts, list(dict.fromkeys(remarks)))
 
 
