@@ -156,8 +156,10 @@ def licences() -> str:
     """The licences of what the page is made of: this project's own alone."""
     from meshnet import ROOT
 
+    path = ROOT / "LICENSE"  # not beside an installed package
+    own = path.read_text(encoding="utf-8") if path.is_file() else "MeshNet: MIT License.\n"
     return ("This page consists of MeshNet alone, and its engine of code compiled with libc++ (Apache-2.0 with LLVM "
-            f"exceptions) and wasi-libc (MIT).\n\n{(ROOT / 'LICENSE').read_text(encoding='utf-8')}")
+            f"exceptions) and wasi-libc (MIT).\n\n{own}")
 
 
 def space_card(title: str, notice: str) -> str:

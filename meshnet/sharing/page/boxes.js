@@ -64,15 +64,22 @@ function borderValues(channels, shape) {
 
 // The box around all voxels that differ from the border's medians; the whole volume where none do.
 function contentBox(channels, shape, air) {
-  const box = shape.map((n) => [n, 0]);
-  channels.forEach((data, c) => visit(makeVolume(data, shape), 1, (value, ...index) => {
-    if (value === air[c]) return;
-    for (let axis = 0; axis < 3; ++axis) {
-      if (index[axis] < box[axis][0]) box[axis][0] = index[axis];
-      if (index[axis] >= box[axis][1]) box[axis][1] = index[axis] + 1;
-    }
-  }));
-  return box[0][1] ? box : wholeBox(shape);
+  const [nx, ny, nz] = shape;
+  let x0 = nx, x1 = 0, y0 = ny, y1 = 0, z0 = nz, z1 = 0;
+  channels.forEach((data, c) => {
+    const value = air[c];
+    for (let i = 0; i < nx; ++i)
+      for (let j = 0; j < ny; ++j) {
+        const row = (i * ny + j) * nz;
+        let first = 0, last = nz - 1;
+        while (first < nz && data[row + first] === value) ++first;
+        if (first === nz) continue;
+        while (data[row + last] === value) --last;
+        x0 = Math.min(x0, i), x1 = Math.max(x1, i + 1), y0 = Math.min(y0, j), y1 = Math.max(y1, j + 1);
+        z0 = Math.min(z0, first), z1 = Math.max(z1, last + 1);
+      }
+  });
+  return x1 ? [[x0, x1], [y0, y1], [z0, z1]] : wholeBox(shape);
 }
 
 function contentOrHeadBox(channels, shape, content) {

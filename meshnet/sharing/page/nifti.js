@@ -31,8 +31,18 @@ const FIELDS = [{
 const BYTES = { Int16: 2, Int32: 4, Float32: 4, Float64: 8, BigInt64: 8, Uint8: 1 };
 
 async function gunzip(content) {
-  const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  return through(new DecompressionStream("gzip"), content);
+}
+
+// What comes out of a stream. Not by pipeThrough: its own promise would be refused too, and nobody hears that.
+async function through(stream, content) {
+  const writer = stream.writable.getWriter(), reader = stream.readable.getReader(), pieces = [];
+  const ignored = () => {};  // the reader is told as well
+  writer.write(content).catch(ignored), writer.close().catch(ignored);
+  for (let piece; !(piece = await reader.read()).done;) pieces.push(piece.value);
+  const whole = new Uint8Array(pieces.reduce((n, piece) => n + piece.length, 0));
+  pieces.reduce((at, piece) => (whole.set(piece, at), at + piece.length), 0);
+  return whole;
 }
 
 // The image in a file, plain or gzipped. `channels`: the last axis of a 4D file is channels.
@@ -231,6 +241,5 @@ function writeImage(data, like) {
 }
 
 async function gzip(content) {
-  const stream = new Blob([content]).stream().pipeThrough(new CompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  return through(new CompressionStream("gzip"), content);
 }
