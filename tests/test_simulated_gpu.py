@@ -36,7 +36,7 @@ def shape_of(tensor):
 
 @pytest.mark.parametrize("arguments, budget", [
     ({}, None), ({"norm": "group", "norm_groups": 2, "activation": "gelu"}, 8),
-    ({"norm": "instance", "dropout": 0.1}, 6),
+    pytest.param({"norm": "instance", "dropout": 0.1}, 6, marks=pytest.mark.slow),
 ])
 def test_both_passes_of_a_step(gpu, arguments, budget):
     with device.simulated_gpu(), torch.no_grad():
@@ -89,7 +89,7 @@ def test_whole_steps_keep_their_budgets(root):
     assert found[1]["peak"] <= 1.1 * found[0]["peak"] and found[2]["peak"] <= 1.25 * found[0]["peak"]
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
 def test_a_network_on_a_volume(gpu, norm):
     """Inference at 256³: half maps, logits in float32 on the card, no copy into another layout, no more memory than was
     foretold, also of a tile inside, which convolutions with padding have to cut."""
