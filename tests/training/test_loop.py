@@ -321,7 +321,7 @@ def test_early_stopping_waits_as_told(tiny_data, tmp_path):
           "true", "--training.early_stopping_patience", 2)
     rows = lines(folder)
     assert rows[-1]["stopped_early"] and (folder / "DONE").exists()
-    best = max(range(len(rows)), key=lambda i: (rows[i]["val_dice"], -i))
+    best = max(range(len(rows)), key=lambda i: (rows[i]["val_dice_swept"], -i))
     assert len(rows) == best + 1 + 2
 
 
