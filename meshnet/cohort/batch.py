@@ -16,6 +16,7 @@ from meshnet.inference.scan import Case, Segmentation
 from meshnet.networks.card import WEIGHTS
 from meshnet.networks.folder import find_folder
 from meshnet.runs.folder import AVERAGED
+from meshnet.runs.shares import Place
 from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import read_image
 
@@ -45,7 +46,9 @@ class Batch:
         self.alone = self.root is None and len(cases) == 1 and not arguments.report
         if arguments.report and self.out is None:
             raise UserError("--report: needs -o FOLDER, the folder of the masks and of the page; add it")
-        self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone)
+        # The one scan of a task of an array is that task's own: nothing is shared.
+        self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone,
+                         Place() if self.alone else None)
         self.facts: dict[str, dict] = {}
         self.taken = 0
         if self.root is not None:

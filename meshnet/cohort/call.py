@@ -5,7 +5,6 @@ from pathlib import Path
 
 from meshnet.data.sources.case import Filters
 from meshnet.errors import UserError
-from meshnet.runs.shares import place
 
 LEVELS = ("participant", "group")
 
@@ -84,9 +83,6 @@ def check_dicom(arguments: argparse.Namespace) -> None:
     for name in arguments.scans:
         if not Path(name).exists():
             raise UserError(f"{name}: no such file or folder, expected one of DICOM files; check the path")
-    if place().count > 1:
-        raise UserError(f"--format dicom: found {place().count} processes that share the work, expected one; "
-                        "convert the files with one process first, then share the folder 'converted'")
 
 
 def dicom_batch(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bright import scan_file
+from bright import infer, scan_file
 from stand_in import wait_for
 
 from meshnet.cohort.records import progress
@@ -70,6 +70,12 @@ def test_processes_that_share_need_one_folder(model, root, tmp_path):
     process = start(root, "infer.py", folder, "--model", model, shard=0, of=2)
     assert "-o: missing" in process.communicate(timeout=60)[1] and process.returncode == 2
     assert sorted(path.name for path in folder.iterdir()) == ["s00.nii.gz", "s01.nii.gz"]
+
+
+def test_a_task_with_one_scan_of_its_own_does_it(model, tmp_path):
+    environment = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_JOB_ID": "5"}
+    infer(scan_file(tmp_path / "a.nii.gz"), "--model", model, "--no-picture", env=environment)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "a_lesion.nii.gz"]
 
 
 def test_time_left_is_of_all_processes_together():
