@@ -1,11 +1,13 @@
 """Samplers: reproducible, inside the space, and the model-based one better than chance."""
 
+import itertools
 import math
 import random
 import statistics
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from meshnet.search.asha import Asha
@@ -165,3 +167,51 @@ def test_what_a_batch_is_made_from_is_the_best_of_the_highest_rungs(monkeypatch)
     assert ModelSampler(SPACE, 0)._snapshot(study).scored == all_rows
     best = sorted(all_rows, key=lambda row: (-row[1], row[2]))[:25]
     assert ModelSampler(SPACE, 0, most=25)._snapshot(study).scored == best
+
+
+# ---------------------------------------------------------------- what the model judges, and what it is told
+class Counted(ModelSampler):
+    """Remembers the answers of its judge."""
+
+    answers: tuple = ()
+
+    def judge(self, shown, study):
+        number, worth = super().judge(shown, study)
+        self.answers += ((shown, number, worth),)
+        return number, worth
+
+
+def test_the_judge_prefers_what_promises_most_and_asks_for_new_trials_too():
+    noise = random.Random(3)
+    score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs) + noise.gauss(0, 0.05)
+    sampler = Counted(SPACE, 0)
+    study = play(sampler, 40, score)
+    assert study.done()
+    late = sampler.answers[10:]
+    assert {worth for *_, worth in late} == {True, False}
+    assert all(number in shown for shown, number, _ in sampler.answers)
+    chosen = [away(study.trials[number].parameters) for shown, number, _ in late if len(shown) > 1]
+    passed = [away(study.trials[other].parameters) for shown, number, _ in late for other in shown if other != number]
+    assert statistics.median(chosen) < statistics.median(passed)
+
+
+def test_choices_without_an_order_are_equally_far_apart_and_numbers_are_not():
+    space = parse_space({"model.norm": "choices(['batch', 'group', 'none'])", "warmup_pct": "choices([0.02, 0.1, 0.2])",
+                         "channels": "uniform(5, 21, discrete=True)", "lr": "loguniform(1e-4, 1)"})
+    numbers = np.random.default_rng(0)
+    sampler, units = ModelSampler(space, 0), numbers.random((200, 4))
+    tried = sampler._as_tried(units)
+    assert tried == pytest.approx(np.array([space.encode(space.decode(one)) for one in units]), abs=1e-3)
+    features = sampler._features(tried)
+    assert features.shape == (200, 6)
+    for one, other in itertools.combinations(np.unique(features[:, :3], axis=0), 2):
+        assert math.dist(one, other) == pytest.approx(1)
+    assert sorted(set(features[:, 3].round(3))) == [0.167, 0.5, 0.833]
+
+
+def test_no_configuration_is_proposed_twice():
+    """It would have the same seed, so the same score."""
+    space = parse_space({"channels": "uniform(5, 21, discrete=True)", "warmup_pct": "choices([0.02, 0.1, 0.2])"})
+    study = play(ModelSampler(space, 0, explore=0), 30, lambda parameters, epochs: -abs(parameters["channels"] - 9))
+    late = [str(trial.parameters) for trial in study.trials[10:]]
+    assert len(set(late)) == len(late)
