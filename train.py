@@ -159,7 +159,9 @@ def score(arguments: argparse.Namespace) -> int:
     from meshnet.hub import data_folder
 
     with surrounding():
-        return test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
+        code = test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
+    say_next(command("python", "infer.py", "SCAN.nii.gz", "--model", arguments.run_dir))
+    return code
 
 
 def fit(run, begun: bool, stop_epoch: int) -> None:
