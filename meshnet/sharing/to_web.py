@@ -35,6 +35,7 @@ PAGE = ("messages", "arrays", "viewer", "page")  # what the page loads itself
 CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
        "img-src data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
 NOTICE = "Research software. Not a medical device, not for diagnosis."
+SCALINGS = ("conform_uint8", "minmax", "quantile", "window", "brainchop_quantile")  # those of intensity.js
 MOST_BYTES = 2e9  # of memory for a network, as in engine.js
 MOST_PAGE = 3_500_000  # bytes
 SIGN = "meshnet-page"  # in model.js, by which a page is known again
@@ -83,6 +84,9 @@ def check_model(name: str | Path, card: Card, weights: Path) -> None:
     if card.name != "meshnet":
         raise UserError(f"{weights.parent}: is a {card.name}, expected a MeshNet, the network that runs in a page; "
                         "export it with python share.py onnx")
+    if card.scaling not in SCALINGS:
+        raise UserError(f"{weights.parent}: has the scaling {card.scaling}, expected one of {', '.join(SCALINGS)} in a "
+                        "page; use infer.py")
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -44,6 +44,7 @@ def check(page, paths, model, tmp_path, voxels=None, **settings):
         assert [answer[key] for key in ("volume_ml", "lesions", "largest_ml")] == [
             expected.volume_ml, expected.lesions, expected.largest_ml]
         assert (*answer["warnings"], *answer["remarks"]) == expected.remarks
+        assert answer["quality"] == expected.quality
     return answer
 
 

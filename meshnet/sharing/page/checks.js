@@ -27,6 +27,14 @@ function formsRemarks(header, nifti2) {
   return axes[0] === axes[1] ? [] : [say("forms", ...axes)];
 }
 
+// Whether a channel is a scan at all: a mask has two values.
+function valuesRemarks(image, name) {
+  const found = new Set(), { data } = image.volume;
+  for (let i = 0; i < data.length && found.size < 3; ++i) found.add(data[i]);
+  if (found.size > 2) return [];
+  return [say("twoValues", name, [...found].sort((a, b) => a - b).map((value) => general(value)).join(" and "))];
+}
+
 function extentRemarks(image, voxel) {
   const spacing = edges(image.affine), { shape } = image.volume, extent = spacing.map((s, i) => s * shape[i]);
   const remarks = [];
@@ -66,6 +74,7 @@ function checkChannels(volumes, names, where) {
     const small = sampled(volume, 2), [low] = extremes(small);
     return small.map((value) => Number(value > low));
   });
+  if (!heads[0].some(Boolean)) refuse("sameValue", where, names[0]);
   heads.forEach((head, c) => { if (!head.some(Boolean)) refuse("emptyChannel", where, names[c], names[0]); });
   const remarks = [], size = heads[0].reduce((sum, value) => sum + value, 0);
   heads.slice(1).forEach((head, c) => {

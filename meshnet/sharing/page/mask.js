@@ -83,6 +83,17 @@ function clean(every, shape, affine, smallest) {
   return { labels, lesions, dropped: (dropped * each) / 1000, parts };
 }
 
+// The Dice that a mask has in the mean if the probabilities of lesion are right (expected_dice).
+function expectedDice(probabilities, labels, each) {
+  const lesion = lesionProbability(probabilities), one = 1000 / each;
+  let inside = 0, all = 0, marked = 0;
+  for (let i = 0; i < labels.length; ++i) {
+    all += lesion[i];
+    if (labels[i]) inside += lesion[i], ++marked;
+  }
+  return roundTo((2 * inside + one) / (all + marked + one), 3);
+}
+
 // What is left after a new threshold or size: everything that a reader of the mask is told.
 function decide(probabilities, like, threshold, smallest) {
   const every = labelsOf(probabilities, threshold);
@@ -90,5 +101,5 @@ function decide(probabilities, like, threshold, smallest) {
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
   return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3),
-           remarks: found.dropped ? [say("dropped", fixed(found.dropped, 2), general(smallest / 1000))] : [] };
+           quality: expectedDice(probabilities, found.labels, each), remarks: found.dropped ? [say("dropped", fixed(found.dropped, 2), general(smallest / 1000))] : [] };
 }

@@ -7,6 +7,11 @@ const MESSAGES = {
   // meshnet/scans/nifti.py
   gzip: "{}: truncated or damaged gzip ({}), expected it whole; copy it again",
   noNifti: "{}: found no NIfTI, expected .nii or .nii.gz; convert it with dcm2niix or mri_convert, or copy it again if it is damaged",
+  pointer: "{}: found {}, expected the NIfTI file itself; fetch it",
+  lfs: "a pointer of Git LFS (git lfs pull)",
+  annex: "a pointer of git-annex (datalad get, git annex get)",
+  webPage: "a page of the web",
+  least: "{}: found an extent of {} mm, expected a head; if the header holds metres, set its xyzt_units to 1 (nifti_tool)",
   damaged: "{}: damaged or truncated NIfTI ({}), expected it whole; copy it again",
   dimensions: "{}: found {}D data of shape {}, expected one 3D volume; extract the volume to use, or declare the last axis as channels where the format allows it",
   empty: "{}: found an empty volume of shape {}, expected voxels on every axis; replace it",
@@ -37,7 +42,10 @@ const MESSAGES = {
   elsewhere: "{}: channel {} covers {} % of channel {}, expected overlap; check its affine, or whether it belongs to this patient",
   partly: "channel {} covers only {} % of channel {}",
   few: "a few voxels",
-  bright: "{} of the voxels, as a bright slice,",
+  bright: "{} of the voxels (a bright slice, padding?)",
+  twoValues: "{}: holds no values but {}; is it a mask and not a scan?",
+  sameValue: "{}: {} has the same value everywhere on the model's grid, expected a head; look at the file",
+  volume: "the mask holds {} mL, more than a lesion can; check the scan (inverted, no head, of another kind?) and the model",
   extremes: "{}: {} from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
   fewGreys: "{}: 98 % of the head lies within {} of 256 grey levels, so the mask is doubtful; check the intensities of the scan",
 };

@@ -15,6 +15,8 @@ const COLOURS = {
 };
 const UNITS_MM = { 1: 1000, 3: 0.001 };
 const HEAD_MM = [10, 2000], FARTHEST_MM = 1e5, LEAST = 1e-30, MOST = 1e30;
+const LEAST_MM = 1;  // a scan's longest side is more; headers that hold metres without saying so give less
+const POINTERS = [["version https:/" + "/git-lfs", "lfs"], ["/annex/objects/", "annex"], ["<!doctype html", "webPage"], ["<html", "webPage"]];
 const MOST_BYTES = 2 ** 31;  // of one array in a browser
 // name: [offset, type, count] in NIfTI-1 and in NIfTI-2
 const FIELDS = [{
@@ -56,7 +58,12 @@ async function readImage(content, name, channels = false) {
   }
   const magic = (at) => String.fromCharCode(...content.subarray(at, at + 4));
   const nifti2 = magic(344) !== "n+1\0";
-  if (nifti2 && magic(4) !== "n+2\0") refuse("noNifti", name);
+  if (nifti2 && magic(4) !== "n+2\0") {
+    const start = String.fromCharCode(...content.subarray(0, 200)).trimStart().toLowerCase();
+    const found = POINTERS.find(([words]) => start.startsWith(words));
+    if (found) refuse("pointer", name, say(found[1]));
+    refuse("noNifti", name);
+  }
   let header;
   try {
     header = readHeader(content, nifti2);
@@ -143,6 +150,8 @@ function checked(content, header, nifti2, name, channels) {
     if (!(value < Infinity)) finite = false;
   }
   if (!finite) refuse("infinite", name);
+  const longest = Math.max(...edges(header.affine).map((length, i) => length * shape[i]));
+  if (longest < LEAST_MM && !UNITS_MM[header.xyzt_units & 7]) refuse("least", name, general(longest));
   if (!isInteger(kind) && (seen > MOST || (seen > 0 && seen < LEAST))) refuse("largest", name, general(seen));
   const numbers = isInteger(kind) || kind === "f4" ? data : Float32Array.from(data);
   if (!numbers.some((value) => value !== 0)) refuse("zero", name);
@@ -215,6 +224,21 @@ async function readChannels(files, wanted) {
   return images;
 }
 
+// The CRC-32 of an array in a file's order, taken with its last axis closest together: infer.py knows its masks by it.
+function checksum(data, shape) {
+  const table = Int32Array.from({ length: 256 }, (_, n) => {
+    for (let k = 0; k < 8; ++k) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
+    return n;
+  });
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength), size = data.BYTES_PER_ELEMENT, [nx, ny, nz] = shape;
+  let sum = -1;
+  for (let i = 0; i < nx; ++i)
+    for (let j = 0; j < ny; ++j)
+      for (let k = 0; k < nz; ++k)
+        for (let b = 0, at = size * (i + nx * (j + ny * k)); b < size; ++b) sum = table[(sum ^ bytes[at + b]) & 255] ^ (sum >>> 8);
+  return ~sum >>> 0;
+}
+
 // The file of an array on the grid of `like`: uint8, or float32. It has its grid, units and nothing else of its header.
 function writeImage(data, like) {
   const layout = FIELDS[like.nifti2 ? 1 : 0], start = like.nifti2 ? 544 : 352, { own, volume } = like;
@@ -233,7 +257,7 @@ function writeImage(data, like) {
   put("scl_slope", 1);
   for (const name of ["xyzt_units", "qform_code", "sform_code"]) put(name, own[name]);
   for (const name of ["quatern", "qoffset", "srow"]) put(name, ...own[name]);
-  text(like.nifti2 ? 240 : 148, "MeshNet");
+  text(like.nifti2 ? 240 : 148, `MeshNet ${checksum(data, volume.shape).toString(16).padStart(8, "0")}`);
   if (like.nifti2) content.set([110, 43, 50, 0, 13, 10, 26, 10], 4);
   else text(344, "n+1");
   content.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), start);

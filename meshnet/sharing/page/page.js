@@ -177,7 +177,7 @@ function reportOf() {
   const { result } = state, name = stem(state.shown.name);
   return { scan: state.shown.files.map((file) => file.name), mask: `${name}_lesion.nii.gz`, volume_ml: result.volume_ml,
            lesions: result.lesions.length, largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks,
-           parts: result.parts, seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest, model: build.model };
+           parts: result.parts, quality: result.quality, seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest, model: build.model };
 }
 
 function details() {

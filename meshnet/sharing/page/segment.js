@@ -1,7 +1,7 @@
 // From the files of a case and a model to a mask: meshnet/inference/scan.py.
 "use strict";
 
-const VERSION = 1;  // of what a page remembers of a model
+const MOST_ML = 1000;  // of lesions; a hemisphere has some 600
 
 // A model from its config.json and model.safetensors: {card, layers, hash}.
 function readModel(card, weights) {
@@ -19,6 +19,7 @@ async function readCase(files, card, step, parts) {
   step("reading");
   const images = await timed(parts, "read", () => readChannels(files, card.channels));
   const remarks = images.flatMap(headerRemarks);
+  images.forEach((image, c) => remarks.push(...valuesRemarks(image, card.channels[c])));
   remarks.push(...extentRemarks(images[0], card.voxel_mm));
   const views = [];
   for (const grid of gridsOf(card)) {
@@ -76,6 +77,8 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
     const probabilities = await probabilitiesOf(engine, model, read, step, parts, name);
     step("cleaning");
     const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], threshold, smallest));
+    const lesion = (card.marks || card.classes[card.classes.length - 1]).includes("lesion");
+    if (lesion && found.volume_ml > MOST_ML) read.remarks.push(say("volume", fixed(found.volume_ml, 0)));
     const seconds = roundTo((now() - started) / 1000, 2);
     return { ...found, like: read.images[0], probabilities, warnings: read.remarks, threshold, smallest, parts, seconds };
   } catch (error) {
@@ -103,7 +106,7 @@ function lesionProbability(probabilities) {
 function report(result, files, names) {
   return { scan: files.map((file) => file.name), ...names, volume_ml: result.volume_ml, lesions: result.lesions.length,
            largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks, parts: result.parts,
-           seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest };
+           quality: result.quality, seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest };
 }
 
 function now() {

@@ -11,7 +11,7 @@ function show(id, result) {
   const { like } = result, scan = like.volume;
   return { what: "result", id, volume_ml: result.volume_ml, largest_ml: result.largest_ml, lesions: lesionTable(result),
            warnings: result.warnings, remarks: result.remarks, threshold: result.threshold, smallest: result.smallest,
-           parts: result.parts, seconds: result.seconds, bytes: kept.engine.bytes, labels: result.labels.slice(),
+           parts: result.parts, quality: result.quality, seconds: result.seconds, bytes: kept.engine.bytes, labels: result.labels.slice(),
            scan: { data: scan.data.slice(), shape: scan.shape, affine: like.affine } };
 }
 
@@ -39,8 +39,8 @@ const answers = {
   decide({ threshold, smallest }) {
     checkSettings(threshold, smallest);
     Object.assign(kept.result, decide(kept.result.probabilities, kept.result.like, threshold, smallest), { threshold, smallest });
-    const { labels, volume_ml, largest_ml, remarks } = kept.result;
-    tell({ what: "decided", labels: labels.slice(), volume_ml, largest_ml, remarks, threshold, smallest, lesions: lesionTable(kept.result) });
+    const { labels, volume_ml, largest_ml, remarks, quality } = kept.result;
+    tell({ what: "decided", labels: labels.slice(), volume_ml, largest_ml, remarks, quality, threshold, smallest, lesions: lesionTable(kept.result) });
   },
   async file({ kind }) {
     const { labels, probabilities, like } = kept.result;
