@@ -11,7 +11,7 @@ from meshnet.runs.launch import make_launcher
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "slurm"}, "--launcher: found 'slurm'"),
+        ({"name": "cloud"}, "--launcher: found 'cloud'"),
         ({"name": "local", "workers": 0}, "--workers: found 0"),
         ({"name": "local", "gpus_per_worker": -1}, "--gpus_per_worker"),
         ({"name": "local", "workers": 3, "gpus_per_worker": 1}, "expected at most 2"),
