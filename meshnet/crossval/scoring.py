@@ -25,7 +25,7 @@ from meshnet.scans.grid import to_native
 class Place:
     """Where networks are applied to test cases: on the GPU of this process while its memory suffices, else on the CPU.
 
-    On a GPU they run in the precision that they were trained and validated in.
+    On a GPU they run under the autocast of their training, as validation does; without one a MeshNet has half maps.
     """
 
     def __init__(self):
