@@ -235,7 +235,7 @@ def norm_backward(block: nn.Module, y: torch.Tensor, kept: Kept, gradient: torch
         grad_y = torch.batch_norm_backward_elemt(g, part, mean, inverse, safe, *both)
         if len(parts) > 1:
             gradient[case:case + 1] = grad_y
-    grad_weight, grad_shift, grad_bias = ((sum(v) if len(v) > 1 else v[0])[:channels] for v in zip(*found))
+    grad_weight, grad_shift, grad_bias = (sum(v[1:], v[0])[:channels] for v in zip(*found))
     result = gradient if len(parts) > 1 else grad_y
     if norm.weight is None:
         return result, {}, grad_bias
