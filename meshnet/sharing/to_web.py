@@ -35,7 +35,8 @@ PAGE = ("messages", "arrays", "viewer", "page")  # what the page loads itself
 CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
        "img-src data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
 NOTICE = "Research software. Not a medical device, not for diagnosis."
-SCALINGS = ("conform_uint8", "minmax", "quantile", "window", "brainchop_quantile")  # those of intensity.js
+SCALINGS = ("conform_uint8", "minmax", "quantile", "window", "brainchop_quantile",
+            "lesions_bright")  # those of intensity.js
 MOST_BYTES = 2e9  # of memory for a network, as in engine.js
 MOST_PAGE = 3_500_000  # bytes
 SIGN = "meshnet-page"  # in model.js, by which a page is known again
