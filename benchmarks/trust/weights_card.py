@@ -50,14 +50,12 @@ def calibration(results: dict) -> list[str]:
 
 
 def readme(card: dict, results: dict) -> str:
-    lines = ["# meshnet16-synthetic", "", *results["intro"], "", "## What it reaches on synthetic heads", "",
-             results["synthetic_note"], "", *synthetic(results), "## What it reaches on real scans", "", *real(results),
+    lines = ["# meshnet16-synthetic", "", *results["intro"], "", "## What it reaches", "",
+             "**On synthetic heads.**", "", results["synthetic_note"], "", *synthetic(results),
+             "**On real scans.**", "", *real(results),
              "## What its probabilities mean", "", results["calibration_note"], "", *calibration(results),
              "## What it can and cannot do", "", *results["limits"], "", "## How it was made", "", *results["made"], ""]
-    if results.get("fine_tuning"):
-        lines += ["## Fine-tuning", "", results["fine_tuning_note"], "",
-                  *table(["", *next(iter(results["fine_tuning"].values()))],
-                         [[name, *found.values()] for name, found in results["fine_tuning"].items()])]
+    lines += ["## Fine-tuning", "", *results["fine_tuning"], ""]
     lines += [f"Decision: a voxel of probability {card['threshold']:g} or more is lesion; lesions under "
               f"{card['min_lesion_mm3'] / 1000:g} mL are dropped. {results['decision']}", ""]
     return "\n".join(lines)
