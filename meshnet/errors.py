@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # The packages of requirements.txt by the names under which they are imported. Scripts load the first ones at their top.
 LOADED_FIRST = ("numpy", "scipy", "nibabel")
 REQUIRED = (*LOADED_FIRST, "yaml", "simple_parsing", "torch", "accelerate", "datasets", "huggingface_hub",
-            "safetensors", "pandas", "sklearn", "nilearn", "monai", "einops", "matplotlib", "tqdm", "wandb")
+            "safetensors", "pandas", "sklearn", "threadpoolctl", "nilearn", "monai", "einops", "matplotlib", "tqdm",
+            "wandb")
 USER_ERROR, DIVERGED, SURROUNDINGS, OUT_OF_MEMORY = 2, 3, 4, 5  # exit codes
 TOKEN = "MESHNET_JOB"  # in the environment of every process that search.py or crossval.py started
 WORD = "MESHNET_WORD"  # likewise: the file that takes exit code and last line of the first of a job's processes to fail
