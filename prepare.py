@@ -287,7 +287,7 @@ def print_listing(listing) -> int:
     for path, reason in listing.left_out:
         print(f"left out\t{path}\t{reason}")
     print_faults(listing.failed)
-    print(f"{count(len(listing.cases), 'pair')}, {len(listing.left_out)} left out, {len(listing.failed)} failed")
+    print(f"{len(listing.cases)} pair(s), {len(listing.left_out)} left out, {len(listing.failed)} failed")
     return 1 if listing.failed else 0
 
 

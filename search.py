@@ -20,7 +20,7 @@ from meshnet.recipe import as_begun, dump_config, load_search, parse
 from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
-from meshnet.search.drive import drive, drive_confirmation, refuse_other_host, report
+from meshnet.search.drive import drive, drive_confirmation, publish, refuse_other_host, report, write_best
 from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
 from meshnet.search.settings import changes, flat_of, recipe_of, recorded, refuse_lost_ledger, renew
@@ -83,7 +83,7 @@ def main() -> int | None:
     arguments, config = parse("search.py", __doc__.splitlines()[0], add_flags)
     if not arguments.study:
         raise UserError("--study: missing, expected a folder for the study, such as runs/search")
-    folder = Path(arguments.study)
+    folder = Path(arguments.study).absolute()  # jobs of SLURM and Ray start elsewhere
     if arguments.status:
         return show_status(folder)
 
@@ -134,9 +134,10 @@ def main() -> int | None:
         began = time.time()
         state = drive(study, screen, began, sampler.prepare)
         if state == "finished" and arguments.confirm:
-            state = confirm(arguments, study, make(), screen)
+            write_best(study, publish(study, "running", began), recipe)
+            state = confirm(arguments, study, make(), screen, began)
         report(study, screen, state, began, recipe, space)
-    say_more(arguments, folder, state)
+    say_more(arguments, Path(arguments.study), state)
     return 128 + study.ended_by if state == "interrupted" else 0
 
 
@@ -149,7 +150,7 @@ def say_more(arguments: argparse.Namespace, folder: Path, state: str) -> None:
                          f"{folder}_crossval"))
 
 
-def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen) -> str:
+def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen, began: float) -> str:
     """Train the best trials of a finished study again; "finished" or "interrupted"."""
     from meshnet.data.splits import load_splits
     from meshnet.search.confirm import Confirmation, best_finished, planned, searched_score
@@ -157,12 +158,13 @@ def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen) -> s
     plan, asha = study.plan, study.asha
     trials = best_finished(asha, arguments.confirm)
     rung = max((max(asha.trials[trial].scores) for trial in trials), default=0)
-    inner = len(load_splits(Path(arguments.data) / SPLITS)["folds"][arguments.fold]["inner"])
+    inner = len(load_splits(Path(plan.arguments[1]) / SPLITS)["folds"][arguments.fold]["inner"])
     runs = Confirmation(
         plan.folder, planned(trials, plan.inner_folds, inner, arguments.seed), launcher, plan.arguments[:4],
-        lambda trial: plan.recipe(asha.trials[trial].parameters, asha.rungs[-1]), asha.rungs[rung], plan.metric,
-        asha.maximize, plan.max_retries, plan.silent_after, plan.script, screen.say)
-    state = drive_confirmation(runs, lambda number: setattr(study, "ended_by", number))
+        lambda trial: plan.recipe(asha.trials[trial].parameters, asha.rungs[rung if plan.own_schedule else -1]),
+        asha.rungs[rung], plan.metric, asha.maximize, plan.max_retries, plan.silent_after, plan.script, screen.say,
+        plan.check)
+    state = drive_confirmation(runs, study, began)
     if state == "finished":
         runs.write({trial: searched_score(asha.trials[trial]) for trial in trials})
     return state

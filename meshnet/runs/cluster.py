@@ -15,6 +15,7 @@ from meshnet import ROOT
 from meshnet.errors import UserError
 from meshnet.runs.command import job_command, job_environment
 from meshnet.runs.jobs import Handle, Job, Launcher
+from meshnet.runs.slurm_calls import cancel_left
 
 STARTED = ".started"  # in the run folder: the task has left Ray's queue
 
@@ -139,5 +140,7 @@ class RayLauncher(Launcher):
 
     def adopt(self, job: Job, identity: dict) -> Handle | None:
         """None: Ray ends the tasks of a driver that died, and their guards end the scripts."""
+        if identity["host"] == "slurm":
+            cancel_left(job)
         return None
 

@@ -11,6 +11,7 @@ from meshnet.runs.command import job_command, job_environment, visible_gpus
 from meshnet.runs.forkserver import SCRIPTS, Forked, ForkServer, available
 from meshnet.runs.jobs import Handle, Job, Launcher
 from meshnet.runs.processes import alive, end_job, signal_all, start_time
+from meshnet.runs.slurm_calls import cancel_left
 
 
 class LocalLauncher(Launcher):
@@ -88,6 +89,9 @@ class LocalLauncher(Launcher):
 
     def adopt(self, job: Job, identity: dict) -> Handle | None:
         """As in ``Launcher``. A job on another host, or whose slot no longer exists, is not taken over."""
+        if identity["host"] == "slurm":
+            cancel_left(job)
+            return None
         handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
         here = handle.host == socket.gethostname()
         fits = handle.slot < self.slots and handle.slot not in self.handles

@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import time
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from meshnet.errors import OUT_OF_MEMORY, UserError
 from meshnet.files import write_text
 from meshnet.runs.command import job_command, job_environment
 from meshnet.runs.jobs import Handle, Job, Launcher
+from meshnet.runs.processes import alive, end_job
 from meshnet.runs.slurm_calls import (
     BY_SLURM,
     END_FILE,
@@ -80,7 +82,7 @@ class SlurmLauncher(Launcher):
         self.entries: dict[str, Entry] = {}
         self.waits: set[str] = set()  # tokens of jobs that are in the queue
         self.states: dict[int, tuple[str, str]] = {}
-        self.asked, self.refused = -1e9, 0
+        self.asked, self.counted, self.refused = -1e9, -1e9, 0
         self.told: set[str] = set()
 
     # ---------------------------------------------------------------- starting
@@ -127,7 +129,8 @@ class SlurmLauncher(Launcher):
             return
         line = " ".join((err or out).split())[:300] or f"exit code {code}"
         queued = any(other.number for other in self.entries.values())
-        self.refused += not queued
+        if not queued and time.monotonic() - self.counted >= SQUEUE_SECONDS:  # of many slots at once one counts
+            self.refused, self.counted = self.refused + 1, time.monotonic()
         if (WRONG.search(line) and not re.search("job submit limit|temporarily", line)) or self.refused >= REFUSED:
             self.entries.pop(handle.token)
             raise UserError(f"--slurm: sbatch found {line}; expected flags that this cluster takes; correct them, then "
@@ -224,6 +227,9 @@ class SlurmLauncher(Launcher):
     def adopt(self, job: Job, identity: dict) -> Handle | None:
         """As in ``Launcher``: a job in the queue, running, or ended meanwhile."""
         if identity.get("host") != "slurm":
+            if identity.get("host") == socket.gethostname():  # of an earlier driver with the local launcher
+                ours = alive(identity["pid"], identity["started"])
+                end_job(identity["token"], identity["pid"] if ours else None)
             return None
         try:
             number = int((job.run_dir / JOB_FILE).read_text(encoding="utf-8"))

@@ -102,6 +102,12 @@ def command_of(words: Sequence[str], environment: dict[str, str] | None = None) 
     return done.returncode, done.stdout, done.stderr
 
 
+def cancel_left(job: Job) -> None:
+    """Cancel what an earlier driver with the SLURM launcher has left in the queue for a job."""
+    with contextlib.suppress(OSError, ValueError):
+        cancel([int((job.run_dir / JOB_FILE).read_text(encoding="utf-8"))])
+
+
 def cancel(numbers: list[int]) -> None:
     """Have SLURM end jobs: SIGTERM first, SIGKILL after the cluster's own patience."""
     if not numbers:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meshnet.errors import UserError
+from meshnet.errors import OUT_OF_MEMORY, UserError
 from meshnet.files import write_json, write_text
 from meshnet.runs.folder import DONE, FAILED, read_metrics
 from meshnet.runs.jobs import Ended, Handle, Job, Launcher, Trouble, is_retried, surroundings_of
@@ -115,6 +115,8 @@ class Confirmation:
     silent_after: float = 600.0
     script: str = "train.py"
     say: Callable[[str], None] = print
+    check: Callable[[], None] = lambda: None  # before each run: ends the command where it must not go on
+    scores: dict[Repeat, float] = field(default_factory=dict)  # of finished runs
     running: dict[str, Repeat] = field(default_factory=dict)
     failures: dict[Repeat, int] = field(default_factory=dict)
     trouble: Trouble = field(default_factory=Trouble)
@@ -124,7 +126,13 @@ class Confirmation:
         return self.folder / "confirm" / f"{repeat.trial:05d}" / f"fold{repeat.inner_fold}-seed{repeat.seed}"
 
     def score(self, repeat: Repeat) -> float | None:
-        """The best value of the metric in a finished run; None while it is not finished, NaN where it diverged."""
+        """The best value of the metric in a finished run; None while it is not finished, NaN where it diverged or was
+        out of memory."""
+        if repeat not in self.scores and (found := self._read(repeat)) is not None:
+            self.scores[repeat] = found
+        return self.scores.get(repeat)
+
+    def _read(self, repeat: Repeat) -> float | None:
         folder = self.run_dir(repeat)
         if (folder / FAILED).exists():
             return math.nan
@@ -144,8 +152,9 @@ class Confirmation:
         return not left and not self.running
 
     def _start(self, repeat: Repeat) -> Handle:
+        self.check()
         folder = self.run_dir(repeat)
-        path = folder.parent / "recipe.yaml"
+        path = folder.parent / f"recipe-epochs{self.epochs}.yaml"
         if not path.exists():
             write_text(path, self.recipe(repeat.trial))
         flags = ("--recipe", str(path), "--inner_fold", str(repeat.inner_fold), "--seed", str(repeat.seed), "--run_dir",
@@ -164,6 +173,10 @@ class Confirmation:
         if line := surroundings_of(ended):
             seconds = self.trouble.add(ended.handle.since, line)
             self.say(f"{name}: ended, not by its own fault: {line}; tried again in {seconds:.0f} s")
+            return
+        if ended.code == OUT_OF_MEMORY:
+            self.scores[repeat] = math.nan
+            self.say(f"{name}: out of memory; its trial is not confirmed")
             return
         self.failures[repeat] = self.failures.get(repeat, 0) + 1
         reason = ended.reason or "ended before its last epoch"
@@ -193,6 +206,8 @@ class Confirmation:
     def write(self, searched: Mapping[int, float]) -> dict | None:
         """Write ``confirmed.json`` into the study folder; returns what it holds."""
         found = self.outcome(searched)
+        if lost := sorted({repeat.trial for repeat in self.repeats if not math.isfinite(self.score(repeat))}):
+            self.say(f"not confirmed, since a run of theirs failed: trials {', '.join(map(str, lost))}")
         if found is not None:
             write_json(self.folder / CONFIRMED, found)
         return found

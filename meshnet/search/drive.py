@@ -1,11 +1,12 @@
 """Run a study to its end or to Ctrl-C, publish its state meanwhile, and write its results at the end."""
 
 import contextlib
+import functools
+import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from meshnet.errors import UserError, decoration, ending_signals
@@ -33,7 +34,7 @@ def drive(study, screen: Screen, began: float, prepare) -> str:
     """Run the study to its end or to a signal that asks to end; returns "finished" or "interrupted". No process is ever
     left behind."""
     asked: list[int] = []
-    numbers = ending_signals()
+    numbers = signals()
     for number in numbers:
         signal.signal(number, lambda number, _: asked.append(number))
     shown = 0.0
@@ -72,24 +73,43 @@ def drive(study, screen: Screen, began: float, prepare) -> str:
     return state
 
 
-def drive_confirmation(confirmation: Confirmation, ended_by: Callable[[int], None]) -> str:
+def drive_confirmation(confirmation: Confirmation, study, began: float) -> str:
     """Carry out the runs of ``--confirm`` to their end or to a signal; returns "finished" or "interrupted"."""
     asked: list[int] = []
-    numbers = ending_signals()
+    numbers = signals()
     for number in numbers:
         signal.signal(number, lambda number, _: asked.append(number))
+    shown = -math.inf
     try:
         while not asked:
             if confirmation.step():
                 return "finished"
+            if time.monotonic() - shown > STATUS_SECONDS:
+                shown = time.monotonic()
+                publish(study, "running", began)
             time.sleep(0.05)
-        ended_by(asked[0])
-        confirmation.say("stopping the runs; the same command continues later")
+        study.ended_by = asked[0]
+        confirmation.say("stopping the runs; the same command continues later (Ctrl-C again kills them at once)")
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+        confirmation.launcher.close(PATIENCE)
         return "interrupted"
+    except KeyboardInterrupt:
+        return "interrupted"
+    except (UserError, OSError):
+        with contextlib.suppress(OSError, UserError):
+            publish(study, "stopped", began)
+        raise
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
-        confirmation.launcher.close(PATIENCE if asked else 0)
+        confirmation.launcher.close()
+
+
+@functools.cache
+def signals() -> list[int]:
+    """The signals that ask to end, as they were before the first of them was ignored here."""
+    return ending_signals()
 
 
 def confirmed_now(study) -> dict | None:
@@ -109,21 +129,27 @@ def publish(study, state: str, began: float) -> dict:
     return status
 
 
+def write_best(study, status: dict, recipe) -> None:
+    """``best.yaml`` of a status that ``publish`` gave: the confirmed trial, else the best one."""
+    best, confirmed = status["best"], status["confirmed"]
+    if not best:
+        return
+    horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
+    head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
+            f"{best['epochs']} epochs\n")
+    parameters = best["parameters"]
+    if confirmed:
+        parameters = study.asha.trials[confirmed["trial"]].parameters
+        head = f"# trial {confirmed['trial']} of {study.plan.folder}\n# {in_words(confirmed)}\n"
+    write_text(study.plan.folder / "best.yaml", head + recipe(parameters, horizon))
+
+
 def report(study, screen: Screen, state: str, began: float, recipe, space: Space) -> None:
     """Write best.yaml, the final status and the figures."""
     status = publish(study, state, began)
-    best, confirmed = status["best"], status["confirmed"]
-    if best:
-        horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
-        head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
-                f"{best['epochs']} epochs\n")
-        parameters = best["parameters"]
-        if confirmed:
-            parameters = study.asha.trials[confirmed["trial"]].parameters
-            head = f"# trial {confirmed['trial']} of {study.plan.folder}\n# {in_words(confirmed)}\n"
-        write_text(study.plan.folder / "best.yaml", head + recipe(parameters, horizon))
+    write_best(study, status, recipe)
     screen.end(status_table(status))
-    if best:
+    if status["best"]:
         with decoration(f"{study.plan.folder}: its figures are not drawn", "nothing else depends on them"):
             from meshnet.search import figures
 

@@ -12,6 +12,7 @@ Learning", 2006, chapters 2.2 and 5.4). What is believed of a configuration is `
 luck nor noise.
 """
 
+import contextlib
 import functools
 import math
 from dataclasses import dataclass
@@ -172,8 +173,10 @@ class Belief:
 def standardised(loss):
     """Losses (N,) for the model: mean 0 and deviation 1 after bad ones are cut off. Failures are infinite."""
     real = loss[np.isfinite(loss)]
-    spread = max(np.median(np.abs(real - np.median(real))) * 1.4826, 1e-12)
-    target = np.clip((loss - np.median(real)) / spread, -5, WORST)
+    median = np.median(real)
+    # Where most scores are equal, as a Dice of 0 at first, the deviation is 0: no good score may be cut off then.
+    spread = max(np.median(np.abs(real - median)) * 1.4826, (median - real.min()) / 5, 1e-12)
+    target = np.clip((loss - median) / spread, -5, WORST)
     return (target - target.mean()) / (target.std() + 1e-12)
 
 
@@ -185,10 +188,11 @@ def expected_improvement(mean, variance, goal: float):
 
 
 @functools.cache
-def _libraries():
-    return ThreadpoolController()
+def _limited():
+    return ThreadpoolController().limit(limits=1, user_api="blas")  # kept: two threads that restore it would race
 
 
 def one_thread():
-    """Linear algebra by one thread: the matrices are small, and the sums then have the same order on every machine."""
-    return _libraries().limit(limits=1, user_api="blas")
+    """Linear algebra by one thread from now on: the matrices are small, and the sums have the same order everywhere."""
+    _limited()
+    return contextlib.nullcontext()

@@ -245,7 +245,7 @@ def test_list_reads_no_volume(tmp_path, run):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     code, text, _ = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--list")
-    assert code == 0 and text.splitlines()[-1] == "1 pair, 1 left out, 0 failed"
+    assert code == 0 and text.splitlines()[-1] == "1 pair(s), 1 left out, 0 failed"
     assert text.startswith(f"sub-1\t{tmp_path}/sub-1/anat/sub-1_T2w.nii.gz\t")
 
 
