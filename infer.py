@@ -111,6 +111,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
     # Reading and conforming the next scan overlaps with computing this one.
     with ThreadPoolExecutor(max(1, beside)) as reader:
         ahead: list[tuple] = []
+        said = False
         while True:
             while len(ahead) <= beside and (case := batch.take()):
                 ahead.append((case, reader.submit(read_case, case["scans"], models)))
@@ -126,7 +127,11 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
             case, read = ahead.pop(0)
             try:
                 check_output(case, arguments)
-                result = segment_and_write(read.result(), models, case, arguments, batch)
+                conformed = read.result()
+                if not (said or arguments.json):  # not before a scan is read: a mistake is one line
+                    say_what_is_done(models, arguments)
+                said = True
+                result, volumes = segment_and_write(conformed, models, case, arguments, batch)
             except UserError as error:
                 if batch.alone:
                     raise
@@ -135,7 +140,15 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 continue
             result["seconds"] = round(time.perf_counter() - started, 2)
             batch.done(case, result)
-            report(result, arguments.json)
+            report(result, volumes, arguments.json)
+
+
+def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
+    """One line on standard error before the first scan is segmented."""
+    from meshnet.cohort.lines import header
+
+    print(printable(header(arguments.model, [model.card for model in models], arguments.threshold,
+                           arguments.min_lesion_mm3)), file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------- which scans, which masks
@@ -251,14 +264,16 @@ def import_ahead(picture: bool) -> None:
         import meshnet.scans.overlay  # noqa: F401
 
 
-def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace, batch) -> dict:
-    """Segment one case, write the requested files, and return what to report."""
+def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace, batch) -> tuple[dict, dict]:
+    """Segment one case, write the requested files, and return what to report, and the volume of each class in mL."""
     import nibabel as nib
     import numpy as np
 
+    from meshnet.cohort.lines import class_volumes
     from meshnet.errors import decoration
     from meshnet.files import whole_file
     from meshnet.inference.scan import segment_case, timed
+    from meshnet.scans.mask import voxel_volume_mm3
 
     found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
                          min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
@@ -283,20 +298,19 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
             draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), picture, affine=like.affine,
                          caption="; ".join(case.remarks)[:MOST_CAPTION])
             result["picture"] = str(picture)
-    return result
+    return result, class_volumes(models[0].card, np.asanyarray(found.mask.dataobj), voxel_volume_mm3(like.affine))
 
 
-def report(result: dict, as_json: bool) -> None:
+def report(result: dict, volumes: dict[str, float], as_json: bool) -> None:
     """Print the result of one scan; what is doubtful about it goes to standard error."""
+    from meshnet.cohort.lines import result_line
+
     for warning in result["warnings"]:
         print(printable(f"warning: {result['scan'][0]}: {warning}"), file=sys.stderr)
     if as_json:
         print(json.dumps(result), flush=True)  # in ASCII
         return
-    lesions = "1 lesion" if result["lesions"] == 1 else f"{result['lesions']} lesions"
-    empty = f"; {'; '.join(result['remarks'])}" if result["remarks"] and not result["lesions"] else ""
-    print(printable(f"{result['mask']}: {result['volume_ml']:.2f} mL in {lesions}{empty} ({result['seconds']:.1f} s)"),
-          flush=True)
+    print(printable(result_line(result, volumes)), flush=True)
 
 
 def printable(text: str) -> str:

@@ -317,7 +317,7 @@ def remarks_on(every: np.ndarray, kept: np.ndarray, voxel_mm3: float, smallest_m
     dropped = (np.count_nonzero(every) - np.count_nonzero(kept)) * voxel_mm3 / 1000
     if not dropped:
         return ()
-    return (f"{dropped:.2f} mL in lesions smaller than {smallest_mm3 / 1000:g} mL was found and dropped",)
+    return (f"{dropped:.2f} mL found below the {smallest_mm3 / 1000:g} mL from which it is kept",)
 
 
 def signed(image: nib.Nifti1Image) -> nib.Nifti1Image:

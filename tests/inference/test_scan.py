@@ -243,7 +243,7 @@ def test_remarks_say_what_was_dropped(model, tmp_path):
     assert every.remarks == () and every.lesions == 1
     none = segment_scan(path, model, min_lesion_mm3=500_000)
     assert not np.asarray(none.mask.dataobj).any() and (none.volume_ml, none.lesions, none.largest_ml) == (0, 0, 0)
-    assert none.remarks == (f"{every.volume_ml:.2f} mL in lesions smaller than 500 mL was found and dropped",)
+    assert none.remarks == (f"{every.volume_ml:.2f} mL found below the 500 mL from which it is kept",)
 
 
 @needs_kernels

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bright import bright_model, infer, scan_file
+
+from meshnet.cohort.lines import class_volumes, header, result_line
+from meshnet.networks.card import Card
 
 
 def test_a_mask_on_exactly_the_scan_grid_with_a_picture(model, tmp_path):
@@ -53,6 +57,39 @@ def test_thresholds_cleaning_and_ensembles(model, tmp_path):
     # The average of about 1 and about 0 lies just below a half; at the block's blurred edge it is less.
     assert 0.6 * alone < volume("--model", model, other, "--threshold", 0.4) < alone
     assert volume("--model", model, other, "--threshold", 0.6) == 0
+
+
+def test_it_says_what_it_does_and_why_a_mask_is_empty(model, tmp_path):
+    """The line on the model once, before the first scan, and not with --json."""
+    for name in "ab":
+        scan_file(tmp_path / f"{name}.nii.gz")
+    found = infer(tmp_path, "--model", model, "--no-picture")
+    said = f"{model}: marks lesion on T2w scans; from probability 0.5; all sizes are kept"
+    assert found.stderr.splitlines().count(said) == 1
+    assert all(line.split(": ")[1].split(" (")[0].endswith(" mL in 1 lesion") for line in found.stdout.splitlines())
+    settings = ("--model", model, "--no-picture", "--min_lesion_mm3", 5e5, "--threshold", 0.4)
+    found = infer(tmp_path / "a.nii.gz", *settings)
+    assert found.stderr.endswith("; from probability 0.4; what is below 500 mL is dropped\n")
+    assert re.search(r": 0\.00 mL; \d+\.\d\d mL found below the 500 mL from which it is kept \(", found.stdout)
+    assert "marks" not in infer(tmp_path / "a.nii.gz", "--json", *settings).stderr
+    about = {"disease": "stroke", "contrasts": "T2w or DWI"}
+    faint = bright_model(tmp_path / "faint", level=2.0, others={"about": about})
+    found = infer(tmp_path / "a.nii.gz", "--model", faint, model, "--threshold", 0.9, "--no-picture")
+    assert f"mean of 2 models ({faint}, {model}): marks lesion of stroke on T2w or DWI scans" in found.stderr
+    assert ": 0.00 mL; nothing marked (" in found.stdout
+
+
+def test_classes_are_told_by_name_with_their_own_volumes():
+    card = Card(["T1w"], ["background", "grey matter", "white matter"])
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[0], mask[1, :2] = 1, 2
+    volumes = class_volumes(card, mask, 125.0)
+    assert volumes == {"grey matter": 2.0, "white matter": 1.0}
+    result = {"mask": "m.nii.gz", "volume_ml": 3.0, "lesions": 1, "remarks": [], "seconds": 1.0}
+    assert result_line(result, volumes) == "m.nii.gz: 3.00 mL: grey matter 2.00, white matter 1.00 (1.0 s)"
+    assert result_line(result | {"lesions": 2}, {"lesion": 3.0}) == "m.nii.gz: 3.00 mL in 2 lesions (1.0 s)"
+    assert result_line(result, {"tumour": 3.0}) == "m.nii.gz: 3.00 mL in 1 part (tumour) (1.0 s)"
+    assert "the most probable class" in header(["m"], [card], None, None)
 
 
 def test_averaged_weights_are_used_on_request(tmp_path):

@@ -27,7 +27,7 @@ const MESSAGES = {
   channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
   threshold: "threshold: found {}, expected 0 to 1",
   smallest: "min_lesion_mm3: found {}, expected 0 or more",
-  dropped: "{} mL in lesions smaller than {} mL was found and dropped",
+  dropped: "{} mL found below the {} mL from which it is kept",
   // meshnet/scans/checks.py
   pixdim: "the header contradicts itself: voxels of {} by pixdim and {} by the affine; the affine was used, check the volume",
   noRotation: "the header's qform is no rotation; sform was used",

@@ -1,0 +1,60 @@
+"""The lines of text that ``infer.py`` prints about its models and about each scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from meshnet.networks.card import Card, common_threshold
+from meshnet.networks.folder import DEFAULT_NAME
+
+
+def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None) -> str:
+    """One line on what is being done: the models, what they mark, on which scans, and what decides.
+
+    Args:
+        names: of the models as the user gave them; empty for the built-in one.
+        cards: of the models, in the same order.
+        threshold, min_lesion_mm3: the user's own, None for the models'.
+    """
+    card, names = cards[0], list(names) or [DEFAULT_NAME]
+    who = names[0] if len(names) == 1 else f"mean of {len(names)} models ({', '.join(names)})"
+    about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
+    of = f" of {about['disease']}" if about.get("disease") else ""
+    contrasts = about.get("contrasts") or " + ".join(card.channels)
+    by = "the most probable class"
+    if len(class_names(card)) == 1:
+        by = f"from probability {common_threshold(cards) if threshold is None else threshold:.3g}"
+    smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
+    kept = f"what is below {smallest / 1000:g} mL is dropped" if smallest else "all sizes are kept"
+    return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans; {by}; {kept}"
+
+
+def class_names(card: Card) -> list[str]:
+    """The names of the labels 1, 2, … of a mask."""
+    return [card.marks] if card.marks is not None else card.classes[1:]
+
+
+def class_volumes(card: Card, mask: np.ndarray, voxel_mm3: float) -> dict[str, float]:
+    """The volume of each class of a mask (X, Y, Z), in mL, by name."""
+    names = class_names(card)
+    counts = np.bincount(np.asarray(mask, np.uint8).ravel(), minlength=len(names) + 1)[1:]
+    return {name: float(count) * voxel_mm3 / 1000 for name, count in zip(names, counts)}
+
+
+def result_line(result: dict, volumes: dict[str, float]) -> str:
+    """The line of one scan: its mask and volume, the number of lesions or each class's volume, and the seconds.
+
+    ``result`` is what ``--json`` prints, ``volumes`` the return value of ``class_volumes``.
+    """
+    said = f"{result['volume_ml']:.2f} mL"
+    if not result["lesions"]:
+        said += "; " + ("; ".join(result["remarks"]) or "nothing marked")
+    elif len(volumes) > 1:
+        said += ": " + ", ".join(f"{name} {ml:.2f}" for name, ml in volumes.items())
+    else:
+        name = next(iter(volumes))
+        one, many = ("lesion", "lesions") if "lesion" in name else (f"part ({name})", f"parts ({name})")
+        said += f" in {result['lesions']} {one if result['lesions'] == 1 else many}"
+    return f"{result['mask']}: {said} ({result['seconds']:.1f} s)"
