@@ -68,14 +68,15 @@ def add_import(commands) -> None:
     take.add_argument("--activation", choices=ACTIVATIONS, help=".pth: activation of the blocks (default: relu)")
     take.add_argument("--norm", choices=("none", "group", "instance"),
                       help=".pth: norm of the blocks, if it has no weights")
-    take.add_argument("--channels", nargs="+", default=["T1w"], metavar="NAME",
-                      help="name of each input channel (default: T1w)")
+    take.add_argument("--channels", nargs="+", metavar="NAME",
+                      help="name of each input channel (default: from card.json beside the file, else T1w)")
     take.add_argument("--classes", nargs="+", metavar="NAME",
-                      help="class names, background first (default: from colormap.json)")
-    take.add_argument("--orientation", default="LIA", help="axis codes of the training grid (default: LIA)")
+                      help="class names, background first (default: from card.json or colormap.json)")
+    take.add_argument("--orientation", help="axis codes of the training grid (default: from card.json, else LIA)")
     take.add_argument("--scaling", choices=SCALINGS,
-                      help="intensity scaling in training (default: as in the file, else minmax)")
-    take.add_argument("--voxel_mm", type=float, default=1.0, help="voxel size of the training grid (default: 1)")
+                      help="intensity scaling in training (default: from card.json or the file, else minmax)")
+    take.add_argument("--voxel_mm", type=float,
+                      help="voxel size of the training grid (default: from card.json, else 1)")
 
 
 def main() -> None:
@@ -139,7 +140,7 @@ def tfjs(model: str, out: Path) -> str:
     network, card = load_model(find(model))
     check_folder(out)
     write_tfjs(network, card, out)
-    return f"{out}: model.json, its binary and colormap.json; {brainchop_fit(card)}"
+    return f"{out}: model.json, its binary, colormap.json and card.json; {brainchop_fit(card)}"
 
 
 def import_network(**arguments) -> str:

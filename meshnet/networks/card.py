@@ -96,6 +96,16 @@ def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
         UserError: where it is missing, not JSON, of another format, or incomplete.
     """
     path = Path(folder) / CONFIG
+    card = card_from(read_values(path), path)
+    return card.changed(threshold=card.thresholds.get(weights, card.threshold))
+
+
+def read_values(path: Path) -> dict:
+    """The content of a card's file.
+
+    Raises:
+        UserError: where it is missing, not JSON, or of another format.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -107,6 +117,11 @@ def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise UserError(f"{path}: found format {found!r}, expected {FORMAT}; this file is not from this program, "
                         "or from a newer version of it")
+    return values
+
+
+def card_from(values: dict, path: Path) -> Card:
+    """The card in the content of the file ``path``; a UserError where it is incomplete."""
     for key, kind in (("name", str), ("arguments", dict), ("channels", list), ("classes", list)):
         if not isinstance(values.get(key), kind) or not values[key]:
             raise UserError(f"{path}: found {key} = {values.get(key)!r}, expected a {kind.__name__} that is not empty")
@@ -120,5 +135,4 @@ def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
     if values.get("marks") is not None and values["marks"] not in values["classes"][1:]:
         known = ", ".join(values["classes"][1:])
         raise UserError(f"{path}: found marks = {values['marks']!r}, expected one of {known}")
-    card = Card.from_dict(values)
-    return card.changed(threshold=card.thresholds.get(weights, card.threshold))
+    return Card.from_dict(values)

@@ -18,57 +18,116 @@ IMPORTED = "# Written by python -m meshnet.export import.\n"
 
 
 def import_model(source: Path, out: Path, layout: Path | None = None, dilations: str | None = None,
-                 activation: str | None = None, norm: str | None = None, channels: Sequence[str] = ("T1w",),
-                 classes: Sequence[str] | None = None, scaling: str | None = None, orientation: str = "LIA",
-                 voxel_mm: float = 1.0) -> str:
+                 activation: str | None = None, norm: str | None = None, channels: Sequence[str] | None = None,
+                 classes: Sequence[str] | None = None, scaling: str | None = None, orientation: str | None = None,
+                 voxel_mm: float | None = None) -> str:
     """Read a foreign network and write it as a model folder; returns what to tell the user.
 
     Args:
         source: brainchop's ``model.json``, or a ``.pth`` file of plain weights.
         layout: brainchop's architecture file for a ``.pth`` (``model.json`` beside it where None).
         dilations, activation, norm: of a ``.pth``; ``dilations`` as text, such as ``1,2,4``.
-        channels, classes, scaling, orientation, voxel_mm: what the network was trained on, see ``imported_card``.
+        channels, classes, scaling, orientation, voxel_mm: what the network was trained on. None: as the card says
+            that ``share.py tfjs`` wrote beside ``source``, else as ``imported_card`` assumes.
 
     Raises:
-        UserError: for any other file, or an ``out`` that holds something else.
+        UserError: for any other file, an ``out`` that holds something else, or an export whose card is missing.
     """
     import yaml
 
     from meshnet.networks.build import MESHNET_FIELDS
     from meshnet.networks.folder import save_model
     from meshnet.networks.memory import count_parameters
+    from meshnet.sharing.beside import read_beside
     from meshnet.sharing.pth import read_layout, read_torch
     from meshnet.sharing.tfjs import read_tfjs
 
     check_free(out)
-    check_grid(orientation, voxel_mm)
+    given = {"channels": channels and list(channels), "orientation": orientation, "voxel_mm": voxel_mm,
+             "scaling": scaling}
+    given = {key: value for key, value in given.items() if value is not None}
+    check_grid(given.get("orientation", "LIA"), given.get("voxel_mm", 1.0))
     if not source.is_file():
         found = "is a folder" if source.is_dir() else "not found"
         raise UserError(f"{source}: {found}; expected brainchop's model.json or a .pth file")
-    info = {"shape": None, "normalize": None}
+    info, beside = {"shape": None, "normalize": None}, None
     if source.suffix == ".json":
         model, info = read_tfjs(source)
+        beside = read_beside(source)
     else:
-        beside = layout or source.with_name("model.json")
-        known = read_layout(beside) if layout or beside.is_file() else {}
+        described = layout or source.with_name("model.json")
+        known = read_layout(described) if layout or described.is_file() else {}
         info |= {key: known.pop(key) for key in list(info) if key in known}
         if dilations:
             known["dilations"] = parse_dilations(dilations)
         known |= {key: value for key, value in (("activation", activation), ("norm", norm)) if value}
         model = read_torch(source, known)
-    card = imported_card(source, model, info, list(channels), classes, scaling, orientation, voxel_mm)
+    if beside:
+        card, said = corrected(beside, source, model, given, classes), ""
+    else:
+        said = assumptions(source, info, given)
+        card = imported_card(source, model, info, classes=classes, **given)
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
     (out / CONFIG).unlink(missing_ok=True)  # an interrupted import must not leave another network's
     write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(out, model, card)
     return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
-            f"{card.orientation}, {card.scaling}; to fine-tune it: train.py --init {out} --recipe "
-            f"{out / RECIPE} …")
+            f"{card.orientation}, {card.scaling}, {card.voxel_mm:g} mm, threshold {card.threshold:g}, smallest "
+            f"lesion {card.min_lesion_mm3 / 1000:g} mL; to fine-tune it: train.py --init {out} --recipe "
+            f"{out / RECIPE} …{said}")
 
 
-def imported_card(source: Path, model, info: dict, channels: list[str], classes: list[str] | None = None,
+def assumptions(source: Path, info: dict, given: dict) -> str:
+    """A line on what is assumed of a network without a card, for want of flags that were ``given``.
+
+    Raises:
+        UserError: for an export of this program, whose card must have been lost: it may be of any grid.
+    """
+    known = {"channels": "T1w", "voxel_mm": "1 mm", "orientation": "LIA", "scaling": "minmax"}
+    missing = [key for key in known if key not in given]
+    if info.get("ours") and missing:
+        flags = ", ".join(f"--{key}" for key in missing)
+        raise UserError(f"{source}: found no card.json beside it, expected the one that share.py tfjs wrote with it; "
+                        f"copy the whole folder, or say how the network was trained with {flags}")
+    assumed = [known[key] for key in missing if key != "scaling" or not info["normalize"]]
+    assumed += ["threshold 0.5", "no smallest lesion"]
+    flags = f"; correct it with {', '.join(f'--{key}' for key in missing)}" if missing else ""
+    return f"\nassumed, since no card says it: {', '.join(assumed)}{flags}"
+
+
+def corrected(card: Card, source: Path, model, given: dict, classes: Sequence[str] | None) -> Card:
+    """The card that lay beside an export, with what flags say instead (``given``, ``classes``).
+
+    Raises:
+        UserError: for names that do not fit the network.
+    """
+    names, changes = list(classes or card.classes), dict(given)
+    check_names(source, model, changes.get("channels", card.channels), names)
+    check_grid(card.orientation, card.voxel_mm)
+    if card.marks:
+        changes["marks"] = names[card.classes.index(card.marks)]
+    if changes.get("voxel_mm", card.voxel_mm) != card.voxel_mm:
+        changes["shape"] = None
+    if changes.get("scaling", card.scaling) != card.scaling:
+        changes["window"] = None
+    if "orientation" in changes:
+        changes["orientation"] = changes["orientation"].upper()
+    known = card.training_data
+    known = known if isinstance(known, dict) else {"source": known} if known else {}
+    return card.changed(**changes, classes=names, training_data={**known, "imported_from": source.name})
+
+
+def check_names(source: Path, model, channels: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise a UserError unless there is a name for each channel and class of the network."""
+    inputs, outputs = model.arguments["in_channels"], model.arguments["classes"]
+    if len(classes) != outputs or len(channels) != inputs:
+        raise UserError(f"{source}: has {inputs} input channels and {outputs} classes, found {len(channels)} names in "
+                        f"--channels and {len(classes)} in --classes")
+
+
+def imported_card(source: Path, model, info: dict, channels: Sequence[str] = ("T1w",), classes: list[str] | None = None,
                   scaling: str | None = None, orientation: str = "LIA", voxel_mm: float = 1.0) -> Card:
-    """The card of a foreign network.
+    """The card of a foreign network without one.
 
     Args:
         source: its file; a colormap.json beside it names the classes unless ``classes`` does.
@@ -86,15 +145,12 @@ def imported_card(source: Path, model, info: dict, channels: list[str], classes:
     if scaling is None:
         raise UserError(f"{source}: found the scaling {json.dumps(asked)}, which is not supported; "
                         "choose with --scaling (quantile: 0.5 % to 99.5 % of the non-zero voxels)")
-    inputs, outputs = model.arguments["in_channels"], model.arguments["classes"]
-    names = classes or names_from_colormap(source.with_name("colormap.json"), outputs)
-    if len(names) != outputs or len(channels) != inputs:
-        raise UserError(f"{source}: has {inputs} input channels and {outputs} classes, found {len(channels)} names in "
-                        f"--channels and {len(names)} in --classes")
+    names = classes or names_from_colormap(source.with_name("colormap.json"), model.arguments["classes"])
+    check_names(source, model, channels, names)
     shape = info["shape"]
     if shape and min(shape) * voxel_mm < HEAD_MM:  # trained on subvolumes: not a grid for whole heads
         shape = None
-    return Card(channels, names, voxel_mm=voxel_mm, shape=shape, orientation=orientation.upper(), scaling=scaling,
+    return Card(list(channels), names, voxel_mm=voxel_mm, shape=shape, orientation=orientation.upper(), scaling=scaling,
                 training_data={"imported_from": source.name})
 
 

@@ -22,9 +22,11 @@ from meshnet.errors import UserError
 from meshnet.files import whole_file, write_text
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
+from meshnet.sharing.beside import CARD_NAME, write_beside
 from meshnet.sharing.stages import EPSILON, Stage, assemble, stages_of
 
 BINARY = "group1-shard1of1.bin"
+OURS = "meshnet"  # who generated the file
 NORMALISED = "_gn"  # the end of a convolution's name
 
 
@@ -34,8 +36,8 @@ def read_tfjs(path: Path) -> tuple[MeshNet, dict]:
     """The MeshNet in ``model.json`` and the binary beside it.
 
     Returns:
-        The network in eval mode, and what the file says of its input: ``shape`` (X, Y, Z; None where open) and
-        ``normalize`` (brainchop's ``_normalize``; None where absent).
+        The network in eval mode, and what the file says of its input: ``shape`` (X, Y, Z; None where open),
+        ``normalize`` (brainchop's ``_normalize``; None where absent), and whether it is ``ours``, see ``write_tfjs``.
 
     Raises:
         UserError: for incomplete files, or layers that a MeshNet does not have.
@@ -67,7 +69,8 @@ def read_tfjs(path: Path) -> tuple[MeshNet, dict]:
         raise UserError(f"{path}: a layer or its weights are incomplete ({type(error).__name__}: {error})") from None
     if weights:
         raise UserError(f"{path}: found weights that no layer uses ({', '.join(sorted(weights)[:3])})")
-    return assemble(stages, str(path)), {"shape": shape, "normalize": document.get("_normalize")}
+    return assemble(stages, str(path)), {"shape": shape, "normalize": document.get("_normalize"),
+                                            "ours": document.get("generatedBy") == OURS}
 
 
 def check_manifest(manifest: list[dict]) -> None:
@@ -186,7 +189,8 @@ def colours(classes: list[str]) -> dict:
 
 
 def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
-    """Write ``folder/model.json``, its binary and ``colormap.json`` (the classes' names), each whole, the JSON last.
+    """Write ``folder/model.json``, its binary, ``colormap.json`` (the classes' names) and ``card.json`` (the rest that
+    our own import needs), each whole, ``model.json`` last.
 
     Raises:
         UserError: for a network that is not a MeshNet, or a norm over several channels at once.
@@ -228,7 +232,7 @@ def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
             add("Activation", f"activation_{i}", {"activation": stage.activation})
     manifest = [{"name": name, "shape": list(tensor.shape), "dtype": "float32"} for name, tensor in weights]
     document = {
-        "format": "layers-model", "generatedBy": "meshnet", "convertedBy": None,
+        "format": "layers-model", "generatedBy": OURS, "convertedBy": None,
         "modelTopology": {"keras_version": "2.7.0", "backend": "tensorflow", "model_config": {
             "class_name": "Functional", "config": {
                 "name": "model", "layers": layers, "input_layers": [["input", 0, 0]],
@@ -238,6 +242,7 @@ def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
     with whole_file(folder / BINARY) as temporary:
         temporary.write_bytes(content)
     write_text(folder / "colormap.json", json.dumps(colours(card.classes)) + "\n")
+    write_beside(model, card, folder / CARD_NAME, folder / BINARY)
     write_text(folder / "model.json", json.dumps(document) + "\n")
 
 

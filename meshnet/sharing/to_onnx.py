@@ -17,6 +17,8 @@ from meshnet.inference.scan import conformed_scan
 from meshnet.networks.build import load_model
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
+from meshnet.networks.readme import public_card
+from meshnet.sharing.beside import CARD_NAME, write_beside
 
 OPSET = 18
 TRIAL_SIZES = ((24, 32, 28), (40, 24, 32))  # parity is measured on two sizes, neither of them traced
@@ -95,7 +97,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32"
                           dynamic_axes={"volume": axes, "logits": axes})
         graph = onnx.load(str(temporary))
         entry = graph.metadata_props.add()
-        described = {**card.to_dict(), "size_multiple": multiple, "precision": precision}
+        described = {**public_card(card).to_dict(), "size_multiple": multiple, "precision": precision}
         entry.key, entry.value = "meshnet", json.dumps(described)
         onnx.checker.check_model(graph)
         onnx.save(graph, str(temporary))
@@ -162,8 +164,10 @@ def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] =
         raise UserError(f"{out}: is a folder, expected a file to write, such as model.onnx")
     volumes = [conformed_scan(scan, card)] if scan else []
     write_onnx(model, card, out, precision)
+    beside = out.with_suffix(f".{CARD_NAME}")
+    write_beside(model, card, beside, out, size_multiple=core(model)[1], precision=precision)
     parity = compare(model, out, volumes or trial_volumes(len(card.channels)))
     where = "the scan" if volumes else "two made-up volumes"
     dice = "only background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
-    return (f"{out}: {precision}, {out.stat().st_size:,} bytes; against PyTorch on "
+    return (f"{out}, and its card {beside}: {precision}, {out.stat().st_size:,} bytes; against PyTorch on "
             f"{where}: largest logit difference {parity['relative_difference']:.2e} of the largest logit, {dice}")

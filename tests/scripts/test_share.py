@@ -23,9 +23,9 @@ def test_the_commands_from_a_shell(tmp_path, root):
     failed = call("import", tmp_path / "nothing.json", tmp_path / "n")
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "not found" in failed.stderr
     done = call("tfjs", tmp_path / "m", tmp_path / "out")
-    assert done.returncode == 0 and "model.json, its binary and colormap.json" in done.stdout, done.stderr
+    assert done.returncode == 0 and "its binary, colormap.json and card.json" in done.stdout, done.stderr
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"model.json", "group1-shard1of1.bin", "colormap.json"}
+    assert written == {"model.json", "group1-shard1of1.bin", "colormap.json", "card.json"}
 
 
 @pytest.mark.parametrize(("words", "said"), [
