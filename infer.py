@@ -88,7 +88,7 @@ def main() -> int | None:
         from meshnet.cohort.batch import group
 
         return group(arguments)
-    cases = None if arguments.format != "files" else plan_masks(find_scans(arguments.scans), arguments.output)
+    cases = None if arguments.format != "files" else plan_masks(*find_scans(arguments.scans), arguments.output)
 
     from meshnet.cohort.batch import Batch
 
@@ -153,23 +153,29 @@ def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------------- which scans, which masks
 
-def find_scans(names: list[str]) -> list[list[Path]]:
-    """The cases to segment, each a list of its channels' files. In folders, masks of this program are left out."""
+def find_scans(names: list[str]) -> tuple[list[list[Path]], dict[Path, Path]]:
+    """The cases to segment, each a list of its channels' files, and where in a given folder each file lies.
+
+    Folders are searched with those below them; masks of this program are left out.
+    """
     if not names:
         raise UserError("no scan given; try: python infer.py scan.nii.gz")
-    cases = []
+    cases, below = [], {}
     for name in names:
         path = Path(name)
         if os.path.isdir(name):  # not Path.is_dir: a list of channels may be too long for a file name
-            found = sorted(p for p in path.iterdir() if p.name.lower().endswith(WRITTEN)
-                           and not stem(p).endswith(MASKS) and not p.name.startswith("."))
+            found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(WRITTEN) and p.is_file()
+                           and not stem(p).endswith(MASKS)
+                           and not any(part.startswith(".") for part in p.relative_to(path).parts))
             if not found:
-                raise UserError(f"{path}: found no .nii or .nii.gz file in this folder, expected scans")
+                raise UserError(f"{path}: found no .nii or .nii.gz file in this folder and those below it, expected "
+                                "scans")
             cases += [[p] for p in found]
+            below |= {p: p.parent.relative_to(path) for p in found}
         else:
             files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
             cases.append(files)
-    return cases
+    return cases, below
 
 
 def stem(path: Path) -> str:
@@ -177,8 +183,8 @@ def stem(path: Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
-def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
-    """The mask file of each case.
+def plan_masks(cases: list[list[Path]], below: dict[Path, Path], output: str | None) -> list[dict]:
+    """The mask file of each case; an output folder has the subfolders that ``below`` gives for the scans.
 
     Raises:
         UserError: if the output cannot be written, or two cases would write the same mask.
@@ -194,7 +200,8 @@ def plan_masks(cases: list[list[Path]], output: str | None) -> list[dict]:
         raise UserError(f"-o {target}: names one mask for {len(cases)} scans; give a folder")
     planned: dict[str, dict] = {}
     for scans in cases:
-        mask = target if names_a_file else (target or scans[0].parent) / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
+        folder = target / below.get(scans[0], "") if target else scans[0].parent
+        mask = target if names_a_file else folder / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
         real = os.path.realpath(mask)
         if real in planned:
             raise UserError(f"{mask}: is the mask of both {planned[real]['scans'][0]} and {scans[0]}; segment "

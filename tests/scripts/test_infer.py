@@ -188,3 +188,14 @@ def test_any_spelling_of_the_ending_is_a_scan(tmp_path):
     (tmp_path / "in" / "a.nii.gz").rename(tmp_path / "in" / "A.NII.GZ")
     infer(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--no-picture")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["A_lesion.nii.gz"]
+
+
+def test_subfolders_are_searched_and_kept(model, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for name in ("sub-1", "sub-2/ses-a", ".trash"):
+        (scans / name).mkdir(parents=True)
+        scan_file(scans / name / "T2w.nii.gz")
+    (scans / "sub-1/T2w_lesion.nii.gz").write_bytes((scans / "sub-1/T2w.nii.gz").read_bytes())  # passed over
+    infer(scans, "-o", out, "--model", model, "--no-picture")
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz") if ".meshnet" not in path.parts) == [
+        "sub-1/T2w_lesion.nii.gz", "sub-2/ses-a/T2w_lesion.nii.gz"]
