@@ -54,7 +54,9 @@ TRAINER = """
     if mode == 6 and lines:  # its rung's score lay between two validations, and what follows is worse
         lines[-1] = json.dumps({"epoch": epoch, "seconds": 0.1})
         value = -9.0
-    metrics.write_text("".join(line + "\\n" for line in lines))
+    kept = folder / "metrics.tmp"  # whole or not: a kill between emptying and writing would lose its epochs for good
+    kept.write_text("".join(line + "\\n" for line in lines))
+    os.replace(kept, metrics)
     print("from", epoch, "to", stop, "of", recipe["max_epochs"], flush=True)
     while epoch < stop:
         (folder / "heartbeat").touch()
