@@ -85,7 +85,7 @@ def make_row(case: Case, settings: Settings) -> dict:
     labels = dict(settings.labels) if settings.labels else None
     classes = mask_classes(loaded.mask, labels, case.mask)
     lesion_voxels = int(np.count_nonzero(classes if settings.marks is None else classes == settings.marks))
-    if lesion_voxels == 0 and labels and (others := np.unique(loaded.mask.dataobj)).any():
+    if labels and not classes.any() and (others := np.unique(loaded.mask.dataobj)).any():
         shown = ", ".join(f"{value:g}" for value in others[others != 0][:8])
         raise UserError(f"{case.mask}: found the value(s) {shown}, expected one of --labels that marks a lesion; "
                         "correct --labels, or leave the case out")

@@ -39,7 +39,7 @@ def test_a_folder_has_one_process_at_a_time(place, monkeypatch):
 @pytest.mark.parametrize(("words", "said"), [
     (("--nonsense",), "required: --out"), (("--out", "x", "--nonsense"), "--data and --recipes: expected both"),
     (("--out", "x", "--report", "--nonsense"), "--nonsense: not used by --report"),
-    (("--out", "x", "--launcher", "slurm"), "--launcher: invalid choice: 'slurm'"),
+    (("--out", "x", "--launcher", "slurn"), "--launcher: invalid choice: 'slurn'"),
     (("--out", "x", "--score_ensemble", "m5", "one"), "--score_ensemble: found fold 'one'"),
     (("--out", "x", "--data", "d", "--recipes", "r.yaml", "--nonsense"), "d: found no prepared.json"),
 ])

@@ -48,8 +48,10 @@ def test_a_plan_wants_what_search_py_wants_where_nothing_is_said(tmp_path):
     search.add_flags(parser)
     said, plan = parser.parse_args([]), StudyPlan(tmp_path, lambda parameters, horizon: "", ())
     assert plan.inner_folds == tuple(said.inner_folds) and plan.own_schedule == (said.horizon == "rung")
-    assert (plan.metric, plan.max_retries, plan.silent_after) == (said.metric, said.max_retries, said.silent_after)
-    assert (plan.metric, plan.max_retries, plan.silent_after, plan.script) == ("val_dice", 3, 600, "train.py")
+    assert (plan.max_retries, plan.silent_after) == (said.max_retries, said.silent_after)
+    assert (plan.max_retries, plan.silent_after, plan.script) == (3, 600, "train.py")
+    assert said.metric is None  # follows training.score_at; whoever plans without the script has the plain Dice
+    assert plan.metric == "val_dice"
 
 
 def test_no_trial_pays_for_a_data_set_that_is_away(tmp_path):

@@ -14,6 +14,7 @@ from meshnet.inference.predict import predict_logits
 from meshnet.networks import gpu_memory
 from meshnet.networks.memory import estimate_training_memory
 from meshnet.networks.meshnet import MeshNet
+from meshnet.training import assemble
 from meshnet.training.assemble import estimate_step, layout_of, refuse_budget, training_box
 
 
@@ -138,7 +139,8 @@ def test_a_driver_is_told_that_the_surroundings_failed(tiny_data, tmp_path, dama
         assert (found.returncode, found.stderr.count("error: ")) == (code, 1) and said in found.stderr
 
 
-def test_a_budget_that_no_step_fits_is_refused_with_the_least(tiny_cases):
+def test_a_budget_that_no_step_fits_is_refused_with_the_least(tiny_cases, monkeypatch):
+    monkeypatch.setattr(assemble, "tune", lambda *_: None)  # asks the GPU itself
     config = resolve(Config())
     for device, reserve in (("cpu", 0), ("cuda", gpu_memory.RESERVE)):
         accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="no", num_processes=1)

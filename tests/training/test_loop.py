@@ -381,16 +381,16 @@ def test_early_stopping_by_the_training_loss_leaves_a_validated_model(tiny_data,
 
 def test_one_validation_case_without_a_number_is_named(tiny_data, tmp_path, monkeypatch):
     """The mean leaves undefined scores out; a loss that is NaN in one case alone must not vanish with them."""
-    from meshnet.training import loop
+    from meshnet.training import keep
 
-    validate = loop.validate
+    validate = keep.validate
 
     def overflow(*arguments):
-        rows = validate(*arguments)
-        rows[-1]["loss"] = float("nan")
-        return rows
+        found = validate(*arguments)
+        found.rows[-1]["loss"] = float("nan")
+        return found
 
-    monkeypatch.setattr(loop, "validate", overflow)
+    monkeypatch.setattr(keep, "validate", overflow)
     found = train(tiny_data, tmp_path / "run", "--training.max_epochs", 1, check=False)
     assert found.returncode == 3 and "loss of case synthetic-" in found.stderr
 
