@@ -66,10 +66,12 @@ def both(tmp_path, field, text):
 
 
 @pytest.mark.parametrize(("field", "text", "value"), [
-    ("training.precision", "no", "no"), ("training.precision", "null", "auto"), ("training.precision", "off", "refused"),
+    ("training.precision", "no", "no"), ("training.precision", "null", "auto"),
+    ("training.precision", "off", "refused"),
     ("training.gradient_clipping", "yes", True), ("training.gradient_clipping", "Off", False),
     ("training.gradient_clipping", "on", True), ("training.gradient_clipping", "1", "refused"),
-    ("training.max_epochs", "1e2", 100), ("training.max_epochs", "1_000", "refused"), ("training.max_epochs", "012", 12),
+    ("training.max_epochs", "1e2", 100), ("training.max_epochs", "1_000", "refused"),
+    ("training.max_epochs", "012", 12),
     ("training.max_epochs", "0o17", "refused"), ("training.max_epochs", "0x10", "refused"),
     ("training.max_epochs", "1:30", "refused"), ("training.max_epochs", "yes", "refused"),
     ("training.max_epochs", "2.0", 2), ("training.max_epochs", "2.5", "refused"),
