@@ -241,8 +241,11 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
                         f"expected at most {limit}; give a shorter one with -o")
     if arguments.overwrite:
         return
-    beside = [mask, longest, case["picture"]] if arguments.picture else [mask, longest]
-    foreign = [path for path in beside if path.exists() and not is_ours(mask)]
+    foreign = [path for path in (mask, longest) if path.exists() and not is_ours(path)]
+    if arguments.picture and case["picture"].exists() and not mask.exists():  # else it is the mask's
+        from meshnet.scans.overlay import is_drawn
+
+        foreign += [] if is_drawn(case["picture"]) else [case["picture"]]
     if foreign:
         raise UserError(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
                         "kept; --overwrite replaces it, -o writes elsewhere")

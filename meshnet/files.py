@@ -97,10 +97,10 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write ``text`` (UTF-8) to ``path``, whole or not at all; ``errors`` as of ``open``, for foreign file names."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(path: str | Path, value: object, default: Callable | None = None) -> None:

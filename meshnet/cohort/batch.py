@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -124,7 +125,12 @@ class Batch:
     def merge(self) -> int:
         """Write the table of all scans; the number that failed, in whichever process."""
         done, failed = self.work.results()
-        done = [record if "volume_ml" in record else record | measured(record["mask"]) for record in done]
+        for place, record in reversed(list(enumerate(done))):
+            try:
+                done[place] = record if "volume_ml" in record else record | measured(record["mask"])
+            except UserError as error:  # the others' table is written
+                print(f"error: {error}", file=sys.stderr)
+                failed.append(done.pop(place) | {"error": str(error)})
         if self.root is not None:
             write_bids_table(self.out, self.work.records.failures())
         else:
@@ -177,7 +183,7 @@ def measured(path: str) -> dict:
     try:
         image = nib.load(path)
         sizes = lesion_volumes_mm3(np.asanyarray(image.dataobj), voxel_volume_mm3(image.affine))
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise UserError(f"{path}: cannot be read ({error}), expected a mask; remove it and run the same command again"
                         ) from None
     return {"volume_ml": round(sum(sizes) / 1000, 3), "lesions": len(sizes),

@@ -39,6 +39,10 @@ COLUMNS = {  # of lesions.tsv: what its JSON file says about each
 }
 
 
+class NoScan(UserError):
+    """A tree without a scan of the wanted suffix."""
+
+
 @dataclass(frozen=True)
 class BidsCase:
     """A scan of a BIDS tree: one file for each channel, and the entities of the first one's name."""
@@ -104,7 +108,7 @@ def find_scans(root: str | Path, suffixes: Sequence[str], filters: Filters, part
     for first in [file for group in kept.values() for file in group if file.suffix == suffixes[0]]:
         assemble(first, kept[first.entities["sub"]], suffixes, filters, people, found)
     if not found.cases and not found.failed:
-        raise UserError(f"{root}: found no {suffixes[0]} scan that the filters keep among {len(files)} NIfTI file(s) "
+        raise NoScan(f"{root}: found no {suffixes[0]} scan that the filters keep among {len(files)} NIfTI file(s) "
                         "called sub-…, expected some; check --suffix, --include and --exclude")
     found.cases.sort(key=lambda case: str(case.scans[0]))
     return found
@@ -250,4 +254,4 @@ def write_table(out: Path, rows: Sequence[dict]) -> None:
     for row in rows:
         cells = [row.get(column) for column in COLUMNS]
         lines.append("\t".join("n/a" if cell in (None, "") else " ".join(str(cell).split()) for cell in cells))
-    write_text(out / "lesions.tsv", "\n".join(lines) + "\n")
+    write_text(out / "lesions.tsv", "\n".join(lines) + "\n", errors="backslashreplace")  # names in foreign bytes

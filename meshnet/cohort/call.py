@@ -1,6 +1,9 @@
 """The flags of ``infer.py`` for whole data sets, and the command line of a BIDS App."""
 
 import argparse
+import itertools
+import os
+import sys
 from pathlib import Path
 
 from meshnet.data.sources.case import Filters
@@ -71,8 +74,8 @@ def is_export(name: str) -> bool:
     """Whether a path is a folder or a zip of DICOM files."""
     from meshnet.cohort.series import looks_like_dicom
 
-    path = Path(name)
-    return len(name) < 1024 and path.exists() and (path.is_dir() or path.suffix.lower() == ".zip") and (
+    path = Path(name)  # not its exists or is_dir: a list of channels may be too long for a file name
+    return (os.path.isdir(name) or (path.suffix.lower() == ".zip" and os.path.exists(name))) and (
         looks_like_dicom(path))
 
 
@@ -81,7 +84,7 @@ def check_dicom(arguments: argparse.Namespace) -> None:
     if not arguments.output or arguments.output.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise UserError("-o: expected a folder for the masks and the converted scans of DICOM files, such as -o masks")
     for name in arguments.scans:
-        if not Path(name).exists():
+        if not os.path.exists(name):
             raise UserError(f"{name}: no such file or folder, expected one of DICOM files; check the path")
 
 
@@ -99,16 +102,29 @@ def bids_cases(arguments: argparse.Namespace, channels: list[str]) -> tuple[list
     ``channels`` are the model's, which are the suffixes where none are given.
     """
     from meshnet.cohort import bids
+    from meshnet.cohort.series import kinds_of
     from meshnet.data.sources.bids import MODALITIES
 
     root = Path(arguments.scans[0])
     out = Path(arguments.output) if arguments.output else root / "derivatives" / "meshnet"
-    suffixes = arguments.suffix or channels
-    if not arguments.suffix and (foreign := [name for name in channels if name not in MODALITIES]):
+    known = {name.lower(): name for name in MODALITIES}
+    taken = [[known.get(kind.lower(), kind) for kind in kinds_of(name)] for name in channels]
+    if not arguments.suffix and (foreign := [kind for kinds in taken for kind in kinds if kind not in MODALITIES]):
         raise UserError(f"--suffix: missing, and the model's channel {foreign[0]!r} is no suffix of BIDS; expected the "
                         "scans to segment, such as --suffix T2w")
     filters = Filters.parse(arguments.include, arguments.exclude, arguments.image_pattern)
-    found = bids.find_scans(root, suffixes, filters, arguments.participant_label, arguments.session_label)
+    choices = [arguments.suffix] if arguments.suffix else list(itertools.product(*taken))
+    for last, suffixes in zip([*[False] * (len(choices) - 1), True], choices):
+        try:
+            found = bids.find_scans(root, suffixes, filters, arguments.participant_label, arguments.session_label)
+        except bids.NoScan:
+            if last:
+                raise
+            continue
+        if len(choices) > 1:
+            print(f"{root}: {', '.join(suffixes)} scans, of {'; '.join(channels)} (--suffix names others)",
+                  file=sys.stderr)
+        break
     arguments.found = found
     if out.resolve() == root.resolve():
         raise UserError(f"-o {out}: is the data set itself, expected a folder of its own, such as "

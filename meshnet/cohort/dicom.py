@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.cohort.seg import frame_affines
-from meshnet.cohort.series import Series, choose, find_series, missing_slices, study_name
+from meshnet.cohort.series import Series, choose, find_series, kinds_of, missing_slices, study_name
 from meshnet.errors import UserError
 from meshnet.files import whole_file
 
@@ -83,7 +83,8 @@ def tell(series: Sequence[Series], chosen: Sequence[Series], channels: Sequence[
     """Print which series was taken for which channel, and why others were not."""
     name = study_name(chosen[0].study)
     for one, channel in zip(chosen, channels):
-        print(f"{name}: {one.shown}, {one.frames} slices, taken for {channel} (--series names another)",
+        kind = f"{one.kind() or 'of an unknown kind'}, " if len(kinds_of(channel)) > 1 else ""
+        print(f"{name}: {one.shown}, {kind}{one.frames} slices, taken for {channel} (--series names another)",
               file=sys.stderr)
     others = [f"{one.number} ({one.why_not or one.kind() or 'of an unknown kind'})" for one in series
               if one not in chosen]

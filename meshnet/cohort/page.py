@@ -117,4 +117,4 @@ def write_page(path: Path, rows: Sequence[dict], records: Records, title: str, t
                         ("__PAGES__", links), ("__DATA__", json.dumps(data).replace("<", "\\u003c")),
                         ("__PICTURES__", "\n".join(blocks))):
         page = page.replace(mark, value)
-    write_text(path, page)
+    write_text(path, page, errors="backslashreplace")

@@ -183,5 +183,5 @@ def write_table(out: Path, done: Sequence[dict], failed: Sequence[dict]) -> Path
         values = record | {"scan": ", ".join(record["scan"]), "mask": record.get("mask"), "warnings": "; ".join(
             [*record.get("warnings", []), *record.get("remarks", [])])}
         rows.append([values.get(column) for column in COLUMNS])
-    write_text(out / TABLE, csv_text(rows))
+    write_text(out / TABLE, csv_text(rows), errors="backslashreplace")  # names in foreign bytes
     return out / TABLE

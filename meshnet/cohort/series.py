@@ -174,7 +174,8 @@ def why_not(one: Series) -> str:
 def choose(series: Sequence[Series], channels: Sequence[str], wanted: Sequence[str] = ()) -> list[Series]:
     """The series of a study for each of a model's channels.
 
-    Of several that fit, one without contrast agent, then the one with the most slices, then the last acquired.
+    Of a channel that may be of several kinds ("T1w, T2w or FLAIR") the first kind that there is. Of several series that
+    fit, one without contrast agent, then the one with the most slices, then the last acquired.
 
     Args:
         wanted: what ``--series`` names for each channel: a number, or a pattern of the description.
@@ -190,10 +191,7 @@ def choose(series: Sequence[Series], channels: Sequence[str], wanted: Sequence[s
         if wanted:
             fit = [one for one in series if is_named(one, wanted[place])]
         else:
-            kind = ALIASES.get(channel.lower(), channel)
-            fit = [one for one in series if not one.why_not and one.kind() == kind]
-            maps = [one for one in series if kind == "ADC" and one.kind() == "ADC" and one.frames >= FEWEST_SLICES]
-            fit = fit or maps
+            fit = next(filter(None, (of_kind(series, kind) for kind in kinds_of(channel))), [])
         if not fit:
             there = "; ".join(f"{one.shown}: {one.why_not or one.kind() or 'of an unknown kind'}" for one in series)
             raise UserError(f"DICOM: found no series for {f'--series {wanted[place]}' if wanted else channel} among "
@@ -201,6 +199,19 @@ def choose(series: Sequence[Series], channels: Sequence[str], wanted: Sequence[s
         chosen.append(max(fit, key=lambda one: (not CONTRAST.search(re.sub(r"[_-]+", " ", one.words)), one.frames,
                                                 one.number)))
     return chosen
+
+
+def kinds_of(channel: str) -> list[str]:
+    """The kinds of scan that a model takes for a channel, the preferred first: three of "T1w, T2w or FLAIR"."""
+    names = re.split(r"\s*,\s*(?:or\s+)?|\s+or\s+", channel.strip())
+    return [ALIASES.get(name.lower(), name) for name in names if name] or [channel]
+
+
+def of_kind(series: Sequence[Series], kind: str) -> list[Series]:
+    """The series that hold a kind of scan; maps of diffusion only where they are what is asked for."""
+    fit = [one for one in series if not one.why_not and one.kind() == kind]
+    maps = [one for one in series if kind == "ADC" and one.kind() == "ADC" and one.frames >= FEWEST_SLICES]
+    return fit or maps
 
 
 def is_named(one: Series, name: str) -> bool:

@@ -52,7 +52,12 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         command.append(f"array {environment.get('SLURM_ARRAY_JOB_ID', '')}")
     if "RANK" in environment and "WORLD_SIZE" in environment:
         inner, size = number(environment, "RANK", 0), number(environment, "WORLD_SIZE", 1)
-        command.append(f"torchrun {environment.get('TORCHELASTIC_RUN_ID', '')} {environment.get('MASTER_PORT', '')}")
+        run, parent = environment.get("TORCHELASTIC_RUN_ID", ""), ""
+        # Every launch without an id of its own has the same one, and often the same port: its launcher tells them
+        # apart, where all processes have the same one.
+        if run in ("", "none") and environment.get("LOCAL_WORLD_SIZE") == environment["WORLD_SIZE"]:
+            parent = f" {os.getppid()} {start_time(os.getppid())}"
+        command.append(f"torchrun {run} {environment.get('MASTER_PORT', '')}{parent}")
     elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
         inner, size = number(environment, "SLURM_PROCID", 0), number(environment, "SLURM_NTASKS", 1)
         command.append(f"step {environment.get('SLURM_JOB_ID', '')} {environment['SLURM_STEP_ID']}")

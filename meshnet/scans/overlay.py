@@ -11,6 +11,8 @@ import numpy as np
 from meshnet.files import whole_file
 from meshnet.scans.mask import box_of, label_lesions, slices
 
+MARK = ("Software", "MeshNet")  # what a picture says of itself
+
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: distinct to the colour-blind too
 FILL = 0.3           # opacity of the predicted mask
@@ -193,6 +195,7 @@ def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption
     ``panels`` are pairs of (rows, columns, 3) uint8 and the letters for the left and the right edge, or none.
     """
     from PIL import Image, ImageDraw, ImageFont
+    from PIL.PngImagePlugin import PngInfo
 
     font = ImageFont.load_default(15)
     tall = max(p.shape[0] for p, _ in panels)
@@ -217,5 +220,16 @@ def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption
         draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=colour)
         draw.text((x + 18, middle), word, INK, font, anchor="lm")
         x += int(font.getlength(word)) + 32
+    said = PngInfo()
+    said.add_text(*MARK)
     with whole_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=said)
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether a picture is one that ``draw_overlay`` wrote, by what it says of itself."""
+    try:
+        with open(path, "rb") as file:
+            return "\0".join(MARK).encode() in file.read(512)
+    except OSError:
+        return False

@@ -1,5 +1,6 @@
 """infer.py on BIDS data sets: which scans, what is written, the official validator, and masks read back."""
 
+import argparse
 import gzip
 import json
 import os
@@ -15,9 +16,12 @@ from bright import bright_model, infer, scan_file
 from conftest import run_script_file
 from trees import touch
 
-from meshnet.cohort import bids
+from meshnet.cohort import bids, call
+from meshnet.cohort.batch import measured
+from meshnet.cohort.records import write_table
 from meshnet.data.sources.case import Filters
 from meshnet.errors import UserError
+from meshnet.runs.shares import place
 
 SCANS = ("sub-01/ses-1/anat/sub-01_ses-1_acq-tse3_run-1_T2w", "sub-01/ses-1/anat/sub-01_ses-1_acq-spc3_run-1_T2w",
          "sub-01/ses-1/anat/sub-01_ses-1_acq-spc3_run-2_T2w", "sub-01/ses-2/anat/sub-01_ses-2_FLAIR",
@@ -189,3 +193,43 @@ def test_names_in_a_tree_as_large_as_arc_are_valid(shared_data, tmp_path):
     bids.write_table(tmp_path / "out", bids.rows_of(tmp_path / "out"))
     assert not validate(tmp_path / "out")
     shutil.rmtree(tmp_path)
+
+
+def test_a_model_of_several_kinds_takes_the_first_that_there_is(tmp_path, capsys):
+    root = tmp_path / "ds"
+    touch(root, *(f"{name}.nii.gz" for name in SCANS))
+    arguments = argparse.Namespace(scans=[str(root)], output=None, suffix=[], include=[], exclude=[], desc=None,
+                                   image_pattern=None, participant_label=[], session_label=[])
+    cases, _, _ = call.bids_cases(arguments, ["T1w, FLAIR, T2w or DWI"])
+    assert [case["scans"][0].name for case in cases] == ["sub-01_ses-2_FLAIR.nii.gz"]
+    assert "FLAIR scans, of T1w, FLAIR, T2w or DWI (--suffix" in capsys.readouterr().err
+    with pytest.raises(UserError, match="found no dwi"):
+        call.bids_cases(arguments, ["T1w or DWI"])
+
+
+def test_a_name_in_foreign_bytes_is_no_end_of_a_table(tmp_path):
+    scan = os.fsdecode(b"m\xfcller.nii.gz")
+    table = write_table(tmp_path, [{"scan": [scan], "mask": scan}], [])
+    assert "m\\udcfcller.nii.gz" in table.read_text(encoding="utf-8")
+    bids.write_table(tmp_path, [{"source": scan}])
+    assert "m\\udcfcller.nii.gz" in (tmp_path / "lesions.tsv").read_text(encoding="utf-8")
+
+
+def test_a_list_of_channels_too_long_for_a_file_name_is_no_export():
+    assert not call.is_export(",".join(["scan.nii.gz"] * 60)) and not call.is_export("a" * 600 + ".zip")
+
+
+def test_a_mask_cut_off_is_refused_in_one_line(tmp_path):
+    scan_file(tmp_path / "a.nii.gz")
+    (tmp_path / "m.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:-400])
+    with pytest.raises(UserError, match="cannot be read"):
+        measured(tmp_path / "m.nii.gz")
+
+
+def test_two_launches_of_torchrun_are_two_commands(monkeypatch):
+    one = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": "1"}
+    first = place(one)
+    assert place(one) == first
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert place(one) != first and place(one | {"TORCHELASTIC_RUN_ID": "a"}).command == "torchrun a 1"
+    assert place(one | {"WORLD_SIZE": "4"}).command == "torchrun none 1"  # of two machines with a launcher each

@@ -63,6 +63,10 @@ def test_series_are_chosen_by_what_they_are(tmp_path):
     assert [one.number for one in series.choose(found, ["T2w"])] == [3]
     assert [one.number for one in series.choose(found, ["FLAIR", "T1w"])] == [6, 2]
     assert [one.number for one in series.choose(found, ["ADC"])] == [5]
+    built_in = "T1w, T2w, FLAIR or DWI"
+    assert series.kinds_of(built_in) == ["T1w", "T2w", "FLAIR", "DWI"] and series.kinds_of("lesion") == ["lesion"]
+    assert [one.number for one in series.choose(found, [built_in])] == [2]
+    assert [one.number for one in series.choose([one for one in found if one.number != 2], [built_in])] == [3]
     assert [one.number for one in series.choose(found, ["T2w"], ["*cor"])] == [7]
     assert [one.number for one in series.choose(found, ["T2w", "x"], ["4", "1"])] == [4, 1]
     with pytest.raises(UserError, match=r"no series for CT among .*1 'localizer': a localiser.*--series NUMBER"):

@@ -1,5 +1,7 @@
 """infer.py as a user runs it: the scan's own grid, ensembles, thresholds, and one line for bad input."""
 
+import argparse
+import importlib
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import pytest
 from bright import bright_model, infer, scan_file
 
 from meshnet.cohort.lines import class_volumes, header, result_line
+from meshnet.errors import UserError
 from meshnet.networks.card import Card
 
 
@@ -33,6 +36,14 @@ def test_a_mask_on_exactly_the_scan_grid_with_a_picture(model, tmp_path):
     assert (tmp_path / "a_lesion.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "a.nii.gz", "a_lesion.nii.gz", "a_lesion.png", "a_lesion_probability.nii.gz"]
+    script = importlib.import_module("infer")
+    case = script.plan_masks([[path]], {}, None)[0]
+    given = argparse.Namespace(overwrite=False, probability=True, picture=True)
+    case["mask"].unlink()
+    script.check_output(case, given)  # a killed process left the others
+    scan_file(case["probability"])
+    with pytest.raises(UserError, match=r"_probability.nii.gz: exists and was not written"):
+        script.check_output(case, given)
 
 
 def test_a_real_head_keeps_its_header(model, shared_data, tmp_path):
