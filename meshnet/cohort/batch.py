@@ -17,7 +17,7 @@ from meshnet.inference.scan import Case, Segmentation
 from meshnet.networks.card import WEIGHTS
 from meshnet.networks.folder import find_folder
 from meshnet.runs.folder import AVERAGED
-from meshnet.runs.shares import Place
+from meshnet.runs.shares import Place, place
 from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import read_image
 
@@ -33,8 +33,9 @@ class Batch:
 
     def __init__(self, cases: list[dict] | None, arguments: argparse.Namespace, models: list):
         self.arguments, self.models, self.root, self.unclear = arguments, models, None, []
+        self.lost: list[dict] = []  # records of DICOM exports and studies that gave no scan
         if arguments.format == "dicom":
-            cases, self.out = call.dicom_batch(arguments, models[0].card.channels)
+            cases, self.lost, self.out = call.dicom_batch(arguments, models[0].card.channels)
         elif cases is None:
             cases, self.root, self.out = call.bids_cases(arguments, models[0].card.channels)
             self.unclear = arguments.found.failed
@@ -45,6 +46,8 @@ class Batch:
         else:
             self.out = output_folder(arguments.output, cases)
         self.alone = self.root is None and len(cases) == 1 and not arguments.report
+        if self.lost and place().count == 1:  # a table says what became of the others; not by each task of an array
+            self.alone = False
         if arguments.report and self.out is None:
             raise UserError("--report: needs -o FOLDER, the folder of the masks and of the page; add it")
         # The one scan of a task of an array is that task's own: nothing is shared.
@@ -120,17 +123,18 @@ class Batch:
         if not self.alone and self.arguments.level != "participant" and work.merges():
             failed = self.merge() or failed
             work.merged()
-        return 1 if failed or self.unclear else 0
+        return 1 if failed or self.unclear or self.lost else 0
 
     def merge(self) -> int:
         """Write the table of all scans; the number that failed, in whichever process."""
         done, failed = self.work.results()
-        for place, record in reversed(list(enumerate(done))):
+        failed += self.lost
+        for at, record in reversed(list(enumerate(done))):
             try:
-                done[place] = record if "volume_ml" in record else record | measured(record["mask"])
+                done[at] = record if "volume_ml" in record else record | measured(record["mask"])
             except UserError as error:  # the others' table is written
                 print(f"error: {error}", file=sys.stderr)
-                failed.append(done.pop(place) | {"error": str(error)})
+                failed.append(done.pop(at) | {"error": str(error)})
         if self.root is not None:
             write_bids_table(self.out, self.work.records.failures())
         else:

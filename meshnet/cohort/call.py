@@ -88,12 +88,12 @@ def check_dicom(arguments: argparse.Namespace) -> None:
             raise UserError(f"{name}: no such file or folder, expected one of DICOM files; check the path")
 
 
-def dicom_batch(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path]:
-    """The scans of DICOM files, converted, and the folder that is written to."""
+def dicom_batch(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], list[dict], Path]:
+    """The scans of DICOM files, converted, records of what gave none, and the folder that is written to."""
     from meshnet.cohort.dicom import dicom_cases
 
     out = Path(arguments.output)
-    return dicom_cases([Path(name) for name in arguments.scans], out, channels, arguments.series), out
+    return *dicom_cases([Path(name) for name in arguments.scans], out, channels, arguments.series), out
 
 
 def bids_cases(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path, Path]:

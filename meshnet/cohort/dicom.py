@@ -21,42 +21,61 @@ import numpy as np
 from meshnet.cohort.seg import frame_affines
 from meshnet.cohort.series import Series, choose, find_series, kinds_of, missing_slices, study_name
 from meshnet.errors import UserError
-from meshnet.files import whole_file
+from meshnet.files import hash_of, whole_file
 
 CONVERTED = "converted"  # the folder of the NIfTI files, below that of the masks
 PARTS = re.compile(r"_(ph|real|imaginary|phMag|ADC|Eq|MoCo|ROI\d+)[a-z0-9]*$")  # what dcm2niix adds to a name
 MOST_OFF_MM = 0.5  # between dcm2niix's grid and the headers, without a word
+NOT_CONVERTED = ("no series for the model was found, or it could not be converted; the command's messages say why, and "
+                 "may name the patient")
+BROKEN = (OSError, ValueError, TypeError, AttributeError, EOFError, nib.filebasedimages.ImageFileError)
 SECONDS = 600.0  # that dcm2niix may take for a series
 
 
-def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wanted: Sequence[str] = ()) -> list[dict]:
-    """The scans of exports: for each study the series for the model's channels, converted below ``out``.
+def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wanted: Sequence[str] = ()
+                ) -> tuple[list[dict], list[dict]]:
+    """The scans of exports: for each study the series for the model's channels, converted below ``out``; and a record
+    of each export and study that gives none.
 
     Each case has ``scans``, ``mask``, ``picture``, ``probability``, ``seg``, ``remarks``, ``name``, and ``source``, the
-    DICOM files of the first channel. What was chosen and passed over is printed on standard error.
+    DICOM files of the first channel. Each record has ``scan``, ``error``, ``key``, ``case``, without a word of the
+    headers or paths. What was chosen and passed over is printed on standard error.
 
     Raises:
-        UserError: where no study has the series that the model wants, dcm2niix is missing, or it fails.
+        UserError: where there is no scan at all: the first problem.
     """
-    cases, problems = [], []
+    cases, problems, failed = {}, [], []
+
+    def fail(name: str, error: UserError) -> None:
+        problems.append(error)
+        failed.append({"scan": [name], "error": NOT_CONVERTED, "key": hash_of(name)[:24],
+                       "case": {"scans": [Path(name)]}})
+
     with ExitStack() as stack:
-        for path in paths:
-            root = unpacked(path, stack) if path.is_file() else path
-            series = find_series(root)
+        for number, path in enumerate(paths, 1):
+            try:
+                root = unpacked(path, stack) if path.is_file() else path
+                series = find_series(root)
+            except UserError as error:
+                fail(f"export-{number}", error)
+                continue
             for study in dict.fromkeys(one.study for one in series):
                 mine = [one for one in series if one.study == study]
                 try:
                     chosen = choose(mine, channels, wanted)
+                    tell(mine, chosen, channels)
+                    case = converted(chosen, out, root != path)
                 except UserError as error:
-                    problems.append(error)
+                    fail(study_name(study), error)
                     continue
-                tell(mine, chosen, channels)
-                cases.append(converted(chosen, out, root != path))
+                if case["mask"] in cases:
+                    print(f"warning: {case['name']}: found twice, the second is passed over", file=sys.stderr)
+                cases.setdefault(case["mask"], case)
     if not cases:
         raise problems[0]
     for error in problems:
-        print(f"warning: {error}", file=sys.stderr)
-    return cases
+        print(f"error: {error}", file=sys.stderr)
+    return list(cases.values()), failed
 
 
 def unpacked(path: Path, stack: ExitStack) -> Path:
@@ -94,7 +113,7 @@ def tell(series: Sequence[Series], chosen: Sequence[Series], channels: Sequence[
 
 def converted(chosen: Sequence[Series], out: Path, temporary: bool) -> dict:
     """One case: its series as NIfTI files, and the names of what will be written about it."""
-    name = f"{study_name(chosen[0].study)}_series-{chosen[0].number:03d}"
+    name = name_of(chosen[0])
     scans, remarks = [], []
     for one in chosen:
         path, said = convert(one, out / CONVERTED)
@@ -107,6 +126,11 @@ def converted(chosen: Sequence[Series], out: Path, temporary: bool) -> dict:
     return {"scans": scans, "mask": mask, "picture": out / f"{name}_lesion.png", "name": name, "remarks": remarks,
             "probability": out / f"{name}_lesion_probability.nii.gz", "seg": out / f"{name}_lesion_seg.dcm",
             "source": files}
+
+
+def name_of(one: Series) -> str:
+    """A name for a series: its study, its number, and a hash, as one study may lie in several exports."""
+    return f"{study_name(one.study)}_series-{one.number:03d}-{study_name(one.uid)[6:12]}"
 
 
 def kept(files: Sequence[Path], out: Path, name: str) -> list[Path]:
@@ -128,7 +152,7 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
         import dcm2niix
     except ImportError:
         raise UserError("DICOM: dcm2niix is not installed; pip install -r requirements-dicom.txt") from None
-    target = folder / f"{study_name(one.study)}_series-{one.number:03d}-{study_name(one.uid)[6:12]}.nii.gz"
+    target = folder / f"{name_of(one)}.nii.gz"
     remarks = []
     if lacking := missing_slices(one.positions):
         remarks.append(f"{lacking} slice(s) of the series are missing: what lies there is interpolated or left out")
@@ -154,11 +178,15 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
                             "series with --series")
         if "_Eq" in made.stem:
             remarks.append("the distance between slices varies: dcm2niix made it even, which resamples the scan")
-        image = nib.load(made)
-        data = np.asanyarray(image.dataobj)
-        data = data[..., 0] if data.ndim == 4 else data
-        affine = image.affine
-        own = own_affine(one.files, data.shape, affine)
+        try:
+            image = nib.load(made)
+            data, said = one_volume(np.asanyarray(image.dataobj), made, one)
+            affine = image.affine
+            own = own_affine(one.files, data.shape, affine)
+        except BROKEN as error:
+            raise UserError(f"DICOM: {one.shown} cannot be used ({type(error).__name__}: {str(error)[:200]}); name "
+                            "another series with --series") from None
+        remarks += said
         if tilted and own is None:
             raise UserError(f"DICOM: {one.shown} was taken with a tilted gantry, and its slices are not evenly spaced; "
                             "convert it yourself, or name another with --series")
@@ -174,6 +202,25 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
         with whole_file(target) as temporary:
             nib.save(image, temporary)
     return target, remarks
+
+
+def one_volume(data: np.ndarray, made: Path, one: Series) -> tuple[np.ndarray, list[str]]:
+    """Of a series (X, Y, Z) or (X, Y, Z, N) the volume to segment, and what is to be said about it: of several the
+    first with the largest b-value, by the file of b-values that dcm2niix writes beside it.
+
+    Raises:
+        UserError: for several volumes without b-values.
+    """
+    if data.ndim == 3 or data.shape[3:] == (1,):
+        return data.reshape(data.shape[:3]), []
+    beside = made.with_suffix(".bval")
+    values = [float(word) for word in beside.read_text(encoding="utf-8").split()] if beside.is_file() else []
+    if data.ndim != 4 or len(values) != data.shape[3] or max(values) <= 0:
+        raise UserError(f"DICOM: {one.shown} holds {int(np.prod(data.shape[3:]))} volumes, expected one, or one for "
+                        "each b-value; name another series with --series, or convert it yourself")
+    place = int(np.argmax(values))
+    return data[..., place], [f"of {len(values)} volumes number {place + 1} was taken, of the largest b-value, "
+                              f"{values[place]:g} s/mm2"]
 
 
 def own_affine(files: Sequence[Path], shape: tuple[int, ...], like: np.ndarray) -> np.ndarray | None:

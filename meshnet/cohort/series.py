@@ -127,16 +127,19 @@ def find_series(root: Path) -> list[Series]:
             continue
         try:
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*TAGS])
+            uid, image = str(data.get("SeriesInstanceUID", "")), str(data.get("SOPInstanceUID", ""))
+            if not uid or image in seen:  # exports hold files twice
+                continue
+            # Without a study each series is one: two patients' are not taken for one.
+            one = found.get(uid) or Series(uid, str(data.get("StudyInstanceUID") or "") or uid)
+            header = one.header or {name: data.get(name) for name in TAGS}
+            add_geometry(one, data)
         except Exception:  # noqa: BLE001 - whatever pydicom says of a broken file, the others of its series count
             continue
-        uid, image = str(data.get("SeriesInstanceUID", "")), str(data.get("SOPInstanceUID", ""))
-        if not uid or image in seen:  # exports hold files twice
-            continue
         seen.add(image)
-        one = found.setdefault(uid, Series(uid, str(data.get("StudyInstanceUID", ""))))
         one.files.append(path)
-        one.header = one.header or {name: data.get(name) for name in TAGS}
-        add_geometry(one, data)
+        one.header = header
+        found[uid] = one
     if not found:
         raise UserError(f"{root}: found no DICOM file, expected the files of a series; check the path")
     for one in found.values():
@@ -145,13 +148,15 @@ def find_series(root: Path) -> list[Series]:
 
 
 def add_geometry(one: Series, data) -> None:
-    """Count a file's frames, and note where it lies."""
-    one.frames += int(data.get("NumberOfFrames") or 1)
+    """Count a file's frames, and note where it lies; nothing is changed where its header is broken."""
+    frames = int(data.get("NumberOfFrames") or 1)
     if data.get("ImageOrientationPatient") is not None and data.get("ImagePositionPatient") is not None:
         axes = np.array([float(v) for v in data.ImageOrientationPatient]).reshape(2, 3)
         normal = np.cross(*axes)
+        position = float(normal @ np.array([float(v) for v in data.ImagePositionPatient]))
         one.planes.add(tuple(np.round(np.abs(normal), 1)))
-        one.positions.append(float(normal @ np.array([float(v) for v in data.ImagePositionPatient])))
+        one.positions.append(position)
+    one.frames += frames
 
 
 def why_not(one: Series) -> str:

@@ -75,6 +75,37 @@ def test_series_are_chosen_by_what_they_are(tmp_path):
         series.choose(found, ["T2w", "FLAIR"], ["3"])
 
 
+def test_one_bad_export_does_not_cost_the_others(tmp_path, capsys, monkeypatch):
+    """A broken zip, a study that dcm2niix cannot convert, a header that is no geometry, and an export given twice."""
+    import pydicom
+
+    write_series(tmp_path / "in", slices=9, size=16)
+    broken = pydicom.dcmread(next((tmp_path / "in").rglob("*.dcm")))
+    broken.SOPInstanceUID, broken.SeriesInstanceUID = "1.2.3", "1.2.4"
+    broken.ImageOrientationPatient = [1, 0, 0, 0]
+    broken.save_as(tmp_path / "in" / "broken.dcm")
+    (tmp_path / "Quux.zip").write_bytes(b"PK broken")
+    paths = [tmp_path / "Quux.zip", tmp_path / "in", tmp_path / "in"]
+    cases, failed = dicom.dicom_cases(paths, tmp_path / "out", ["T2w"])
+    said = capsys.readouterr().err
+    assert len(cases) == 1 and [record["scan"] for record in failed] == [["export-1"]]
+    assert "error: " in said and "cannot be read as a zip" in said and "found twice" in said
+    assert "Quux" not in str(failed)
+    monkeypatch.setattr(dicom, "own_affine", lambda *_: float("x"))
+    with pytest.raises(UserError, match=r"cannot be used \(ValueError"):
+        dicom.dicom_cases(paths[1:], tmp_path / "out", ["T2w"])
+
+
+def test_of_several_volumes_the_one_of_the_largest_b_value_is_taken(tmp_path):
+    one, data = series.Series("1", "2"), np.arange(24).reshape(2, 2, 2, 3)
+    assert dicom.one_volume(data[..., :1], tmp_path / "v.nii", one)[1] == []
+    with pytest.raises(UserError, match="holds 3 volumes"):
+        dicom.one_volume(data, tmp_path / "v.nii", one)
+    (tmp_path / "v.bval").write_text("0 1000 500\n")
+    found, said = dicom.one_volume(data, tmp_path / "v.nii", one)
+    assert np.array_equal(found, data[..., 1]) and "number 2 was taken" in said[0] and "1000" in said[0]
+
+
 @pytest.mark.parametrize(("description", "times", "kind"), [
     ("AX T2 FLAIR FS", (0, 0, 0), "FLAIR"), ("t2_tirm_dark-fluid", (0, 0, 0), "FLAIR"), ("AX T2 FSE", (0, 0, 0), "T2w"),
     ("SAG T1 MPRAGE", (0, 0, 0), "T1w"), ("t2*_fl2d_hemo", (0, 0, 0), "T2starw"), ("ep2d_diff_b1000", (0, 0, 0), "DWI"),
