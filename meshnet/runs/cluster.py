@@ -140,7 +140,7 @@ class RayLauncher(Launcher):
 
     def adopt(self, job: Job, identity: dict) -> Handle | None:
         """None: Ray ends the tasks of a driver that died, and their guards end the scripts."""
-        if identity["host"] == "slurm":
+        if identity.get("host") == "slurm":
             cancel_left(job)
         return None
 

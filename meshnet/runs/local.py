@@ -89,7 +89,7 @@ class LocalLauncher(Launcher):
 
     def adopt(self, job: Job, identity: dict) -> Handle | None:
         """As in ``Launcher``. A job on another host, or whose slot no longer exists, is not taken over."""
-        if identity["host"] == "slurm":
+        if identity.get("host") == "slurm":
             cancel_left(job)
             return None
         handle = Handle(job, since=time.monotonic(), beat_seen=time.monotonic(), **identity)
