@@ -23,7 +23,7 @@ from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
 from meshnet.search.drive import drive, drive_confirmation, publish, refuse_other_host, report, write_best
 from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
-from meshnet.search.settings import changes, flat_of, recipe_of, recorded, refuse_lost_ledger, renew
+from meshnet.search.settings import changes, flat_of, recipe_of, refuse_lost_ledger, renew
 from meshnet.search.space import Space, parse_space
 from meshnet.search.status import Screen, show_status
 
@@ -218,8 +218,10 @@ def choose_rungs(arguments: argparse.Namespace, space: Space) -> tuple[int, ...]
 
 def choose_brackets(arguments: argparse.Namespace, rungs: tuple[int, ...], database: Path) -> int:
     """The number of starting rungs, from the flag, else the study's own, else what suits the sampler."""
+    from meshnet.search.ledger import recorded_settings
+
     usual = 2 if arguments.sampler == "model" and len(rungs) > 1 else 1
-    return arguments.brackets or recorded(database).get("brackets", usual)
+    return arguments.brackets or recorded_settings(database).get("brackets", usual)
 
 
 def find_data(arguments: argparse.Namespace) -> tuple[str, dict]:

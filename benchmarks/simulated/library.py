@@ -1,18 +1,15 @@
 """Compile ``gpu.cpp`` against the installed PyTorch, and load it."""
 
-import contextlib
 import ctypes
 import hashlib
 import importlib.util
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
+from meshnet.kernels.build import COMPILERS, compile_library
 from meshnet.machine import cache_folder
 
 SOURCE = Path(__file__).with_name("gpu.cpp")
-COMPILERS = ("g++", "clang++", "c++")
 
 
 def build(hooks: bool) -> Path | None:
@@ -28,21 +25,10 @@ def build(hooks: bool) -> Path | None:
     target = cache_folder() / f"simulated-gpu-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if target.exists():
         return target
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     include = torch / "include"
-    command = [compiler, *flags, "-I", str(include), "-I", str(include / "torch/csrc/api/include"), str(SOURCE), "-o",
-               str(temporary), "-L", str(torch / "lib"), "-lc10", *(["-ltorch_cpu"] if hooks else []),
-               f"-Wl,-rpath,{torch / 'lib'}"]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-        os.replace(temporary, target)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return target
+    return compile_library([compiler, *flags, "-I", str(include), "-I", str(include / "torch/csrc/api/include"),
+                            str(SOURCE), "-L", str(torch / "lib"), "-lc10", *(["-ltorch_cpu"] if hooks else []),
+                            f"-Wl,-rpath,{torch / 'lib'}"], target)
 
 
 def load(hooks: bool) -> bool:

@@ -33,12 +33,17 @@ def build_library(folder: Path | None = None) -> Path | None:
     target = folder / f"kernels-{library_hash(compiler)}.so"
     if target.exists():
         return target
-    temporary = folder / f".{target.name}.{os.getpid()}"
     native = ["-mcpu=native"] if platform.machine() in ("arm64", "aarch64") else ["-march=native"]
+    return compile_library([compiler, *FLAGS, *native, str(SOURCE)], target)
+
+
+def compile_library(command: list[str], target: Path) -> Path | None:
+    """Run a compiler's ``command``, to which its output is added, into ``target``, whole or not at all; None where it
+    fails."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([compiler, *FLAGS, *native, str(SOURCE), "-o", str(temporary)], check=True,
-                       capture_output=True, timeout=300)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*command, "-o", str(temporary)], check=True, capture_output=True, timeout=300)
         os.replace(temporary, target)
     except (OSError, subprocess.SubprocessError):
         return None

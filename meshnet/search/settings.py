@@ -5,9 +5,6 @@ changes no weights and without the searched fields. What an earlier version reco
 field that it did not know has the default, and the data set is the one that its trials recorded.
 """
 
-import contextlib
-import json
-import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,18 +16,6 @@ from meshnet.runs.folder import CONFIG_YAML, differences
 from meshnet.search.space import Space, parse_space
 
 DATA = {"fingerprint": "data set", "split_hash": "division into folds"}
-
-
-def recorded(database: Path) -> dict:
-    """The settings in a ledger as they stand there, to fill in what this call leaves open; {} where there is none, and
-    where it cannot be read, which opening it says in words."""
-    if not database.is_file():
-        return {}
-    try:
-        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as opened:
-            return {key: json.loads(value) for key, value in opened.execute("SELECT key, value FROM study")}
-    except (sqlite3.DatabaseError, ValueError):
-        return {}
 
 
 def recipe_of(config: Config, space: Space) -> dict:
