@@ -30,8 +30,10 @@ from meshnet.sharing.about import about_html, lead_of
 
 PARTS = Path(__file__).parent / "page"
 STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment",
-         "worker")  # what the worker is made of, in this order
-PAGE = ("messages", "arrays", "viewer", "page")  # what the page loads itself
+         "dicom", "converter", "worker")  # what the worker is made of, in this order
+PAGE = ("messages", "arrays", "viewer", "intake", "page")  # what the page loads itself
+VENDOR = PARTS / "vendor"  # code of others, see vendored.json there
+CLASSIC = {"import.meta.url": '""', "export default Module;": ""}  # what a module may say and a classic script may not
 CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
        "img-src data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
 NOTICE = "Research software. Not a medical device, not for diagnosis."
@@ -68,7 +70,8 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     files = {"index.html": page.replace("@about@", about_html(weights.parent, card)),
              "page.css": (PARTS / "page.css").read_text(encoding="utf-8"), "data.js": data_script(),
              "model.js": model_script(card, weights), "README.md": space_card(title, notice or NOTICE),
-             "LICENSES.txt": licences(), **{f"{one}.js": script(one) for one in PAGE}}
+             "dcm2niix.js": converter_script(), "LICENSES.txt": licences(),
+             **{f"{one}.js": script(one) for one in PAGE}}
     size = sum(len(text.encode()) for text in files.values())
     if size > MOST_PAGE:
         raise UserError(f"{name}: makes a page of {size / 1e6:.1f} MB, expected at most {MOST_PAGE / 1e6:g} MB; export "
@@ -146,6 +149,19 @@ def data_script() -> str:
     return f"const ENGINE = {json.dumps(engine)};\nconst WORKER_SOURCE = {json.dumps(source)};\n"
 
 
+def converter_script() -> str:
+    """dcm2niix, which a page loads when it is given DICOM files, as a JavaScript constant: its script, made a classic
+    one, and its module, packed."""
+    source = (VENDOR / "dcm2niix.js").read_text(encoding="utf-8")
+    for found, instead in CLASSIC.items():
+        if found not in source:
+            raise ValueError(f"dcm2niix.js holds no {found!r}")
+        source = source.replace(found, instead)
+    wasm = base64.b64encode((VENDOR / "dcm2niix.wasm.gz").read_bytes()).decode()
+    values = {"script": f"const makeDcm2niix = (() => {{\n{source}\nreturn Module;\n}})();\n", "wasm": wasm}
+    return f"const DCM2NIIX = {json.dumps(values)};\n"
+
+
 def model_script(card: Card, weights: Path) -> str:
     """The card and the weights as a JavaScript constant."""
     from meshnet.networks.readme import public_card
@@ -158,13 +174,14 @@ def model_script(card: Card, weights: Path) -> str:
 
 
 def licences() -> str:
-    """The licences of what the page is made of: this project's own alone."""
+    """The licences of what the page is made of."""
     from meshnet import ROOT
 
     path = ROOT / "LICENSE"  # not beside an installed package
     own = path.read_text(encoding="utf-8") if path.is_file() else "MeshNet: MIT License.\n"
-    return ("This page consists of MeshNet alone, and its engine of code compiled with libc++ (Apache-2.0 with LLVM "
-            f"exceptions) and wasi-libc (MIT).\n\n{own}")
+    others = (VENDOR / "LICENSES.txt").read_text(encoding="utf-8")
+    return ("This page consists of MeshNet, whose engine holds code compiled with libc++ (Apache-2.0 with LLVM "
+            f"exceptions) and wasi-libc (MIT), and of dcm2niix (dcm2niix.js).\n\n{own}\n{others}")
 
 
 def space_card(title: str, notice: str) -> str:

@@ -25,6 +25,23 @@ const steps = {
       lasted: performance.now(),
     }));
   },
+  // DICOM files by the input, or as a dropped folder; the choice that the page asks for, confirmed.
+  async dicom(page, dropped, ...paths) {
+    const before = await page.evaluate(() => window.page.cases.length);
+    if (dropped) await page.evaluate(async (files) => {
+      const entry = (path, content) => ({ isFile: true, name: path.split("/").pop(), file: (done) => done(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], path.split("/").pop())) });
+      const inner = files.map(([path, content]) => entry(path, content));
+      const folder = (name, parts) => ({ isFile: false, name, createReader: () => { const left = parts.slice(); return { readEntries: (done) => done(left.splice(0, 7)) }; } });
+      take(await droppedFiles({ items: [{ webkitGetAsEntry: () => folder("export", [folder("deeper", inner)]) }], files: [] }));
+    }, paths.map((path) => [path, fs.readFileSync(path).toString("base64")]));
+    else await (await page.$("#files")).uploadFile(...paths);
+    await page.waitForFunction((n) => window.page.cases.length > n || !document.getElementById("channels").hidden, { timeout: LIMIT }, before);
+    const asked = await page.evaluate(() => (document.getElementById("channels").hidden ? null : [...document.querySelectorAll("#channels select")].map((one) => one.selectedOptions[0].text)));
+    if (asked) await page.click("#channels button");
+    await page.waitForFunction((n) => window.page.cases.length > n && !window.page.running, { timeout: LIMIT }, before);
+    return page.evaluate((given) => ({ asked: given, states: window.page.cases.map((one) => one.state), errors: window.page.cases.map((one) => one.error || ""),
+      names: window.page.cases.map((one) => one.name), answer: document.getElementById("answer").textContent, remarks: document.getElementById("remarks").textContent }), asked);
+  },
   // The bytes of a file that a button saves.
   async save(page, id) {
     await page.evaluate(() => { window.page.saved = null; });

@@ -109,6 +109,35 @@ def test_bad_files_are_a_line_each_and_the_page_goes_on(browser, place, tmp_path
     assert len([line for line in text.splitlines() if line.strip()]) == len(files)
 
 
+def test_dicom_files_are_segmented_where_they_lie(browser, place, tmp_path):
+    """Two series given as files, one in a dropped folder: nothing of dcm2niix is loaded before, and the mask is that of
+    the converted scan."""
+    pytest.importorskip("pydicom", reason="pip install -r requirements-dicom.txt")
+    from made_up_dicom import write_series
+
+    folder, address, asked = place
+    write_series(tmp_path / "a", "oblique", 3, "t2_tse_tra", size=40)
+    write_series(tmp_path / "b", "axial", 4, "localizer", slices=9, size=16)
+    both = sorted(str(path) for part in "ab" for path in (tmp_path / part).iterdir())
+    with Page() as page:
+        page.ask("dicom", files=both, channels=["T2w"], convert=[3], out=str(tmp_path / "scan"))
+        answer = page.ask("segment", model=str(folder / "model"), scans=[str(tmp_path / "scan.3.nii")],
+                          mask=str(tmp_path / "mask.nii"), settings={})
+    asked.clear()
+    first, loaded, many, mask, one, missing = browser(
+        address, ["files", str(folder / "scan.nii")], ["evaluate", "typeof DCM2NIIX"], ["dicom", False, *both],
+        ["save", "save-mask"], ["dicom", True, *both[:40]],
+        ["evaluate", "(async () => { await take([Object.assign(new File(['x'], 'a.txt'), { inFolder: true })]); "
+                     "return document.getElementById('errors').textContent; })()"])
+    assert first["states"] == ["done"] and loaded == "undefined"
+    assert many["asked"] == ["3: t2_tse_tra (T2w, 40 slices)"] and many["states"][1:] == ["done"], many
+    assert content(mask) == (tmp_path / "mask.nii").read_bytes() and mask["name"] == "series-003_lesion.nii.gz"
+    assert f"{answer['volume_ml']:.2f} mL in" in many["answer"]
+    assert one["asked"] is None and one["states"][2:] == ["done"] and one["answer"] == many["answer"], one
+    assert "found no scan in this folder" in missing
+    assert sum("dcm2niix.js" in path for _, path in asked) == 1
+
+
 def test_without_webgl_and_with_too_little_memory(browser, place, tmp_path):
     """The page draws on a 2-D canvas, so WebGL is no matter; a lack of memory is a line, and the page goes on."""
     folder, address, _ = place

@@ -48,6 +48,12 @@ const MESSAGES = {
   volume: "the mask holds {} mL, more than a lesion can; check the scan (inverted, no head, of another kind?) and the model",
   extremes: "{}: {} from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
   fewGreys: "{}: 98 % of the head lies within {} of 256 grey levels, so the mask is doubtful; check the intensities of the scan",
+  // meshnet/cohort/dicom.py
+  missing: "{} slice(s) of the series are missing: what lies there is interpolated or left out",
+  uneven: "the distance between slices varies: dcm2niix made it even, which resamples the scan",
+  tilted: "the gantry was tilted: the scan's grid is sheared, as its slices lie",
+  off: "dcm2niix puts the scan up to {} mm off where its headers say",
+  ofSeveral: "of {} volumes number {} was taken, of the largest b-value, {} s/mm2",
 };
 
 // What only a page has to say.
@@ -55,6 +61,13 @@ const OWN_MESSAGES = {
   tooLarge: "{}: needs {} GB of memory for the network, expected at most {} GB in a browser; use python infer.py",
   noMemory: "{}: out of memory in this browser; close other tabs, or use python infer.py",
   tooBig: "{}: holds {} GB of voxels, expected at most 2 GB in a browser; use python infer.py",
+  dicomTooBig: "{}: holds {} GB, expected at most {} GB in a browser; use python infer.py",
+  noVolume: "{}: dcm2niix made no 3D volume of it ({}), expected one; choose another series",
+  volumes: "{}: holds {} volumes, expected one, or one for each b-value; choose another series, or convert it yourself",
+  tiltUneven: "{}: was taken with a tilted gantry, and its slices are not evenly spaced; convert it yourself, or choose another series",
+  noDicom: "{}: found no image in these DICOM files, expected a series of slices; choose the folder with the images",
+  noConverter: "{}: dcm2niix.js could not be loaded, expected it beside this page; copy the whole folder of the page",
+  noScan: "{}: found no scan in this folder, expected .nii, .nii.gz or DICOM files; choose another folder",
   fault: "{}: could not be segmented ({}); please report this with the details below",
 };
 

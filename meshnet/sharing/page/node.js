@@ -4,8 +4,8 @@
 // JSON request; each answer is a line. Files that it writes are not compressed.
 "use strict";
 
-const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline");
-const STEPS = ["messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment"];
+const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
+const STEPS = ["messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -17,6 +17,13 @@ let compiled = null;
 const engineOf = (request) => new Engine(compiled = compiled || new WebAssembly.Module(read(request.engine)));
 const modelOf = (folder) => readModel(JSON.parse(fs.readFileSync(path.join(folder, "config.json"), "utf8")), read(path.join(folder, "model.safetensors")));
 const write = (file, array) => fs.writeFileSync(file, Buffer.from(array.buffer, array.byteOffset, array.byteLength));
+
+// dcm2niix as a page has it, where importing is a module's matter in Node.
+function nodeConverter() {
+  const folder = path.join(__dirname, "vendor"), script = fs.readFileSync(path.join(folder, "dcm2niix.js"), "utf8");
+  const source = script.replaceAll("import.meta.url", '"data:"').replace("export default Module;", "").replace('await import("module")', "{ createRequire: () => outer }");
+  return new Converter(new Function("outer", `${source}; return Module;`)(require), new WebAssembly.Module(zlib.gunzipSync(fs.readFileSync(path.join(folder, "dcm2niix.wasm.gz")))));
+}
 
 const answers = {
   // {scans, card} -> each view conformed, in a file; remarks
@@ -36,6 +43,17 @@ const answers = {
     found.forEach((map, k) => all.set(map, k * n));
     write(out, all);
     return { seconds: (used.user + used.system) / 1e6, bytes: kernels.bytes, plan };
+  },
+  // {files, channels, out} -> the series among DICOM files, those chosen, and each of `convert` (numbers) as a NIfTI file
+  async dicom({ files, channels, out, convert = [] }) {
+    const found = await findSeries(files.map((name) => new File([fs.readFileSync(name)], path.basename(name))));
+    const written = [], converter = convert.length ? nodeConverter() : null;
+    for (const number of convert) {
+      const one = found.find((series) => series.number === number), { content, remarks } = await convertSeries(converter, { ...one, shown: "series" });
+      write(`${out}.${number}.nii`, content), written.push({ number, remarks });
+    }
+    const series = found.map(({ number, kind, whyNot, frames, study }) => ({ number, kind, whyNot, frames, study }));
+    return { series, chosen: chooseSeries(found, channels).map((one) => one && one.number), written };
   },
   // {model, scans, mask, probability} -> files and the line of infer.py --json
   async segment({ model, scans, mask, probability, engine, settings }) {

@@ -1,4 +1,4 @@
-// What the user sees: files in, progress, results out. All computing is the worker's (worker.js).
+// What the user sees: progress, and results out (intake.js: files in). All computing is the worker's (worker.js).
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -24,6 +24,8 @@ function startWorker() {
 const heard = {
   ready() { state.ready = true; },
   step({ name }) { state.step = name; tick(); },
+  sorting({ name }) { sorting(name); },
+  series({ studies }) { askSeries(studies); },
   progress({ share }) { $("progress").value = share; },
   result(found) {
     const one = state.running;
@@ -54,45 +56,7 @@ const heard = {
   },
 };
 
-// ---------------------------------------------------------------- files in
-
-// Files to cases: with several channels, those that are given at once are one case.
-function take(files) {
-  $("errors").replaceChildren();
-  files = [...files].filter((file) => file.size >= 0);
-  if (!files.length) return;
-  const { channels } = card;
-  if (channels.length > 1 && files.length > 1) return files.length === channels.length ? askOrder(files)
-    : complain(say("channels", files[0].name, files.length, channels.length, channels.join(", "), channels.map((c) => `${c}.nii.gz`).join(",")));
-  for (const file of files) add([file]);
-}
-
-function add(files) {
-  state.cases.push({ id: state.cases.length, name: files[0].name, files: files.map((file) => ({ name: file.name, file })), state: "waiting" });
-  next();
-}
-
-// Which file is which channel: by its name where that says it, and the user decides.
-function askOrder(files) {
-  const { channels } = card, box = $("channels"), left = [...files];
-  const guess = channels.map((channel) => {
-    const at = left.findIndex((file) => file.name.toLowerCase().includes(channel.toLowerCase()));
-    return at < 0 ? null : left.splice(at, 1)[0];
-  }).map((file) => file || left.shift());
-  const choices = channels.map((channel, c) => {
-    const label = document.createElement("label"), choice = document.createElement("select");
-    files.forEach((file, i) => choice.add(new Option(file.name, i, false, file === guess[c])));
-    label.append(`${channel}: `, choice);
-    return [label, choice];
-  });
-  const go = button("Segment", () => {
-    box.hidden = true;
-    add(choices.map(([, choice]) => files[choice.value]));
-  });
-  box.replaceChildren(paragraph("Which file is which channel?"), ...choices.map(([label]) => paragraph(label)), go);
-  box.hidden = false;
-  go.focus();
-}
+// ---------------------------------------------------------------- one scan after another
 
 function next() {
   showList();
@@ -105,7 +69,9 @@ function next() {
   $("work").hidden = false, $("result").hidden = true;
   state.clock = setInterval(tick, 250);
   tick(), showList();
-  state.worker.postMessage({ what: "segment", id: one.id, files: one.files });
+  const start = () => { if (state.running === one) state.worker.postMessage({ what: "segment", id: one.id, files: one.files }); };
+  if (!one.files.some(({ series }) => series)) return start();
+  loadConverter().then(start, () => heard.error({ id: one.id, message: say("noConverter", one.name) }));
 }
 
 function finished() {
@@ -242,11 +208,11 @@ function row(cells, kind = "td") {
 
 // ---------------------------------------------------------------- what the user does
 
-$("files").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
+for (const id of ["files", "folder"]) $(id).addEventListener("change", (event) => { take([...event.target.files]); event.target.value = ""; });
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 document.addEventListener("dragover", () => $("target").classList.add("over"));
 document.addEventListener("dragleave", () => $("target").classList.remove("over"));
-document.addEventListener("drop", (event) => { $("target").classList.remove("over"); take(event.dataTransfer.files); });
+document.addEventListener("drop", async (event) => { $("target").classList.remove("over"); take(await droppedFiles(event.dataTransfer)); });
 $("cancel").onclick = cancel;
 $("shown").onchange = (event) => { viewer.shown = event.target.checked; viewer.draw(); };
 for (const id of ["threshold", "smallest"]) $(id).onchange = () => state.worker.postMessage({ what: "decide", threshold: Number($("threshold").value), smallest: 1000 * Number($("smallest").value) });

@@ -1,7 +1,7 @@
 // The page's worker: keeps the engine, the model and the last case, and answers the page.
 "use strict";
 
-const kept = { engine: null, model: null, result: null };
+const kept = { engine: null, model: null, result: null, converter: null };
 
 function tell(message, transfer = []) {
   postMessage(message, transfer);
@@ -25,15 +25,29 @@ const answers = {
     kept.model = readModel(config, weights);
     tell({ what: "ready" });
   },
+  // dcm2niix, which is loaded when DICOM files are given for the first time.
+  async converter({ script, wasm }) {
+    const source = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+    importScripts(source);
+    URL.revokeObjectURL(source);
+    kept.converter = new Converter(makeDcm2niix, new WebAssembly.Module(await gunzip(wasm)));
+  },
+  async sort({ files }) {
+    const found = await findSeries(files, (name) => tell({ what: "sorting", name }));
+    const studies = [...new Set(found.map((one) => one.study))].map((study) => found.filter((one) => one.study === study));
+    tell({ what: "series", studies: studies.map((series) => ({ series, chosen: chooseSeries(series, kept.model.card.channels).map((one) => series.indexOf(one)) })) });
+  },
   async segment({ id, files, settings }) {
     kept.result = null;
-    const read = [];
-    for (const { name, file } of files) {
-      tell({ what: "step", name: "reading" });
-      read.push({ name, content: new Uint8Array(await file.arrayBuffer()) });
+    const read = [], said = [], reading = (what) => tell({ what: "step", name: what });
+    for (const { name, file, series } of files) {
+      reading("reading");
+      const { content, remarks } = series ? await convertSeries(kept.converter, series, reading) : { content: new Uint8Array(await file.arrayBuffer()), remarks: [] };
+      read.push({ name, content }), said.push(...remarks);
     }
     const step = (name, number, of) => tell({ what: "step", name: of > 1 ? `${name}, grid ${number + 1} of ${of}` : name });
     kept.result = await segment(kept.engine, kept.model, read, step, settings);
+    kept.result.warnings.unshift(...said);
     tell(show(id, kept.result));
   },
   decide({ threshold, smallest }) {

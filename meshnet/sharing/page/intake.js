@@ -1,0 +1,120 @@
+// Files in: NIfTI files, one for each channel, DICOM files and folders.
+"use strict";
+
+// The files of a drop, those in folders too.
+async function droppedFiles(transfer) {
+  const entries = [...(transfer.items || [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return [...transfer.files];
+  return (await Promise.all(entries.map((entry) => below(entry)))).flat();
+}
+
+async function below(entry, folder = "") {
+  if (entry.isFile) {
+    const file = await new Promise((done, failed) => entry.file(done, failed));
+    return [Object.assign(file, { below: folder + file.name, inFolder: folder !== "" })];
+  }
+  const reader = entry.createReader(), entries = [];
+  for (let some; (some = await new Promise((done, failed) => reader.readEntries(done, failed))).length;) entries.push(...some);  // a hundred at a time
+  return (await Promise.all(entries.map((one) => below(one, `${folder}${entry.name}/`)))).flat();
+}
+
+// Files to cases: with several channels, those that are given at once are one case. DICOM files are sorted first.
+async function take(files) {
+  $("errors").replaceChildren(), $("channels").hidden = true;
+  const where = (file) => file.below || file.webkitRelativePath || file.name, scans = [], dicom = [];
+  const folder = files.some((file) => file.inFolder || file.webkitRelativePath);
+  files = files.filter((file) => !/(^|\/)(\.|__MACOSX)/.test(where(file)));  // what systems leave behind
+  for (const file of files.sort((a, b) => (where(a) < where(b) ? -1 : 1))) {
+    if (/\.nii(\.gz)?$/i.test(file.name)) scans.push(file);
+    else if (await isImage(file)) dicom.push(file);
+    else if (!folder) scans.push(file);  // which is refused in a line
+  }
+  if (folder && !scans.length && !dicom.length) complain(say("noScan", where(files[0] || { name: "folder" }).split("/")[0]));
+  if (dicom.length) {
+    sorting(`DICOM, ${dicom.length} files`);
+    state.worker.postMessage({ what: "sort", files: dicom });
+  }
+  if (!scans.length) return;
+  const { channels } = card;
+  if (channels.length > 1 && scans.length > 1) return scans.length === channels.length ? askOrder(scans)
+    : complain(say("channels", scans[0].name, scans.length, channels.length, channels.join(", "), channels.map((c) => `${c}.nii.gz`).join(",")));
+  for (const file of scans) add([{ name: file.name, file }]);
+}
+
+async function isImage(file) {
+  return (await file.slice(128, 132).text()) === "DICM" && file.name.toUpperCase() !== "DICOMDIR";
+}
+
+function add(files) {
+  state.cases.push({ id: state.cases.length, name: files[0].name, files, state: "waiting" });
+  next();
+}
+
+function ask(question, fields, then) {
+  const box = $("channels"), go = button("Segment", () => { box.hidden = true; then(); });
+  box.replaceChildren(paragraph(question), ...fields, go);
+  box.hidden = false;
+  go.focus();
+}
+
+function choice(label, options, chosen) {
+  const field = document.createElement("label"), select = document.createElement("select");
+  options.forEach((text, i) => select.add(new Option(text, i, false, i === chosen)));
+  field.append(`${label}: `, select);
+  return [paragraph(field), select];
+}
+
+// Which file is which channel: by its name where that says it, and the user decides.
+function askOrder(files) {
+  const { channels } = card, left = [...files];
+  const guess = channels.map((channel) => {
+    const at = left.findIndex((file) => file.name.toLowerCase().includes(channel.toLowerCase()));
+    return at < 0 ? null : left.splice(at, 1)[0];
+  }).map((file) => file || left.shift());
+  const choices = channels.map((channel, c) => choice(channel, files.map((file) => file.name), files.indexOf(guess[c])));
+  ask("Which file is which channel?", choices.map(([field]) => field), () => add(choices.map(([, select]) => files[select.value]).map((file) => ({ name: file.name, file }))));
+}
+
+// ---------------------------------------------------------------- DICOM
+
+function sorting(what) {
+  state.sorting = what !== "";
+  $("sorting").textContent = what && `Reading ${what}`;
+}
+
+// dcm2niix from its own file, which is not loaded before it is needed; each worker is given it once.
+async function loadConverter() {
+  if (typeof DCM2NIIX === "undefined")
+    await new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), { src: "dcm2niix.js", onload: done, onerror: failed })));
+  if (state.converter === state.worker) return;
+  state.converter = state.worker;
+  state.worker.postMessage({ what: "converter", script: DCM2NIIX.script, wasm: bytesOf(DCM2NIIX.wasm) });
+}
+
+// Which series is which channel: proposed by descriptions, and the user decides.
+function askSeries(studies) {
+  sorting("");
+  if (!studies.length) return complain(say("noDicom", "DICOM"));
+  const { channels } = card, chosen = [], fields = [];
+  studies.forEach(({ series, chosen: proposed }, s) => {
+    if (studies.length > 1) fields.push(paragraph(`Study ${s + 1} of ${studies.length}`));
+    const options = series.map((one) => `${one.number}: ${one.description || "without a description"} (${one.whyNot || one.kind || "of an unknown kind"}, ${one.frames} slices)`);
+    const most = series.reduce((best, one, i) => (one.frames > series[best].frames ? i : best), 0);
+    const selects = channels.map((channel, c) => {
+      const [field, select] = choice(channel, options, proposed[c] < 0 ? most : proposed[c]);
+      if (proposed[c] < 0) field.append(" No series looks like this by its description; choose it yourself.");
+      fields.push(field);
+      return select;
+    });
+    chosen.push(() => add(selects.map((select) => scanOf(series[select.value], studies.length > 1 ? `study-${s + 1}_` : ""))));
+  });
+  const [{ series, chosen: [only] }] = studies;
+  if (studies.length === 1 && series.length === 1 && channels.length === 1 && only === 0) return chosen[0]();
+  ask("Which series is to be segmented?", fields, () => chosen.forEach((start) => start()));
+}
+
+// A series as a scan; its name tells nothing about the patient.
+function scanOf(series, before) {
+  const shown = `series ${series.number} '${series.description || "without a description"}'`;
+  return { name: `${before}series-${String(series.number).padStart(3, "0")}.nii`, series: { ...series, shown } };
+}
