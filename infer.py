@@ -7,13 +7,12 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from meshnet.cohort import call
+from meshnet.cohort.files import find_scans, named_channels, plan_masks
 from meshnet.config import parse_size
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.runs.folder import AVERAGED
@@ -27,16 +26,13 @@ COMMON = """The three most common commands:
     python infer.py scan.nii.gz --model runs/mine   another model (python infer.py --list_models)
 
 python infer.py --help lists all flags."""
-WRITTEN = (".nii", ".nii.gz")
-UNWRITTEN = (".mgz", ".mgh", ".nrrd", ".nhdr", ".img", ".hdr", ".mha", ".mhd", ".mnc", ".dcm", ".gz", ".zip", ".png",
-             ".jpg", ".tif", ".tiff", ".npy", ".npz", ".json", ".csv", ".txt", ".h5")
-MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser("infer.py", description=__doc__.splitlines()[0])
     parser.add_argument("scans", nargs="*", metavar="SCAN",
-                        help="NIfTI files or folders; channels of a case joined by commas: FLAIR.nii.gz,T2w.nii.gz")
+                        help="NIfTI files or folders; channels of a case by name, FLAIR=a.nii.gz T2w=b.nii.gz, or "
+                             "in the model's order joined by commas, a.nii.gz,b.nii.gz")
     parser.add_argument("-o", "--output", metavar="PATH",
                         help="mask file (one scan) or folder (default: NAME_lesion.nii.gz beside each scan)")
     parser.add_argument("--model", nargs="+", default=[], metavar="MODEL",
@@ -88,7 +84,9 @@ def main() -> int | None:
         from meshnet.cohort.batch import group
 
         return group(arguments)
-    cases = None if arguments.format != "files" else plan_masks(*find_scans(arguments.scans), arguments.output)
+    cases = None
+    if arguments.format == "files":
+        cases = plan_masks(*find_scans(arguments.scans, lambda: first_card(arguments).channels), arguments.output)
 
     from meshnet.cohort.batch import Batch
 
@@ -131,6 +129,8 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 if not (said or arguments.json):  # not before a scan is read: a mistake is one line
                     say_what_is_done(models, arguments)
                 said = True
+                if len(case["scans"]) > 1 and not arguments.json:
+                    print(printable(named_channels(case["scans"], models[0].card.channels)), file=sys.stderr)
                 result, volumes = segment_and_write(conformed, models, case, arguments, batch)
             except UserError as error:
                 if batch.alone:
@@ -149,79 +149,6 @@ def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
 
     print(printable(header(arguments.model, [model.card for model in models], arguments.threshold,
                            arguments.min_lesion_mm3)), file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------------- which scans, which masks
-
-def find_scans(names: list[str]) -> tuple[list[list[Path]], dict[Path, Path]]:
-    """The cases to segment, each a list of its channels' files, and where in a given folder each file lies.
-
-    Folders are searched with those below them; masks of this program are left out.
-    """
-    if not names:
-        raise UserError("no scan given; try: python infer.py scan.nii.gz")
-    cases, below = [], {}
-    for name in names:
-        path = Path(name)
-        if os.path.isdir(name):  # not Path.is_dir: a list of channels may be too long for a file name
-            found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(WRITTEN) and p.is_file()
-                           and not stem(p).endswith(MASKS)
-                           and not any(part.startswith(".") for part in p.relative_to(path).parts))
-            if not found:
-                raise UserError(f"{path}: found no .nii or .nii.gz file in this folder and those below it, expected "
-                                "scans")
-            cases += [[p] for p in found]
-            below |= {p: p.parent.relative_to(path) for p in found}
-        else:
-            files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
-            cases.append(files)
-    return cases, below
-
-
-def stem(path: Path) -> str:
-    """The file's name without ``.nii`` or ``.nii.gz``."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-
-
-def plan_masks(cases: list[list[Path]], below: dict[Path, Path], output: str | None) -> list[dict]:
-    """The mask file of each case; an output folder has the subfolders that ``below`` gives for the scans.
-
-    Raises:
-        UserError: if the output cannot be written, or two cases would write the same mask.
-    """
-    if output == "":
-        raise UserError("-o: found nothing, expected a file or a folder; is a variable of the shell empty?")
-    target = Path(output) if output else None
-    names_a_file = target is not None and target.name.endswith(WRITTEN)
-    if target and not names_a_file and not target.is_dir() and target.name.lower().endswith((*WRITTEN, *UNWRITTEN)):
-        raise UserError(f"-o {target}: names a file of a format that is not written, expected an ending of .nii.gz or "
-                        ".nii, or a folder")
-    if names_a_file and len(cases) > 1:
-        raise UserError(f"-o {target}: names one mask for {len(cases)} scans; give a folder")
-    planned: dict[str, dict] = {}
-    for scans in cases:
-        folder = target / below.get(scans[0], "") if target else scans[0].parent
-        mask = target if names_a_file else folder / f"{stem(scans[0])}{MASKS[0]}.nii.gz"
-        real = os.path.realpath(mask)
-        if real in planned:
-            raise UserError(f"{mask}: is the mask of both {planned[real]['scans'][0]} and {scans[0]}; segment "
-                            "them in two commands with different -o")
-        if mask.is_dir():
-            raise UserError(f"-o {mask}: is a folder, expected a file to write; give another name")
-        if real in [os.path.realpath(path) for path in scans]:
-            raise UserError(f"-o {mask}: is the scan itself; give another file")
-        planned[real] = {"scans": scans, "mask": mask, "picture": mask.with_name(f"{stem(mask)}.png"),
-                         "probability": mask.with_name(f"{stem(mask)}_probability.nii.gz")}
-    for folder in {case["mask"].parent for case in planned.values()}:
-        if target is None and not folder.is_dir():
-            continue  # a missing scan, which is reported when it is read
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be created ({error.strerror}); give another folder with -o") from None
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"{folder}: cannot be written to; give another folder with -o")
-    return list(planned.values())
 
 
 def check_output(case: dict, arguments: argparse.Namespace) -> None:
@@ -252,6 +179,15 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------- network and scans
+
+def first_card(arguments: argparse.Namespace):
+    """The card of the first ``--model``, or of the built-in one."""
+    from meshnet.networks.card import read_card
+    from meshnet.networks.folder import default_model, find_folder
+    from meshnet.sharing.published import find
+
+    return read_card(find_folder(find(arguments.model[0])) if arguments.model else default_model())
+
 
 def get_models(arguments: argparse.Namespace, single: bool = False) -> list:
     """Every ``--model``, or the built-in one, on the device; ``single`` for one scan."""

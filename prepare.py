@@ -25,7 +25,7 @@ MEMORY_PER_WORKER = 2 * 2**30  # bytes; a case of two channels at 256³ peaks at
 def make_parser() -> argparse.ArgumentParser:
     p = OneLineParser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("path", nargs="?", help="the data set: a folder, a CSV file (table), a Hub name or folder (hub)")
-    p.add_argument("--format", required=True, choices=FORMATS, help="how the data set is laid out")
+    p.add_argument("--format", choices=FORMATS, help="how the data set is laid out (default for a CSV file: table)")
     p.add_argument("--out", help="folder of the prepared dataset")
     p.add_argument("--list", action="store_true", help="only print the pairs found, and why the others were left out")
 
@@ -48,12 +48,15 @@ def make_parser() -> argparse.ArgumentParser:
                    "teach it what is not a lesion (default: all; lesion for the presets bright_fluid and every)")
 
     g = p.add_argument_group("what the model will see")
-    g.add_argument("--voxel_mm", type=float, default=1.0, help="edge of a voxel (default 1)")
+    g.add_argument("--like", metavar="MODEL", help="as this model sees scans: all of this group where no flag says "
+                   "otherwise, to start a training from its weights (train.py --init MODEL)")
+    g.add_argument("--voxel_mm", type=float, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
-    g.add_argument("--orientation", default="LIA", help="axis codes (default LIA, as mri_convert and brainchop)")
-    g.add_argument("--averaged", action="store_true", help="average the scan over each voxel instead of sampling it at "
-                   "the centre, as mri_convert does: for a --voxel_mm larger than the scans' voxels (masks are always "
-                   "sampled at the centre, which keeps a lesion's volume)")
+    g.add_argument("--orientation", help="axis codes (default LIA, as mri_convert and brainchop)")
+    g.add_argument("--averaged", action=argparse.BooleanOptionalAction, default=None,
+                   help="average the scan over each voxel instead of sampling it at the centre, as mri_convert does: "
+                   "for a --voxel_mm larger than the scans' voxels (masks are always sampled at the centre, which "
+                   "keeps a lesion's volume)")
     g.add_argument("--scaling", default=None, help="intensities (default conform_uint8, as mri_convert)",
                    choices=SCALINGS)
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -102,6 +105,7 @@ def add_corrections(p: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     arguments = make_parser().parse_args()
+    fill_in(arguments)
     check_flags(arguments)
 
     # ---- find the pairs ----------------------------------------------------------------------------------------
@@ -181,13 +185,47 @@ def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> No
         with decoration(f"{out / PAGE}: not written", "nothing else depends on it"):
             write_page(out)
             print(f"{out / PAGE}: every case to look at, the odd ones first")
-    say_next(f"{command('python', 'train.py', '--recipe', recipe_for(prepared), '--data', out)} --run_dir runs/NAME")
+    begin = ("--init", arguments.like) if arguments.like else ()
+    recipe = "recipes/finetune.yaml" if arguments.like else recipe_for(prepared)
+    say_next(f"{command('python', 'train.py', *begin, '--recipe', recipe, '--data', out)} --run_dir runs/NAME")
 
 
 def recipe_for(prepared: dict) -> str:
     """A recipe to begin with: the demo's for few coarse cases, else the paper's smallest network."""
     few = prepared["voxel_mm"] >= 4 and prepared["cases"] < 100
     return "recipes/demo.yaml" if few else "recipes/meshnet5.yaml"
+
+
+def fill_in(arguments: argparse.Namespace) -> None:
+    """Set what no flag says: the format by the file's name, and what the model will see as --like has it."""
+    if arguments.format is None and (arguments.path or "").lower().endswith((".csv", ".tsv")):
+        arguments.format = "table"
+    if arguments.format is None:
+        raise UserError(f"--format: missing, expected one of {', '.join(FORMATS)}")
+    known = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "averaged": False, "scaling": None, "window": None}
+    if arguments.like:
+        known |= seen_by(arguments.like)
+        if arguments.voxel_mm not in (None, known["voxel_mm"]):
+            known["shape"] = None  # it is one of the model's voxels
+        if arguments.scaling or arguments.window:
+            known["scaling"] = known["window"] = None
+    for name, value in known.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
+def seen_by(model: str) -> dict:
+    """How the ``model`` sees a scan, by the names of the flags that say so."""
+    from meshnet.networks.card import read_card
+    from meshnet.networks.folder import find_folder
+    from meshnet.sharing.published import find
+
+    card = read_card(find_folder(find(model)))
+    seen = {name: getattr(card, name) for name in
+            ("voxel_mm", "shape", "orientation", "averaged", "scaling", "window")}
+    said = [f"{card.voxel_mm:g} mm", "averaged" if card.averaged else "sampled", card.orientation, card.scaling]
+    print(f"as {model} sees scans: {', '.join(said)}, channels {', '.join(card.channels)}")
+    return seen
 
 
 def check_flags(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
 from meshnet.display import Live, command, count, say_next
-from meshnet.errors import Diverged, UserError, run_script, surrounding
+from meshnet.errors import Diverged, OneLineParser, UserError, run_script, surrounding
 from meshnet.machine import cpu_wanted
 from meshnet.recipe import as_begun, dump_config, flatten, list_recipes, parse, read_mapping
 from meshnet.runs.folder import CONFIG_YAML
@@ -25,7 +25,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, order of cases, augmentation")
     parser.add_argument("--run_dir", metavar="FOLDER", help="run folder; an existing run in it is continued")
     parser.add_argument("--stop_epoch", type=int, help="stop after this epoch of training.max_epochs")
-    parser.add_argument("--init", metavar="MODEL", help="start from these weights (a model folder or Hub name)")
+    parser.add_argument("--init", metavar="MODEL", help="start from these weights (a model folder or Hub "
+                        "name); the architecture is the model's where no recipe or flag says otherwise")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="continue from the last resume point; --no-resume deletes the run in the folder and "
                              "starts again")
@@ -38,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int | None:
-    arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags)
+    arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags, below=architecture)
     if arguments.list_recipes:
         return print(list_recipes())
     stop_epoch = check_flags(arguments, config)
@@ -97,6 +98,21 @@ def main() -> int | None:
     if arguments.push_to_hub and accelerator.is_main_process:
         push(folder, arguments.push_to_hub, run.progress.finished)
     return 0
+
+
+def architecture(given: list[str]) -> tuple[str, dict] | None:
+    """The architecture of the model of ``--init``, which lies under the recipes; None without the flag."""
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--init")
+    init = parser.parse_known_args(given)[0].init
+    if not init or "--test" in given:
+        return None
+    from meshnet.networks.build import config_of
+    from meshnet.networks.card import read_card
+    from meshnet.networks.folder import find_folder
+    from meshnet.sharing.published import find
+
+    return f"--init {init}", {"model": config_of(read_card(find_folder(find(init))))}
 
 
 def check_flags(arguments: argparse.Namespace, config: Config) -> int:

@@ -128,9 +128,14 @@ def let_follow(config: Config, changes: object) -> None:
         old.monitor = None
 
 
-def load_recipes(paths: list[str | Path]) -> Config:
-    """The defaults with the recipe files stacked on them, not yet resolved (see ``config.resolve``)."""
+def load_recipes(paths: list[str | Path], below: tuple[str, dict] | None = None) -> Config:
+    """The defaults with the recipe files stacked on them, not yet resolved (see ``config.resolve``).
+
+    ``below``: sections that lie under the first file, and where they are from.
+    """
     config = Config()
+    if below:
+        apply_mapping(config, below[1], below[0])
     for path in paths:
         apply_mapping(config, read_mapping(path), str(path))
     return config
@@ -198,7 +203,8 @@ def load_search(paths: list[str | Path]) -> dict:
 
 
 def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentParser], None],
-          arguments: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
+          arguments: list[str] | None = None,
+          below: Callable[[list[str]], tuple[str, dict] | None] | None = None) -> tuple[argparse.Namespace, Config]:
     """Parse a script's own flags together with ``--recipe``, ``--override`` and every ``--section.field``.
 
     Args:
@@ -206,6 +212,7 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
         description: one line, for its help.
         add_flags: adds the script's own flags to a parser.
         arguments: the command line; ``sys.argv[1:]`` by default.
+        below: from the command line to what lies under the recipes (see ``load_recipes``).
 
     Returns:
         The script's own values (with ``recipe``, a list of paths) and the resolved config.
@@ -219,7 +226,7 @@ def parse(prog: str, description: str, add_flags: Callable[[argparse.ArgumentPar
     first.add_argument("--override", nargs="+", default=[], action="extend")
     files, rest = first.parse_known_args(arguments)
     files.recipe = [find_recipe(one) for one in files.recipe]
-    config = load_recipes(files.recipe)
+    config = load_recipes(files.recipe, below and below(rest))
     given = [text.partition("=")[0].strip() for text in files.override]
     given += [text[2:].partition("=")[0] for text in rest if text.startswith("--")]
     let_follow(config, {key.removeprefix("scheduler."): True for key in given if key.startswith("scheduler.")})

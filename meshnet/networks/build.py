@@ -70,6 +70,18 @@ def arguments_from_config(model_config, in_channels: int, classes: int, shape: t
     return common | model_config.options
 
 
+def config_of(card: Card) -> dict:
+    """The ``model`` section of a recipe for the architecture of ``card``, the other way round than
+    ``arguments_from_config``. What may differ in a training from the weights (dropout) is not in it."""
+    given = dict(card.arguments)
+    if card.name == "meshnet":
+        return {"name": card.name} | {key: given[key] for key in MESHNET_FIELDS if key in given and key != "dropout"}
+    for key in ("in_channels", "classes", "checkpointing"):
+        given.pop(key, None)
+    size = given.pop("image_size", None)
+    return {"name": card.name, "options": given} | ({"patch": size} if size else {})
+
+
 def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     """A trained network, ready for inference.
 

@@ -22,11 +22,14 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
         found = getattr(card, key)
         if found != info[key]:
             raise UserError(f"--init {init}: trained with {key} {found}, expected {info[key]} as the data set was "
-                            f"prepared; run prepare.py --{key} {found}")
+                            f"prepared; prepare.py --like {init} prepares scans for it")
     if card.averaged != info.get("averaged", False):
         kinds = ("averaged", "others") if card.averaged else ("sampled", "averaged ones")
         print(f"note: --init {init}: trained on {kinds[0]} voxels, the data set has {kinds[1]}; prepare.py "
-              f"{'--averaged' if card.averaged else 'without --averaged'} prepares them alike", file=sys.stderr)
+              f"--like {init} prepares them alike", file=sys.stderr)
+    if card.voxel_mm != info.get("voxel_mm", card.voxel_mm):
+        print(f"note: --init {init}: trained at {card.voxel_mm:g} mm, the data set has {info['voxel_mm']:g} mm; "
+              f"prepare.py --like {init} prepares them alike", file=sys.stderr)
     shared = shared_classes(card, info)
     if not shared[1:]:
         raise UserError(f"--init {init}: has the classes {', '.join(card.classes)}, expected one of them in the "
@@ -41,7 +44,7 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     for key in sorted((theirs.keys() | ours.keys()) - FREE - {"classes"}, key=lambda key: (key != "name", key)):
         if theirs.get(key) != ours.get(key):
             raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
-                            f"set model.* as its config.json says, or stack its recipe.yaml where it has one")
+                            "leave the model section out of the recipe, and the model's own is taken")
     weights, fresh = trained.state_dict(), network.state_dict()
     if shared != [(number, number) for number in range(max(len(card.classes), len(info["classes"])))]:
         weights = take_classes(weights, network, shared)

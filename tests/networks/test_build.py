@@ -9,6 +9,7 @@ from model_folders import write_model
 from meshnet.config import Config
 from meshnet.errors import UserError
 from meshnet.networks import build
+from meshnet.networks.card import Card
 
 
 def test_a_name_that_is_nothing_lists_what_there_is(tmp_path):
@@ -41,3 +42,21 @@ def test_meshnet_does_not_import_monai(tmp_path, root):
     code = ("import sys; from meshnet.networks.build import load_model; load_model(sys.argv[1]); "
             "sys.exit('monai' in sys.modules or 'huggingface_hub' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name, fields", [
+    ("meshnet", {"channels": 5, "norm": "group", "dilations": [1, 2]}),
+    ("segresnet", {"options": {"init_filters": 8}}), ("unetr", {"patch": [32, 32, 16]})])
+def test_a_card_says_its_architecture_as_a_recipe(name, fields):
+    """What --init takes from a model builds the same network."""
+    config = Config().model
+    config.name = name
+    for key, value in fields.items():
+        setattr(config, key, value)
+    arguments = build.arguments_from_config(config, 1, 2, (32, 32, 32))
+    card = Card(["T2w"], ["background", "lesion"], name=name, arguments=arguments)
+    again = Config().model
+    for key, value in build.config_of(card).items():
+        setattr(again, key, value)
+    assert build.arguments_from_config(again, 1, 2, (48, 48, 48)) == arguments
+    assert "dropout" not in build.config_of(card)

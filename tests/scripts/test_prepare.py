@@ -543,3 +543,21 @@ def test_time_points_of_a_patient_are_in_one_fold_and_it_is_said(tmp_path, run):
 def test_corrections_that_a_format_cannot_have_are_refused(run, flags, fault):
     code, _, errors = run(*flags)
     assert code == 2 and len(errors) == 1 and fault in errors[0]
+
+
+def test_scans_are_prepared_as_a_model_sees_them(table, tmp_path, run):
+    """--like takes everything from the model's card; a flag still wins."""
+    model = tmp_path / "model"
+    model.mkdir()
+    seen = {"voxel_mm": 8.0, "shape": [30, 31, 32], "orientation": "RAS", "averaged": True, "scaling": "minmax"}
+    (model / "config.json").write_text(json.dumps(
+        {"format": 1, "name": "meshnet", "arguments": {"channels": 3}, "channels": ["T2w"],
+         "classes": ["background", "lesion"], **seen}))
+    code, out, _ = run(table.path, "--like", model, "--out", tmp_path / "out", "--outer", 1, "--inner", 1, "--no-pictures")
+    info = json.loads((tmp_path / "out/prepared.json").read_text())
+    assert code == 0 and {key: info[key] for key in seen} == seen
+    assert "averaged, RAS, minmax" in out and f"--init {model} --recipe recipes/finetune.yaml" in out
+    given = prepare.make_parser().parse_args(["x.csv", "--like", str(model), "--voxel_mm", "4", "--no-averaged"])
+    prepare.fill_in(given)
+    assert (given.format, given.voxel_mm, given.shape, given.averaged, given.orientation) == (
+        "table", 4.0, None, False, "RAS")

@@ -119,3 +119,21 @@ def test_a_finished_run_is_scored_on_its_test_fold_once_each(undisturbed, tiny_d
     splits = json.loads((tiny_data / "splits.json").read_text())
     assert sorted(row["subject"] for row in rows) == sorted(splits["folds"][0]["test"])
     assert all(0 <= float(row["dice"]) <= 1 and 0 <= float(row["conformed_dice"]) <= 1 for row in rows)
+
+
+def test_init_takes_the_architecture_from_the_model_and_flags_win(tmp_path):
+    """Without a recipe that names it; the model is no more than its config.json here."""
+    import train
+    from meshnet.recipe import parse
+
+    (tmp_path / "config.json").write_text(json.dumps(
+        {"format": 1, "name": "meshnet", "arguments": {"channels": 7, "dilations": [1, 2], "norm": "instance"},
+         "channels": ["T2w"], "classes": ["background", "lesion"]}))
+    recipe = tmp_path / "wide.yaml"
+    recipe.write_text("model: {channels: 9}\n")
+    read = lambda *given: parse("train.py", "", train.add_flags, ["--init", str(tmp_path), *given],
+                                below=train.architecture)[1].model
+    found = read()
+    assert (found.channels, list(found.dilations), found.norm) == (7, [1, 2], "instance")
+    assert read("--recipe", str(recipe)).channels == 9 and read("--model.channels", "11").channels == 11
+    assert read("--model.channels", "11").norm == "instance"

@@ -83,4 +83,4 @@ def test_weights_of_averaged_voxels_say_so(tmp_path, capsys):
     start_from.start_from(network, tmp_path, init_info(["background", "lesion"]) | {"averaged": True})
     assert not capsys.readouterr().err
     start_from.start_from(network, tmp_path, init_info(["background", "lesion"]))
-    assert "trained on averaged voxels, the data set has others; prepare.py --averaged" in capsys.readouterr().err
+    assert "trained on averaged voxels, the data set has others; prepare.py --like" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""Which files make a case, and what its mask is called."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bright import bright_model, infer, scan_file
+
+from meshnet.cohort.files import case_name, check_order, find_scans, plan_masks, stem
+from meshnet.errors import UserError
+
+TWO = ["FLAIR", "T2w"]
+
+
+def made(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def found(*names, channels=TWO):
+    cases, _ = find_scans([str(name) for name in names], lambda: channels)
+    return [[str(path) for path in case] for case in cases]
+
+
+@pytest.mark.parametrize("given", [
+    ["FLAIR=f.nii.gz", "T2w=t.nii.gz"], ["T2w=t.nii.gz", "FLAIR=f.nii.gz"], ["t2=t.nii.gz,flair=f.nii.gz"]])
+def test_channels_by_name_come_in_the_models_order(given):
+    assert found(*given) == [["f.nii.gz", "t.nii.gz"]]
+
+
+def test_a_name_that_comes_again_begins_the_next_case():
+    assert found("FLAIR=a", "T2w=b", "T2w=c", "FLAIR=d", "e,f") == [["a", "b"], ["d", "c"], ["e", "f"]]
+    assert found("FLAIR=a", channels=["T1w, T2w, FLAIR or DWI"]) == [["a"]]
+
+
+@pytest.mark.parametrize("given, words", [
+    (["FLAIR=a"], "FLAIR=a: found no channel T2w, expected FLAIR, T2w"),
+    (["FLAIR=a", "T2w=b", "DWI=c"], "DWI=c: found the channel DWI, expected FLAIR, T2w"),
+    (["s_T2w.nii,s_FLAIR.nii"], "s_T2w.nii: given as channel FLAIR, but its name says T2w")])
+def test_channels_that_do_not_fit_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        found(*given)
+    check_order([Path("a.nii"), Path("b.nii")], TWO)  # names that say nothing are taken in their order
+
+
+def test_an_argument_with_an_equals_sign_may_be_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(made(tmp_path, "T2w=a.nii.gz"))
+    assert found("T2w=a.nii.gz", channels=["T2w"]) == [["T2w=a.nii.gz"]]
+
+
+def test_a_folder_is_grouped_by_the_channel_in_the_names(tmp_path, capsys):
+    made(tmp_path, "sub-1/FLAIR.nii.gz", "sub-1/T2w.nii.gz", "sub-1/lesion_mask.nii.gz", "b/x_T2w.nii", "b/x_FLAIR.nii",
+         "b/y_FLAIR.nii", "b/notes.nii", "b/x_FLAIR_lesion.nii.gz")
+    cases = found(tmp_path)
+    assert [[path.removeprefix(f"{tmp_path}/") for path in case] for case in cases] == [
+        ["b/x_FLAIR.nii", "b/x_T2w.nii"], ["sub-1/FLAIR.nii.gz", "sub-1/T2w.nii.gz"]]
+    said = capsys.readouterr().err
+    assert "passed over as masks by their names: lesion_mask.nii.gz" in said
+    assert "left out, as none or not all of the channels FLAIR, T2w: notes.nii, y_FLAIR.nii" in said
+    with pytest.raises(UserError, match=r"found no case with the channels T1w, DWI .*sub-1_T1w.nii.gz"):
+        found(tmp_path, channels=["T1w", "DWI"])
+    assert len(found(tmp_path, channels=["T2w"])) == 6  # of one channel: every scan, but no mask
+
+
+@pytest.mark.parametrize("names, expected", [
+    (["s/FLAIR.nii.gz", "s/T2w.nii.gz"], "s"), (["a_1_T1w.nii", "a_1_T2w.nii"], "a_1"), (["p.nii", "q.nii"], "p"),
+    (["sub-1_FLAIR.nii"], "sub-1_FLAIR")])
+def test_a_mask_is_named_after_the_case(names, expected, tmp_path):
+    assert case_name([tmp_path / name for name in names]) == expected
+
+
+def test_patients_with_the_same_file_names_get_masks_of_their_own(tmp_path):
+    made(tmp_path, "sub-1/FLAIR.nii", "sub-2/FLAIR.nii")
+    cases = [[tmp_path / f"sub-{k}/FLAIR.nii"] for k in (1, 2)]
+    masks = [plan["mask"] for plan in plan_masks(cases, {}, str(tmp_path / "out"))]
+    assert [stem(path) for path in masks] == ["sub-1_FLAIR_lesion", "sub-2_FLAIR_lesion"]
+    with pytest.raises(UserError, match="is the mask of both"):
+        plan_masks([cases[0], cases[0]], {}, str(tmp_path / "out"))
+
+
+def test_infer_says_which_file_is_which_channel(tmp_path):
+    model = bright_model(tmp_path / "model", channels=2)
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace("channel0", "T2w").replace("channel1", "FLAIR"))
+    scan_file(tmp_path / "a_FLAIR.nii.gz", bright=(slice(30, 34),) * 3)
+    scan_file(tmp_path / "a_T2w.nii.gz")
+    done = infer(f"FLAIR={tmp_path}/a_FLAIR.nii.gz", f"T2w={tmp_path}/a_T2w.nii.gz", "--model", model, "--no-picture")
+    assert f"T2w = {tmp_path}/a_T2w.nii.gz, FLAIR = {tmp_path}/a_FLAIR.nii.gz" in done.stderr
+    mask = np.asarray(nib.load(tmp_path / "a_lesion.nii.gz").dataobj)
+    bright = np.asarray(nib.load(tmp_path / "a_T2w.nii.gz").dataobj) == 1000  # the network's first channel
+    assert 2 * (mask * bright).sum() / (mask.sum() + bright.sum()) > 0.75
