@@ -71,16 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--split_seed", type=int, default=0, help="of the folds (default 0)")
 
     add_corrections(p)
-    g = p.add_argument_group("synthetic")
-    g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
-    g.add_argument("--synthetic_seed", type=int, default=0, help="another number gives other cases (default 0)")
-    g.add_argument("--synthetic_preset", default="demo", metavar="NAME",
-                   help="how much they vary: demo, train, bright, bright_fluid or every")
-    g.add_argument("--anatomy", metavar="FOLDER", help="whole-head label maps to make heads from: FreeSurfer's labels, "
-                   "or those of a table tissues.yaml beside them (default: one mean head)")
-    g.add_argument("--lesions", nargs="+", default=[], metavar="FOLDER", help="lesion masks in MNI space to take "
-                   "lesions from (default: made up); needs --anatomy")
-
+    add_synthetic(p)
     p.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True,
                    help="write cases.html, a page with every case and its mask to look at")
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
@@ -101,6 +92,20 @@ def add_corrections(p: argparse.ArgumentParser) -> None:
                    "expression ('pat(\\d+)_'), or a table with the columns case and subject")
     g.add_argument("--apart", action="store_true", help="fold by subject alone, even where subjects have the same scan "
                    "or their names look like time points of one patient")
+
+
+def add_synthetic(p: argparse.ArgumentParser) -> None:
+    """The flags of ``--format synthetic``."""
+    g = p.add_argument_group("synthetic")
+    g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
+    g.add_argument("--synthetic_seed", type=int, default=0, help="another number gives other cases (default 0)")
+    g.add_argument("--synthetic_preset", default="demo", metavar="NAME",
+                   help="how much they vary: demo, train, bright, bright_fluid or every")
+    g.add_argument("--anatomy", metavar="FOLDER", help="whole-head label maps to make heads from: FreeSurfer's labels, "
+                   "or those of a table tissues.yaml beside them (default: one mean head)")
+    g.add_argument("--lesions", nargs="+", default=[], metavar="FOLDER", help="lesion masks in MNI space to take "
+                   "lesions from (default: made up); needs --anatomy")
+
 
 
 def main() -> int:
