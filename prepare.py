@@ -19,6 +19,8 @@ from meshnet.display import command, count, say_next
 from meshnet.errors import OneLineParser, UserError, decoration, run_script
 from meshnet.machine import usable_cores
 
+# What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
+SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "averaged": False, "scaling": None, "window": None}
 MEMORY_PER_WORKER = 2 * 2**30  # bytes; a case of two channels at 256³ peaks at 1.1 GiB
 
 
@@ -57,8 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
                    help="average the scan over each voxel instead of sampling it at the centre, as mri_convert does: "
                    "for a --voxel_mm larger than the scans' voxels (masks are always sampled at the centre, which "
                    "keeps a lesion's volume)")
-    g.add_argument("--scaling", default=None, help="intensities (default conform_uint8, as mri_convert)",
-                   choices=SCALINGS)
+    g.add_argument("--scaling", choices=SCALINGS, help="intensities (default conform_uint8, as mri_convert)")
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
                    help="values that become 0 and 1, e.g. HU of a CT; implies --scaling window")
 
@@ -95,7 +96,6 @@ def add_corrections(p: argparse.ArgumentParser) -> None:
 
 
 def add_synthetic(p: argparse.ArgumentParser) -> None:
-    """The flags of ``--format synthetic``."""
     g = p.add_argument_group("synthetic")
     g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
     g.add_argument("--synthetic_seed", type=int, default=0, help="another number gives other cases (default 0)")
@@ -207,7 +207,7 @@ def fill_in(arguments: argparse.Namespace) -> None:
         arguments.format = "table"
     if arguments.format is None:
         raise UserError(f"--format: missing, expected one of {', '.join(FORMATS)}")
-    known = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "averaged": False, "scaling": None, "window": None}
+    known = dict(SEEN)
     if arguments.like:
         known |= seen_by(arguments.like)
         if arguments.voxel_mm not in (None, known["voxel_mm"]):
@@ -226,11 +226,9 @@ def seen_by(model: str) -> dict:
     from meshnet.sharing.published import find
 
     card = read_card(find_folder(find(model)))
-    seen = {name: getattr(card, name) for name in
-            ("voxel_mm", "shape", "orientation", "averaged", "scaling", "window")}
     said = [f"{card.voxel_mm:g} mm", "averaged" if card.averaged else "sampled", card.orientation, card.scaling]
     print(f"as {model} sees scans: {', '.join(said)}, channels {', '.join(card.channels)}")
-    return seen
+    return {name: getattr(card, name) for name in SEEN}
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
