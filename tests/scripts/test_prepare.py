@@ -553,7 +553,8 @@ def test_scans_are_prepared_as_a_model_sees_them(table, tmp_path, run):
     (model / "config.json").write_text(json.dumps(
         {"format": 1, "name": "meshnet", "arguments": {"channels": 3}, "channels": ["T2w"],
          "classes": ["background", "lesion"], **seen}))
-    code, out, _ = run(table.path, "--like", model, "--out", tmp_path / "out", "--outer", 1, "--inner", 1, "--no-pictures")
+    code, out, _ = run(table.path, "--like", model, "--out", tmp_path / "out", "--outer", 1, "--inner", 1,
+                       "--no-pictures")
     info = json.loads((tmp_path / "out/prepared.json").read_text())
     assert code == 0 and {key: info[key] for key in seen} == seen
     assert "averaged, RAS, minmax" in out and f"--init {model} --recipe recipes/finetune.yaml" in out
