@@ -109,7 +109,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
     # Reading and conforming the next scan overlaps with computing this one.
     with ThreadPoolExecutor(max(1, beside)) as reader:
         ahead: list[tuple] = []
-        said = False
+        said, told = False, set()
         while True:
             while len(ahead) <= beside and (case := batch.take()):
                 ahead.append((case, reader.submit(read_case, case["scans"], models)))
@@ -140,7 +140,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 continue
             result["seconds"] = round(time.perf_counter() - started, 2)
             batch.done(case, result)
-            report(result, volumes, arguments.json)
+            report(result, volumes, arguments.json, told)
 
 
 def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
@@ -157,7 +157,7 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
     Raises:
         UserError: naming the file.
     """
-    from meshnet.inference.scan import is_ours
+    from meshnet.inference.ours import is_ours
 
     mask = case["mask"]
     longest = case["probability"] if arguments.probability else mask
@@ -212,10 +212,12 @@ def import_ahead(picture: bool) -> None:
 
 def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace, batch) -> tuple[dict, dict]:
     """Segment one case, write the requested files, and return what to report, and the volume of each class in mL."""
+    from dataclasses import asdict
+
     import nibabel as nib
     import numpy as np
 
-    from meshnet.cohort.lines import class_volumes
+    from meshnet.cohort.lines import class_volumes, trust
     from meshnet.errors import decoration
     from meshnet.files import whole_file
     from meshnet.inference.scan import segment_case, timed
@@ -231,7 +233,8 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
             nib.save(found.probabilities, temporary)
     result = {"scan": [str(path) for path in planned["scans"]], **{name: str(planned[name]) for name in written},
               "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
-              "quality": found.quality,
+              "quality": found.quality, "contrast": found.contrast, "expect": trust(models[0].card, found.contrast),
+              **asdict(found.decision),
               "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
     batch.before(planned, case, found, result)
     with timed(parts, "write"), whole_file(mask) as temporary:
@@ -247,8 +250,9 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
     return result, class_volumes(models[0].card, np.asanyarray(found.mask.dataobj), voxel_volume_mm3(like.affine))
 
 
-def report(result: dict, volumes: dict[str, float], as_json: bool) -> None:
-    """Print the result of one scan; what is doubtful about it goes to standard error."""
+def report(result: dict, volumes: dict[str, float], as_json: bool, told: set) -> None:
+    """Print the result of one scan; what is doubtful about it goes to standard error, and once for each contrast, if it
+    is not among those ``told``, what to expect of the model there."""
     from meshnet.cohort.lines import result_line
 
     for warning in result["warnings"]:
@@ -257,6 +261,9 @@ def report(result: dict, volumes: dict[str, float], as_json: bool) -> None:
         print(json.dumps(result), flush=True)  # in ASCII
         return
     print(printable(result_line(result, volumes)), flush=True)
+    if result["expect"] and result["contrast"] not in told:
+        print(printable(f"{result['contrast']}: {result['expect']}"), file=sys.stderr, flush=True)
+        told.add(result["contrast"])
 
 
 def printable(text: str) -> str:

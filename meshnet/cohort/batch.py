@@ -92,10 +92,9 @@ class Batch:
         if self.arguments.report:
             draw(self.work.records, planned["key"], case.images[0], found.mask)
         if self.root is not None:
-            card, given = self.models[0].card, self.arguments
-            settings = {
-                "Threshold": card.threshold if given.threshold is None else given.threshold,
-                "SmallestLesionMM3": card.min_lesion_mm3 if given.min_lesion_mm3 is None else given.min_lesion_mm3}
+            settings = {"Threshold": found.decision.threshold, "SmallestLesionMM3": found.decision.min_lesion_mm3,
+                        **({"Sure": found.decision.sure} if found.decision.sure else {}),
+                        **({"LooksLike": found.contrast} if found.contrast else {})}
             bids.write_sidecars(planned, self.root, self.model_facts, result, settings)
 
     def done(self, planned: dict, result: dict) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from meshnet.networks.card import Card, common_threshold
+from meshnet.networks.card import Card, common_decision
 from meshnet.networks.folder import DEFAULT_NAME
 
 
@@ -25,10 +25,30 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
     contrasts = about.get("contrasts") or " + ".join(card.channels)
     by = "the most probable class"
     if len(class_names(card)) == 1:
-        by = f"from probability {common_threshold(cards) if threshold is None else threshold:.3g}"
-    smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
-    kept = f"what is below {smallest / 1000:g} mL is dropped" if smallest else "all sizes are kept"
+        by = f"from probability {in_words(cards, threshold, min_lesion_mm3, 'threshold')}"
+        if sure := in_words(cards, threshold, min_lesion_mm3, "sure"):
+            by += f", where a lesion reaches {sure}"
+    smallest = in_words(cards, threshold, min_lesion_mm3, "min_lesion_mm3", 1000)
+    kept = f"what is below {smallest} mL is dropped" if smallest else "all sizes are kept"
     return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans; {by}; {kept}"
+
+
+def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None, name: str,
+             divisor: float = 1) -> str:
+    """A field of the models' ``Decision``, and behind it in brackets what it is on scans for which it differs; empty
+    where it is 0 on all."""
+    values = {contrast: getattr(common_decision(cards, contrast, threshold, min_lesion_mm3), name) / divisor
+              for contrast in (None, *cards[0].contrasts)}
+    own = values.pop(None)
+    others = ", ".join(f"{contrast} {value:.3g}" for contrast, value in values.items() if value != own)
+    return f"{own:.3g}" + (f" ({others})" if others else "") if own or others else ""
+
+
+def trust(card: Card, contrast: str | None) -> str | None:
+    """What the model's makers say about scans that look like ``contrast``; None where they say nothing."""
+    about = card.others.get("about")
+    said = about.get("trust") if isinstance(about, dict) else None
+    return said.get(contrast) if isinstance(said, dict) and isinstance(said.get(contrast), str) else None
 
 
 def class_names(card: Card) -> list[str]:
@@ -57,4 +77,6 @@ def result_line(result: dict, volumes: dict[str, float]) -> str:
         name = next(iter(volumes))
         one, many = ("lesion", "lesions") if "lesion" in name else (f"part ({name})", f"parts ({name})")
         said += f" in {result['lesions']} {one if result['lesions'] == 1 else many}"
+    if result.get("contrast"):
+        said += f"; looks like {result['contrast']}"
     return f"{result['mask']}: {said} ({result['seconds']:.1f} s)"

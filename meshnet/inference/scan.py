@@ -11,7 +11,6 @@ import functools
 import os
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,20 +21,20 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.inference import light
+from meshnet.inference.ours import signed
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, load_model
-from meshnet.networks.card import WEIGHTS, Card, common_threshold
+from meshnet.networks.card import WEIGHTS, Card, common_decision
 from meshnet.networks.folder import default_model
 from meshnet.scans import checks
-from meshnet.scans.grid import EXTREMES, conform, stack_channels, to_native
+from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
-from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3, voxel_volume_mm3
-from meshnet.scans.nifti import BAD_CONTENT, check_image, image_like, read_image, split_channels
+from meshnet.scans.mask import Decision, expected_dice, kept, lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
 
 if TYPE_CHECKING:
     import torch
 
-SIGNATURE = b"MeshNet"  # in the header's free text
 View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z), float32 in 0..1, and its affine
 Scan = str | Path | nib.Nifti1Image
 
@@ -46,12 +45,14 @@ class Case:
 
     ``images`` are its channels on their own grids. ``inputs`` has one entry per model, a list of the scan's views on
     that model's grids. ``parts`` are the seconds that reading, conforming and later steps took, by name.
+    ``contrast`` is what the scan looks like (``scans.contrast``), None where no model's scaling looks at that.
     """
 
     images: list[nib.Nifti1Image]
     inputs: list[list[View]]
     parts: dict[str, float] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    contrast: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Segmentation:
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
     step, by name. ``quality`` is the Dice to be expected if the probabilities are right (``scans.mask.expected_dice``).
+    ``decision`` is what decided, ``contrast`` what the scan looks like.
     """
 
     mask: nib.Nifti1Image
@@ -72,6 +74,8 @@ class Segmentation:
     remarks: tuple[str, ...] = ()
     parts: dict[str, float] = field(default_factory=dict)
     quality: float | None = None
+    decision: Decision = field(default_factory=Decision)
+    contrast: str | None = None
 
 
 def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequence | None = None, *,
@@ -89,7 +93,8 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
             ``MeshNet`` of ``from_pretrained``; None means the built-in model. The probabilities of several
             models are averaged.
         probabilities: return the probability of lesion as well.
-        threshold: probability from which a voxel is lesion, 0 to 1; None means the model's own.
+        threshold: probability from which a voxel is lesion, 0 to 1; None means the model's own, and what else it has
+            (``scans.mask.Decision``).
         min_lesion_mm3: connected lesions smaller than this are dropped; None means the model's own.
         crop: ``head`` computes only the head, ``none`` the whole volume.
         max_memory: limit in bytes for the process while a MeshNet computes.
@@ -214,19 +219,20 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     remarks += [line for image, name in zip(images, card.channels) for line in checks.values_remarks(image, name)]
     remarks += checks.extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
-    inputs, first = [], None
+    inputs, extras = [], []
     for _, each in models:
         grids = [checks.fitted(grid, images[0], where) for grid in each.grids()]
         remarks += [line for _, lines in grids for line in lines]
         seen = [view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids]
         inputs.append([one for one, _ in seen])
-        first = first or seen[0][1]
+        extras.append(seen[0][1])
     with timed(parts, "check"):
         volume = inputs[0][0][0]
         remarks += checks.check_channels(volume, card.channels, where)
-        for channel, extra, name in zip(volume, first, card.channels):
+        for channel, extra, name in zip(volume, extras[0], card.channels):
             remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
-    return Case(images, inputs, parts, list(dict.fromkeys(remarks)))
+    looks = [extra[0].get(LOOKS) for extra in extras]
+    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), next(filter(None, looks), None))
 
 
 def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
@@ -276,12 +282,10 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
         raise UserError(f"min_lesion_mm3: found {min_lesion_mm3:g}, expected 0 or more")
     card, like, parts = models[0].card, case.images[0], case.parts
     found = average(case, models, crop, max_memory, threads)
-    smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
+    decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3)
     voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
-        cards = [each.card for each in models]
-        every = card.marking.labels(found, common_threshold(cards) if threshold is None else threshold)
-        labels = clean(every, voxel_mm3, smallest)
+        labels, *dropped = kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
         lesion = found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32)
         quality = expected_dice(lesion, labels > 0, voxel_mm3)
@@ -290,7 +294,8 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     return Segmentation(signed(image_like(labels, like)), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like)) if probabilities else None,
-                        (*case.remarks, *remarks_on(every, labels, voxel_mm3, smallest)), parts, round(quality, 3))
+                        (*case.remarks, *remarks_on(*dropped, decision)), parts, round(quality, 3), decision,
+                        case.contrast)
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:
@@ -309,36 +314,16 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     return total if len(models) == 1 else total / len(models)
 
 
-def remarks_on(every: np.ndarray, kept: np.ndarray, voxel_mm3: float, smallest_mm3: float) -> tuple[str, ...]:
-    """The sentences for a reader of the mask: whether lesions were dropped for their size.
-
-    ``every`` and ``kept`` are the labels (X, Y, Z) before and after that.
-    """
-    dropped = (np.count_nonzero(every) - np.count_nonzero(kept)) * voxel_mm3 / 1000
-    if not dropped:
-        return ()
-    return (f"{dropped:.2f} mL found below the {smallest_mm3 / 1000:g} mL from which it is kept",)
-
-
-def signed(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """``image`` with the program's name and a checksum of its voxels in its header, by which ``is_ours`` knows it:
-    editors keep the header of a mask that is corrected by hand."""
-    image.header["descrip"] = signature(image)
-    return image
-
-
-def signature(image: nib.Nifti1Image) -> bytes:
-    """What the header's free text holds of an image that this program made."""
-    return SIGNATURE + b" %08x" % zlib.crc32(np.ascontiguousarray(image.dataobj))
-
-
-def is_ours(path: str | Path) -> bool:
-    """Whether a file is a mask or a probability map as this program wrote it."""
-    try:
-        image = nib.load(path)
-        return bytes(image.header["descrip"].item()) == signature(image)
-    except (*BAD_CONTENT, KeyError, EOFError, zlib.error):
-        return False
+def remarks_on(unsure_mm3: float, small_mm3: float, decision: Decision) -> list[str]:
+    """The sentences for a reader of the mask: how much was dropped, and why."""
+    said = []
+    if unsure_mm3:
+        said.append(f"{unsure_mm3 / 1000:.2f} mL found that nowhere reaches the probability {decision.sure:g} from "
+                    "which it is kept")
+    if small_mm3:
+        said.append(f"{small_mm3 / 1000:.2f} mL found below the {decision.min_lesion_mm3 / 1000:g} mL from which it is "
+                    "kept")
+    return said
 
 
 @contextlib.contextmanager

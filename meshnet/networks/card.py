@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -11,8 +12,9 @@ from typing import Any
 
 from meshnet import __version__
 from meshnet.errors import UserError
+from meshnet.scans.contrast import CONTRASTS
 from meshnet.scans.grid import Grid
-from meshnet.scans.mask import Marks
+from meshnet.scans.mask import Decision, Marks
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -43,6 +45,8 @@ class Card:
     threshold: float = 0.5  # probability from which a voxel is lesion
     thresholds: dict[str, float] = field(default_factory=dict)  # the same of other weights in the folder, by file name
     min_lesion_mm3: float = 0  # smaller lesions are dropped
+    sure: float = 0  # probability that a lesion reaches somewhere; others are dropped
+    contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # the last three for scans that look so
     training_data: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str | None = __version__
@@ -74,6 +78,11 @@ class Card:
         """Which of the classes a mask shows, and from what probability."""
         return Marks(tuple(self.classes), self.marks, self.threshold)
 
+    def decision(self, contrast: str | None = None) -> Decision:
+        """What makes a lesion on a scan that looks like ``contrast``, one of ``scans.contrast.CONTRASTS``."""
+        own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
+        return replace(own, **self.contrasts.get(contrast, {}))
+
     def grids(self) -> list[Grid]:
         """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
         each axis, whose voxels lie between those of the first."""
@@ -89,6 +98,19 @@ def common_threshold(cards: Sequence[Card]) -> float:
     return statistics.fmean(card.threshold for card in cards)
 
 
+def common_decision(cards: Sequence[Card], contrast: str | None = None, threshold: float | None = None,
+                    min_lesion_mm3: float | None = None) -> Decision:
+    """What makes a lesion of averaged probabilities on a scan that looks like ``contrast``.
+
+    Threshold and ``sure`` are the means of the models' own, the least size is that of the first. A ``threshold`` that a
+    user gives decides alone, a ``min_lesion_mm3`` that a user gives replaces the size.
+    """
+    own = [card.decision(contrast) for card in cards]
+    found = Decision(statistics.fmean(one.threshold for one in own), statistics.fmean(one.sure for one in own),
+                     own[0].min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3)
+    return found if threshold is None else replace(found, threshold=threshold, sure=0.0)
+
+
 def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
     """The card of a model folder, from its ``config.json``, with the threshold that belongs to these ``weights``.
 
@@ -97,6 +119,8 @@ def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
     """
     path = Path(folder) / CONFIG
     card = card_from(read_values(path), path)
+    if weights in card.thresholds and weights != WEIGHTS:  # the rest was chosen for other weights
+        card = card.changed(sure=0, contrasts={})
     return card.changed(threshold=card.thresholds.get(weights, card.threshold))
 
 
@@ -135,4 +159,27 @@ def card_from(values: dict, path: Path) -> Card:
     if values.get("marks") is not None and values["marks"] not in values["classes"][1:]:
         known = ", ".join(values["classes"][1:])
         raise UserError(f"{path}: found marks = {values['marks']!r}, expected one of {known}")
+    check_decision(values, path)
     return Card.from_dict(values)
+
+
+def check_decision(values: dict, path: Path) -> None:
+    """Raise UserError for what cannot decide about a mask: ``sure`` and ``contrasts`` of the file ``path``."""
+    several = values.get("marks") is None and len(values["classes"]) > 2
+    given = values.get("contrasts", {})
+    if not isinstance(given, dict) or not all(isinstance(one, dict) for one in given.values()):
+        raise UserError(f"{path}: found contrasts = {given!r}, expected settings by contrast")
+    if given and (values.get("scaling") != "lesions_bright" or len(values["channels"]) > 1):
+        raise UserError(f"{path}: found contrasts, expected one channel and the scaling lesions_bright with them, "
+                        "which looks at the contrast")
+    if unknown := set(given) - set(CONTRASTS):
+        raise UserError(f"{path}: found contrasts for {min(unknown)!r}, expected some of {', '.join(CONTRASTS)}")
+    for one in ({"sure": values.get("sure", 0)}, *given.values()):
+        for key, value in one.items():
+            top = {"threshold": 1, "sure": 1, "min_lesion_mm3": math.inf}.get(key, -1)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
+                raise UserError(f"{path}: found {key} = {value!r}, expected a threshold or sure from 0 to 1, or a "
+                                "min_lesion_mm3 from 0 on")
+            if key == "sure" and value and several:
+                raise UserError(f"{path}: found sure = {value:g} beside several classes that are marked, expected it "
+                                "with marks, where one probability decides")

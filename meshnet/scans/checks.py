@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.scans.grid import TURNED, Grid, target_affine
+from meshnet.scans.contrast import T1W
+from meshnet.scans.grid import LOOKS, Grid, target_affine
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import Extremes, as_input
 from meshnet.scans.mask import box_of, voxel_volume_mm3
@@ -155,7 +156,7 @@ def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str)
 def contrast_remarks(extra: dict) -> list[str]:
     """What a reader should know of a scan that was turned round because it looks like T1w; ``extra`` is ``conform``'s.
     """
-    if not extra.get(TURNED):
+    if extra.get(LOOKS) != T1W:
         return []
     return ["looks like T1w, where lesions are dark: its grey values were turned round for the model; if it has "
             "another contrast, do not use the mask"]

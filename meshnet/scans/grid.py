@@ -9,14 +9,14 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.scans.contrast import lesions_bright
+from meshnet.scans.contrast import T1W, looks_like, turned_round
 from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
 from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import mask_classes
 from meshnet.scans.resample import covering_reach, resample, resample_mean
 
 EXTREMES = "extremes"  # key of a conformed image's ``extra``: what ``without_extremes`` found
-TURNED = "turned"  # likewise: whether the scaling ``lesions_bright`` turned the scan round
+LOOKS = "looks like"  # likewise: the contrast that the scaling ``lesions_bright`` found; it turns T1w scans round
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
 
@@ -108,9 +108,9 @@ def conform(
     if scaling in ("brainchop_quantile", "lesions_bright"):
         conformed = conform(image, grid, "conform_uint8", window, reference, exact)
         volume = np.asarray(conformed.dataobj)
-        new = stretch_quantiles(volume) if scaling == "brainchop_quantile" else lesions_bright(volume, grid.voxel_mm)
+        new, looks = _regraded(volume, scaling, grid.voxel_mm)
         result = _image(new, affine)
-        result.extra.update(conformed.extra | {TURNED: scaling == "lesions_bright" and new is not volume})
+        result.extra.update(conformed.extra | {LOOKS: looks})
         return result
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
@@ -125,6 +125,14 @@ def conform(
     conformed = _image(_scaled(volume, low, high, scaling), affine)
     conformed.extra[EXTREMES] = found
     return conformed
+
+
+def _regraded(volume: np.ndarray, scaling: str, voxel_mm: float) -> tuple[np.ndarray, str | None]:
+    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what it looks like."""
+    if scaling == "brainchop_quantile":
+        return stretch_quantiles(volume), None
+    looks = looks_like(volume, voxel_mm)
+    return turned_round(volume) if looks == T1W else volume, looks
 
 
 def _scaled(volume: np.ndarray, low: float, high: float, scaling: str) -> np.ndarray:

@@ -6,6 +6,19 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What makes a lesion of probabilities.
+
+    A voxel is lesion from probability ``threshold`` on. A 26-connected lesion is kept if some voxel of it reaches the
+    probability ``sure``, and if it is not smaller than ``min_lesion_mm3``.
+    """
+
+    threshold: float = 0.5
+    sure: float = 0.0
+    min_lesion_mm3: float = 0.0
+
+
+@dataclass(frozen=True)
 class Marks:
     """Which of a network's classes a mask shows, and from what probability.
 
@@ -88,15 +101,31 @@ def lesion_volumes_mm3(mask: np.ndarray, voxel_mm3: float) -> list[float]:
 
 def clean(mask: np.ndarray, voxel_mm3: float, smallest_mm3: float) -> np.ndarray:
     """``mask`` (X, Y, Z) without the 26-connected lesions smaller than ``smallest_mm3`` mm³."""
+    return kept(mask, None, voxel_mm3, Decision(min_lesion_mm3=smallest_mm3))[0]
+
+
+def kept(mask: np.ndarray, probability: np.ndarray | None, voxel_mm3: float,
+         decision: Decision) -> tuple[np.ndarray, float, float]:
+    """``mask`` (X, Y, Z) without the lesions that a ``decision`` drops, and the mm³ of those that are nowhere sure and
+    of the other small ones. ``probability`` (X, Y, Z) may be None where the decision has no ``sure``."""
     box = box_of(mask)
-    if smallest_mm3 <= 0 or box is None:
-        return mask
-    labels, _ = label_lesions(mask[slices(box)] > 0)
-    keep = np.bincount(labels.ravel()) * voxel_mm3 >= smallest_mm3
+    if box is None or (decision.min_lesion_mm3 <= 0 and decision.sure <= decision.threshold):
+        return mask, 0.0, 0.0
+    from scipy import ndimage
+
+    labels, count = label_lesions(mask[slices(box)] > 0)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1) * voxel_mm3
+    sizes[0] = 0
+    unsure = np.zeros(count + 1, bool)
+    if probability is not None and decision.sure > decision.threshold:
+        peaks = ndimage.maximum(probability[slices(box)], labels, np.arange(1, count + 1))
+        unsure[1:] = np.asarray(peaks, np.float32) < np.float32(decision.sure)
+    small = (sizes < decision.min_lesion_mm3) & ~unsure
+    keep = ~(small | unsure)
     keep[0] = False
     cleaned = np.zeros_like(mask)
     cleaned[slices(box)] = np.where(keep[labels], mask[slices(box)], 0)
-    return cleaned
+    return cleaned, float(sizes[unsure].sum()), float(sizes[small].sum())
 
 
 def expected_dice(probability: np.ndarray, marked: np.ndarray, voxel_mm3: float) -> float:

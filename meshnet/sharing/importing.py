@@ -109,7 +109,7 @@ def corrected(card: Card, source: Path, model, given: dict, classes: Sequence[st
     if changes.get("voxel_mm", card.voxel_mm) != card.voxel_mm:
         changes["shape"] = None
     if changes.get("scaling", card.scaling) != card.scaling:
-        changes["window"] = None
+        changes |= {"window": None, "contrasts": {}}  # which the other scaling would have told apart
     if "orientation" in changes:
         changes["orientation"] = changes["orientation"].upper()
     known = card.training_data

@@ -1,11 +1,14 @@
 """Scans that look like T1w, and turning them round."""
 
+from dataclasses import replace
+
+import nibabel as nib
 import numpy as np
 import pytest
 
 from meshnet.data.synthetic.case import make_case
-from meshnet.scans.contrast import features, inside_head, lesions_bright, looks_like_t1w, moment
-from meshnet.scans.grid import Grid, conform
+from meshnet.scans.contrast import OTHER, T1W, T2W, features, inside_head, looks_like, moment, turned_round
+from meshnet.scans.grid import Grid, conform, target_affine
 
 GRID = Grid(4.0, None, "LIA", "middle", averaged=True)
 
@@ -15,19 +18,25 @@ def scan(seed, contrast, voxel_mm=4.0):
     return np.asarray(conform(image, GRID, exact=False).dataobj)
 
 
-@pytest.mark.parametrize("contrast", ["T1w", "T2w", "DWI"])
-def test_most_synthetic_scans_are_told_apart(contrast):
-    right = [looks_like_t1w(scan(seed, contrast), 4.0) == (contrast == "T1w") for seed in range(5)]
+def conformed(volume, scaling):
+    image = nib.Nifti1Image(volume, target_affine(nib.Nifti1Image(volume, np.eye(4)), GRID))
+    return np.asarray(conform(image, replace(GRID, shape=volume.shape), scaling, exact=False).dataobj)
+
+
+@pytest.mark.parametrize("contrast, name", [("T1w", T1W), ("T2w", T2W), ("DWI", OTHER)])
+def test_most_synthetic_scans_are_told_apart(contrast, name):
+    right = [looks_like(scan(seed, contrast), 4.0) == name for seed in range(5)]
     assert sum(right) >= 3
 
 
 def test_what_is_turned_round_is_the_head_alone_and_turning_is_its_own_inverse():
-    volume = next(found for seed in range(8) if looks_like_t1w(found := scan(seed, "T1w"), 4.0))
-    bright = lesions_bright(volume, 4.0)
+    volume = next(found for seed in range(8) if looks_like(found := scan(seed, "T1w"), 4.0) == T1W)
+    bright = turned_round(volume)
     inside = inside_head(volume / np.float32(255))
     assert np.array_equal(bright[~inside], volume[~inside]) and np.array_equal(255 - bright[inside], volume[inside])
-    other = next(found for seed in range(8) if not looks_like_t1w(found := scan(seed, "T2w"), 4.0))
-    assert lesions_bright(other, 4.0) is other
+    assert np.array_equal(conformed(volume, "lesions_bright"), bright)
+    other = next(found for seed in range(8) if looks_like(found := scan(seed, "T2w"), 4.0) != T1W)
+    assert np.array_equal(conformed(other, "lesions_bright"), other)
 
 
 def test_inside_is_between_bright_voxels_on_every_axis():
@@ -42,16 +51,14 @@ def test_inside_is_between_bright_voxels_on_every_axis():
 
 def test_nothing_is_said_of_what_is_no_head():
     assert features(np.zeros((20, 20, 20), np.uint8), 4.0) is None
-    assert not looks_like_t1w(np.zeros((9, 9, 9), np.uint8), 1.0)
+    assert looks_like(np.zeros((9, 9, 9), np.uint8), 1.0) is None
     assert moment(np.array([-1.0, 1.0]), 4) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.slow
 def test_real_scans_are_told_apart(shared_data):
-    import nibabel as nib
-
-    names = {"t1_stroke/M2051_T1w": True, "healthy/T1w": True, "t2_stroke/M2265_T2w": False,
-             "acute_stroke/case0009_dwi": False, "acute_stroke/case0009_flair": False, "healthy/FLAIR_1mm": False}
+    names = {"t1_stroke/M2051_T1w": T1W, "healthy/T1w": T1W, "t2_stroke/M2265_T2w": T2W, "ms/sub-07/T2w": T2W,
+             "acute_stroke/case0009_dwi": OTHER, "acute_stroke/case0009_flair": OTHER, "healthy/FLAIR_1mm": OTHER}
     for name, expected in names.items():
         image = nib.load(shared_data / f"{name}.nii.gz")
-        assert looks_like_t1w(np.asarray(conform(image, GRID, exact=False).dataobj), 4.0) == expected, name
+        assert looks_like(np.asarray(conform(image, GRID, exact=False).dataobj), 4.0) == expected, name

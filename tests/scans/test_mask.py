@@ -8,7 +8,7 @@ from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
 from meshnet.networks.card import Card, read_card
-from meshnet.scans.mask import clean, expected_dice, lesion_volumes_mm3
+from meshnet.scans.mask import Decision, clean, expected_dice, kept, lesion_volumes_mm3
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):
@@ -35,6 +35,20 @@ def test_small_lesions_are_dropped_by_volume_and_26_connected():
     assert sorted(lesion_volumes_mm3(mask, float(np.prod(spacing)))) == [3.0, 6.0]
     assert clean(mask, float(np.prod(spacing)), 6.0).sum() == 2 and clean(mask, float(np.prod(spacing)), 6.1).sum() == 0
     assert np.array_equal(clean(mask, float(np.prod(spacing)), 0), mask)
+
+
+def test_a_lesion_needs_a_sure_voxel_and_a_size_by_hand():
+    probability = np.zeros((9, 4, 4), np.float32)
+    probability[0, 0, 0], probability[1, 1, 1] = 0.3, 0.7  # one lesion: weak voxels touch a sure one by a corner
+    probability[3:6, 3, 3] = 0.5  # three voxels that are nowhere sure
+    probability[8, 0, 0] = 0.9  # sure, but one voxel
+    mask = (probability >= 0.3).astype(np.uint8)
+    found, unsure, small = kept(mask, probability, 2.0, Decision(0.3, 0.7, 4.0))
+    assert np.argwhere(found).tolist() == [[0, 0, 0], [1, 1, 1]] and (unsure, small) == (6.0, 2.0)
+    found, unsure, small = kept(mask, probability, 2.0, Decision(0.3, 0.0, 4.0))
+    assert found.sum() == 5 and (unsure, small) == (0.0, 2.0)
+    assert kept(mask, probability, 2.0, Decision(0.3, 0.95, 0.0))[0].sum() == 0
+    assert kept(mask, probability, 2.0, Decision(0.3, 0.2, 0.0))[0] is mask  # sure of every voxel
 
 
 def test_the_expected_dice_by_hand():

@@ -18,7 +18,7 @@ from meshnet.sharing.importing import import_model
 
 SETTINGS = {"channels": ["T2w"], "classes": ["background", "fluid", "lesion"], "voxel_mm": 8.0, "orientation": "RAS",
             "scaling": "quantile", "threshold": 0.31, "min_lesion_mm3": 2000.0, "marks": "lesion", "shifted": True,
-            "averaged": True, "thresholds": {"model.safetensors": 0.31, "last.safetensors": 0.7}}
+            "averaged": True, "sure": 0.33, "thresholds": {"model.safetensors": 0.31, "last.safetensors": 0.7}}
 
 
 @pytest.fixture(scope="module")

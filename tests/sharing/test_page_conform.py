@@ -136,14 +136,14 @@ def test_several_channels(page, tmp_path):
 @pytest.mark.parametrize("contrast", ["T1w", "T2w"])
 def test_scans_with_dark_lesions_are_turned_round_in_both(page, tmp_path, contrast):
     from meshnet.data.synthetic.case import make_case
-    from meshnet.scans.contrast import looks_like_t1w
+    from meshnet.scans.contrast import looks_like
     from meshnet.scans.grid import Grid, conform
 
     grid = Grid(4.0, None, "LIA", "middle", averaged=True)
     images = (make_case(seed, 4.0, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
               for seed in range(8))
     image = next(image for image in images
-                 if looks_like_t1w(np.asarray(conform(image, grid).dataobj), 4.0) == (contrast == "T1w"))
+                 if looks_like(np.asarray(conform(image, grid).dataobj), 4.0) == contrast)
     nib.save(image, tmp_path / "scan.nii.gz")
     card = card_of(scaling="lesions_bright", shape=None, voxel_mm=4.0, averaged=True, centre="middle", shifted=True)
     check(page, [tmp_path / "scan.nii.gz"], card)

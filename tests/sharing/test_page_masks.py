@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from page_steps import Page, model_of, scan
 
-from meshnet import ROOT
+from meshnet import ROOT, segment_scan
 from meshnet.inference.scan import load_models, read_case, segment_case
 from meshnet.networks.folder import default_model
 
+SURE = 0.56
 ALLOWED = 30_000  # voxels marked or not, of which one may differ
 
 
@@ -57,6 +58,22 @@ def test_masks_of_made_up_scans(page, tmp_path, name, norm, tilt, values):
     model = model_of(tmp_path / "model", norm, **values)
     form = nib.Nifti2Image if name == "classes" else nib.Nifti1Image
     check(page, [scan(tmp_path / "scan.nii", tilt=tilt, form=form)], model, tmp_path)
+
+
+def test_the_contrast_and_a_sure_voxel_decide_as_in_the_program(page, tmp_path):
+    """Made-up probabilities; both leave out parts for want of a sure voxel, and small ones."""
+    values = {"scaling": "lesions_bright", "shifted": True, "averaged": True, "centre": "middle", "threshold": 0.9}
+    looks = segment_scan(scan(tmp_path / "scan.nii"), model_of(tmp_path / "any", "instance", **values)).contrast
+    for number, (sure, size) in enumerate(((0.0, 0.0), (SURE, 0.0), (SURE, 3000.0))):
+        settings = {"threshold": 0.5, "sure": sure, "min_lesion_mm3": size}
+        model = model_of(tmp_path / f"model{number}", "instance", **values, contrasts={looks: settings},
+                         others={"about": {"trust": {looks: "made up"}}})
+        answer = check(page, [tmp_path / "scan.nii"], model, tmp_path)
+        assert answer["contrast"] == looks and answer["expect"] == "made up"
+        assert all(answer[key] == value for key, value in settings.items())
+        print(answer["lesions"], answer["remarks"])
+        assert len(answer["remarks"]) == number and answer["lesions"] > 0
+    assert check(page, [tmp_path / "scan.nii"], model, tmp_path, threshold=0.5)["sure"] == 0
 
 
 def test_masks_of_several_channels(page, tmp_path):

@@ -34,8 +34,8 @@ function conform(image, grid, scaling, window, reference) {
   }
   if (scaling === "lesions_bright") {
     const plain = conform(image, grid, "conform_uint8", null, reference);
-    const bright = lesionsBright(plain.volume, grid.voxel);
-    return { ...plain, volume: bright, turned: bright !== plain.volume };
+    const looks = looksLike(plain.volume, grid.voxel);
+    return { ...plain, volume: looks === T1W ? turnedRound(plain.volume) : plain.volume, looks };
   }
   let { volume, toSource } = along(image, grid, affine, reference);
   let [low, high] = intensityRange(image.volume, scaling, window);

@@ -186,12 +186,16 @@ function dilated(mask, shape) {
 
 // ---------------------------------------------------------------- scans with dark lesions turned round: contrast.py
 
-const AIR = 0.1, CORE = 0.12, DEEPEST = 0.3, COARSE_MM = 4, FEWEST = 50, INTERCEPT = -4.65;
-const FACTORS = [9.9335, 10.6074, -0.6945, 2.3669, -4.8613];
+const AIR = 0.1, CORE = 0.12, DEEPEST = 0.3, COARSE_MM = 4, FEWEST = 50, T1W = "T1w", T2W = "T2w", OTHER = "FLAIR or DWI";
+const IS_T1W = [9.9335, 10.6074, -0.6945, 2.3669, -4.8613, 0, -4.65];
+const IS_T2W = [-8.6377, 1.5806, -0.9775, -2.9556, 3.3778, 2.54, -0.6825];
 
-function lesionsBright(volume, voxelMm) {  // volume: conformed, u1, the last axis closest together
-  const found = contrastFeatures(volume, voxelMm);
-  if (!found || !(found.reduce((sum, value, k) => sum + FACTORS[k] * value, 0) + INTERCEPT > 0)) return volume;
+function looksLike(volume, voxelMm) {  // volume: conformed, u1, the last axis closest together
+  const found = contrastFeatures(volume, voxelMm), score = (factors) => [...found, 1].reduce((sum, value, k) => sum + factors[k] * value, 0);
+  return !found ? null : score(IS_T1W) > 0 ? T1W : score(IS_T2W) > 0 ? T2W : OTHER;
+}
+
+function turnedRound(volume) {
   const inside = insideHead(Float32Array.from(volume.data, (value) => value / 255), volume.shape, f32(AIR));
   return { ...volume, data: volume.data.map((value, at) => inside[at] ? 255 - value : value) };
 }
@@ -235,7 +239,7 @@ function contrastFeatures(volume, voxelMm) {
   const apart = Float64Array.from(core, (at) => neighbours(at).reduce((sum, other) => sum + data[other], 0) - 6 * data[at]);
   return [correlation(middle.map((at) => depth[at]), middle.map((at) => data[at])),
           quantile(Float64Array.from(shell, (at) => data[at]).sort(), 0.9) / top, Math.min(standardMoment(values, 4), 10),
-          Math.min(Math.max(standardMoment(apart, 3), -4), 4), lower / top];
+          Math.min(Math.max(standardMoment(apart, 3), -4), 4), lower / top, standardMoment(values, 3)];
 }
 
 function coarseVolume(volume, voxelMm) {

@@ -7,6 +7,17 @@ function decisive(card) {
   return card.classes.length === 2 ? [1] : card.classes.map((_, k) => k);
 }
 
+// What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3} (Card.decision).
+function decisionOf(card, contrast) {
+  const { threshold, sure = 0, min_lesion_mm3 } = card;
+  return { threshold, sure, min_lesion_mm3, ...((card.contrasts || {})[contrast] || {}) };
+}
+
+// What the model's makers say about scans that look like `contrast` (cohort/lines.py).
+function expectOf(card, contrast) {
+  return ((card.about || {}).trust || {})[contrast] || null;
+}
+
 // Labels, uint8, from the decisive probabilities.
 function labelsOf(probabilities, threshold) {
   const found = new Uint8Array(probabilities[0].length);
@@ -63,24 +74,31 @@ function components(mask, shape, corners = true) {
   return { parts, sizes, boxes };
 }
 
-// Labels in a file's order without the 26-connected lesions smaller than `smallest` mm3, and what was found:
-// {labels, lesions: [{ml, voxels, centre}], dropped (mL), parts}. Lesions are in order of their size.
-function clean(every, shape, affine, smallest) {
+// Labels in a file's order without the 26-connected lesions that nowhere reach the probability `sure`, and those smaller
+// than `min_lesion_mm3`, and what was found: {labels, lesions: [{ml, voxels, centre}], unsure and dropped (mL), parts}.
+// Lesions are in order of their size. `probability` is the one that decides.
+function clean(every, shape, affine, { threshold, sure, min_lesion_mm3: smallest }, probability) {
   const each = voxelMm3(affine), { parts, sizes, boxes } = components(every, shape.slice().reverse());
-  const keep = sizes.map((size) => !(smallest > 0) || size * each >= smallest);
+  const peaks = new Float32Array(sizes.length).fill(-Infinity), least = sure > threshold ? f32(sure) : -Infinity;
+  for (let at = 0; at < every.length; ++at) if (parts[at] && probability[at] > peaks[parts[at] - 1]) peaks[parts[at] - 1] = probability[at];
+  const keep = sizes.map((size, n) => peaks[n] >= least && (!(smallest > 0) || size * each >= smallest));
   const labels = every.slice(), sums = sizes.map(() => [0, 0, 0]);
-  let dropped = 0;
+  let dropped = 0, unsure = 0;
   for (let at = 0; at < labels.length; ++at) {
     if (!parts[at]) continue;
     const number = parts[at] - 1;
-    if (!keep[number]) labels[at] = 0, ++dropped;
+    if (!keep[number]) {
+      labels[at] = 0;
+      if (peaks[number] >= least) ++dropped;
+      else ++unsure;
+    }
     const sum = sums[number];
     sum[0] += at % shape[0], sum[1] += Math.floor(at / shape[0]) % shape[1], sum[2] += Math.floor(at / shape[0] / shape[1]);
   }
   const lesions = sizes.map((size, n) => ({ ml: (size * each) / 1000, voxels: size, number: n + 1, box: boxes[n].slice().reverse(),
     centre: apply(affine, [...sums[n].map((sum) => sum / size), 1]).slice(0, 3), voxel: sums[n].map((sum) => Math.round(sum / size)) }))
     .filter((_, n) => keep[n]).sort((a, b) => b.voxels - a.voxels);
-  return { labels, lesions, dropped: (dropped * each) / 1000, parts };
+  return { labels, lesions, unsure: (unsure * each) / 1000, dropped: (dropped * each) / 1000, parts };
 }
 
 // The Dice that a mask has in the mean if the probabilities of lesion are right (expected_dice).
@@ -94,12 +112,14 @@ function expectedDice(probabilities, labels, each) {
   return roundTo((2 * inside + one) / (all + marked + one), 3);
 }
 
-// What is left after a new threshold or size: everything that a reader of the mask is told.
-function decide(probabilities, like, threshold, smallest) {
-  const every = labelsOf(probabilities, threshold);
-  const found = clean(every, like.volume.shape, like.affine, smallest);
+// What a decision leaves: everything that a reader of the mask is told.
+function decide(probabilities, like, decision) {
+  const every = labelsOf(probabilities, decision.threshold), remarks = [];
+  const found = clean(every, like.volume.shape, like.affine, decision, probabilities[probabilities.length - 1]);
+  if (found.unsure) remarks.push(say("unsure", fixed(found.unsure, 2), general(decision.sure)));
+  if (found.dropped) remarks.push(say("dropped", fixed(found.dropped, 2), general(decision.min_lesion_mm3 / 1000)));
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
   return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3),
-           quality: expectedDice(probabilities, found.labels, each), remarks: found.dropped ? [say("dropped", fixed(found.dropped, 2), general(smallest / 1000))] : [] };
+           quality: expectedDice(probabilities, found.labels, each), remarks };
 }

@@ -27,6 +27,7 @@ const MESSAGES = {
   channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
   threshold: "threshold: found {}, expected 0 to 1",
   smallest: "min_lesion_mm3: found {}, expected 0 or more",
+  unsure: "{} mL found that nowhere reaches the probability {} from which it is kept",
   dropped: "{} mL found below the {} mL from which it is kept",
   // meshnet/scans/checks.py
   pixdim: "the header contradicts itself: voxels of {} by pixdim and {} by the affine; the affine was used, check the volume",

@@ -100,8 +100,9 @@ function showResult(anew) {
   const { result } = state, n = result.lesions.length, ml = (value) => value.toFixed(2);
   const lesions = n === 1 ? "1 lesion" : `${n} lesions`, largest = n > 1 ? ` (largest ${ml(result.largest_ml)} mL)` : "";
   $("answer").textContent = `${state.shown.name}: ${n ? `${ml(result.volume_ml)} mL in ${lesions}${largest}` : "no lesion was marked, which does not mean that there is none"}`;
-  $("remarks").replaceChildren(...[...result.warnings, ...result.remarks].map((text) => item(text)));
-  $("threshold").value = result.threshold, $("smallest").value = result.smallest / 1000;
+  const looks = result.contrast ? [`looks like ${result.contrast}${result.expect ? `: ${result.expect}` : ""}`] : [];
+  $("remarks").replaceChildren(...[...result.warnings, ...result.remarks, ...looks].map((text) => item(text)));
+  $("threshold").value = result.decision.threshold, $("smallest").value = result.decision.min_lesion_mm3 / 1000;
   $("result").hidden = false;
   showLesions();
   $("details").textContent = details();
@@ -143,7 +144,7 @@ function reportOf() {
   const { result } = state, name = stem(state.shown.name);
   return { scan: state.shown.files.map((file) => file.name), mask: `${name}_lesion.nii.gz`, volume_ml: result.volume_ml,
            lesions: result.lesions.length, largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks,
-           parts: result.parts, quality: result.quality, seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest, model: build.model };
+           parts: result.parts, quality: result.quality, seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision, model: build.model };
 }
 
 function details() {
@@ -216,7 +217,7 @@ document.addEventListener("drop", async (event) => { $("target").classList.remov
 $("cancel").onclick = cancel;
 $("shown").onchange = (event) => { viewer.shown = event.target.checked; viewer.draw(); };
 for (const id of ["threshold", "smallest"]) $(id).onchange = () => state.worker.postMessage({ what: "decide", threshold: Number($("threshold").value), smallest: 1000 * Number($("smallest").value) });
-$("reset").onclick = () => state.worker.postMessage({ what: "decide", threshold: card.threshold, smallest: card.min_lesion_mm3 });
+$("reset").onclick = () => state.worker.postMessage({ what: "decide", threshold: state.result.own.threshold, smallest: state.result.own.min_lesion_mm3 });
 $("save-mask").onclick = () => state.worker.postMessage({ what: "file", kind: "mask" });
 $("save-probability").onclick = () => state.worker.postMessage({ what: "file", kind: "probability" });
 $("save-picture").onclick = () => $("canvas").toBlob((blob) => save(blob, `${stem(state.shown.name)}_lesion.png`));

@@ -28,7 +28,7 @@ async function readCase(files, card, step, parts) {
     step("conforming");
     await timed(parts, "conform", () => {
       const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
-      views.push({ extremes: conformed.map(({ extremes: found }) => found), turned: conformed.map(({ turned }) => Boolean(turned)), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
+      views.push({ extremes: conformed.map(({ extremes: found }) => found), looks: conformed.map(({ looks }) => looks ?? null), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
     });
   }
   await timed(parts, "check", () => {
@@ -36,10 +36,10 @@ async function readCase(files, card, step, parts) {
     remarks.push(...checkChannels(volumes, card.channels, files[0].name));
     volumes.forEach((volume, c) => {
       remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c]));
-      if (views[0].turned[c]) remarks.push(say("turned"));
+      if (views[0].looks[c] === T1W) remarks.push(say("turned"));
     });
   });
-  return { images, views, remarks: [...new Set(remarks)] };
+  return { images, views, remarks: [...new Set(remarks)], contrast: views[0].looks[0] };
 }
 
 // The probabilities that decide, on the scan's own grid: the mean over the views.
@@ -70,17 +70,17 @@ function needed(engine, layers, channels, shape) {
 // Everything about one case; `step` is told what begins. Raises UserError, one line, for what the user can correct.
 async function segment(engine, model, files, step = () => {}, settings = {}) {
   const { card } = model, parts = {}, started = now(), { name } = files[0];
-  const threshold = settings.threshold ?? card.threshold, smallest = settings.min_lesion_mm3 ?? card.min_lesion_mm3;
-  checkSettings(threshold, smallest);
+  checkSettings(settings.threshold ?? card.threshold, settings.min_lesion_mm3 ?? card.min_lesion_mm3);
   try {
     const read = await readCase(files, card, step, parts);
     const probabilities = await probabilitiesOf(engine, model, read, step, parts, name);
     step("cleaning");
-    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], threshold, smallest));
+    const own = decisionOf(card, read.contrast), decision = { ...own, ...settings, ...(settings.threshold === undefined ? {} : { sure: 0 }) };
+    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision));
     const lesion = (card.marks || card.classes[card.classes.length - 1]).includes("lesion");
     if (lesion && found.volume_ml > MOST_ML) read.remarks.push(say("volume", fixed(found.volume_ml, 0)));
     const seconds = roundTo((now() - started) / 1000, 2);
-    return { ...found, like: read.images[0], probabilities, warnings: read.remarks, threshold, smallest, parts, seconds };
+    return { ...found, like: read.images[0], probabilities, warnings: read.remarks, contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
   } catch (error) {
     if (error instanceof UserError) throw error;
     if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError)
@@ -106,7 +106,7 @@ function lesionProbability(probabilities) {
 function report(result, files, names) {
   return { scan: files.map((file) => file.name), ...names, volume_ml: result.volume_ml, lesions: result.lesions.length,
            largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks, parts: result.parts,
-           quality: result.quality, seconds: result.seconds, threshold: result.threshold, min_lesion_mm3: result.smallest };
+           quality: result.quality, seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision };
 }
 
 function now() {

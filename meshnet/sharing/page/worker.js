@@ -10,7 +10,7 @@ function tell(message, transfer = []) {
 function show(id, result) {
   const { like } = result, scan = like.volume;
   return { what: "result", id, volume_ml: result.volume_ml, largest_ml: result.largest_ml, lesions: lesionTable(result),
-           warnings: result.warnings, remarks: result.remarks, threshold: result.threshold, smallest: result.smallest,
+           warnings: result.warnings, remarks: result.remarks, decision: result.decision, own: result.own, contrast: result.contrast, expect: result.expect,
            parts: result.parts, quality: result.quality, seconds: result.seconds, bytes: kept.engine.bytes, labels: result.labels.slice(),
            scan: { data: scan.data.slice(), shape: scan.shape, affine: like.affine } };
 }
@@ -52,9 +52,10 @@ const answers = {
   },
   decide({ threshold, smallest }) {
     checkSettings(threshold, smallest);
-    Object.assign(kept.result, decide(kept.result.probabilities, kept.result.like, threshold, smallest), { threshold, smallest });
+    const { own } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
+    Object.assign(kept.result, decide(kept.result.probabilities, kept.result.like, decision), { decision });
     const { labels, volume_ml, largest_ml, remarks, quality } = kept.result;
-    tell({ what: "decided", labels: labels.slice(), volume_ml, largest_ml, remarks, quality, threshold, smallest, lesions: lesionTable(kept.result) });
+    tell({ what: "decided", labels: labels.slice(), volume_ml, largest_ml, remarks, quality, decision, lesions: lesionTable(kept.result) });
   },
   async file({ kind }) {
     const { labels, probabilities, like } = kept.result;
