@@ -20,6 +20,7 @@ from meshnet.recipe import as_begun, dump_config, load_search, parse
 from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
+from meshnet.search.belief import Watch
 from meshnet.search.drive import drive, drive_confirmation, publish, refuse_other_host, report, write_best
 from meshnet.search.points import Points, with_fields
 from meshnet.search.sampler import SAMPLERS
@@ -128,7 +129,7 @@ def main() -> int | None:
         make = lambda: make_launcher(arguments.launcher, arguments.workers, arguments.gpus_per_worker,
                                      arguments.accelerate_config, arguments.ray_address, arguments.slurm, screen.say)
         suggest = lambda number: points.suggest(sampler, number, asha, arguments.seed, screen.say)
-        study = Study(plan, asha, ledger, make(), suggest, screen.say)
+        study = Study(plan, asha, ledger, make(), suggest, screen.say, Watch(space, own_schedule))
 
         # -------------------------------------------------------------- search, results
         began = time.time()

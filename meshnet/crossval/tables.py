@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
 
+from meshnet import webpage
 from meshnet.crossval.stats import Spread
 from meshnet.files import csv_text
 
@@ -147,14 +148,7 @@ def html(rows: Sequence[Row], beside: bool = True) -> str:
         return (f"<b>{text}</b>" if c.best else text) + (f"<sup>{c.stars}</sup>" if c.stars else "")
 
     titles = [title + {True: " ↑", False: " ↓", None: ""}[more] for title, more in heading(rows, beside)]
-    return html_table(titles, [[write(c) for c in line] for line in body(rows, beside)])
-
-
-def html_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Any HTML table; cells are HTML already."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    rows = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in line) + "</tr>\n" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
+    return webpage.html_table(titles, [[write(c) for c in line] for line in body(rows, beside)])
 
 
 def latex(rows: Sequence[Row], caption: str, label: str = "tab:results", beside: bool = True) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from meshnet.errors import UserError, decoration, ending_signals
 from meshnet.files import write_json, write_text
 from meshnet.search.confirm import Confirmation, best_finished, in_words, read_confirmed
+from meshnet.search.page import PAGE, write_page
 from meshnet.search.space import Space
 from meshnet.search.status import STALE_SECONDS, Screen, read_status, snapshot, status_table
 
@@ -122,6 +123,8 @@ def confirmed_now(study) -> dict | None:
 def publish(study, state: str, began: float) -> dict:
     """Replace status.json and trials.csv in the study folder."""
     status = snapshot(study, state, began)
+    if study.watch:
+        status["belief"] = (study.watch.latest if state == "running" else study.watch.final)(study.asha)
     status["confirmed"] = confirmed_now(study)
     status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
     write_json(study.plan.folder / "status.json", status)
@@ -145,12 +148,15 @@ def write_best(study, status: dict, recipe) -> None:
 
 
 def report(study, screen: Screen, state: str, began: float, recipe, space: Space) -> None:
-    """Write best.yaml, the final status and the figures."""
+    """Write best.yaml, the final status, the figures and the page."""
     status = publish(study, state, began)
     write_best(study, status, recipe)
     screen.end(status_table(status))
     if status["best"]:
+        drawn: list[Path] = []
         with decoration(f"{study.plan.folder}: its figures are not drawn", "nothing else depends on them"):
             from meshnet.search import figures
 
-            figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)
+            drawn = figures.draw(study.plan.folder, study.asha, space, study.ledger.curves(), study.plan.metric)
+        with decoration(f"{study.plan.folder / PAGE}: not written", "nothing else depends on it"):
+            write_page(study, status, drawn)

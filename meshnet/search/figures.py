@@ -7,19 +7,21 @@ from pathlib import Path
 from meshnet import plots
 from meshnet.display import count
 from meshnet.search.asha import Asha
-from meshnet.search.space import Space
+from meshnet.search.space import Dimension, Space
 
 MIN_TRIALS = 10  # with scores that differ; the importances of fewer would be noise
 NAMED = 6  # the best trials, whose curves carry their number
 
 
 def draw(folder: Path, study: Asha, space: Space, curves: list, metric: str) -> list[Path]:
-    """Write curves.png, parameters.png and, with enough trials, importance.png into ``folder``; returns the paths.
+    """Write curves.png, parameters.png, parallel.png and, with enough trials, importance.png into ``folder``; returns
+    the paths.
 
     curves: (trial, fold, horizon, epoch, score) as ``Ledger.curves`` returns them.
     """
     figures = {"curves.png": draw_curves(study, curves, metric),
-               "parameters.png": draw_parameters(study, space, metric)}
+               "parameters.png": draw_parameters(study, space, metric),
+               "parallel.png": draw_parallel(study, space, metric)}
     shares = importance(study, space)
     if shares:
         figures["importance.png"] = draw_importance(shares, metric)
@@ -103,6 +105,44 @@ def draw_parameters(study: Asha, space: Space, metric: str):
     for axes in list(panels.flat)[len(space.dimensions):]:
         axes.axis("off")
     return figure
+
+
+@plots.styled
+def draw_parallel(study: Asha, space: Space, metric: str):
+    """A line for each trial across one axis for each parameter, the last one its rank at its highest rung."""
+    from matplotlib import colormaps
+
+    figure = plots.new_figure(1.3 * (len(space.dimensions) + 2), 4)
+    axes = figure.subplots()
+    ranked = ranks(study)
+    for number, rank in sorted(ranked.items(), key=lambda one: one[1]):  # the best ones lie on top
+        places = [*space.encode(study.trials[number].parameters), rank]
+        axes.plot(range(len(places)), places, color=colormaps["viridis"](rank), alpha=0.25 + 0.75 * rank,
+                  linewidth=0.8 + 1.2 * rank)
+    for column, dimension in enumerate(space.dimensions):
+        axes.axvline(column, color=plots.GREY, linewidth=0.8, zorder=0)
+        for unit, value in marks_of(dimension):
+            axes.annotate(str(value), (column, unit), (3, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_xticks(range(len(space.dimensions) + 1), [*(one.name for one in space.dimensions), f"rank by {metric}"])
+    axes.set(yticks=[], xlim=(-0.1, len(space.dimensions) + 0.1), ylim=(-0.03, 1.03))
+    axes.grid(visible=False)
+    return figure
+
+
+def ranks(study: Asha) -> dict[int, float]:
+    """0 (worst) to 1 (best) for every trial with a real score: those of higher rungs first, then by their score."""
+    known = {trial.number: max((rung for rung, score in trial.scores.items() if math.isfinite(score)), default=-1)
+             for trial in study.trials}
+    sign = 1 if study.maximize else -1
+    order = sorted((number for number, rung in known.items() if rung >= 0),
+                   key=lambda number: (known[number], sign * study.trials[number].scores[known[number]]))
+    return {number: place / max(len(order) - 1, 1) for place, number in enumerate(order)}
+
+
+def marks_of(dimension: Dimension) -> list[tuple[float, object]]:
+    """(place, value) of what is written on a parameter's axis: its choices, or its ends."""
+    values = dimension.choices or (dimension.decode(0.0), dimension.decode(1.0))
+    return [(dimension.encode(value), value) for value in values]
 
 
 def importance(study: Asha, space: Space) -> dict[str, float]:

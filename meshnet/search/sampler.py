@@ -10,9 +10,7 @@ of them, so that workers do not all try the same ("Kriging believer", Ginsbourge
 The same model judges promotions: a trial goes on when finishing it promises more for each epoch than a new trial does.
 """
 
-import heapq
 import importlib
-import itertools
 import math
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshnet.search.asha import Asha, Trial
-from meshnet.search.space import Dimension, Space
+from meshnet.search.space import Space
+from meshnet.search.units import Known, around, as_tried, features, scale_of, snapshot
 
 SAMPLERS = ("model", "random")
 PREFETCH_FROM = 20  # batches of at least this many proposals are computed ahead in a thread: no decision waits for them
@@ -40,16 +39,6 @@ class RandomSampler:
     def suggest(self, number: int, study: Asha) -> dict:
         """Parameters of trial ``number``."""
         return self.space.sample(random.Random(f"{self.seed}/{number}"))
-
-
-@dataclass
-class Known:
-    """What a batch is made from. heights: of the rungs, 0 to 1. scored: (units, rung, loss, trial). pending: units of
-    running trials without a score."""
-
-    heights: list[float]
-    scored: list[tuple]
-    pending: list
 
 
 @dataclass
@@ -136,7 +125,7 @@ class ModelSampler:
         belief, goal = self.ready.belief, self.ready.goal
         units = np.array([self._units(study.trials[number]) for number in shown])
         with one_thread():
-            mean, variance = belief.of_trials(self._features(units), np.array(shown))
+            mean, variance = belief.of_trials(features(self.space, units), np.array(shown))
         top = study.rungs[-1]
         left = np.array([top - study.rungs[study.trials[number].rung] for number in shown]) / top
         worth = expected_improvement(mean, variance, goal) / left
@@ -191,18 +180,7 @@ class ModelSampler:
         return sequence.random(1)[0]
 
     def _snapshot(self, study: Asha) -> Known:
-        """Of more than ``most`` scores those of the highest rungs, the best first, without looking at all others."""
-        height = [math.log(epochs) for epochs in study.rungs]
-        height = [(each - height[0]) / max(height[-1] - height[0], 1e-9) for each in height]
-        best_first = itertools.chain.from_iterable(
-            ((rung, number, loss) for loss, number in heapq.merge(*(bracket[rung] for bracket in study.finished)))
-            for rung in reversed(range(len(study.rungs)))
-        )
-        rows = list(itertools.islice(best_first, self.most + 1))
-        rows = rows[: self.most] if len(rows) > self.most else sorted(rows, key=lambda row: (row[1], row[0]))
-        scored = [(self._units(study.trials[number]), rung, loss, number) for rung, number, loss in rows]
-        pending = [self._units(trial) for trial in study.trials if trial.running and not trial.scores]
-        return Known(height, scored, pending)
+        return snapshot(study, self._units, self.most)
 
     def _units(self, trial: Trial) -> list[float]:
         if trial.number not in self.encoded:
@@ -225,18 +203,18 @@ class ModelSampler:
 
         belief = self._believe(known, numbers)
         tried = np.array([row[0] for row in known.scored])
-        believed = belief.at(self._features(tried))[0]
+        believed = belief.at(features(self.space, tried))[0]
         goal = believed.min() - self.margin * belief.noise
         leaders, half = tried[np.argsort(believed)[:5]], self.candidates // 2
-        units = np.vstack([self._around(leaders, half, (0.02, 0.05, 0.15), numbers),
+        units = np.vstack([around(self.space, leaders, half, (0.02, 0.05, 0.15), numbers),
                            numbers.random((half, tried.shape[1]))])
         for scales in ((0.01, 0.03, 0.1), ()):  # once more around the most promising
-            units = self._as_tried(units)
-            mean, variance, factor = belief.at(self._features(units))
+            units = as_tried(self.space, units)
+            mean, variance, factor = belief.at(features(self.space, units))
             gain = expected_improvement(mean, variance, goal)
             if scales:
                 order = np.argsort(-gain)
-                units = np.vstack([units[order[:half]], self._around(units[order[:10]], half, scales, numbers)])
+                units = np.vstack([units[order[:half]], around(self.space, units[order[:10]], half, scales, numbers)])
         occupied = np.array([*tried, *known.pending])
         new = ((units[:, None] - occupied) ** 2).max(2).min(1) > SAME**2
         chosen = []
@@ -247,52 +225,9 @@ class ModelSampler:
             if len(chosen) == count:
                 return Batch(chosen, belief, goal)
             # as if observed at its expected mean, which leaves all means unchanged
-            down = belief.learnt(self._features(units), factor, here, variance)
+            down = belief.learnt(features(self.space, units), factor, here, variance)
             factor, variance = np.vstack([factor, down]), np.maximum(variance - down**2, 1e-12)
             new &= ((units - units[here]) ** 2).max(1) > SAME**2
-
-    # ---------------------------------------------------------------- points
-    def _around(self, leaders, count: int, scales: tuple, numbers):
-        """``count`` points near ``leaders``, half of them in about a third of the parameters only."""
-        import numpy as np
-
-        shape = (count, leaders.shape[1])
-        steps = numbers.normal(0, 1, shape) * numbers.choice(scales, (count, 1))
-        steps *= numbers.random(shape) < numbers.choice([0.3, 1.0], (count, 1))
-        units = np.clip(leaders[numbers.integers(len(leaders), size=count)] + steps, 0, 1 - 1e-9)
-        for column, dimension in enumerate(self.space.dimensions):
-            if not in_order(dimension):  # no choice is near another one
-                other = numbers.random(count) < 0.2
-                units[other, column] = numbers.random(int(other.sum()))
-        return units
-
-    def _as_tried(self, units):
-        """Whole numbers and choices where the value that would really be tried lies, as ``encode(decode(unit))``."""
-        import numpy as np
-
-        units = units.copy()
-        for column, each in enumerate(self.space.dimensions):
-            if each.choices or (each.discrete and each.kind == "uniform"):
-                count = len(each.choices) or int(each.high) - int(each.low) + 1
-                units[:, column] = (np.minimum(np.floor(units[:, column] * count), count - 1) + 0.5) / count
-            elif each.discrete:
-                low, width = math.log(each.low), math.log(each.high) - math.log(each.low)
-                whole = np.clip(np.round(np.exp(low + units[:, column] * width)), each.low, each.high)
-                units[:, column] = (np.log(whole) - low) / width
-        return units
-
-    def _features(self, units):
-        """Units as the model sees them: choices without an order are equally far from each other."""
-        import numpy as np
-
-        columns = []
-        for column, dimension in enumerate(self.space.dimensions):
-            if in_order(dimension):
-                columns.append(units[:, column:column + 1])
-            else:
-                chosen = np.floor(units[:, column] * len(dimension.choices)).astype(int)
-                columns.append(np.eye(len(dimension.choices))[chosen] * math.sqrt(0.5))
-        return np.hstack(columns)
 
     # ---------------------------------------------------------------- the model
     def _believe(self, known: Known, numbers):
@@ -302,9 +237,8 @@ class ModelSampler:
         from meshnet.search.surrogate import Data, Surrogate, standardised
 
         units, rungs, loss, trials = (np.array(column) for column in zip(*known.scored))
-        scales = np.repeat(np.arange(len(self.space.dimensions)),
-                           [1 if in_order(each) else len(each.choices) for each in self.space.dimensions])
-        data = Data(self._features(units), scales, np.array(known.heights)[rungs], trials, standardised(loss))
+        data = Data(features(self.space, units), scale_of(self.space), np.array(known.heights)[rungs], trials,
+                    standardised(loss)[0])
         self.model = self.model or Surrogate(len(self.space.dimensions))
         if not self.fitted_to or len(loss) >= 1.1 * self.fitted_to + 1:
             some = slice(None) if len(loss) <= FIT_AT_MOST else numbers.choice(len(loss), FIT_AT_MOST, replace=False)
@@ -312,12 +246,7 @@ class ModelSampler:
             self.fitted_to = len(loss)
         model = self.model.wandered(numbers.normal(0, self.wander, self.model.scales))
         belief = model.condition(data)
-        return belief.expecting(self._features(np.array(known.pending))) if known.pending else belief
-
-
-def in_order(dimension: Dimension) -> bool:
-    """Whether its values are numbers, so that some are nearer to each other than others."""
-    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in dimension.choices)
+        return belief.expecting(features(self.space, np.array(known.pending))) if known.pending else belief
 
 
 def make_sampler(name: str, space: Space, seed: int) -> RandomSampler | ModelSampler:

@@ -11,6 +11,7 @@ from meshnet.display import count, minutes
 from meshnet.errors import UserError
 from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Handle
+from meshnet.search import belief
 from meshnet.search.asha import Trial
 from meshnet.search.confirm import in_words, searched_score
 from meshnet.search.study import Study
@@ -45,7 +46,8 @@ def snapshot(study: Study, state: str, began: float) -> dict:
         "state": state, "time": time.time(), "seconds": time.time() - began, "metric": study.plan.metric,
         "rungs": rungs, "trials": len(asha.trials), "max_trials": asha.max_trials, "running": running,
         "waiting": len(study.waiting), "epochs": spent, "epochs_if_all_in_full": asha.max_trials * asha.rungs[-1],
-        "seconds_left": _seconds_left(study), "failed": {
+        "seconds_left": _seconds_left(study), "seconds_per_epoch": study.ledger.seconds_per_epoch(),
+        "inner_folds": len(study.plan.inner_folds), "belief": None, "failed": {
             str(trial.number): trial.failed for trial in asha.trials if trial.failed
         },
         "best": best and {
@@ -116,6 +118,9 @@ def status_table(status: dict) -> list[str]:
                      f"{best['epochs']} ({values})")
     if status.get("confirmed"):
         lines.append(f"  {in_words(status['confirmed'])}")
+    if status.get("belief"):
+        lines += [f"  {line}" for line in belief.in_words(status["belief"], status["metric"],
+                                                          status["seconds_per_epoch"], status["inner_folds"])]
     if status["failed"]:
         lines.append(f"  failed trials: {len(status['failed'])}; trials.csv has the reasons")
     if status["state"] == "running" and status["seconds_left"] is not None:

@@ -32,6 +32,7 @@ from meshnet.files import write_text
 from meshnet.runs.folder import DONE, FAILED, read_metrics
 from meshnet.runs.jobs import NO_SPACE, Ended, Job, Launcher, Trouble, is_retried, surroundings_of
 from meshnet.search.asha import Asha, Decision
+from meshnet.search.belief import Watch
 from meshnet.search.ledger import Ledger
 from meshnet.search.settings import refuse_other_trial
 
@@ -84,6 +85,7 @@ class Study:
     launcher: Launcher
     suggest: Callable[[int], dict]
     say: Callable[[str], None] = print
+    watch: Watch | None = None  # finds what the model believes, for people to see
     waiting: deque[TrialRun] = field(default_factory=deque)
     running: dict[str, TrialRun] = field(default_factory=dict)  # by the handle's token
     results: dict[int, dict[int, float]] = field(default_factory=dict)  # trial → fold → score at the current rung

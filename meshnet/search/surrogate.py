@@ -171,13 +171,18 @@ class Belief:
 
 
 def standardised(loss):
-    """Losses (N,) for the model: mean 0 and deviation 1 after bad ones are cut off. Failures are infinite."""
+    """Losses (N,) for the model: mean 0 and deviation 1 after bad ones are cut off. Failures are infinite.
+
+    Returns:
+        The targets (N,), and which loss a target of 0 is, and how much of it 1 is.
+    """
     real = loss[np.isfinite(loss)]
     median = np.median(real)
     # Where most scores are equal, as a Dice of 0 at first, the deviation is 0: no good score may be cut off then.
     spread = max(np.median(np.abs(real - median)) * 1.4826, (median - real.min()) / 5, 1e-12)
     target = np.clip((loss - median) / spread, -5, WORST)
-    return (target - target.mean()) / (target.std() + 1e-12)
+    middle, deviation = target.mean(), target.std() + 1e-12
+    return (target - middle) / deviation, median + spread * middle, spread * deviation
 
 
 def expected_improvement(mean, variance, goal: float):

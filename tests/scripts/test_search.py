@@ -38,7 +38,9 @@ def test_a_search_from_beginning_to_end(bench):
     lines = (bench.folder / "study" / "trials.csv").read_text().splitlines()
     assert lines[0] == "trial,lr,bracket,rung,state,score_rung_0,score_rung_1,score_rung_2,attempts,where,reason"
     assert len(lines) == 9
-    assert all((bench.folder / "study" / name).stat().st_size > 5000 for name in ("curves.png", "parameters.png"))
+    written = ("curves.png", "parallel.png", "study.html")
+    assert all((bench.folder / "study" / name).stat().st_size > 5000 for name in written)
+    assert status["belief"]["trial"] in tops and "going on: " in bench.run("study", "--status")
     # the same command again finds nothing to do; more trials extend it
     assert "trial" not in bench.run("study", "--max_trials", "8").split("finished:")[0]
     bench.run("study", "--max_trials", "9")

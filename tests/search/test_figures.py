@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from meshnet.search.asha import Asha
-from meshnet.search.figures import draw_curves, draw_parameters, importance
+from meshnet.search.figures import draw_curves, draw_parallel, draw_parameters, importance, ranks
 from meshnet.search.space import parse_space
 
 SPACE = parse_space(
@@ -61,7 +61,8 @@ draw(Path({str(tmp_path)!r}), play(12, lambda parameters: parameters["lr"]), SPA
 assert matplotlib.rcParams.copy() == before and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "parameters.png", "importance.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "curves.png", "parameters.png", "parallel.png", "importance.png"}
 
 
 def test_nothing_is_important_where_nearly_all_scores_are_the_same():
@@ -75,3 +76,18 @@ def test_the_one_parameter_that_decides_is_the_important_one():
     assert found["bg_weight"] > 0.9
     assert sum(found.values()) == pytest.approx(1)
     assert importance(play(9, lambda parameters: parameters["bg_weight"]), SPACE) == {}
+
+
+def test_a_trial_is_a_line_through_its_values_to_its_rank():
+    study = play(12, lambda parameters: parameters["lr"])
+    (axes,) = draw_parallel(study, SPACE, "val_dice").axes
+    lines = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
+    assert len(lines) == 12
+    best = study.best()
+    assert list(lines[-1]) == [*SPACE.encode(best.parameters), 1.0]  # on top
+    top = max(rung for trial in study.trials for rung in trial.scores)
+    order = sorted(ranks(study), key=ranks(study).get)
+    assert [top in study.trials[number].scores for number in order] == [False] * 9 + [True] * 3
+    assert [text.get_text() for text in axes.texts] == ["0.0001", "1.0", "0.0", "1.0", "0.2", "0.02", "0.1"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "lr", "bg_weight", "warmup_pct", "rank by val_dice"]

@@ -13,6 +13,7 @@ import pytest
 from meshnet.search.asha import Asha
 from meshnet.search.sampler import ModelSampler, RandomSampler, make_sampler
 from meshnet.search.space import parse_space
+from meshnet.search.units import as_tried, features
 
 SPACE = parse_space(
     {"lr": "loguniform(1e-4, 1)", "bg_weight": "uniform(0, 1)", "warmup_pct": "choices([0.02, 0.1, 0.2])"}
@@ -199,14 +200,14 @@ def test_choices_without_an_order_are_equally_far_apart_and_numbers_are_not():
     space = parse_space({"model.norm": "choices(['batch', 'group', 'none'])", "warmup_pct": "choices([0.02, 0.1, 0.2])",
                          "channels": "uniform(5, 21, discrete=True)", "lr": "loguniform(1e-4, 1)"})
     numbers = np.random.default_rng(0)
-    sampler, units = ModelSampler(space, 0), numbers.random((200, 4))
-    tried = sampler._as_tried(units)
+    units = numbers.random((200, 4))
+    tried = as_tried(space, units)
     assert tried == pytest.approx(np.array([space.encode(space.decode(one)) for one in units]), abs=1e-3)
-    features = sampler._features(tried)
-    assert features.shape == (200, 6)
-    for one, other in itertools.combinations(np.unique(features[:, :3], axis=0), 2):
+    seen = features(space, tried)
+    assert seen.shape == (200, 6)
+    for one, other in itertools.combinations(np.unique(seen[:, :3], axis=0), 2):
         assert math.dist(one, other) == pytest.approx(1)
-    assert sorted(set(features[:, 3].round(3))) == [0.167, 0.5, 0.833]
+    assert sorted(set(seen[:, 3].round(3))) == [0.167, 0.5, 0.833]
 
 
 def test_no_configuration_is_proposed_twice():
