@@ -14,12 +14,20 @@ SECTIONS = ("What it reaches", "What it can and cannot do")  # of a README.md, t
 DETAILS = "How the model sees a scan"
 
 
-def lead_of(folder: Path, card: Card) -> str:
-    """A sentence on what the model marks on which scans."""
+def marked_by(card: Card) -> str:
+    """What a model marks: ``stroke lesions``, or the names of its classes."""
     marks = card.marks or ", ".join(card.classes[1:])
+    about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
+    if not marks.endswith("lesion"):
+        return marks
+    return f"{about['disease']} {marks}s" if about.get("disease") else f"{marks}s"
+
+
+def lead_of(card: Card) -> str:
+    """A sentence on what the model marks on which scans."""
     dropped = f", not smaller than {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else ""
-    return (f"Marks {marks} on {' and '.join(card.channels)} scans{dropped}. An empty mask does not mean that there is "
-            "none.")
+    return (f"Marks {marked_by(card)} on {' and '.join(card.channels)} scans{dropped}. An empty mask does not mean that "
+            "there are none.")
 
 
 def about_html(folder: Path, card: Card) -> str:

@@ -26,7 +26,7 @@ from meshnet.kernels.wasm import MODULE, record
 from meshnet.networks.build import load_model
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.folder import find_weights
-from meshnet.sharing.about import about_html, lead_of
+from meshnet.sharing.about import about_html, lead_of, marked_by
 
 PARTS = Path(__file__).parent / "page"
 STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment",
@@ -59,9 +59,9 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     card = read_card(weights.parent)
     check_model(name, card, weights)
     check_target(folder)
-    marked = (card.marks or ", ".join(card.classes[1:])).capitalize()
-    title = title or f"{marked} on {' and '.join(card.channels)} scans"
-    values = {"title": title, "notice": notice or NOTICE, "csp": CSP, "lead": lead_of(weights.parent, card),
+    marked = marked_by(card)
+    title = title or f"{marked[:1].upper()}{marked[1:]} on {' and '.join(card.channels)} scans"
+    values = {"title": title, "notice": notice or NOTICE, "csp": CSP, "lead": lead_of(card),
               "wanted": " and ".join(f"a {one} scan" for one in card.channels),
               "several": ", one file for each channel" if len(card.channels) > 1 else ", also several scans"}
     page = (PARTS / "page.html").read_text(encoding="utf-8")

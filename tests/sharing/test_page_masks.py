@@ -12,6 +12,7 @@ import pytest
 from page_steps import Page, model_of, scan
 
 from meshnet import ROOT, segment_scan
+from meshnet.cohort.facts import head_facts
 from meshnet.inference.scan import load_models, read_case, segment_case
 from meshnet.networks.folder import default_model
 
@@ -28,7 +29,8 @@ def page():
 def check(page, paths, model, tmp_path, voxels=None, **settings):
     """The mask of a case by both; returns what the page's steps reported."""
     models = load_models([model], device="cpu")
-    expected = segment_case(read_case(paths, models), models, probabilities=True, **settings)
+    case = read_case(paths, models)
+    expected = segment_case(case, models, probabilities=True, **settings)
     mask, probability = tmp_path / "mask.nii", tmp_path / "probability.nii"
     answer = page.ask("segment", model=str(model), scans=[str(path) for path in paths], mask=str(mask),
                       probability=str(probability), settings=settings)
@@ -42,6 +44,8 @@ def check(page, paths, model, tmp_path, voxels=None, **settings):
     assert differ <= max(1, marked / ALLOWED), f"{differ} of {marked} voxels"
     apart = nib.load(probability).get_fdata() - expected.probabilities.get_fdata()
     assert np.abs(apart).max() < 1e-3
+    volume, affine = case.inputs[0][0]
+    assert abs(answer["middle_mm"] - head_facts(volume[0], affine)["middle_mm"]) < 0.01
     if not differ:
         assert [answer[key] for key in ("volume_ml", "lesions", "largest_ml")] == [
             expected.volume_ml, expected.lesions, expected.largest_ml]

@@ -60,7 +60,7 @@ const answers = {
     const files = filesOf(scans), result = await segment(engineOf({ engine }), modelOf(model), files, () => {}, settings);
     if (mask) write(mask, writeImage(result.labels, result.like));
     if (probability) write(probability, writeImage(lesionProbability(result.probabilities), result.like));
-    return report(result, files, { mask });
+    return { ...report(result, files, { mask }), middle_mm: result.middle };
   },
 };
 

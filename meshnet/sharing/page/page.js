@@ -113,12 +113,9 @@ function showResult(anew) {
 function showLesions() {
   const { lesions } = state.result;
   $("lesions").hidden = !lesions.length;
-  const rows = lesions.slice(0, 100).map(({ ml, centre, voxel }, i) => {
-    const side = Math.abs(centre[0]) < 2 ? "middle" : centre[0] > 0 ? "right" : "left";
-    return row([String(i + 1), ml.toFixed(2), side, centre.map((c) => c.toFixed(0)).join(", "), button("Show", () => { viewer.go(voxel); $("canvas").focus(); }, `Show lesion ${i + 1}`)]);
-  });
+  const rows = lesions.slice(0, 100).map(({ ml, centre, voxel, side }, i) => row([String(i + 1), ml.toFixed(2), side, centre.map((c) => c.toFixed(0)).join(", "), button("Show", () => { viewer.go(voxel); $("canvas").focus(); }, `Show lesion ${i + 1}`)]));
   const head = document.createElement("thead"), body = document.createElement("tbody"), table = document.createElement("table");
-  head.append(row(["Lesion", "Volume, mL", "Side of the scan's 0", "Centre x, y, z in mm", "View"], "th"));
+  head.append(row(["Lesion", "Volume, mL", "Side", "Centre, mm", "View"], "th"));
   body.append(...rows), table.append(head, body);
   $("lesions").replaceChildren(table);
 }
@@ -216,7 +213,11 @@ document.addEventListener("dragleave", () => $("target").classList.remove("over"
 document.addEventListener("drop", async (event) => { $("target").classList.remove("over"); take(await droppedFiles(event.dataTransfer)); });
 $("cancel").onclick = cancel;
 $("shown").onchange = (event) => { viewer.shown = event.target.checked; viewer.draw(); };
-for (const id of ["threshold", "smallest"]) $(id).onchange = () => state.worker.postMessage({ what: "decide", threshold: Number($("threshold").value), smallest: 1000 * Number($("smallest").value) });
+const decide = () => state.worker.postMessage({ what: "decide", threshold: Number($("threshold").value), smallest: 1000 * Number($("smallest").value) });
+for (const id of ["threshold", "smallest"]) {  // while typing too, once that pauses
+  $(id).oninput = () => { clearTimeout(state.typing); if ($(id).value !== "" && $(id).validity.valid) state.typing = setTimeout(decide, 400); };
+  $(id).onchange = () => { clearTimeout(state.typing); decide(); };
+}
 $("reset").onclick = () => state.worker.postMessage({ what: "decide", threshold: state.result.own.threshold, smallest: state.result.own.min_lesion_mm3 });
 $("save-mask").onclick = () => state.worker.postMessage({ what: "file", kind: "mask" });
 $("save-probability").onclick = () => state.worker.postMessage({ what: "file", kind: "probability" });

@@ -61,6 +61,12 @@ async function probabilitiesOf(engine, model, { images, views }, step, parts, na
   return total;
 }
 
+// The middle of the head on the axis from left to right, in mm (meshnet/cohort/facts.py).
+function headMiddle({ channels, shape, affine }) {
+  const box = headBox(makeVolume(channels[0], shape), 0), ends = [0, 1].map((end) => apply(affine, [...box.map((side) => side[end] - end), 1])[0]);
+  return (ends[0] + ends[1]) / 2;
+}
+
 function needed(engine, layers, channels, shape) {
   if (layers[0].norm) return planMemory(engine, layers, shape).bytes;
   const content = contentBox(channels, shape, borderValues(channels, shape));
@@ -80,7 +86,7 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
     const lesion = (card.marks || card.classes[card.classes.length - 1]).includes("lesion");
     if (lesion && found.volume_ml > MOST_ML) read.remarks.push(say("volume", fixed(found.volume_ml, 0)));
     const seconds = roundTo((now() - started) / 1000, 2);
-    return { ...found, like: read.images[0], probabilities, warnings: read.remarks, contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
+    return { ...found, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, warnings: read.remarks, contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
   } catch (error) {
     if (error instanceof UserError) throw error;
     if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError)

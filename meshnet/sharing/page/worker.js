@@ -1,6 +1,7 @@
 // The page's worker: keeps the engine, the model and the last case, and answers the page.
 "use strict";
 
+const MIDDLE_MM = 2;  // from the middle of the head, within which a lesion is on no side
 const kept = { engine: null, model: null, result: null, converter: null };
 
 function tell(message, transfer = []) {
@@ -16,7 +17,8 @@ function show(id, result) {
 }
 
 function lesionTable(result) {
-  return result.lesions.map(({ ml, centre, voxel }) => ({ ml, centre, voxel }));
+  const side = (x) => (Math.abs(x - result.middle) < MIDDLE_MM ? "middle" : x > result.middle ? "right" : "left");
+  return result.lesions.map(({ ml, centre, voxel }) => ({ ml: roundTo(ml, 3), centre, voxel, side: side(centre[0]) }));
 }
 
 const answers = {
