@@ -26,8 +26,8 @@ def marked_by(card: Card) -> str:
 def lead_of(card: Card) -> str:
     """A sentence on what the model marks on which scans."""
     dropped = f", not smaller than {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else ""
-    return (f"Marks {marked_by(card)} on {' and '.join(card.channels)} scans{dropped}. An empty mask does not mean that "
-            "there are none.")
+    return (f"Marks {marked_by(card)} on {' and '.join(card.channels)} scans{dropped}. An empty mask does not mean "
+            "that there are none.")
 
 
 def about_html(folder: Path, card: Card) -> str:
