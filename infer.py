@@ -10,11 +10,13 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from meshnet.cohort import call
 from meshnet.cohort.files import find_scans, named_channels, plan_masks
 from meshnet.config import parse_size
 from meshnet.errors import OneLineParser, UserError, run_script
+from meshnet.runs import shards
 from meshnet.runs.folder import AVERAGED
 
 MOST_THREADS = 1024
@@ -56,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="replace masks that this program did not write, and with several scans all existing ones")
     parser.add_argument("--list_models", action="store_true", help="list the models available by name and exit")
     call.add_flags(parser)
+    shards.add_flags(parser)
     return parser
 
 
@@ -87,11 +90,15 @@ def main() -> int | None:
     cases = None
     if arguments.format == "files":
         cases = plan_masks(*find_scans(arguments.scans, lambda: first_card(arguments).channels), arguments.output)
+    names = find_models(arguments)
+    if shards.drives(arguments):
+        return shards.run_shards("infer.py", call.check_launch(arguments, names), arguments,
+                                 merges=arguments.level != "participant")
 
     from meshnet.cohort.batch import Batch
 
-    models = get_models(arguments, single=cases is not None and len(cases) == 1)
-    batch = Batch(cases, arguments, models)
+    models = get_models(names, arguments, single=cases is not None and len(cases) == 1)
+    batch = Batch(cases, arguments, models, names)
     with contextlib.closing(batch):
         segment_all(batch, models, arguments)
         return batch.end()
@@ -189,13 +196,18 @@ def first_card(arguments: argparse.Namespace):
     return read_card(find_folder(find(arguments.model[0])) if arguments.model else default_model())
 
 
-def get_models(arguments: argparse.Namespace, single: bool = False) -> list:
-    """Every ``--model``, or the built-in one, on the device; ``single`` for one scan."""
-    from meshnet.inference.scan import load_models
-    from meshnet.networks.card import WEIGHTS
+def find_models(arguments: argparse.Namespace) -> list[str | Path | None]:
+    """Every ``--model`` as ``load_models`` takes it, fetched where it is a published one; None for the built-in one."""
     from meshnet.sharing.published import find
 
-    names = [find(name) for name in arguments.model] or [None]
+    return [find(name) for name in arguments.model] or [None]
+
+
+def get_models(names: list[str | Path | None], arguments: argparse.Namespace, single: bool = False) -> list:
+    """The models on the device; ``single`` for one scan."""
+    from meshnet.inference.scan import load_models
+    from meshnet.networks.card import WEIGHTS
+
     return load_models(names, AVERAGED if arguments.ema else WEIGHTS, arguments.device,
                        arguments.threads, single)
 

@@ -9,7 +9,6 @@ The same command again continues where it stopped and prepares only what changed
 
 import argparse
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from meshnet.config import SCALINGS
 from meshnet.data.sources.case import FORMATS, Filters
 from meshnet.display import command, count, say_next
 from meshnet.errors import OneLineParser, UserError, decoration, run_script
-from meshnet.machine import usable_cores
+from meshnet.runs import shards
 
 # What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
 SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "averaged": False, "scaling": None, "window": None}
-MEMORY_PER_WORKER = 2 * 2**30  # bytes; a case of two channels at 256³ peaks at 1.1 GiB
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True,
                    help="write cases.html, a page with every case and its mask to look at")
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
+    shards.add_flags(p)
     return p
 
 
@@ -107,7 +106,6 @@ def add_synthetic(p: argparse.ArgumentParser) -> None:
                    "lesions from (default: made up); needs --anatomy")
 
 
-
 def main() -> int:
     arguments = make_parser().parse_args()
     fill_in(arguments)
@@ -137,7 +135,9 @@ def main() -> int:
     settings, classes = make_settings(arguments, listing)
     check_folds(arguments, listing)
     out = open_folder(arguments.out)
-    done, failed, shared = prepare_cases(listing.cases, settings, out, arguments.workers or default_workers())
+    if shards.drives(arguments):
+        return shards.run_shards("prepare.py", out, arguments, gpus=0, thing="case")
+    done, failed, shared = prepare_cases(listing.cases, settings, out, arguments.workers)
     failed = listing.failed + failed
     with contextlib.closing(shared):
         if not shared.is_last():
@@ -306,16 +306,6 @@ def make_settings(arguments: argparse.Namespace, listing) -> tuple:
         marks=classes.index(marks) if marks and len(classes) > 2 else None,
     )
     return settings, classes
-
-
-def default_workers() -> int:
-    """One for each CPU core, or fewer where memory is short."""
-    cores = usable_cores()
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system says
-        return cores
-    return max(1, min(cores, free // MEMORY_PER_WORKER))
 
 
 def print_listing(listing) -> int:

@@ -18,7 +18,8 @@ from meshnet.cohort.page import write_pages
 from meshnet.cohort.records import Records, write_table
 from meshnet.data.sources.bids import walk
 from meshnet.data.sources.kinds import Sidecars
-from meshnet.runs.shares import Claims, Place, Share
+from meshnet.runs.place import Place
+from meshnet.runs.shares import Claims, Share
 
 PICTURE = bytes(4600)  # as large as a small picture of a real head
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -10,14 +11,14 @@ import numpy as np
 
 from meshnet.cohort import bids, call
 from meshnet.cohort.facts import head_facts, model_facts, side_of
-from meshnet.cohort.page import write_pages
+from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import Records, Work, write_table
 from meshnet.errors import UserError, decoration
-from meshnet.inference.scan import Case, Segmentation
+from meshnet.inference.scan import Case, Segmentation, timed
 from meshnet.networks.card import WEIGHTS
-from meshnet.networks.folder import find_folder
 from meshnet.runs.folder import AVERAGED
-from meshnet.runs.shares import Place, place
+from meshnet.runs.place import Place, place
+from meshnet.runs.shares import key_of
 from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import read_image
 
@@ -29,9 +30,11 @@ class Batch:
         cases: with ``scans``, ``mask``, ``picture`` and ``probability``; None: those of the BIDS data set.
         arguments: the parsed flags.
         models: from ``load_models``.
+        names: what it was given; None for the built-in model.
     """
 
-    def __init__(self, cases: list[dict] | None, arguments: argparse.Namespace, models: list):
+    def __init__(self, cases: list[dict] | None, arguments: argparse.Namespace, models: list,
+                 names: Sequence[str | Path | None]):
         self.arguments, self.models, self.root, self.unclear = arguments, models, None, []
         self.lost: list[dict] = []  # records of DICOM exports and studies that gave no scan
         if arguments.format == "dicom":
@@ -45,7 +48,7 @@ class Batch:
                 print(f"error: {path}: {reason}", file=sys.stderr)
         else:
             self.out = output_folder(arguments.output, cases)
-        self.alone = self.root is None and len(cases) == 1 and not arguments.report
+        self.alone = self.root is None and len(cases) == 1 and not (arguments.report or place().lines)
         if self.lost and place().count == 1:  # a table says what became of the others; not by each task of an array
             self.alone = False
         if arguments.report and self.out is None:
@@ -56,11 +59,9 @@ class Batch:
         self.facts: dict[str, dict] = {}
         self.taken = 0
         if self.root is not None:
-            names = [find_folder(name) if not str(name).endswith(".safetensors") else name for name in arguments.model]
             weights = AVERAGED if arguments.ema else WEIGHTS
-            self.model_facts = model_facts(names or [None], [model.card for model in models], weights)
-            if not (self.out / bids.DESCRIPTION).is_file():
-                bids.write_description(self.out, self.root, self.model_facts)
+            self.model_facts = model_facts(names, [model.card for model in models], weights)
+            bids.describe(self.out, self.root, self.model_facts)
 
     def take(self) -> dict | None:
         """The next scan to segment; None where others do all that are left."""
@@ -83,6 +84,8 @@ class Batch:
 
             write_seg(found.mask, planned["source"], planned["seg"], str(self.models[0].card.name))
             result["dicom_seg"] = str(planned["seg"])
+        if self.arguments.agreement:
+            self.look_again(case, found, result)
         if self.alone:
             return
         volume, affine = case.inputs[0][0]
@@ -96,6 +99,17 @@ class Batch:
                         **({"Sure": found.decision.sure} if found.decision.sure else {}),
                         **({"LooksLike": found.contrast} if found.contrast else {})}
             bids.write_sidecars(planned, self.root, self.model_facts, result, settings)
+
+    def look_again(self, case: Case, found: Segmentation, result: dict) -> None:
+        """``--agreement``: how far the masks of a second look agree."""
+        from meshnet.inference.agreement import agreement
+
+        given = self.arguments
+        with timed(result["parts"], "agreement"):
+            result["agreement"] = agreement(
+                case, self.models, np.asanyarray(found.mask.dataobj), threshold=given.threshold,
+                min_lesion_mm3=given.min_lesion_mm3, crop=given.crop, max_memory=given.max_memory,
+                threads=given.threads)
 
     def done(self, planned: dict, result: dict) -> None:
         """A scan is segmented, and all its files are written."""
@@ -119,9 +133,11 @@ class Batch:
                   file=sys.stderr)
         if failed:
             print(f"{failed} of {work.did + failed} scans could not be segmented", file=sys.stderr)
+        if self.arguments.level == "participant" and self.arguments.report:
+            print(f"note: {self.out / PAGE}: is written by the level 'group', with --report", file=sys.stderr)
         if not self.alone and self.arguments.level != "participant" and work.merges():
             failed = self.merge() or failed
-            work.merged()
+            work.merged(bool(failed or self.unclear))
         return 1 if failed or self.unclear or self.lost else 0
 
     def merge(self) -> int:
@@ -135,26 +151,31 @@ class Batch:
                 print(f"error: {error}", file=sys.stderr)
                 failed.append(done.pop(at) | {"error": str(error)})
         if self.root is not None:
-            write_bids_table(self.out, self.work.records.failures())
+            write_bids_table(self.out, self.root, self.work.records.failures())
         else:
             table = write_table(self.out, done, failed)
             print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
         if self.arguments.report:
-            self.write_report(done, failed)
+            for record in [*done, *failed]:
+                case = record["case"]
+                record["name"] = case["source"] if "bids" in case else case["scans"][0].name
+                record["image"] = case["scans"][0]
+            write_report(self.out, self.work.records, done, failed)
         return len(failed)
 
-    def write_report(self, done: list[dict], failed: list[dict]) -> None:
-        """The page of all scans of this command; pictures that an earlier command did not draw are drawn now."""
-        records = self.work.records
-        for record in done:
-            if not (records.folder / f"{record['key']}.jpg").is_file():
-                with decoration(f"{record['mask']}: not drawn", "the page shows no picture of it"):
-                    draw(records, record["key"], read_image(record["case"]["scans"][0]), nib.load(record["mask"]))
-        for record in [*done, *failed]:
-            case = record["case"]
-            record["name"] = case["source"] if "bids" in case else case["scans"][0].name
-        pages = write_pages(self.out, records, done, failed, f"Lesions of {len(done) + len(failed)} scans")
-        print(f"{pages[0]}: the page of {len(done)} scans", file=sys.stderr)
+
+def write_report(out: Path, records: Records, done: list[dict], failed: list[dict]) -> None:
+    """The page of all scans; pictures that no earlier command drew are drawn now.
+
+    Args:
+        done: records as ``write_pages`` takes them, with ``image``, the scan, and ``mask``.
+    """
+    for record in done:
+        if not (records.folder / f"{record['key']}.jpg").is_file():
+            with decoration(f"{record['mask']}: not drawn", "the page shows no picture of it"):
+                draw(records, record["key"], read_image(record["image"]), nib.load(record["mask"]))
+    pages = write_pages(out, records, done, failed, f"Lesions of {len(done) + len(failed)} scans")
+    print(f"{pages[0]}: the page of {len(done)} scans", file=sys.stderr)
 
 
 def draw(records: Records, key: str, scan: nib.Nifti1Image, mask: nib.Nifti1Image) -> None:
@@ -173,11 +194,13 @@ def output_folder(output: str | None, cases: list[dict]) -> Path | None:
     return Path(output)
 
 
-def write_bids_table(out: Path, failures: list[dict]) -> None:
-    """``lesions.tsv`` of a derivative data set, and its dictionary."""
+def write_bids_table(out: Path, root: Path, failures: list[dict]) -> list[dict]:
+    """``lesions.tsv`` of a derivative data set, and the models that made its masks; the rows."""
     rows = bids.rows_of(out, failures)
     bids.write_table(out, rows)
+    bids.describe(out, root, [])
     print(f"{out / 'lesions.tsv'}: {len(rows)} scans, {len(failures)} failed", file=sys.stderr)
+    return rows
 
 
 def measured(path: str) -> dict:
@@ -194,13 +217,24 @@ def measured(path: str) -> dict:
 
 
 def group(arguments: argparse.Namespace) -> int:
-    """The level ``group`` of a BIDS App: one table of what the level ``participant`` has written.
+    """The level ``group`` of a BIDS App: one table, and with ``--report`` a page, of what ``participant`` has written.
 
     Raises:
         UserError: where it has written nothing.
     """
-    out = Path(arguments.output)
+    out, root = Path(arguments.output), Path(arguments.scans[0])
     if not (out / bids.DESCRIPTION).is_file():
         raise UserError(f"{out}: found no {bids.DESCRIPTION}, expected what 'participant' wrote; run that first")
-    write_bids_table(out, Records(out).failures())
+    records = Records(out)
+    failed = records.failures()
+    rows = write_bids_table(out, root, failed)
+    if arguments.report:
+        done = []
+        for row in rows:
+            if row["mask"]:
+                key = key_of(out / row["mask"], out)
+                known = records.read(key) or {"warnings": [row["warnings"]] if row["warnings"] else []}
+                done.append(row | known | {"key": key, "name": row["source"], "mask": str(out / row["mask"]),
+                                           "image": root / row["source"]})
+        write_report(out, records, done, [record | {"name": record["source"]} for record in failed])
     return 0

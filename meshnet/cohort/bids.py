@@ -2,18 +2,21 @@
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from meshnet import __version__
+from meshnet.cohort.records import read_json
 from meshnet.data.sources.bids import BidsFile, scans_of, walk
 from meshnet.data.sources.case import Filters, matches
 from meshnet.data.sources.kinds import Sidecars
 from meshnet.data.sources.participants import read_participants
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
+from meshnet.runs.shares import key_of
 
 BIDS_VERSION = "1.10.0"
 # The order of entities in a name, by BIDS; label and desc are the mask's own.
@@ -25,6 +28,8 @@ DESCRIPTION, IGNORED = "dataset_description.json", ".bidsignore"
 SIDE = ("Half of the scan that holds at least nine tenths of the marked volume, left or right of the middle of the "
         "head by the axes that the file's header declares; both where neither does. It is no statement about anatomy: "
         "a wrong header gives a wrong side.")
+AGREEMENT = ("How well the mask agrees with that of the mirrored scan, or the masks of several models with each other, "
+             "0 to 1: (2 a + 1 mL) / (b + c + 1 mL) of b and c mL with a in both; n/a without --agreement")
 COLUMNS = {  # of lesions.tsv: what its JSON file says about each
     "participant_id": {"Description": "The participant, as in participants.tsv of the source data set"},
     "session_id": {"Description": "The session, where the source has sessions"},
@@ -34,6 +39,8 @@ COLUMNS = {  # of lesions.tsv: what its JSON file says about each
     "lesions": {"Description": "Number of 26-connected marked parts, after the model's cleaning"},
     "largest_ml": {"Description": "Volume of the largest part", "Units": "mL"},
     "side": {"Description": SIDE, "Levels": {"left": "left half", "right": "right half", "both": "both halves"}},
+    "quality": {"Description": "Dice to be expected if the probabilities are right, 0 to 1"},
+    "agreement": {"Description": AGREEMENT},
     "warnings": {"Description": "What is doubtful about the scan or its mask, in sentences"},
     "error": {"Description": "Why the scan could not be segmented; n/a where it was"},
 }
@@ -183,13 +190,29 @@ def check_source(sidecar: Path, sources: list[str]) -> None:
                         "another -o, or a --desc that tells the two apart")
 
 
+def describe(out: Path, root: Path, models: Sequence[dict]) -> None:
+    """``dataset_description.json`` with ``models`` and those that made the masks in ``out``; nothing is written where
+    it says that already. One that another program wrote is left as it is, and that is said.
+    """
+    path = out / DESCRIPTION
+    said = read_json(path)
+    by = said["GeneratedBy"][0] if said and isinstance(said.get("GeneratedBy"), list) and said["GeneratedBy"] else {}
+    if path.is_file() and (not isinstance(by, dict) or by.get("Name") != "MeshNet"):
+        print(f"note: {path}: was not written by this program, and is left as it is", file=sys.stderr)
+        return
+    wanted = unique([*models, *(model for _, sidecar in sidecars(out) for model in sidecar.get("Models", []))])
+    if by.get("Version") != __version__ or unique(by.get("Models", [])) != wanted:
+        write_description(out, root, wanted)
+
+
+def unique(models: Sequence[dict]) -> list[dict]:
+    """The models, each once, in a fixed order."""
+    return [json.loads(text) for text in sorted({json.dumps(model, sort_keys=True) for model in models})]
+
+
 def write_description(out: Path, root: Path, model: list[dict]) -> None:
     """``dataset_description.json``, the names that a validator passes over, and the dictionary of the table."""
-    try:
-        source = json.loads((root / "dataset_description.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        source = {}
-    source = source if isinstance(source, dict) else {}
+    source = read_json(root / DESCRIPTION) or {}
     doi = source.get("DatasetDOI")
     write_json(out / DESCRIPTION, {
         "Name": f"MeshNet lesion masks of {source.get('Name') or root.resolve().name}",
@@ -202,7 +225,7 @@ def write_description(out: Path, root: Path, model: list[dict]) -> None:
         "SourceDatasets": [{"URL": str(doi)}] if doi else [],
         "DatasetLinks": {"raw": relative(root, out)},
     })
-    write_text(out / IGNORED, "lesions.tsv\nlesions.json\nreport.html\nsub-*/figures\n")
+    write_text(out / IGNORED, "lesions.tsv\nlesions.json\nreport*.html\nsub-*/figures\n")
     write_json(out / "lesions.json", COLUMNS)
 
 
@@ -219,29 +242,37 @@ def write_sidecars(planned: dict, root: Path, models: list[dict], result: dict, 
         "Type": "Lesion", "Description": "Lesions that the model marks, on the scan's own grid. Research only.",
         **common,
         "VolumeML": result["volume_ml"], "Lesions": result["lesions"], "LargestML": result["largest_ml"],
-        "Side": result.get("side"), "SideDescription": SIDE, "Warnings": result["warnings"],
+        "Side": result.get("side"), "SideDescription": SIDE, "Quality": result.get("quality"),
+        **({"Agreement": result["agreement"]} if "agreement" in result else {}), "Warnings": result["warnings"],
         "Remarks": result["remarks"], "ManuallyDrawn": False})
     if "probability" in result:
         write_json(planned["probability"].with_name(planned["probability"].name.removesuffix(".nii.gz") + ".json"),
                    {"Type": "Lesion", "Description": "Probability of lesion, 0 to 1. Research only.", **common})
 
 
-def rows_of(out: Path, failures: Sequence[dict] = ()) -> list[dict]:
-    """The rows of lesions.tsv from the sidecars of the masks in ``out``, and from the records of what failed."""
-    rows = []
+def sidecars(out: Path) -> Iterator[tuple[Path, dict]]:
+    """The sidecars of the masks in ``out``, and what they say; those that cannot be read are passed over."""
     for path in sorted(out.glob(f"sub-*/**/*label-lesion*_{MASK}.json")):
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+        if said := read_json(path):
+            yield path, said
+
+
+def rows_of(out: Path, failures: Sequence[dict] = ()) -> list[dict]:
+    """The rows of lesions.tsv from the sidecars of the masks in ``out``, and from the records of what failed.
+
+    Of a scan that failed at the last try there is no other row, although an earlier mask of it may be there.
+    """
+    rows, again = [], {failure.get("key") for failure in failures}
+    for path, said in sidecars(out):
         mask = path.with_suffix("").with_suffix(".nii.gz")
-        if "VolumeML" in said and mask.is_file():
+        if "VolumeML" in said and mask.is_file() and key_of(mask, out) not in again:
             parts = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
             rows.append({"participant_id": f"sub-{parts['sub']}",
                          "session_id": f"ses-{parts['ses']}" if "ses" in parts else None,
                          "source": said["Sources"][0].split(":", 2)[2], "mask": mask.relative_to(out).as_posix(),
                          "volume_ml": said["VolumeML"], "lesions": said["Lesions"], "largest_ml": said["LargestML"],
-                         "side": said.get("Side"), "warnings": "; ".join(said["Warnings"] + said["Remarks"]),
+                         "side": said.get("Side"), "quality": said.get("Quality"),
+                         "agreement": said.get("Agreement"), "warnings": "; ".join(said["Warnings"] + said["Remarks"]),
                          "error": None})
     rows += [{**dict.fromkeys(COLUMNS), "participant_id": failure["subject"], "session_id": failure.get("session"),
               "source": failure["source"], "error": failure["error"]} for failure in failures]

@@ -37,6 +37,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     g = parser.add_argument_group("many scans (docs/cohorts.md)")
     g.add_argument("--report", action="store_true",
                    help="with a folder for -o: report.html, a page of all scans to look through, the odd ones first")
+    g.add_argument("--agreement", action="store_true",
+                   help="compute each scan once more, mirrored (of several models: by each of them alone), and say how "
+                   "far the masks agree; takes about twice as long")
 
 
 def as_bids_app(arguments: argparse.Namespace) -> None:
@@ -68,6 +71,27 @@ def as_bids_app(arguments: argparse.Namespace) -> None:
         raise UserError(f"--format bids: found {len(arguments.scans)} paths, expected one BIDS data set")
     elif arguments.desc and not arguments.desc.isalnum():
         raise UserError(f"--desc: found {arguments.desc!r}, expected letters and digits")
+
+
+def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) -> Path:
+    """The folder that the jobs of this command write to. What can be wrong with it is looked for here, where it costs
+    no wait in a queue.
+
+    Raises:
+        UserError: for a data set, a model or a flag that is wrong.
+    """
+    from meshnet.networks.card import read_card
+    from meshnet.networks.folder import default_model, find_weights
+
+    if arguments.json:
+        raise UserError("--json: found beside --launcher, whose jobs write to logs, expected only one of them; the "
+                        "table in the output folder holds the same")
+    cards = [read_card(find_weights(name or default_model()).parent) for name in names]
+    if arguments.format == "bids":
+        return bids_cases(arguments, cards[0].channels)[2]
+    if arguments.output is None or arguments.output.lower().endswith((".nii", ".nii.gz")):
+        raise UserError("-o: expected a folder for the masks of a command with --launcher, such as -o masks")
+    return Path(arguments.output)
 
 
 def is_export(name: str) -> bool:

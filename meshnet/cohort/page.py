@@ -17,11 +17,13 @@ PAGE = "report.html"
 MOST = 5000  # scans on one page
 BLOCK = 50  # pictures in one element of the page, which is read when one of them comes into view
 ODD = 3.5  # robust deviations from which a scan is odd (Iglewicz & Hoaglin 1993)
+DISAGREE = 0.5  # agreement of two looks below which a scan is odd in any company
+AGREEMENT = "agreement of two looks"
 LEAST = 8  # scans from which "unlike the others" has a meaning
 EDGES_ML = (0.0, 0.001, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, math.inf)  # of the histogram's bars
 INTRODUCTION = ("{done} scans, {failed} failed, {empty} with nothing marked; median {median}. Odd scans come first: "
-                "volume, extent of the head or brightness unlike those of the others. The half is by the axes that the "
-                "file's header declares, and no statement about anatomy.")
+                "volume, extent of the head, brightness{more} unlike those of the others. The half is by the axes that "
+                "the file's header declares, and no statement about anatomy.")
 
 
 def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Sequence[dict], title: str) -> list[Path]:
@@ -39,7 +41,8 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
     rows.sort(key=lambda row: (-row["odd"], row["name"]))
     volumes = [record["volume_ml"] for record in done]
     text = INTRODUCTION.format(done=len(done), failed=len(failed), empty=sum(not record["lesions"] for record in done),
-                               median=f"{np.median(volumes):.1f} mL" if volumes else "unknown")
+                               median=f"{np.median(volumes):.1f} mL" if volumes else "unknown",
+                               more=", or agreement of two looks" if any("agreement" in one for one in done) else "")
     count = max(1, math.ceil(len(rows) / MOST))
     names = [PAGE if i == 0 else PAGE.replace(".", f"_{i + 1}.") for i in range(count)]
     for i, name in enumerate(names):
@@ -54,7 +57,8 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
 def row_of(record: dict, why: list[str], score: float) -> dict:
     """What the page shows of a finished scan."""
     return {"name": record["name"], "key": record["key"], "volume": record["volume_ml"], "lesions": record["lesions"],
-            "largest": record["largest_ml"], "side": record.get("side"), "why": why, "odd": round(score, 2),
+            "largest": record["largest_ml"], "side": record.get("side"), "quality": record.get("quality"),
+            "agreement": record.get("agreement"), "why": why, "odd": round(score, 2),
             "warnings": [*record.get("warnings", []), *record.get("remarks", [])]}
 
 
@@ -62,19 +66,26 @@ def oddities(records: Sequence[dict]) -> list[tuple[float, list[str]]]:
     """For each scan how odd it is, and in which of its facts, in words.
 
     A fact is compared by its robust deviation 0.6745 (x - median) / MAD (Iglewicz & Hoaglin 1993), volumes and
-    brightness on a logarithmic scale. A scan with warnings is a little odder than one without.
+    brightness on a logarithmic scale. Of the agreement of two looks only a low one is odd, and one below ``DISAGREE``
+    always, however many scans there are. A scan with warnings is a little odder than one without.
     """
     facts = {
         "volume": [math.log10(record["volume_ml"] + 0.1) for record in records],
         "brightness": [math.log10(record["head"]["grey"] + 1e-3) if record.get("head") else None for record in records],
         **{f"extent of the head {axis}": [record["head"]["head_mm"][i] if record.get("head") else None
                                           for record in records]
-           for i, axis in enumerate(("from left to right", "from back to front", "from bottom to top"))}}
+           for i, axis in enumerate(("from left to right", "from back to front", "from bottom to top"))},
+        AGREEMENT: [record.get("agreement") for record in records]}
     found = [(0.1 * bool(record.get("warnings")), []) for record in records]
     for name, values in facts.items():
         for i, deviation in enumerate(deviations(values)):
             score, why = found[i]
-            if abs(deviation) >= ODD:
+            if name == AGREEMENT:
+                low = values[i] is not None and values[i] < DISAGREE
+                deviation = min(deviation, -ODD if low else 0.0)
+            if name == AGREEMENT and deviation <= -ODD:
+                why.append(f"{name} {values[i]:.2f}")
+            elif abs(deviation) >= ODD:
                 why.append(f"{name} {'above' if deviation > 0 else 'below'} the others ({abs(deviation):.1f} "
                            "robust deviations)")
             found[i] = (max(score, abs(deviation)), why)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import csv_text, write_json, write_text
-from meshnet.runs.shares import FOLDER, Claims, Place, Share, key_of, place
+from meshnet.runs.place import Place, place
+from meshnet.runs.shares import FOLDER, Claims, Share, key_of
 
 TABLE = "lesions.csv"
-COLUMNS = ("scan", "mask", "volume_ml", "lesions", "largest_ml", "side", "warnings", "error")
+COLUMNS = ("scan", "mask", "volume_ml", "lesions", "largest_ml", "side", "quality", "agreement", "warnings", "error")
 PROGRESS_SECONDS = 30.0
 
 
@@ -28,14 +29,14 @@ class Work:
     def __init__(self, cases: Sequence[dict], out: Path | None, overwrite: bool = False, where: Place | None = None):
         self.cases, self.out, self.overwrite = cases, out, overwrite
         self.where = place() if where is None else where
-        if self.where.count > 1 and out is None:
+        if self.where.shared and out is None:
             raise UserError("-o: missing, expected the folder that all processes of this command write to")
         self.records = None if out is None else Records(out)
         self.by_key = {}
         for case in cases:
             case["key"] = key_of(case["mask"], out or Path("/"))
             self.by_key[case["key"]] = case
-        self.claims = Claims(self.records.folder) if self.where.count > 1 else None
+        self.claims = Claims(self.records.folder) if self.where.shared else None
         self.share = Share(list(self.by_key), self.where, self.claims, self._is_over,
                            lambda: set() if overwrite else self.records.names() if self.records else set())
         self.skipped: list[dict] = []  # finished before this command looked at them
@@ -87,9 +88,9 @@ class Work:
         """Whether this process is the one that writes what is about all scans. Asked when nothing is left to do."""
         return self.records is not None and self.share.is_last(self._state())
 
-    def merged(self) -> None:
-        """What is about all scans is written."""
-        self.share.wrote(self._state())
+    def merged(self, failed: bool) -> None:
+        """What is about all scans is written; ``failed``: some of them are not segmented."""
+        self.share.wrote(self._state(), failed)
 
     def _state(self) -> str:
         return f"{len(self.records.names())} done, {len(self.records.failures())} failed" if self.claims else ""
@@ -99,11 +100,11 @@ class Work:
         done, failed = [], []
         for case in self.cases:
             record, failure = self.records.read(case["key"]), self.records.read_failure(case["key"])
-            if case["mask"].exists():
+            if failure:  # the last try: a mask that is there all the same is of an earlier one
+                failed.append(failure | {"key": case["key"], "case": case})
+            elif case["mask"].exists():
                 found = record or self.shown(case)
                 done.append(found | {"mask": str(case["mask"]), "key": case["key"], "case": case})
-            elif failure:
-                failed.append(failure | {"key": case["key"], "case": case})
         return done, failed
 
     def _is_over(self, key: str) -> bool:
@@ -162,9 +163,9 @@ class Records:
         return read_json(self.folder / f"{key}.failed.json")
 
     def failures(self) -> list[dict]:
-        """Every failure that an earlier or this command left."""
-        found = [read_json(path) for path in sorted(self.folder.glob("*.failed.json"))]
-        return [record for record in found if record]
+        """Every failure that an earlier or this command left, with the key of its scan."""
+        found = {path.name.split(".")[0]: read_json(path) for path in sorted(self.folder.glob("*.failed.json"))}
+        return [record | {"key": key} for key, record in found.items() if record]
 
 
 def read_json(path: Path) -> dict | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from meshnet.data.schema import SHARDS
 from meshnet.files import hash_of, write_json
-from meshnet.runs.shares import Claims, Place, Share
+from meshnet.runs.place import Place
+from meshnet.runs.shares import Claims, Share
 
 
 class Shared:
@@ -21,8 +22,9 @@ class Shared:
         self.paths = {Path(name).stem: out / name for name in names}
         self.stems = list(self.paths)
         self.numbers = {stem: i for i, stem in enumerate(self.stems)}
-        self.claims = Claims(out / SHARDS) if where.count > 1 else None
-        self.share = Share(self.stems, where, self.claims, self._is_over)
+        self.claims = Claims(out / SHARDS) if where.shared else None
+        self.share = Share(self.stems, where, self.claims, self._is_over,
+                           lambda: {path.stem for path in (out / SHARDS).glob("*.arrow")})
         self.failed: dict[int, tuple[str, str]] = {}
 
     def take_all(self) -> Iterator[int | None]:
@@ -59,7 +61,7 @@ class Shared:
 
     def wrote(self) -> None:
         """The data set is written."""
-        self.share.wrote(self._state())
+        self.share.wrote(self._state(), bool(self.failed))
 
     def _state(self) -> str:
         return hash_of([stem for stem, path in self.paths.items() if path.is_file()])

@@ -24,8 +24,10 @@ from meshnet.data.splits import make_splits
 from meshnet.display import count
 from meshnet.errors import UserError
 from meshnet.files import hash_of, write_json
-from meshnet.runs.shares import place
+from meshnet.machine import usable_cores
+from meshnet.runs.place import place
 
+MEMORY_PER_WORKER = 2 * 2**30  # bytes; a case of two channels at 256³ peaks at 1.1 GiB
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -54,16 +56,26 @@ def open_folder(path: str | Path) -> Path:
         (out / SHARDS).mkdir(parents=True, exist_ok=True)
         if not os.access(out / SHARDS, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
-        for stray in (out / SHARDS).glob(".tmp-*") if place().count == 1 else ():  # of a killed run
+        for stray in (out / SHARDS).glob(".tmp-*") if not place().shared else ():  # of a killed run
             stray.unlink()
     return out
 
 
+def default_workers() -> int:
+    """One for each CPU core, or fewer where memory is short."""
+    cores = usable_cores()
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return cores
+    return max(1, min(cores, free // MEMORY_PER_WORKER))
+
+
 def prepare_cases(
-    cases: Sequence[Case], settings: Settings, out: Path, workers: int
+    cases: Sequence[Case], settings: Settings, out: Path, workers: int | None
 ) -> tuple[list[str], list[tuple[str, str]], Shared]:
-    """Prepare the cases that are not ready yet, in ``workers`` processes, and with the other processes of this command
-    where torchrun or SLURM has started several.
+    """Prepare the cases that are not ready yet, in ``workers`` processes (None: as many as fit), and with the other
+    processes of this command where a launcher, torchrun or SLURM has started several.
 
     Returns shard names in the order of cases, the failures as (mask path, reason), and what says which process writes
     the data set; the caller closes it.
@@ -72,6 +84,7 @@ def prepare_cases(
     """
     from tqdm import tqdm
 
+    workers = workers or default_workers()
     version = code_version(any(c.loader == "synthetic" for c in cases))
     names = [shard_name(case, settings, version) for case in cases]
     waiting = [i for i, name in enumerate(names) if not (out / name).is_file()]

@@ -29,7 +29,7 @@ def run_on_node(job: Job, token: str, gpus: int, cpus: float, accelerate_config:
         sys.executable, "-m", "meshnet.runs.processes", str(os.getpid()), str(job.run_dir / ".guard"), str(job.log),
         *job_command(job, gpus, accelerate_config),
     ]
-    done = subprocess.run(guard, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(guard, env=environment, cwd=job.folder or ROOT, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, socket.gethostname()
 
 
@@ -127,9 +127,13 @@ class RayLauncher(Launcher):
         if task is not None:
             self.ray.cancel(task, force=True)
 
+    def waits_for(self, handle: Handle) -> bool:
+        """As in ``Launcher``."""
+        return not (handle.job.run_dir / STARTED).exists()
+
     def _silent(self, handle: Handle) -> bool:
         """As in ``Launcher``; a task that waits for a node needs no heartbeat."""
-        if not (handle.job.run_dir / STARTED).exists():
+        if self.waits_for(handle):
             handle.beat_seen = time.monotonic()
         return super()._silent(handle)
 

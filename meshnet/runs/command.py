@@ -88,4 +88,4 @@ def job_environment(job: Job, token: str, threads: int, config: str | None) -> d
             if name not in GROUP and not name.startswith("TORCHELASTIC_")}
     asked = precision_of(config) if config else None
     return {**kept, TOKEN: token, WORD: str(job.run_dir / WORD_FILE), "OMP_NUM_THREADS": str(threads),
-            **({"ACCELERATE_MIXED_PRECISION": asked} if asked else {})}
+            **({"ACCELERATE_MIXED_PRECISION": asked} if asked else {}), **dict(job.variables)}

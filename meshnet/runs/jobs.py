@@ -46,7 +46,7 @@ class Job:
     """One run of a script. Its output goes to ``log`` (appended), its ``heartbeat`` file lies in ``run_dir``.
 
     silent_after: seconds without a heartbeat after which the job is killed; 0: never. alone: one process, however many
-    GPUs its slot has.
+    GPUs its slot has. folder: where it starts, on every node; None: anywhere. variables: of its environment.
     """
 
     script: str
@@ -55,6 +55,8 @@ class Job:
     log: Path
     silent_after: float = 0.0
     alone: bool = False
+    folder: Path | None = None
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -304,6 +306,10 @@ class Launcher(abc.ABC):
             self.ask_all()
         for handle in self.running():
             self.kill(handle, patience)
+
+    def waits_for(self, handle: Handle) -> bool:
+        """Whether a job is not running yet, as in the queue of a cluster."""
+        return False
 
     def ask_all(self) -> None:  # noqa: B027 - a launcher need not be able to
         """Ask every running job to end, before any is waited for; nothing where the launcher has no way to ask."""

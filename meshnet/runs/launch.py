@@ -16,6 +16,7 @@ def make_launcher(
     address: str | None = None,
     slurm: str | None = None,
     say=print,
+    flag: str = "--workers",
 ) -> "Launcher":
     """The launcher called ``name``.
 
@@ -24,19 +25,20 @@ def make_launcher(
         several GPUs; runs of one take its precision.
     address: of the Ray cluster; None: the one that this machine belongs to.
     slurm: flags of sbatch, such as partition=gpu,gres=gpu:1,time=4:00:00. say: prints what the scheduler did to a job.
+    flag: what gives ``workers``.
 
     Raises:
         UserError: unknown name, no such file, more GPUs requested than there are, Ray or its cluster missing.
     """
     if workers is not None and workers < 1:
-        raise UserError(f"--workers: found {workers}, expected at least 1")
+        raise UserError(f"{flag}: found {workers}, expected at least 1")
     if gpus_per_worker is not None and gpus_per_worker < 0:
         raise UserError(f"--gpus_per_worker: found {gpus_per_worker}, expected at least 0")
     accelerate_config = check_config(accelerate_config)
     if slurm and name != "slurm":
         raise UserError(f"--slurm: found beside --launcher {name}, expected --launcher slurm; leave it out")
     if name == "local":
-        return LocalLauncher(workers, gpus_per_worker, accelerate_config)
+        return LocalLauncher(workers, gpus_per_worker, accelerate_config, flag)
     if name == "ray":
         from meshnet.runs.cluster import RayLauncher
 

@@ -17,7 +17,8 @@ from meshnet.runs.slurm_calls import cancel_left
 class LocalLauncher(Launcher):
     """Slots on this machine."""
 
-    def __init__(self, workers: int | None, gpus_per_worker: int | None, accelerate_config: str | None):
+    def __init__(self, workers: int | None, gpus_per_worker: int | None, accelerate_config: str | None,
+                 flag: str = "--workers"):
         gpus = visible_gpus()
         self.gpus_per_worker = (1 if gpus else 0) if gpus_per_worker is None else gpus_per_worker
         self.accelerate_config = accelerate_config
@@ -25,7 +26,7 @@ class LocalLauncher(Launcher):
         slots = fitting if workers is None else workers
         if self.gpus_per_worker and not 0 < slots <= fitting:
             raise UserError(
-                f"--workers: found {slots} with {self.gpus_per_worker} GPUs each, expected at most {fitting}: "
+                f"{flag}: found {slots} with {self.gpus_per_worker} GPUs each, expected at most {fitting}: "
                 f"this machine has {len(gpus)} GPUs; use fewer, or --gpus_per_worker 0 for the CPU"
             )
         super().__init__(slots)
@@ -47,7 +48,7 @@ class LocalLauncher(Launcher):
                 child = self._server(handle.job.script, environment).start(command, environment, output)
             if child is None:
                 child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                         env=environment, start_new_session=True)
+                                         env=environment, cwd=handle.job.folder, start_new_session=True)
         handle.pid, handle.started = child.pid, start_time(child.pid)
         self.children[handle.token] = child
 

@@ -11,14 +11,15 @@ import contextlib
 import json
 import os
 import socket
+import stat
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from meshnet.errors import UserError
 from meshnet.files import hash_of, write_text
+from meshnet.runs.place import Place
 from meshnet.runs.processes import alive, start_time
 
 BEAT = 5.0  # seconds between two touches of a claim
@@ -26,61 +27,6 @@ SILENT = 90.0  # seconds without a touch after which a claim is left, wherever i
 POLL = 2.0  # seconds between two looks at what others do
 FOLDER = ".meshnet"
 LAST = "last"  # the claim of the process that writes what is about all items, and the file that says that it has
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of how many processes this one is, and a name that all processes of one command share ("" alone)."""
-
-    index: int = 0
-    count: int = 1
-    command: str = ""
-
-
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """This process among those of torchrun, of a SLURM array, of the steps of a SLURM job, or of both of these.
-
-    Raises:
-        UserError: where the variables contradict each other.
-    """
-    index, count, command = 0, 1, []
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        first, step = number(environment, "SLURM_ARRAY_TASK_MIN", 0), number(environment, "SLURM_ARRAY_TASK_STEP", 1)
-        index = max(0, number(environment, "SLURM_ARRAY_TASK_ID", 0) - first) // max(1, step)
-        last = number(environment, "SLURM_ARRAY_TASK_MAX", first + index * step)
-        count = max(number(environment, "SLURM_ARRAY_TASK_COUNT", 1), (last - first) // max(1, step) + 1, index + 1)
-        command.append(f"array {environment.get('SLURM_ARRAY_JOB_ID', '')}")
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        inner, size = number(environment, "RANK", 0), number(environment, "WORLD_SIZE", 1)
-        run, parent = environment.get("TORCHELASTIC_RUN_ID", ""), ""
-        # Every launch without an id of its own has the same one, and often the same port: its launcher tells them
-        # apart, where all processes have the same one.
-        if run in ("", "none") and environment.get("LOCAL_WORLD_SIZE") == environment["WORLD_SIZE"]:
-            parent = f" {os.getppid()} {start_time(os.getppid())}"
-        command.append(f"torchrun {run} {environment.get('MASTER_PORT', '')}{parent}")
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
-        inner, size = number(environment, "SLURM_PROCID", 0), number(environment, "SLURM_NTASKS", 1)
-        command.append(f"step {environment.get('SLURM_JOB_ID', '')} {environment['SLURM_STEP_ID']}")
-    else:
-        inner, size = 0, 1
-    if not 0 <= inner < size:
-        raise UserError(f"RANK, SLURM_PROCID: found {inner} of {size} processes, expected a number below it; unset the "
-                        "variable, or start the command with torchrun or srun")
-    return Place(index * size + inner, count * size, "; ".join(command))
-
-
-def number(environment: Mapping[str, str], name: str, default: int) -> int:
-    """A whole number from the environment.
-
-    Raises:
-        UserError: where it is none.
-    """
-    text = environment.get(name, "").strip()
-    if not text:
-        return default
-    if not text.removeprefix("-").isdecimal():
-        raise UserError(f"{name}: found {text!r} in the environment, expected a whole number; unset it")
-    return int(text)
 
 
 class Claims:
@@ -214,6 +160,8 @@ class Share:
         self.where, self.claims, self.is_done, self.recorded = where, claims, is_done, recorded
         self.left: list[str] = []  # taken by others when they were looked at
         self.position = 0
+        if where.lines and not os.path.exists(where.lines):  # a job that is started again has told it
+            where.tell(total=len(names), done=len(recorded() & set(names)))
 
     def take(self) -> str | None:
         """The next item that nobody does; None where there is none at the moment."""
@@ -242,6 +190,7 @@ class Share:
 
     def finished(self, name: str) -> None:
         """An item that ``take`` gave is done, or has failed."""
+        self.where.tell(item=name)
         if self.claims is not None:
             self.claims.release(name)
 
@@ -259,12 +208,14 @@ class Share:
             if (self.claims.folder / LAST).read_text(encoding="utf-8") == f"{self.where.command}\n{state}\n":
                 self.claims.release(LAST)
                 return False
+        self.where.tell(merges=printed())
         return True
 
-    def wrote(self, state: str) -> None:
-        """What is about all items is written."""
+    def wrote(self, state: str, failed: bool = False) -> None:
+        """What is about all items is written; ``failed``: not all of them are done."""
         if self.claims is not None:
             write_text(self.claims.folder / LAST, f"{self.where.command}\n{state}\n")
+            self.where.tell(wrote=int(failed))
             self.claims.release(LAST)
 
     def wait(self) -> bool:
@@ -273,6 +224,16 @@ class Share:
         if self.names:
             time.sleep(POLL)
         return bool(self.names)
+
+
+def printed() -> int:
+    """How many bytes are in the file that this process prints to; -1 where it is none."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        found = os.fstat(sys.stdout.fileno())
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+    return -1
 
 
 def key_of(path: str | Path, root: str | Path) -> str:

@@ -106,8 +106,8 @@ class SlurmLauncher(Launcher):
         return SCRIPT_TEXT.format(
             directives="\n".join(f"#SBATCH --{name}={quoted(value)}" if value else f"#SBATCH --{name}"
                                  for name, value in directives.items()),
-            root=shlex.quote(str(ROOT)), end=shlex.quote(str(folder / END_FILE)), processes=max(1, self.gpus),
-            started=shlex.quote(str(folder / STARTED)), command=" ".join(command))
+            folder=shlex.quote(str(job.folder or ROOT)), end=shlex.quote(str(folder / END_FILE)),
+            processes=max(1, self.gpus), started=shlex.quote(str(folder / STARTED)), command=" ".join(command))
 
     def _submit(self, handle: Handle, entry: Entry) -> None:
         """One try of sbatch, at most twice a minute for each job."""
@@ -203,9 +203,13 @@ class SlurmLauncher(Launcher):
         self.asked = began
         return True
 
+    def waits_for(self, handle: Handle) -> bool:
+        """As in ``Launcher``, by the last look at the queue."""
+        return handle.token in self.waits
+
     def _silent(self, handle: Handle) -> bool:
         """As in ``Launcher``; a job in the queue needs no heartbeat."""
-        if handle.token in self.waits:
+        if self.waits_for(handle):
             handle.beat_seen = time.monotonic()
         return super()._silent(handle)
 

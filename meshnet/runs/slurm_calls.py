@@ -27,7 +27,7 @@ WRONG = re.compile(r"invalid|unrecognized|unknown option|not permitted|requires 
                    r"requested node configuration|more processors requested|no partition", re.IGNORECASE)
 SCRIPT_TEXT = """#!/bin/bash
 {directives}
-cd {root} || exit 4
+cd {folder} || exit 4
 rm -f {end}
 touch {started}
 export OMP_NUM_THREADS=$(( ${{SLURM_CPUS_PER_TASK:-${{SLURM_CPUS_ON_NODE:-1}}}} / {processes} ))

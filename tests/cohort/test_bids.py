@@ -21,7 +21,7 @@ from meshnet.cohort.batch import measured
 from meshnet.cohort.records import write_table
 from meshnet.data.sources.case import Filters
 from meshnet.errors import UserError
-from meshnet.runs.shares import place
+from meshnet.runs.place import place
 
 SCANS = ("sub-01/ses-1/anat/sub-01_ses-1_acq-tse3_run-1_T2w", "sub-01/ses-1/anat/sub-01_ses-1_acq-spc3_run-1_T2w",
          "sub-01/ses-1/anat/sub-01_ses-1_acq-spc3_run-2_T2w", "sub-01/ses-2/anat/sub-01_ses-2_FLAIR",
@@ -89,7 +89,7 @@ def test_only_what_is_left_is_done_and_one_scan_does_not_stop_the_others(model, 
     found = infer(*flags, check=False)
     assert found.returncode == 1 and "1 of 4" in found.stderr
     rows = [line.split("\t") for line in (tmp_path / "out/lesions.tsv").read_text().splitlines()]
-    assert len(rows) == 5 and rows[4][0] == "sub-02" and rows[4][4] == "n/a" and "sub-02_T2w.nii.gz" in rows[4][9]
+    assert len(rows) == 5 and rows[4][0] == "sub-02" and rows[4][4] == "n/a" and "sub-02_T2w.nii.gz" in rows[4][-1]
     scan_file(root / "sub-02/anat/sub-02_T2w.nii.gz")
     found = infer(*flags)
     assert found.stdout.count("mL in") == 1 and "3 of 4 masks exist" in found.stderr
@@ -232,4 +232,80 @@ def test_two_launches_of_torchrun_are_two_commands(monkeypatch):
     assert place(one) == first
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert place(one) != first and place(one | {"TORCHELASTIC_RUN_ID": "a"}).command == "torchrun a 1"
-    assert place(one | {"WORLD_SIZE": "4"}).command == "torchrun none 1"  # of two machines with a launcher each
+
+
+def test_torchrun_over_machines_needs_a_name_for_each_launch():
+    many = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": "1"}
+    with pytest.raises(UserError, match="add --rdzv_id NAME"):
+        place(many)
+    assert place(many | {"TORCHELASTIC_RUN_ID": "a"}).command == "torchrun a 1"
+    steps = [place(many | {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": step}).command for step in "01"]
+    assert steps[0] != steps[1] and "job 7" in steps[0]
+
+
+def test_masks_of_another_model_are_listed_with_it_in_the_description(model, tmp_path, capsys):
+    """The models that made the masks which are there, after each command; another program's file is left alone."""
+    root, out = tmp_path / "ds", tmp_path / "out"
+    touch(root, "sub-1/anat/sub-1_T2w.nii.gz", "sub-2/anat/sub-2_T2w.nii.gz")
+    one, two = {"Name": "one", "WeightsSHA256": "1"}, {"Name": "two", "WeightsSHA256": "2"}
+    planned = bids.plan(bids.find_scans(root, ["T2w"], Filters()).cases, root, out)
+    result = {"volume_ml": 1.0, "lesions": 1, "largest_ml": 1.0, "side": None, "warnings": [], "remarks": []}
+    listed = lambda: json.loads((out / bids.DESCRIPTION).read_text())["GeneratedBy"][0]["Models"]
+    for model, done, expected in ((one, planned[:1], [one]), (two, planned[1:], [one, two]), (two, planned, [two])):
+        bids.describe(out, root, [model])
+        for case in done:
+            touch(out, case["mask"].relative_to(out).as_posix())
+            bids.write_sidecars(case, root, [model], result, {})
+        assert model in listed()
+        bids.describe(out, root, [])
+        assert listed() == expected
+    before = (out / bids.DESCRIPTION).stat().st_mtime_ns
+    bids.describe(out, root, [two])
+    assert (out / bids.DESCRIPTION).stat().st_mtime_ns == before
+    theirs = '{"GeneratedBy": [{"Name": "fMRIPrep"}]}'
+    (out / bids.DESCRIPTION).write_text(theirs)
+    bids.describe(out, root, [one])
+    assert (out / bids.DESCRIPTION).read_text() == theirs and "left as it is" in capsys.readouterr().err
+
+
+def test_a_scan_that_fails_at_overwriting_is_no_finished_one(model, tmp_path):
+    root, flags = tree(tmp_path / "ds"), ("--format", "bids", "--suffix", "T2w", "--model", model, "-o", tmp_path / "o")
+    infer(root, *flags, "--participant-label", "02")
+    (root / f"{SCANS[5]}.nii.gz").write_bytes(b"broken")
+    assert infer(root, *flags, "--participant-label", "02", "--overwrite", check=False).returncode == 1
+    rows = [line.split("\t") for line in (tmp_path / "o/lesions.tsv").read_text().splitlines()]
+    assert len(rows) == 2 and rows[1][3:11] == ["n/a"] * 8 and "sub-02_T2w.nii.gz" in rows[1][11]
+    (tmp_path / "scans").mkdir()
+    scan = scan_file(tmp_path / "scans" / "a.nii.gz")
+    scan_file(tmp_path / "scans" / "b.nii.gz")
+    infer(tmp_path / "scans", "-o", tmp_path / "m", "--model", model, "--no-picture")
+    scan.write_bytes(b"broken")
+    infer(tmp_path / "scans", "-o", tmp_path / "m", "--model", model, "--no-picture", "--overwrite", check=False)
+    table = (tmp_path / "m" / "lesions.csv").read_text().splitlines()
+    assert "b.nii.gz" in table[1] and "a.nii.gz" in table[2] and ",,,,,,,," in table[2], table
+
+
+def test_the_page_of_a_bids_app_is_written_by_its_last_level(model, tmp_path):
+    root, out = tree(tmp_path / "ds"), tmp_path / "out"
+    told = infer(root, out, "participant", "--participant-label", "02", "--suffix", "T2w", "--model", model, "--report")
+    assert "report.html: is written by the level 'group'" in told.stderr and not (out / "report.html").exists()
+    assert len(list((out / ".meshnet").glob("*.jpg"))) == 1
+    for path in (out / ".meshnet").glob("*.jpg"):
+        path.unlink()  # as of an earlier call without --report
+    told = infer(root, out, "group", "--report")
+    assert "report.html: the page of 1 scans" in told.stderr
+    text = (out / "report.html").read_text()
+    assert "sub-02_T2w.nii.gz" in text and '"picture": 0' in text
+
+
+def test_a_published_model_has_its_name_in_a_derivative(model, tmp_path, monkeypatch):
+    """A name that only ``sharing`` knows is looked up once, and the folder is what the sidecars describe."""
+    from meshnet.sharing import published
+
+    folder = shutil.copytree(model, tmp_path / "mindgrab-1")
+    monkeypatch.setattr(published, "fetch", lambda name: folder)
+    root = tree(tmp_path / "ds")
+    name = next(iter(published.PUBLIC))
+    infer(root, "--format", "bids", "--suffix", "FLAIR", "--model", name, "-o", tmp_path / "o")
+    said = json.loads((tmp_path / "o" / "dataset_description.json").read_text())
+    assert said["GeneratedBy"][0]["Models"][0]["Name"] == "mindgrab-1"

@@ -49,6 +49,18 @@ def test_deviations_by_hand():
     assert oddities([record(1)]) == [(0.0, [])]
 
 
+def test_two_looks_that_disagree_are_odd_in_any_company(tmp_path):
+    few = [record(i, agreement=value) for i, value in enumerate((0.9, 0.49, 0.51))]
+    assert [why for _, why in oddities(few)] == [[], ["agreement of two looks 0.49"], []]
+    many = [record(i, agreement=0.95 + 0.001 * (i % 5)) for i in range(20)] + [record(21, agreement=0.8)]
+    many.append(record(22, agreement=1.0))  # agreeing well is nothing odd
+    found = oddities(many)
+    assert [i for i, (_, why) in enumerate(found) if any("two looks" in line for line in why)] == [20]
+    text = write_pages(tmp_path, Records(tmp_path), many, [], "T")[0].read_text()
+    assert "brightness, or agreement of two looks unlike" in text and content(tmp_path / "report.html")["rows"][0][
+        "agreement"] == 0.8
+
+
 def test_a_longer_list_gets_several_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MOST", 4)
     (tmp_path / "report_9.html").touch()  # of a longer list
@@ -63,9 +75,12 @@ def test_infer_writes_it_with_pictures(model, tmp_path):
     (tmp_path / "scans").mkdir()
     for name in "ab":
         scan_file(tmp_path / "scans" / f"{name}.nii.gz")
-    found = infer(tmp_path / "scans", "-o", tmp_path / "masks", "--model", model, "--no-picture", "--report")
+    found = infer(tmp_path / "scans", "-o", tmp_path / "masks", "--model", model, "--no-picture", "--report",
+                  "--agreement")
     assert "report.html: the page of 2 scans" in found.stderr
     data = content(tmp_path / "masks" / "report.html")
+    assert [row["agreement"] for row in data["rows"]] == [1.0, 1.0]  # the model does not know left from right
+    assert "quality,agreement" in (tmp_path / "masks" / "lesions.csv").read_text()
     assert [(row["name"], row["picture"], row["lesions"]) for row in data["rows"]] == [
         ("a.nii.gz", 0, 1), ("b.nii.gz", 1, 1)]
     pictures = re.search(r'id="pictures0">\s*(.*?)\s*</script>', (tmp_path / "masks" / "report.html").read_text(),

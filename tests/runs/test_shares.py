@@ -13,8 +13,9 @@ import pytest
 
 from meshnet.errors import UserError
 from meshnet.runs import shares
+from meshnet.runs.place import Place, place
 from meshnet.runs.processes import start_time
-from meshnet.runs.shares import Claims, Place, Share, place
+from meshnet.runs.shares import Claims, Share
 
 
 @pytest.mark.parametrize(("environment", "index", "count"), [
@@ -99,11 +100,11 @@ def test_a_claim_that_was_made_again_meanwhile_is_put_back(tmp_path, monkeypatch
 WORKER = """
     import os, sys, time
     from pathlib import Path
-    from meshnet.runs import shares
+    from meshnet.runs import place, shares
     shares.POLL = 0.05
     folder, hangs = Path(sys.argv[1]), sys.argv[2] == "hangs"
     claims = shares.Claims(folder / "claims")
-    share = shares.Share([f"n{i:02d}" for i in range(40)], shares.place(), claims, lambda n: (folder / n).exists())
+    share = shares.Share([f"n{i:02d}" for i in range(40)], place.place(), claims, lambda n: (folder / n).exists())
     while True:
         name = share.take()
         if name is None:

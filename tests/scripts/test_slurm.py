@@ -139,3 +139,42 @@ def test_an_array_of_eight_of_which_two_are_killed_makes_forty_masks_each_once(c
     assert {Path(row["scan"]).name[:3] for row in csv.DictReader((out / "lesions.csv").open())} == {
         f"s{i:02d}" for i in range(40)}
     assert again != number and not list(out.glob(".meshnet/*.claim"))
+
+
+def test_a_command_as_jobs_of_slurm_of_which_two_are_cancelled_and_the_driver_is_killed(cluster, model, root, tmp_path):
+    """Forty scans, one broken: each once, one table and page; jobs that wait when all is done are cancelled."""
+    from bright import scan_file
+
+    (tmp_path / "scans").mkdir()
+    for i in range(40):
+        scan_file(tmp_path / "scans" / f"s{i:02d}.nii.gz", bright=(slice(20, 24 + i % 6), slice(22, 34), slice(24, 40)))
+    (tmp_path / "scans" / "s11.nii.gz").write_bytes(b"broken")
+    driver = tmp_path / "driver.py"
+    driver.write_text("import sys\nfrom meshnet.errors import run_script\nfrom meshnet.runs import shards, slurm\n"
+                      "slurm.SQUEUE_SECONDS = 2.0\nshards.LOOK_SECONDS = 0.5\nimport infer\nrun_script(infer.main)\n")
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, str(driver), "scans", "-o", "masks", "--model", str(model), "--no-picture", "--report",
+             "--launcher", "slurm", "--slurm", "partition=low", "--jobs", "8"], cwd=tmp_path, text=True,
+            env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    first, seen = start(), set()
+    done = lambda least: wait_for(lambda: len(list((tmp_path / "masks").glob("*.nii.gz"))) >= least, 600, 0.2)
+    done(1)
+    for _ in range(2):
+        cluster.ask("scancel", another(cluster, seen))
+    done(4)
+    first.send_signal(signal.SIGKILL)
+    told = first.communicate()[0]
+    second = start()
+    told += second.communicate(timeout=900)[0]
+    assert second.returncode == 1, told
+    assert "jobs of an earlier call are taken over" in told and "error: scans/s11.nii.gz" in told
+    assert told.endswith("masks/lesions.csv: 39 scans, 1 failed\nmasks/report.html: the page of 39 scans\n"), told
+    lines = [line for path in (tmp_path / "masks" / ".meshnet" / "jobs").glob("*/output.log")
+             for line in path.read_text(errors="replace").splitlines()]
+    scans = [found[1] for line in lines if (found := re.match(r"masks/(s\d\d)_lesion", line))]
+    assert len(scans) == len(set(scans)) >= 37  # each once; a cancelled one may have had no time to tell of its last
+    assert len(list((tmp_path / "masks").glob("*_lesion.nii.gz"))) == 39
+    wait_for(lambda: not cluster.jobs("RUNNING", "PENDING", "COMPLETING"), 120, 1)

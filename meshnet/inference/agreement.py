@@ -1,0 +1,56 @@
+"""How far a mask depends on what should not matter: the side that a lesion is on, or which of several models looks."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.inference.scan import Case, View, average
+from meshnet.networks.build import Model
+from meshnet.networks.card import common_threshold
+from meshnet.scans.mask import clean, voxel_volume_mm3
+
+
+def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshold: float | None = None,
+              min_lesion_mm3: float | None = None, crop: str = "head", max_memory: int | None = None,
+              threads: int | None = None) -> float:
+    """How well the masks of a second look agree, 0 to 1, which computes the network once more.
+
+    For one model: ``mask`` (X, Y, Z) from ``segment_case`` and the mask of the mirrored scan, brought back. For several
+    models: the masks of each of them alone, as the mean over all pairs. Two masks of b and c mL with a in both agree
+    by (2 a + 1 mL) / (b + c + 1 mL), so that specks in an otherwise empty mask are no disagreement. Other arguments as
+    for ``segment_case``.
+    """
+    card, like = models[0].card, case.images[0]
+    voxel_mm3 = voxel_volume_mm3(like.affine)
+    smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
+    pairs = list(zip(models, case.inputs))
+    if len(models) == 1:
+        pairs = [(models[0], [mirrored(view) for view in case.inputs[0]])]
+    masks = [mask > 0] if len(models) == 1 else []
+    for model, views in pairs:
+        found = average(Case([like], [views]), [model], crop, max_memory, threads)
+        limit = common_threshold([model.card]) if threshold is None else threshold
+        masks.append(clean(card.marking.labels(found, limit), voxel_mm3, smallest) > 0)
+    return round(statistics.fmean(overlap(a, b, voxel_mm3) for a, b in itertools.combinations(masks, 2)), 3)
+
+
+def mirrored(view: View) -> View:
+    """A view whose array is flipped along the axis from left to right, and its affine with it: it lies where it lay,
+    but a network, which sees the array alone, takes its left for its right.
+    """
+    volume, affine = view
+    axis = [code in "LR" for code in nib.aff2axcodes(affine)].index(True)
+    back = np.eye(4)
+    back[axis, axis], back[axis, 3] = -1, volume.shape[1 + axis] - 1
+    return np.ascontiguousarray(np.flip(volume, 1 + axis)), affine @ back
+
+
+def overlap(a: np.ndarray, b: np.ndarray, voxel_mm3: float) -> float:
+    """The Dice of two masks with a millilitre added to both sides of the ratio."""
+    both, one, other = (np.count_nonzero(part) * voxel_mm3 / 1000 for part in (a & b, a, b))
+    return (2 * both + 1) / (one + other + 1)
