@@ -90,6 +90,7 @@ class Bench:
 
     def __init__(self, folder: Path, root: Path):
         self.folder, self.root = folder, root
+        self.sampler = ("--sampler", "random")  # spares each driver the imports of the model
         (folder / "data").mkdir()
         names = [f"s{i}" for i in range(12)]
         write_json(folder / "data" / "splits.json", make_splits(names, [1.0] * 12, [()] * 12))
@@ -107,7 +108,7 @@ class Bench:
     def command(self, study: str, *flags: str, space: str = "space.yaml") -> list:
         return [sys.executable, self.folder / "driver.py", self.trainer, "--data", self.folder / "data",
                 "--recipe", self.folder / space, "--study", self.folder / study, "--workers", "2", "--rungs", "3",
-                "--gpus_per_worker", "0", "--sampler", "random", *flags]
+                "--gpus_per_worker", "0", *self.sampler, *flags]
 
     def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, patience: float = 5,
               **options) -> subprocess.Popen:
