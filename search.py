@@ -55,6 +55,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, default="model",
                         help="model: a Gaussian process fitted to the scores of all rungs proposes trials and judges "
                         "promotions; random: neither")
+    parser.add_argument("--gain_per", choices=("epoch", "hour"), default="epoch",
+                        help="what --sampler model counts the expected gain of a trial by: hour prefers trials whose "
+                        "epochs are short")
     parser.add_argument("--metric", help="score to optimise, by its name in metrics.jsonl (default: the Dice of "
                         "training.score_at, val_dice_swept or val_dice)")
     parser.add_argument("--direction", choices=("max", "min"),
@@ -112,7 +115,7 @@ def main() -> int | None:
     from meshnet.search.study import Study, StudyPlan
 
     make_folder(folder)
-    sampler = make_sampler(arguments.sampler, space, arguments.seed)
+    sampler = make_sampler(arguments.sampler, space, arguments.seed, arguments.gain_per == "hour")
     recipe = lambda parameters, horizon: dump_config(with_fields(config, space.fields(parameters), horizon))
     plan = StudyPlan(
         folder, recipe, ("--data", data, "--fold", str(arguments.fold), "--seed", str(arguments.seed)),

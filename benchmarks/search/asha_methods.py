@@ -39,6 +39,7 @@ class Ours:
         return Work(job.trial, units, job.start_epochs, job.epochs)
 
     def tell(self, work: Work, epoch: int, score: float) -> bool:
+        self.study.trials[work.number].pace = self.problem.pace(work.number, work.units)
         self.study.report(work.number, score)
         return True
 
@@ -262,6 +263,8 @@ class Orion:
 
 METHODS: dict[str, Callable] = {
     "ours": Ours,
+    "ours_per_hour": lambda problem, seed, workers: Ours(
+        problem, seed, workers, lambda space, seed: ModelSampler(space, seed, per_hour=True)),
     "ours_random": lambda problem, seed, workers: Ours(problem, seed, workers, RandomSampler, brackets=1),
     "random": RandomSearch,
     "one_rung": OneRungThenBest,

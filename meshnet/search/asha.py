@@ -48,7 +48,8 @@ class Decision:
 
 @dataclass
 class Trial:
-    """One set of parameters and its results. ``scores`` maps a finished rung to its score."""
+    """One set of parameters and its results. ``scores`` maps a finished rung to its score. ``pace``: seconds of an
+    epoch of one of its runs, once they are known; the rule makes no use of it."""
 
     number: int
     parameters: dict
@@ -57,6 +58,7 @@ class Trial:
     running: bool = True
     scores: dict[int, float] = field(default_factory=dict)
     failed: str = ""
+    pace: float | None = None
 
 
 def geometric_rungs(minimum: int, maximum: int, number: int) -> tuple[int, ...]:

@@ -191,6 +191,8 @@ class Ledger:
                 study.fail(trial, reason)
             else:
                 study.report(trial, score)
+        for trial in study.trials:
+            trial.pace = self.pace(trial.number)
 
     # ---------------------------------------------------------------- decisions
     def started(self, decision: Decision, study: Asha) -> None:
@@ -284,6 +286,11 @@ class Ledger:
                     "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", [(trial, fold, horizon, *row) for row in fresh]
                 )
         return known | {epoch: score for epoch, score, _ in fresh}
+
+    def pace(self, trial: int) -> float | None:
+        """The mean seconds of an epoch of a trial's runs; None before any score."""
+        query = "SELECT AVG(seconds) FROM scores WHERE trial = ? AND seconds > 0"
+        return self.database.execute(query, (trial,)).fetchone()[0]
 
     # ---------------------------------------------------------------- for people
     def export(self) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshnet.search.asha import Asha, Trial
+from meshnet.search.pace import Pace
 from meshnet.search.space import Space
 from meshnet.search.units import Known, around, as_tried, features, scale_of, snapshot
 
@@ -42,12 +43,40 @@ class RandomSampler:
 
 
 @dataclass
-class Batch:
-    """Proposals with their expected improvements, and the belief that they come from."""
+class Aim:
+    """What a trial is worth: its expected improvement on ``goal``, by ``belief``, for an epoch of ``pace``."""
 
-    points: list[tuple[Any, float]]
     belief: Any
     goal: float
+    pace: Pace
+
+    def new(self, points, mean, variance):
+        """Of new trials (N,). What a score could not tell from its noise is not worth a trial: the factor of "augmented
+        expected improvement" (Huang et al., J. Global Optimization 2006), which is 1 where there is no noise."""
+        import numpy as np
+
+        from meshnet.search.surrogate import expected_improvement
+
+        noise = self.belief.noise**2
+        told = 1 - np.sqrt(noise / (variance + noise))
+        return expected_improvement(mean, variance, self.goal) * told / self.pace.at(points)
+
+    def finished(self, points, trials, shares, paces):
+        """Of begun trials (N,), of whose epochs ``shares`` are left."""
+        import numpy as np
+
+        from meshnet.search.surrogate import expected_improvement
+
+        mean, variance = self.belief.of_trials(points, np.array(trials))
+        return expected_improvement(mean, variance, self.goal) / shares / self.pace.seen(paces)
+
+
+@dataclass
+class Batch:
+    """Proposals with what they are worth, and by which aim."""
+
+    points: list[tuple[Any, float]]
+    aim: Aim
 
 
 class ModelSampler:
@@ -61,6 +90,9 @@ class ModelSampler:
     are multiplied by log-normal factors of this size, other ones for each batch, since their fit is uncertain: one that
     is too long keeps a parameter at one value, and the search circles there.
 
+    ``per_hour``: improvement is counted for each second instead of each epoch, as far as ``Trial.pace`` tells
+    ("expected improvement per second", Snoek et al., NeurIPS 2012). A study then depends on how fast its machines are.
+
     ``batch``: proposals computed at a time, as a share of the known scores. With hundreds of workers a score arrives
     every second and one more changes little, so the model is asked again only when its knowledge has grown by this
     share; where a batch would hold fewer than two proposals it is asked for every trial. Batches of at least
@@ -71,11 +103,11 @@ class ModelSampler:
 
     def __init__(
         self, space: Space, seed: int, first: int = 10, explore: float = 0.05, most: int = 300, candidates: int = 600,
-        batch: float = 0.02, margin: float = 0.5, wander: float = 0.4, judging: bool = True,
+        batch: float = 0.02, margin: float = 0.5, wander: float = 0.4, judging: bool = True, per_hour: bool = False,
     ):
         self.space, self.seed, self.first, self.explore = space, seed, first, explore
         self.most, self.candidates, self.batch = most, candidates, batch
-        self.margin, self.wander, self.judging = margin, wander, judging
+        self.margin, self.wander, self.judging, self.per_hour = margin, wander, judging, per_hour
         self.model = None
         self.fitted_to = 0
         self.ready: Batch | None = None
@@ -114,7 +146,7 @@ class ModelSampler:
         """
         import numpy as np
 
-        from meshnet.search.surrogate import expected_improvement, one_thread
+        from meshnet.search.surrogate import one_thread
 
         known = self._known(study)
         if known < self.first:
@@ -122,13 +154,11 @@ class ModelSampler:
         generator = random.Random(f"{self.seed}/{len(study.trials)}/{known}")
         self._renew(study, known, generator)
         self._look_ahead(study, known, generator)
-        belief, goal = self.ready.belief, self.ready.goal
-        units = np.array([self._units(study.trials[number]) for number in shown])
+        trials, top = [study.trials[number] for number in shown], study.rungs[-1]
+        left = np.array([top - study.rungs[trial.rung] for trial in trials]) / top
+        units = np.array([self._units(trial) for trial in trials])
         with one_thread():
-            mean, variance = belief.of_trials(features(self.space, units), np.array(shown))
-        top = study.rungs[-1]
-        left = np.array([top - study.rungs[study.trials[number].rung] for number in shown]) / top
-        worth = expected_improvement(mean, variance, goal) / left
+            worth = self.ready.aim.finished(features(self.space, units), shown, left, [one.pace for one in trials])
         best = int(np.argmax(worth))
         return shown[best], bool(worth[best] >= self.ready.points[0][1])
 
@@ -199,19 +229,18 @@ class ModelSampler:
     def _best(self, known: Known, count: int, numbers) -> Batch:
         import numpy as np
 
-        from meshnet.search.surrogate import expected_improvement
-
         belief = self._believe(known, numbers)
         tried = np.array([row[0] for row in known.scored])
         believed = belief.at(features(self.space, tried))[0]
-        goal = believed.min() - self.margin * belief.noise
+        aim = Aim(belief, believed.min() - self.margin * belief.noise, self._pace(known))
         leaders, half = tried[np.argsort(believed)[:5]], self.candidates // 2
         units = np.vstack([around(self.space, leaders, half, (0.02, 0.05, 0.15), numbers),
                            numbers.random((half, tried.shape[1]))])
         for scales in ((0.01, 0.03, 0.1), ()):  # once more around the most promising
             units = as_tried(self.space, units)
-            mean, variance, factor = belief.at(features(self.space, units))
-            gain = expected_improvement(mean, variance, goal)
+            points = features(self.space, units)
+            mean, variance, factor = belief.at(points)
+            gain = aim.new(points, mean, variance)
             if scales:
                 order = np.argsort(-gain)
                 units = np.vstack([units[order[:half]], around(self.space, units[order[:10]], half, scales, numbers)])
@@ -219,15 +248,23 @@ class ModelSampler:
         new = ((units[:, None] - occupied) ** 2).max(2).min(1) > SAME**2
         chosen = []
         while True:
-            gain = np.where(new, expected_improvement(mean, variance, goal), -1.0)
+            gain = np.where(new, aim.new(points, mean, variance), -1.0)
             here = int(np.argmax(gain))
             chosen.append((units[here], float(max(gain[here], 0))))
             if len(chosen) == count:
-                return Batch(chosen, belief, goal)
+                return Batch(chosen, aim)
             # as if observed at its expected mean, which leaves all means unchanged
-            down = belief.learnt(features(self.space, units), factor, here, variance)
+            down = belief.learnt(points, factor, here, variance)
             factor, variance = np.vstack([factor, down]), np.maximum(variance - down**2, 1e-12)
             new &= ((units - units[here]) ** 2).max(1) > SAME**2
+
+    def _pace(self, known: Known) -> Pace:
+        """What is known of the seconds of an epoch; with nothing, all epochs are equal."""
+        import numpy as np
+
+        rows = {row[3]: row[0] for row in known.scored if row[3] in known.paces} if self.per_hour else {}
+        points = features(self.space, np.array(list(rows.values()))) if rows else None
+        return Pace(points, [known.paces[trial] for trial in rows])
 
     # ---------------------------------------------------------------- the model
     def _believe(self, known: Known, numbers):
@@ -249,6 +286,6 @@ class ModelSampler:
         return belief.expecting(features(self.space, np.array(known.pending))) if known.pending else belief
 
 
-def make_sampler(name: str, space: Space, seed: int) -> RandomSampler | ModelSampler:
+def make_sampler(name: str, space: Space, seed: int, per_hour: bool = False) -> RandomSampler | ModelSampler:
     """The sampler called ``name``, one of ``SAMPLERS``."""
-    return {"random": RandomSampler, "model": ModelSampler}[name](space, seed)
+    return RandomSampler(space, seed) if name == "random" else ModelSampler(space, seed, per_hour=per_hour)

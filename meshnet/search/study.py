@@ -256,6 +256,7 @@ class Study:
         if len(rows) < decision.epochs and not (folder / DONE).exists():
             return False
         known = self.ledger.record_scores(decision.trial, run.fold, self._horizon(run), values)
+        self.asha.trials[decision.trial].pace = self.ledger.pace(decision.trial)
         real = [value for epoch, value in known.items() if epoch <= decision.epochs and value is not None]
         best = max if self.asha.maximize else min
         self.results[decision.trial][run.fold] = best(real) if real else math.nan

@@ -13,12 +13,13 @@ from meshnet.search.space import Dimension, Space
 @dataclass
 class Known:
     """epochs: of the rungs. heights: of the rungs, 0 to 1. scored: (units, rung, loss, trial). pending: units of
-    running trials without a score."""
+    running trials without a score. paces: seconds of an epoch of those trials in ``scored`` that have them."""
 
     epochs: tuple[int, ...]
     heights: list[float]
     scored: list[tuple]
     pending: list
+    paces: dict[int, float]
 
 
 def snapshot(study: Asha, units: Callable[[Trial], list[float]], most: int) -> Known:
@@ -33,7 +34,8 @@ def snapshot(study: Asha, units: Callable[[Trial], list[float]], most: int) -> K
     rows = rows[:most] if len(rows) > most else sorted(rows, key=lambda row: (row[1], row[0]))
     scored = [(units(study.trials[number]), rung, loss, number) for rung, number, loss in rows]
     pending = [units(trial) for trial in study.trials if trial.running and not trial.scores]
-    return Known(study.rungs, height, scored, pending)
+    paces = {number: pace for _, number, _ in rows if (pace := study.trials[number].pace)}
+    return Known(study.rungs, height, scored, pending, paces)
 
 
 def in_order(dimension: Dimension) -> bool:

@@ -110,12 +110,12 @@ def test_proposals_made_at_once_are_good_and_different(monkeypatch):
 
 
 def test_the_model_does_not_circle_a_point_that_it_knows_to_within_the_noise():
-    """The last twenty of sixty trials lie 0.03 to 0.06 from the nearest tried before (median); 0.004 to 0.007 where any
-    improvement counts, however small."""
+    """The last twenty of sixty trials lie about 0.04 from the nearest tried before (median); 0.009 to 0.017 where what a
+    score cannot tell from its noise counts as much as anything else."""
     for seed in (0, 1):
         noise = random.Random(seed)
         score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs) + noise.gauss(0, 0.02)  # noqa: B023
-        study = play(ModelSampler(SPACE, seed, explore=0, margin=2), 60, score)
+        study = play(ModelSampler(SPACE, seed, explore=0), 60, score)
         units = [SPACE.encode(trial.parameters) for trial in study.trials]
         nearest = [min(math.dist(units[i], other) for other in units[:i]) for i in range(40, 60)]
         assert statistics.median(nearest) > 0.02
