@@ -110,8 +110,8 @@ def test_proposals_made_at_once_are_good_and_different(monkeypatch):
 
 
 def test_the_model_does_not_circle_a_point_that_it_knows_to_within_the_noise():
-    """The last twenty of sixty trials lie about 0.04 from the nearest tried before (median); 0.009 to 0.017 where what a
-    score cannot tell from its noise counts as much as anything else."""
+    """The last twenty of sixty trials lie about 0.04 from the nearest tried before (median); 0.009 to 0.017 where what
+    a score cannot tell from its noise counts as much as anything else."""
     for seed in (0, 1):
         noise = random.Random(seed)
         score = lambda parameters, epochs: math.exp(-away(parameters)) * (1 - 0.5**epochs) + noise.gauss(0, 0.02)  # noqa: B023
