@@ -2,7 +2,7 @@
 
     python share.py push RUN user/name [--public] [--licence mit] [--report FOLDER] [--space]
     python share.py pull user/name[@revision] [FOLDER] [--dataset]
-    python share.py web MODEL PAGE [--scan scan.nii.gz]
+    python share.py web MODEL PAGE [--scan scan.nii.gz] [--space user/name]
     python share.py onnx MODEL OUT.onnx
     python share.py tfjs MODEL OUT_FOLDER
     python share.py import model.json|model.pth OUT_FOLDER
@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from meshnet.config import ACTIVATIONS, SCALINGS
-from meshnet.errors import OneLineParser, run_script
+from meshnet.errors import OneLineParser, UserError, run_script
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +55,8 @@ def add_web(commands) -> None:
     web.add_argument("--scan", nargs="+", type=Path, default=[], metavar="NIFTI",
                      help="say how many voxels of this scan's mask differ from infer.py's (one file for each channel)")
     web.add_argument("--title", help="title of the page (default: made from the model's channels and classes)")
+    web.add_argument("--space", metavar="user/name", help="also push the page as a static Space")
+    web.add_argument("--public", action="store_true", help="make a new Space public (default: private)")
     web.add_argument("--notice", help="the line that is always in sight (default: research software, no diagnosis)")
 
 
@@ -112,14 +114,27 @@ def pull(name: str, folder: Path | None, dataset: bool) -> Path:
     return folder or source
 
 
-def web(model: str, out: Path, scan: list[Path], title: str | None, notice: str | None) -> str:
-    """Write a page; returns what was written, and how well it agrees with infer.py, in words."""
+def web(model: str, out: Path, scan: list[Path], title: str | None, notice: str | None, space: str | None,
+        public: bool) -> str:
+    """Write a page, and push it as a Space if asked; returns what was written, how well it agrees with infer.py, and
+    the Space's address, in words."""
     from meshnet.sharing.published import find
-    from meshnet.sharing.to_web import compare, write_page
+    from meshnet.sharing.to_web import compare, push_space, write_page
 
+    if public and not space:
+        raise UserError("--public: found without --space, expected the Space that is to be public; add --space "
+                        "user/name")
+    if space:
+        from meshnet.hub import check_push
+
+        check_push(space)  # before anything is written
     name = find(model)
-    said = write_page(name, out, title, notice)
-    return f"{said}\n{compare(name, scan)}" if scan else said
+    said = [write_page(name, out, title, notice)]
+    if scan:
+        said.append(compare(name, scan))
+    if space:
+        said.append(push_space(out, space, not public))
+    return "\n".join(said)
 
 
 def onnx(model: str, out: Path, precision: str, scan: list[Path]) -> str:

@@ -101,6 +101,11 @@ def test_a_page_goes_to_a_space(server, tmp_path):
     _, files = server.repos["space", "user/my-page"]["commits"][-1]
     assert set(files) == {path.name for path in (tmp_path / "page").iterdir()}
     assert files["README.md"].startswith(b"---\n") and b'sdk: "static"' in files["README.md"]
+    said = run_script_file("share.py", "web", model, tmp_path / "one", "--space", "user/at-once", "--public").stdout
+    assert "index.html: open it" in said and "/user/at-once" in said.splitlines()[-1]
+    assert not server.repos["space", "user/at-once"]["private"] and server.repos["space", "user/my-page"]["private"]
+    refused = run_script_file("share.py", "web", model, tmp_path / "two", "--space", "at-once", check=False)
+    assert refused.returncode == 2 and not (tmp_path / "two").exists()
     refused = run_script_file("share.py", "push", model, "user/my-page", "--space", check=False)
     assert refused.returncode == 2 and "holds no page" in refused.stderr
 
