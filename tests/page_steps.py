@@ -46,11 +46,12 @@ class Page:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def network(self, model, volume: np.ndarray) -> tuple[np.ndarray, dict]:
+    def network(self, model, volume: np.ndarray, **more) -> tuple[np.ndarray, dict]:
         """Probabilities (K, X, Y, Z) of a volume (C, X, Y, Z), and what else was answered."""
         given, out = Path(self.folder.name) / "volume", Path(self.folder.name) / "out"
         np.ascontiguousarray(volume).tofile(given)
-        answer = self.ask("network", model=str(model), volume=str(given), shape=list(volume.shape[1:]), out=str(out))
+        answer = self.ask("network", model=str(model), volume=str(given), shape=list(volume.shape[1:]), out=str(out),
+                          **more)
         assert "error" not in answer, answer
         return np.fromfile(out, np.float32).reshape(-1, *volume.shape[1:]), answer
 

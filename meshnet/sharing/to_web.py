@@ -22,15 +22,15 @@ from meshnet import __version__
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.inference.boxes import whole_box
-from meshnet.kernels.wasm import MODULE, record
+from meshnet.kernels.wasm import MODULE, THREADED, record
 from meshnet.networks.build import load_model
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.folder import find_weights
 from meshnet.sharing.about import about_html, lead_of, marked_by
 
 PARTS = Path(__file__).parent / "page"
-STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment",
-         "dicom", "converter", "worker")  # what the worker is made of, in this order
+STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team",
+         "segment", "dicom", "converter", "worker")  # what the worker is made of, in this order
 PAGE = ("messages", "arrays", "viewer", "intake", "page")  # what the page loads itself
 VENDOR = PARTS / "vendor"  # code of others, see vendored.json there
 CLASSIC = {"import.meta.url": '""', "export default Module;": ""}  # what a module may say and a classic script may not
@@ -70,7 +70,7 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     files = {"index.html": page.replace("@about@", about_html(weights.parent, card)),
              "page.css": (PARTS / "page.css").read_text(encoding="utf-8"), "data.js": data_script(),
              "model.js": model_script(card, weights), "README.md": space_card(title, notice or NOTICE),
-             "dcm2niix.js": converter_script(), "LICENSES.txt": licences(),
+             "dcm2niix.js": converter_script(), "threads.js": threads_script(), "LICENSES.txt": licences(),
              **{f"{one}.js": script(one) for one in PAGE}}
     size = sum(len(text.encode()) for text in files.values())
     if size > MOST_PAGE:
@@ -149,6 +149,11 @@ def data_script() -> str:
     return f"const ENGINE = {json.dumps(engine)};\nconst WORKER_SOURCE = {json.dumps(source)};\n"
 
 
+def threads_script() -> str:
+    """The engine for several threads, which a page loads where it may share memory between workers."""
+    return f"const ENGINE_THREADS = {json.dumps(base64.b64encode(THREADED.read_bytes()).decode())};\n"
+
+
 def converter_script() -> str:
     """dcm2niix, which a page loads when it is given DICOM files, as a JavaScript constant: its script, made a classic
     one, and its module, packed."""
@@ -167,7 +172,7 @@ def model_script(card: Card, weights: Path) -> str:
     from meshnet.networks.readme import public_card
 
     content = weights.read_bytes()
-    build = {"by": SIGN, "version": __version__, "engine": record()["module"],
+    build = {"by": SIGN, "version": __version__, "engine": record()["modules"][MODULE.name]["sha256"],
              "model": hashlib.sha256(content).hexdigest()}
     values = {"build": build, "card": public_card(card).to_dict(), "weights": base64.b64encode(content).decode()}
     return f"const MODEL = {json.dumps(values)};\n"
@@ -188,8 +193,11 @@ def space_card(title: str, notice: str) -> str:
     """README.md: what makes the folder a static Space on the Hugging Face Hub."""
     from meshnet.networks.readme import front_matter
 
+    # With these headers the browser isolates the page, and lets its workers share memory.
+    headers = {"cross-origin-embedder-policy": "require-corp", "cross-origin-opener-policy": "same-origin",
+               "cross-origin-resource-policy": "cross-origin"}
     top = front_matter(title=title[:100], emoji="🧠", colorFrom="blue", colorTo="gray", sdk="static", pinned=False,
-                       license="mit")
+                       license="mit", custom_headers=headers)
     return (f"{top}\n# {title}\n\n{notice}\n\nOpen `index.html` in a browser: it segments scans there, and nothing is "
             "uploaded. Made with MeshNet.\n")
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -25,15 +26,18 @@ def page():
 def test_the_committed_module_is_of_this_source():
     record = wasm.record()
     assert record["source"] == wasm.source_hash(), "the kernels changed: run python -m meshnet.kernels.wasm"
-    module = wasm.MODULE.read_bytes()
-    assert hashlib.sha256(module).hexdigest() == record["module"] and len(module) == record["bytes"] <= 150_000
+    for path, flags in wasm.BUILDS.items():
+        module, known = path.read_bytes(), record["modules"][path.name]
+        assert hashlib.sha256(module).hexdigest() == known["sha256"] and len(module) == known["bytes"] <= 150_000
+        assert known["flags"] == list(flags)
 
 
 @pytest.mark.slow
-def test_compiling_gives_the_same_bytes():
+@pytest.mark.parametrize("path", wasm.BUILDS, ids=lambda path: path.stem)
+def test_compiling_gives_the_same_bytes(path):
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("ziglang is not installed: pip install -r requirements-web.txt")
-    assert wasm.compile_module() == wasm.MODULE.read_bytes()
+    assert wasm.compile_module(wasm.BUILDS[path]) == path.read_bytes()
 
 
 def made_up(channels, shape, seed=0):
@@ -69,6 +73,45 @@ def test_every_size(page, tmp_path, shape):
     save_model(tmp_path, network, Card(["T2w"], ["background", "lesion"]))
     volume = np.random.default_rng(0).random((1, *shape), np.float32)
     assert np.abs(page.network(tmp_path, volume)[0] - predict(network, volume)).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_published_network_gives_the_reference_labels(page, published, shared_data, whole):
+    """A real head of 256³, its box alone and every voxel: all 16.8 million labels as TensorFlow.js gives them."""
+    scan = np.asarray(nib.load(shared_data / "brainchop/t1_256.nii.gz").dataobj, np.float32)
+    reference = np.asarray(nib.load(shared_data / "brainchop/labels_reference.nii.gz").dataobj)
+    volume = (scan - scan.min()) / (scan.max() - scan.min())
+    found, answer = page.network(published, volume[None], whole=whole)
+    print(answer)
+    assert np.count_nonzero(found.argmax(0) != reference) == 0
+    assert answer["bytes"] < 0.5e9
+
+
+@pytest.mark.slow
+def test_the_largest_network_fits(page, tmp_path, shared_data):
+    """MeshNet-26 on a real head of 256³ takes less than 2 GB, and about what was planned."""
+    torch.manual_seed(0)
+    network = MeshNet(channels=26).eval()
+    save_model(tmp_path, network, Card(["T2w"], ["background", "lesion"]))
+    scan = np.asarray(nib.load(shared_data / "t2_stroke/M2265_T2w.nii.gz").dataobj, np.float32)
+    found, answer = page.network(tmp_path, scan[None] / 255)
+    print(answer)
+    assert found.shape == (2, 256, 256, 256) and np.isfinite(found).all()
+    assert answer["bytes"] < 2e9 and abs(answer["bytes"] - answer["plan"]) < 0.15 * answer["plan"]
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_threads_change_nothing(page, tmp_path, norm):
+    """One, two and three threads on shared memory give the same bits, cropped and whole, again and again."""
+    torch.manual_seed(1)
+    network = MeshNet(channels=6, classes=3, dilations=[1, 2, 4, 1], norm=norm, norm_groups=2)
+    save_model(tmp_path, network, Card(["T2w"], ["background", "lesion", "other"]))
+    volume = made_up(1, (31, 40, 37))
+    expected, _ = page.network(tmp_path, volume)
+    for threads in (2, 3):
+        found, _ = page.network(tmp_path, volume, threads=threads)
+        assert np.array_equal(found, expected)
 
 
 def test_the_built_in_network(page):

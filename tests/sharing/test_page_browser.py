@@ -57,6 +57,12 @@ def place(tmp_path_factory):
         def log_message(self, *_):
             asked.append((self.command, self.path))
 
+        def end_headers(self):
+            if self.path.endswith("?isolated"):  # with the headers that a Space's card asks for
+                self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+                self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            super().end_headers()
+
         def do_POST(self):
             asked.append(("POST", self.path))
 
@@ -70,19 +76,22 @@ def content(saved):
     return gzip.decompress(base64.b64decode(saved["content"]))
 
 
-@pytest.mark.parametrize("where", ["file", "http"])
+@pytest.mark.parametrize("where", ["file", "http", "isolated"])
 def test_a_scan_becomes_the_mask_of_node(browser, place, where):
     folder, address, asked = place
     with Page() as page:
         page.ask("segment", model=str(folder / "model"), scans=[str(folder / "scan.nii")],
                  mask=str(folder / "mask.nii"), probability=str(folder / "probability.nii"), settings={})
     asked.clear()
-    found, mask, probability, png, report, less, none, leave = browser(
-        address if where == "http" else (folder / "page/index.html").as_uri(), ["files", str(folder / "scan.nii")],
+    given = {"file": (folder / "page/index.html").as_uri(), "http": address, "isolated": f"{address}?isolated"}[where]
+    found, threads, mask, probability, png, report, less, none, leave = browser(
+        given, ["files", str(folder / "scan.nii")],
+        ["evaluate", "[window.page.threads, self.crossOriginIsolated, navigator.hardwareConcurrency]"],
         ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
         ["change", "threshold", "0.51"], ["change", "threshold", "1"],
         ["leave", address.replace("index.html", "planted").replace("127.0.0.1", "localhost")])  # another origin
     assert found["states"] == ["done"] and "mL in" in found["answer"]
+    assert threads[:2] == ([min(8, threads[2]), True] if where == "isolated" else [1, False])
     assert content(mask) == (folder / "mask.nii").read_bytes() and mask["name"] == "scan_lesion.nii.gz"
     expected, got = (np.frombuffer(each[352:], np.float32) for each in
                      ((folder / "probability.nii").read_bytes(), content(probability)))
@@ -92,7 +101,7 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, where):
     assert less != found["answer"] and "no lesion" in none
     assert not [way for way, how in leave["tried"].items() if how == "sent"], leave
     assert {"connect-src", "img-src", "form-action"} <= set(leave["refused"])
-    names = {path.lstrip("/") for _, path in asked}
+    names = {path.lstrip("/").removesuffix("?isolated") for _, path in asked}
     assert names <= {path.name for path in (folder / "page").iterdir()}, names  # nothing planted arrived
 
 

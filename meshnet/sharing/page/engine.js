@@ -7,22 +7,25 @@ const EPSILON = 1e-5;  // of batch, instance and group norm
 const MOST_MEMORY = 2e9;  // bytes of WebAssembly memory
 
 class Engine {
-  // `module` is a compiled WebAssembly.Module, `progress` is called with a share of the network from 0 to 1.
-  constructor(module, progress = () => {}) {
+  // `module` is a compiled WebAssembly.Module, `progress` is called with a share of the network from 0 to 1, `memory` is the
+  // one that several threads share (team.js).
+  constructor(module, progress = () => {}, memory = null) {
     const nothing = () => 0;
     this.share = [0, 1];  // of the network, which the call of the kernels that runs now computes
     const said = (done, total) => progress(this.share[0] + (this.share[1] * done) / total);
     this.instance = new WebAssembly.Instance(module, {
-      env: { progress: said },
+      env: memory ? { progress: said, memory } : { progress: said },
       wasi_snapshot_preview1: { fd_close: nothing, fd_seek: nothing, fd_write: nothing },
     });
     this.kernels = this.instance.exports;
+    this.memory = memory || this.kernels.memory;
+    this.threads = 1;
     this.kernels._initialize();
     this.kept = [];
   }
 
   get bytes() {
-    return this.kernels.memory.buffer.byteLength;
+    return this.memory.buffer.byteLength;
   }
 
   allocate(bytes) {
@@ -34,12 +37,12 @@ class Engine {
 
   put(array) {  // a typed array, or whole numbers
     const data = array.buffer ? array : Int32Array.from(array), at = this.allocate(data.byteLength);
-    new data.constructor(this.kernels.memory.buffer, at, data.length).set(data);
+    new data.constructor(this.memory.buffer, at, data.length).set(data);
     return at;
   }
 
   floats(at, length) {
-    return new Float32Array(this.kernels.memory.buffer, at, length);
+    return new Float32Array(this.memory.buffer, at, length);
   }
 
   free(from = 0) {
@@ -53,7 +56,7 @@ class Engine {
       layers.length, this.put([layers[0].in, ...layers.map((layer) => layer.out)]), this.put(layers.map((layer) => layer.dilation)),
       this.put(layers.map((layer) => (layer.norm ? 0 : ACTIVATIONS[layer.activation]))), this.put(pairs.map(Number)), weights, biases,
       this.put(boxes.flat(2)), this.put(gaps.flat(2)), this.put(shape), volume, head ? head.at[0] : 0, head ? head.at[1] : 0,
-      head ? head.out : 2, OUTPUTS[output], 1, out, this.put(outShape), this.put(outAt),
+      head ? head.out : 2, OUTPUTS[output], this.threads, out, this.put(outShape), this.put(outAt),
     ]);
   }
 
@@ -125,16 +128,17 @@ function planMemory(engine, layers, shape, box, content) {
 }
 
 // Probabilities of the classes, an array for each, from the channels of a volume. Throws RangeError where memory lacks.
-function runNetwork(engine, layers, channels, shape) {
+// `whole`: every voxel is computed, not the head's box alone.
+function runNetwork(engine, layers, channels, shape, whole = false) {
   engine.free();
   engine.putWeights(layers);
-  return layers[0].norm ? runNormed(engine, layers, channels, shape) : runCropped(engine, layers, channels, shape);
+  return layers[0].norm ? runNormed(engine, layers, channels, shape) : runCropped(engine, layers, channels, shape, whole);
 }
 
 // Without norms, or with fused ones: the head's box, enlarged as long as something is marked at a face.
-function runCropped(engine, layers, channels, shape) {
+function runCropped(engine, layers, channels, shape, whole) {
   const n = count(shape), convolutions = layers.slice(0, -1), head = layers[layers.length - 1];
-  const air = borderValues(channels, shape), content = contentBox(channels, shape, air);
+  const air = borderValues(channels, shape), content = whole ? null : contentBox(channels, shape, air);
   const fill = airProbabilities(layers, air);
   const volume = engine.allocate(4 * n * channels.length), out = engine.allocate(4 * n * head.out);
   channels.forEach((data, c) => engine.floats(volume + 4 * n * c, n).set(data));
@@ -149,7 +153,7 @@ function runCropped(engine, layers, channels, shape) {
       { weights, biases, volume, head, output: "probabilities", out, outAt: box.map(([a]) => a) }));
     engine.free(before);
   };
-  let box = contentOrHeadBox(channels, shape, content), faces = [];
+  let box = whole ? wholeBox(shape) : contentOrHeadBox(channels, shape, content), faces = [];
   const moved = new Set();
   compute(box);
   while ((faces = markedFaces(result(), box, shape, fill)).length) {
@@ -182,7 +186,7 @@ function runNormed(engine, layers, channels, shape) {
   // The other maps are not needed any more.
   const out = head.out <= width ? maps[convolutions.length % 2] : engine.allocate(4 * n * head.out);
   engine.share = [1 - 1 / layers.length, 1 / layers.length];
-  if (engine.kernels.meshnet_classes(from, head.in, voxels, head.at[0], head.at[1], head.out, OUTPUTS.probabilities, out, 1))
+  if (engine.kernels.meshnet_classes(from, head.in, voxels, head.at[0], head.at[1], head.out, OUTPUTS.probabilities, out, engine.threads))
     throw new RangeError("out of memory");
   return Array.from({ length: head.out }, (_, k) => engine.floats(out + 4 * n * k, n).slice());
 }
@@ -191,8 +195,8 @@ function runNormed(engine, layers, channels, shape) {
 function normalise(engine, layer, maps, voxels) {
   const { groups, weight, bias } = layer.norm, each = layer.out / groups, scale = new Float32Array(layer.out), shift = new Float32Array(layer.out);
   const at = engine.allocate(16 * layer.out);
-  if (engine.kernels.meshnet_statistics(maps, 1, layer.out, voxels, at, at + 8 * layer.out, 1)) throw new RangeError("out of memory");
-  const found = new Float64Array(engine.kernels.memory.buffer, at, 2 * layer.out);
+  if (engine.kernels.meshnet_statistics(maps, 1, layer.out, voxels, at, at + 8 * layer.out, engine.threads)) throw new RangeError("out of memory");
+  const found = new Float64Array(engine.memory.buffer, at, 2 * layer.out);
   for (let g = 0; g < groups; ++g) {
     const of = Array.from({ length: each }, (_, c) => g * each + c), mean = of.reduce((sum, c) => sum + found[c], 0) / each;
     const variance = of.reduce((sum, c) => sum + found[layer.out + c] + (found[c] - mean) ** 2, 0) / each;
@@ -201,5 +205,5 @@ function normalise(engine, layer, maps, voxels) {
       scale[c] = factor, shift[c] = bias[c] - mean * factor;
     }
   }
-  engine.kernels.meshnet_norm(maps, maps, 1, layer.out, voxels, engine.put(scale), engine.put(shift), ACTIVATIONS[layer.activation], 1);
+  engine.kernels.meshnet_norm(maps, maps, 1, layer.out, voxels, engine.put(scale), engine.put(shift), ACTIVATIONS[layer.activation], engine.threads);
 }

@@ -84,8 +84,7 @@ function sorting(what) {
 
 // dcm2niix from its own file, which is not loaded before it is needed; each worker is given it once.
 async function loadConverter() {
-  if (typeof DCM2NIIX === "undefined")
-    await new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), { src: "dcm2niix.js", onload: done, onerror: failed })));
+  if (typeof DCM2NIIX === "undefined") await loadScript("dcm2niix.js");
   if (state.converter === state.worker) return;
   state.converter = state.worker;
   state.worker.postMessage({ what: "converter", script: DCM2NIIX.script, wasm: bytesOf(DCM2NIIX.wasm) });

@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -25,6 +25,15 @@ function nodeConverter() {
   return new Converter(new Function("outer", `${source}; return Module;`)(require), new WebAssembly.Module(zlib.gunzipSync(fs.readFileSync(path.join(folder, "dcm2niix.wasm.gz")))));
 }
 
+// A worker of Node that looks like a page's.
+function nodeWorker(source) {
+  const dress = 'const { parentPort } = require("worker_threads"); globalThis.postMessage = (m) => parentPort.postMessage(m); parentPort.on("message", (data) => onmessage({ data }));';
+  const worker = new (require("worker_threads").Worker)(dress + source, { eval: true });
+  worker.on("message", (data) => worker.onmessage({ data })), worker.on("error", (error) => worker.onerror(error));
+  worker.unref();
+  return worker;
+}
+
 const answers = {
   // {scans, card} -> each view conformed, in a file; remarks
   async conform({ scans, card, out }) {
@@ -33,12 +42,13 @@ const answers = {
     return { written, affines: views.map((view) => view.affine), shapes: views.map((view) => view.shape), remarks, affine: images[0].affine };
   },
   // {shape, layers...} -> probabilities of a volume in a file
-  async network({ model, volume, shape, out, engine }) {
-    const { layers } = modelOf(model), kernels = engineOf({ engine }), n = shape[0] * shape[1] * shape[2];
+  async network({ model, volume, shape, out, engine, whole, threads = 1 }) {
+    const kernels = threads > 1 ? await engineWithThreads(new WebAssembly.Module(read(engine.replace(".wasm", "-threads.wasm"))), threads, nodeWorker) : engineOf({ engine });
+    const { layers } = modelOf(model), n = shape[0] * shape[1] * shape[2];
     const data = new Float32Array(read(volume).buffer), channels = [];
     for (let at = 0; at < data.length; at += n) channels.push(data.subarray(at, at + n));
     const started = process.cpuUsage(), plan = needed(kernels, layers, channels, shape);
-    const found = runNetwork(kernels, layers, channels, shape), used = process.cpuUsage(started);
+    const found = runNetwork(kernels, layers, channels, shape, whole), used = process.cpuUsage(started);
     const all = new Float32Array(found.length * n);
     found.forEach((map, k) => all.set(map, k * n));
     write(out, all);

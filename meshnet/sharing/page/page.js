@@ -18,11 +18,12 @@ function startWorker() {
   URL.revokeObjectURL(source);
   state.worker.onmessage = ({ data }) => heard[data.what](data);
   state.worker.onerror = (event) => { event.preventDefault(); heard.error({ id: state.running?.id, message: say("noMemory", state.running?.name || "page"), restart: state.running !== null }); };
-  state.worker.postMessage({ what: "start", engine: bytesOf(ENGINE).buffer, config: card, weights: bytesOf(MODEL.weights) });
+  const threaded = typeof ENGINE_THREADS === "undefined" ? null : bytesOf(ENGINE_THREADS);
+  state.worker.postMessage({ what: "start", engine: bytesOf(ENGINE).buffer, threaded, threads: navigator.hardwareConcurrency || 1, config: card, weights: bytesOf(MODEL.weights) });
 }
 
 const heard = {
-  ready() { state.ready = true; },
+  ready({ threads }) { state.ready = true, state.threads = threads; },
   step({ name }) { state.step = name; tick(); },
   sorting({ name }) { sorting(name); },
   series({ studies }) { askSeries(studies); },
@@ -148,7 +149,7 @@ function details() {
   const { result } = state, lines = {
     page: `${build.version}, engine ${build.engine.slice(0, 12)}, model ${build.model.slice(0, 12)}`, browser: navigator.userAgent,
     grid: result.scan.shape.join(" x "), seconds: `${result.seconds} (${Object.entries(result.parts).map(([k, v]) => `${k} ${v}`).join(", ")})`,
-    memory: `${(result.bytes / 1e6).toFixed(0)} MB for the network`, said: [...result.warnings, ...result.remarks].join("; ") || "nothing",
+    memory: `${(result.bytes / 1e6).toFixed(0)} MB for the network`, threads: String(result.threads), said: [...result.warnings, ...result.remarks].join("; ") || "nothing",
   };
   if ($("with-name").checked) lines.scan = state.shown.name;
   return Object.entries(lines).map(([name, value]) => `${name}: ${value}`).join("\n");
@@ -170,6 +171,10 @@ function save(content, name, type = "application/octet-stream") {
 }
 
 // ---------------------------------------------------------------- small parts
+
+function loadScript(name) {
+  return new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), { src: name, onload: () => done(), onerror: failed })));
+}
 
 function complain(message) {
   $("errors").append(paragraph(message));
@@ -226,4 +231,6 @@ $("save-json").onclick = () => save(JSON.stringify(reportOf()) + "\n", `${stem(s
 $("csv").onclick = () => save(csv(), "lesions.csv", "text/csv");
 $("with-name").onchange = () => { $("details").textContent = details(); };
 $("copy").onclick = () => navigator.clipboard?.writeText(details());
-startWorker();
+// Several threads only where the headers of the page's host isolate it; from a disk there is one.
+if (self.crossOriginIsolated && navigator.hardwareConcurrency > 1) loadScript("threads.js").then(startWorker, startWorker);
+else startWorker();

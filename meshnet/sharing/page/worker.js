@@ -12,7 +12,7 @@ function show(id, result) {
   const { like } = result, scan = like.volume;
   return { what: "result", id, volume_ml: result.volume_ml, largest_ml: result.largest_ml, lesions: lesionTable(result),
            warnings: result.warnings, remarks: result.remarks, decision: result.decision, own: result.own, contrast: result.contrast, expect: result.expect,
-           parts: result.parts, quality: result.quality, seconds: result.seconds, bytes: kept.engine.bytes, labels: result.labels.slice(),
+           parts: result.parts, quality: result.quality, seconds: result.seconds, bytes: kept.engine.bytes, threads: kept.engine.threads, labels: result.labels.slice(),
            scan: { data: scan.data.slice(), shape: scan.shape, affine: like.affine } };
 }
 
@@ -21,11 +21,19 @@ function lesionTable(result) {
   return result.lesions.map(({ ml, centre, voxel }) => ({ ml: roundTo(ml, 3), centre, voxel, side: side(centre[0]) }));
 }
 
+function helperWorker(source) {
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  return new Worker(address);  // its address is kept: Safari reads it later
+}
+
 const answers = {
-  start({ engine, config, weights }) {
-    kept.engine = new Engine(new WebAssembly.Module(engine), (share) => tell({ what: "progress", share }));
+  // `threaded` is the engine for `threads` threads; where they cannot be had it is done by one.
+  async start({ engine, threaded, threads, config, weights }) {
+    const said = (share) => tell({ what: "progress", share });
     kept.model = readModel(config, weights);
-    tell({ what: "ready" });
+    if (threaded) kept.engine = await engineWithThreads(new WebAssembly.Module(threaded), Math.min(threads, MOST_THREADS), helperWorker, said).catch(() => null);
+    kept.engine = kept.engine || new Engine(new WebAssembly.Module(engine), said);
+    tell({ what: "ready", threads: kept.engine.threads });
   },
   // dcm2niix, which is loaded when DICOM files are given for the first time.
   async converter({ script, wasm }) {
@@ -66,7 +74,10 @@ const answers = {
   },
 };
 
-onmessage = async ({ data }) => {
+let before = Promise.resolve();  // one message after the other
+onmessage = ({ data }) => { before = before.then(() => answer(data)); };
+
+async function answer(data) {
   try {
     await answers[data.what](data);
   } catch (error) {
@@ -74,4 +85,4 @@ onmessage = async ({ data }) => {
     const said = error instanceof UserError ? error.message : say(memory ? "noMemory" : "fault", data.files ? data.files[0].name : "page", String(error.message));
     tell({ what: "error", id: data.id, message: said, restart: memory || error.memory === true });
   }
-};
+}
