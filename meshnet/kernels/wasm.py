@@ -27,7 +27,8 @@ FLAGS = ("-target", "wasm32-wasi", "-O3", "-std=c++17", "-msimd128", "-mbulk-mem
          "-fno-rtti", "-fno-sanitize=all", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
          "-mexec-model=reactor", "-s", *(f"-Wl,--export={name}" for name in EXPORTS))
 MOST_MEMORY = 1 << 31  # bytes that threads may share: 32768 pages, as in team.js
-THREAD_FLAGS = (*FLAGS, "-mcpu=generic+simd128+bulk_memory+atomics+nontrapping_fptoint+sign_ext+mutable_globals", "-Wl,--shared-memory", "-Wl,--import-memory",
+THREAD_FLAGS = (*FLAGS, "-mcpu=generic+simd128+bulk_memory+atomics+nontrapping_fptoint+sign_ext+mutable_globals",
+                "-Wl,--shared-memory", "-Wl,--import-memory",
                 f"-Wl,--max-memory={MOST_MEMORY}", "-Wl,--export=meshnet_help", "-Wl,--export=__stack_pointer",
                 "-Wl,--export=__wasm_init_tls", "-Wl,--export=__tls_size")
 BUILDS = {MODULE: FLAGS, THREADED: THREAD_FLAGS}
