@@ -164,7 +164,7 @@ def check_output(case: dict, arguments: argparse.Namespace) -> None:
     Raises:
         UserError: naming the file.
     """
-    from meshnet.inference.ours import is_ours
+    from meshnet.scans.ours import is_ours
 
     mask = case["mask"]
     longest = case["probability"] if arguments.probability else mask

@@ -18,16 +18,19 @@ from meshnet.scans import checks, contrast, grid, head, intensity, nifti, resamp
 from meshnet.scans import mask as masks
 from meshnet.scans.checks import (
     check_channels,
+    content_remarks,
     extent_remarks,
     grey_remarks,
     header_remarks,
     mask_remarks,
+    place_remarks,
     values_remarks,
 )
 from meshnet.scans.grid import EXTREMES, Grid, conform, conform_mask
 from meshnet.scans.head import head_box
 from meshnet.scans.mask import box_of
 from meshnet.scans.nifti import is_soft, mask_classes, same_grid
+from meshnet.scans.ours import has_signature
 
 if TYPE_CHECKING:
     import pyarrow
@@ -100,11 +103,12 @@ def make_row(case: Case, settings: Settings) -> dict:
     conformed = [conform(image, settings.grid, *scale, reference=first, exact=False) for image in loaded.images]
     volumes = [np.asarray(image.dataobj) for image in conformed]
     image_array = np.ascontiguousarray(np.stack(volumes))
-    boxes = [_flat(box) for box in (*map(head_box, volumes), box_of(mask_array)) if box is not None]
+    lesion = box_of(mask_array)
+    boxes = [_flat(box) for box in (*map(head_box, volumes), lesion) if box is not None]
     groups = {**case.groups, **loaded.groups}
     if missing := [g for g in settings.groups if g not in groups]:
         raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
-    warnings = look(case, loaded, settings, conformed, nib.Nifti1Image(classes, native.affine), mask)
+    warnings = look(case, loaded, settings, conformed, nib.Nifti1Image(classes, native.affine), mask, lesion)
     return {
         "case": case.case, "subject": case.subject, "session": case.session,
         **{f"group_{g}": groups[g] for g in settings.groups},
@@ -122,9 +126,9 @@ def make_row(case: Case, settings: Settings) -> dict:
 
 
 def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nifti1Image], native: nib.Nifti1Image,
-         mask: nib.Nifti1Image) -> list[str]:
+         mask: nib.Nifti1Image, lesion) -> list[str]:
     """What is doubtful about a case, in sentences, from its ``conformed`` channels, and from its mask before
-    (``native``) and after conforming.
+    (``native``) and after conforming, where its box is ``lesion``.
 
     Raises:
         UserError: for what is certainly wrong: a channel that is empty, a lesion that the grid cuts off.
@@ -135,11 +139,15 @@ def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nif
     remarks += [line for image, name in zip(loaded.images, names) for line in values_remarks(image, name)]
     remarks += extent_remarks(loaded.images[0], settings.grid.voxel_mm)
     remarks += check_channels(volumes, names, case.images[0])
+    remarks += content_remarks(volumes[0], loaded.images[0], settings.grid.voxel_mm)
     for image, volume, name in zip(conformed, volumes, names):
         remarks += grey_remarks(volume, image.extra[EXTREMES], name)
     remarks += mask_remarks(native, mask, settings.marks, case.mask)
     remarks += ["the mask is soft: its upper half was taken as lesion"] if is_soft(np.asanyarray(
         loaded.mask.dataobj)) and not settings.labels else []
+    remarks += place_remarks(np.asarray(mask.dataobj), lesion, volumes[0])
+    remarks += ["the mask was written by this program: it is a prediction, and nobody has corrected it"
+                ] if has_signature(loaded.mask) else []
     head, marked = (volume[::2, ::2, ::2] for volume in (volumes[0], np.asarray(mask.dataobj)))
     share = float(np.count_nonzero(marked) / max(np.count_nonzero(head > head.min()), 1))
     if share > FILLS_HEAD:

@@ -21,7 +21,6 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.inference import light
-from meshnet.inference.ours import signed
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, load_model
 from meshnet.networks.card import WEIGHTS, Card, common_decision
@@ -31,6 +30,7 @@ from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_nati
 from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import Decision, expected_dice, kept, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
+from meshnet.scans.ours import signed
 
 if TYPE_CHECKING:
     import torch
@@ -229,6 +229,7 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     with timed(parts, "check"):
         volume = inputs[0][0][0]
         remarks += checks.check_channels(volume, card.channels, where)
+        remarks += checks.content_remarks(volume[0], images[0], models[0].card.voxel_mm)
         for channel, extra, name in zip(volume, extras[0], card.channels):
             remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
     looks = [extra[0].get(LOOKS) for extra in extras]

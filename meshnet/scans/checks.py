@@ -4,6 +4,7 @@ What is certainly wrong raises a UserError. What is doubtful is returned as rema
 and ``segment_scan`` pass on. A sound scan draws none.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,10 +16,11 @@ from meshnet.scans.contrast import T1W
 from meshnet.scans.grid import LOOKS, Grid, target_affine
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import Extremes, as_input
-from meshnet.scans.mask import box_of, voxel_volume_mm3
+from meshnet.scans.mask import box_of, slices, voxel_volume_mm3
 from meshnet.scans.nifti import declared_scale
 
 SIZES_DIFFER = 0.02  # share by which voxel sizes of one header may differ
+APART_MM = 5  # between the corners of a scan by qform and by sform that claim the same space
 SHORT_MM = 60  # no head is shorter than this along any axis
 ROUNDING = 1.0  # voxels beyond a grid that are air, noise or rounding
 LONGEST_MM = 1200  # from feet to head is more than a network of heads is asked for
@@ -26,10 +28,13 @@ FEW_SLICES = 5
 THICK = 3.5  # voxels of the model, above which a scan's slices are thick for it
 THICK_MM = 3.0  # below this slices are never called thick
 FEW = 0.003  # share of the voxels
+GAP = 0.8  # of the grey levels, between a scan and something far brighter
+GAP_SHARES = 0.002, 0.002, 0.01  # of the voxels: at most within the gap, at least below and above it
 FEW_LEVELS = 16  # of 256 grey levels, between which 98 % of the head's voxels lie
 COVERED = 0.1, 0.6  # share of the first channel's head that another covers: below them refused, and said
 CUT, CUT_SHARE = 0.5, 0.002  # voxels beyond the grid, and share of a lesion there, that are rounding
 MOST_ML = 1000  # of lesions; a hemisphere has some 600
+IN_HEAD = 0.5  # share of a lesion that lies where its scan is not empty
 CHANGED, CHANGED_ML = 0.2, 0.5  # share and mL by which conforming may change a lesion without a word
 
 
@@ -45,11 +50,11 @@ def header_remarks(image: nib.Nifti1Image) -> list[str]:
         remarks.append(f"the header contradicts itself: voxels of {_mm(pixdim)} by pixdim and {_mm(sizes)} by the "
                        "affine; the affine was used, check the volume")
     if int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0:
-        remarks += _forms_remarks(header)
+        remarks += _forms_remarks(header, image.shape)
     return remarks
 
 
-def _forms_remarks(header) -> list[str]:
+def _forms_remarks(header, shape: tuple[int, ...]) -> list[str]:
     sform = header.get_sform()
     try:
         qform = header.get_qform()
@@ -63,6 +68,12 @@ def _forms_remarks(header) -> list[str]:
     if axes[0] != axes[1]:
         return [f"the header contradicts itself: axes {axes[0]} by qform and {axes[1]} by sform; sform was used, check "
                 "left and right"]
+    if int(header["qform_code"]) == int(header["sform_code"]):  # with other codes they are of two spaces
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], [1], indexing="ij")).reshape(4, -1)
+        apart = float(np.linalg.norm(((qform - sform) @ corners)[:3], axis=0).max()) * declared_scale(header)
+        if apart > APART_MM:
+            return [f"the header contradicts itself: qform and sform are {apart:.0f} mm apart, both of code "
+                    f"{int(header['sform_code'])}; sform was used"]
     return []
 
 
@@ -85,7 +96,8 @@ def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
         remarks.append(f"the scan measures {_mm(extent, 0)}, less than a head along one axis; what lies outside it "
                        "cannot be marked")
     elif shape.min() < FEW_SLICES:
-        remarks.append(f"the scan has only {shape.min()} slices; lesions between them cannot be marked")
+        number = "1 slice" if shape.min() == 1 else f"{shape.min()} slices"
+        remarks.append(f"the scan has only {number}; lesions between them cannot be marked")
     thickest = spacing.max()
     if thickest > max(THICK_MM, THICK * voxel_mm) and spacing.max() > 1.5 * spacing.min():
         remarks.append(f"slices of {thickest:.1f} mm are thick for a model with voxels of {voxel_mm:g} mm; small "
@@ -128,7 +140,8 @@ def _outside(to_grid: np.ndarray, box, shape: np.ndarray, at_least: float = ROUN
 
 
 def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str) -> list[str]:
-    """Whether every channel of a conformed scan, volumes (X, Y, Z), holds something, where the first one does.
+    """Whether every channel of a conformed scan, volumes (X, Y, Z), holds something, where the first one does, and
+    something of its own.
 
     Raises:
         UserError: for a channel that is constant, or lies elsewhere than the first one.
@@ -150,7 +163,24 @@ def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str)
                             "overlap; check its affine, or whether it belongs to this patient")
         if covered < COVERED[1]:
             remarks.append(f"channel {name} covers only {100 * covered:.0f} % of channel {names[0]}")
+    for a, b in itertools.combinations(range(len(channels)), 2):
+        if np.array_equal(channels[a][::2, ::2, ::2], channels[b][::2, ::2, ::2]):
+            remarks.append(f"channels {names[a]} and {names[b]} are the same; was one file given twice?")
     return remarks
+
+
+def content_remarks(channel: np.ndarray, image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
+    """Whether what a channel (X, Y, Z), conformed from ``image``, holds is as large as a head where the image is: it
+    may be padded."""
+    if (np.linalg.norm(image.affine[:3, :3], axis=0) * image.shape[:3]).min() < SHORT_MM:
+        return []  # extent_remarks says so
+    small = channel[::2, ::2, ::2]
+    box = box_of(small > small.min())
+    extent = np.array([2 * voxel_mm * (b - a) for a, b in box]) if box else np.full(3, np.inf)
+    if extent.min() >= SHORT_MM:
+        return []
+    return [f"what the scan holds measures {_mm(extent, 0)}, less than a head along one axis; what lies outside it "
+            "cannot be marked"]
 
 
 def contrast_remarks(extra: dict) -> list[str]:
@@ -175,15 +205,30 @@ def grey_remarks(volume: np.ndarray, extremes: Extremes | None, name: str) -> li
         which = "a few voxels" if extremes.share < FEW else share
         return [f"{name}: {which} from {extremes.lowest:g} to {extremes.highest:g} lie far outside all others, which "
                 f"go from {extremes.low:g} to {extremes.high:g}; they were clipped"]
-    small = as_input(volume[::3, ::3, ::3])
+    step = 3 if min(volume.shape) >= 64 else 1
+    small = as_input(volume[::step, ::step, ::step])
     inside = small[small > small.min()]
     if inside.size < 100:
         return []
     low, high = np.quantile(inside, (0.01, 0.99))
     if (high - low) * 255 >= FEW_LEVELS:
-        return []
+        return _gap_remarks(inside, name)
     return [f"{name}: 98 % of the head lies within {max(1, round(float(high - low) * 255))} of 256 grey levels, so the "
             "mask is doubtful; check the intensities of the scan"]
+
+
+def _gap_remarks(values: np.ndarray, name: str) -> list[str]:
+    """Whether the grey levels between a scan and something far brighter are empty; ``values`` (n,) in 0..1."""
+    counts = np.bincount((np.clip(values, 0, 1) * 255).astype(np.uint8), minlength=256) / values.size
+    upto = np.concatenate([[0], np.cumsum(counts)])
+    width = int(GAP * 256)
+    within, below, above = GAP_SHARES
+    empty = (upto[width:] - upto[:-width] <= within) & (upto[:-width] >= below) & (upto[width:] <= 1 - above)
+    if not empty.any():
+        return []
+    first = int(empty.argmax())
+    return [f"{name}: next to nothing lies between {first} and {first + width} of 256 grey levels (a bright slice, "
+            "padding?), so the mask is doubtful; check the intensities of the scan"]
 
 
 def volume_remarks(volume_ml: float) -> list[str]:
@@ -192,6 +237,19 @@ def volume_remarks(volume_ml: float) -> list[str]:
         return []
     return [f"the mask holds {volume_ml:.0f} mL, more than a lesion can; check the scan (inverted, no head, of another "
             "kind?) and the model"]
+
+
+def place_remarks(classes: np.ndarray, box, channel: np.ndarray) -> list[str]:
+    """Whether a lesion lies in what the scan holds; both conformed (X, Y, Z). ``box`` is that of the lesion."""
+    if box is None:
+        return []
+    marked = classes[slices(box)] > 0
+    total = np.count_nonzero(marked)
+    inside = np.count_nonzero(marked & (channel[slices(box)] > channel.min()))
+    if inside >= IN_HEAD * total:
+        return []
+    return [f"only {inside / total:.0%} of the lesion lies where the scan is not empty; check that the mask belongs to "
+            "it"]
 
 
 def mask_remarks(native: nib.Nifti1Image, conformed: nib.Nifti1Image, marks: int | None, name: str) -> list[str]:

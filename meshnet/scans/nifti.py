@@ -21,6 +21,7 @@ LEAST, MOST = 1e-30, 1e30  # of a scan's largest value, in float32 with room for
 POINTERS = ((b"version https://git-lfs", "a pointer of Git LFS (git lfs pull)"),
             (b"/annex/objects/", "a pointer of git-annex (datalad get, git annex get)"),
             (b"<!doctype html", "a page of the web"), (b"<html", "a page of the web"))
+PACKED = 2  # times that a file may be gzipped: tools gzip what is so already
 WHOLE = 1e-3  # by which a value may differ from a whole number, or from the mask's one value
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
 # Raised by nibabel and numpy where the content does not match its header.
@@ -47,7 +48,7 @@ def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> 
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file, expected a NIfTI scan; check the path")
+        raise UserError(f"{path}: {_no_file(path)}, expected a NIfTI scan; check the path")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -55,9 +56,22 @@ def read_image(path: str | Path, kind: str = "scan", channels: bool = False) -> 
     return image_from_bytes(content, str(path), kind, channels)
 
 
+def _no_file(path: Path) -> str:
+    """What there is instead of a file."""
+    if path.is_dir():
+        return "is a folder"
+    if path.exists():
+        return "is no file that can be read twice (a pipe or a device)"
+    return "is a link to a file that is not there" if path.is_symlink() else "no such file"
+
+
 def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:
     """``read_image`` for the content of a file, plain or gzipped; ``name`` stands for the path in errors."""
-    if content[:2] == b"\x1f\x8b":
+    if not content:
+        raise UserError(f"{name}: found an empty file, expected a NIfTI scan; copy it again")
+    for _ in range(PACKED):
+        if content[:2] != b"\x1f\x8b":
+            break
         try:
             content = gzip.decompress(content)  # to the end, so that the checksum is verified
         except (OSError, EOFError, zlib.error) as error:
@@ -247,7 +261,7 @@ def is_soft(values: np.ndarray) -> bool:
         return False
     top = float(positive.max())
     between = (positive < top * (1 - WHOLE)) & (np.abs(positive - np.rint(positive)) > WHOLE * max(top, 1))
-    tails = positive < WHOLE * top
+    tails = positive <= WHOLE * top
     return bool((between | tails).any()) and (top >= 0.5)
 
 

@@ -8,16 +8,19 @@ from small import array, image_of
 from meshnet.errors import UserError
 from meshnet.scans.checks import (
     check_channels,
+    content_remarks,
     extent_remarks,
     fitted,
     grey_remarks,
     header_remarks,
     mask_remarks,
+    place_remarks,
     values_remarks,
     volume_remarks,
 )
 from meshnet.scans.grid import Grid, conform, conform_mask
 from meshnet.scans.intensity import as_input
+from meshnet.scans.mask import box_of
 from meshnet.scans.nifti import image_from_bytes
 
 
@@ -199,3 +202,50 @@ def test_a_mask_for_a_scan_and_a_mask_beyond_any_lesion_are_asked_about():
     assert "the mask holds 3436 mL, more than a lesion can" in volume_remarks(3436.0)[0] and not volume_remarks(600.0)
     with pytest.raises(UserError, match=r"^a\.nii: T2w has the same value everywhere"):
         check_channels([np.full((8, 8, 8), 7, np.uint8)], ["T2w"], "a.nii")
+
+
+def test_forms_of_one_code_are_asked_to_agree():
+    scan = of_4_mm(head())
+    moved = scan.affine.copy()
+    moved[0, 3] += 30
+    scan.set_qform(moved, 1)
+    assert "qform and sform are 30 mm apart, both of code 1" in header_remarks(scan)[0]
+    scan.set_sform(scan.affine, 4)  # a template's space: no contradiction
+    assert not header_remarks(scan)
+    scan.set_qform(scan.affine, 4)
+    assert not header_remarks(scan)
+
+
+def test_a_slab_padded_to_a_head_is_said():
+    data = head()
+    data[:, :, :18] = data[:, :, 28:] = 0
+    scan = of_4_mm(data)
+    volume = np.asarray(conform(scan, Grid(4.0), exact=False).dataobj)
+    assert "what the scan holds measures" in content_remarks(volume, scan, 4.0)[0]
+    assert not content_remarks(volume, of_4_mm(data[:, :, 18:28]), 4.0)  # said of the scan itself
+    sound = np.asarray(conform(of_4_mm(head()), Grid(4.0), exact=False).dataobj)
+    assert not content_remarks(sound, of_4_mm(head()), 4.0)
+
+
+def test_a_slab_that_takes_the_grey_levels_is_said_however_large():
+    data = head()
+    data[:, :, :6], data[20:30, 20:30, 20:30] = 60000, 900
+    volume = as_input(np.asarray(conform(of_4_mm(data), Grid(4.0), exact=False).dataobj))
+    assert "next to nothing lies between" in grey_remarks(volume, None, "T2w")[0]
+
+
+def test_one_file_given_as_two_channels_is_asked_about():
+    volume = as_input(np.asarray(conform(of_4_mm(head()), Grid(4.0), exact=False).dataobj))
+    assert check_channels([volume, volume.copy()], ["a", "b"], "a.nii") == [
+        "channels a and b are the same; was one file given twice?"]
+    assert not check_channels([volume, volume * np.float32(0.9)], ["a", "b"], "a.nii")
+
+
+def test_a_lesion_beside_the_head_is_asked_about():
+    volume = head()
+    classes = np.zeros(volume.shape, np.uint8)
+    classes[:6, 20:30, 20:30] = 1
+    found = place_remarks(classes, box_of(classes), volume)
+    assert "only 0% of the lesion lies where the scan is not empty" in found[0]
+    classes[6:14, 20:30, 20:30] = 1
+    assert not place_remarks(classes, box_of(classes), volume) and not place_remarks(classes * 0, None, volume)

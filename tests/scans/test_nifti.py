@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -66,7 +67,7 @@ def bad_files(folder):
         "damaged": (bytes(damaged), "damaged"),
         "short": (gzip.compress(content[: len(content) // 2]), "truncated"),
         "text": (gzip.compress(b"not a scan" * 100), "no NIfTI"),
-        "empty": (b"", "no NIfTI"),
+        "empty": (b"", "an empty file"),
         "no_affine": (changed(sform_code=0, qform_code=0), "codes|sform_code"),
         "singular": (changed(srow_y=[0, 0, 0, 0]), "singular"),
         "nan_affine": (changed(srow_y=[np.nan, 0, 0, 0]), "singular"),
@@ -89,9 +90,8 @@ def test_every_bad_file_is_one_line_that_names_it(tmp_path):
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value), path
         with pytest.raises(UserError):
             image_from_bytes(content, "row 3")
-    for path in (tmp_path / "absent.nii.gz", tmp_path):
-        with pytest.raises(UserError, match="no such file"):
-            read_image(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_image(tmp_path / "absent.nii.gz")
 
 
 def test_a_file_of_another_format_is_refused(tmp_path):
@@ -282,3 +282,30 @@ def test_what_stands_for_a_file_is_named():
 def test_a_scan_smaller_than_a_millimetre_is_refused():
     with pytest.raises(UserError, match=r"found an extent of 0.256 mm, expected a head; if the header holds metres"):
         check_image(image_of(np.ones((256, 200, 150), np.uint8), np.diag([0.001, 0.001, 0.001, 1])), "a.nii")
+
+
+def test_what_stands_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "gone.nii").symlink_to(tmp_path / "nowhere.nii")
+    (tmp_path / "empty.nii").touch()
+    os.mkfifo(tmp_path / "pipe.nii")
+    for name, words in (("folder", "is a folder"), ("gone", "is a link to a file that is not there"),
+                        ("empty", "found an empty file"),
+                        ("pipe", r"is no file that can be read twice \(a pipe or a device\)"),
+                        ("none", "no such file")):
+        with pytest.raises(UserError, match=rf"{name}\.nii: {words}, expected a NIfTI scan"):
+            read_image(tmp_path / f"{name}.nii")
+
+
+def test_a_file_that_was_gzipped_twice_is_read():
+    image = image_of(np.arange(1, 28).reshape(3, 3, 3))
+    twice = gzip.compress(gzip.compress(image.to_bytes()))
+    assert (array(image_from_bytes(twice, "a.nii.gz")) == array(image)).all()
+    with pytest.raises(UserError, match="found no NIfTI"):
+        image_from_bytes(gzip.compress(twice), "a.nii.gz")
+
+
+def test_a_soft_mask_whose_tails_are_a_thousandth():
+    soft = np.zeros((4, 4, 4), np.float32)
+    soft[0], soft[1] = 0.001, 1
+    assert mask_classes(image_of(soft)).sum() == 16

@@ -11,6 +11,7 @@ from meshnet.data.sources.case import Case, Filters, Listing, matches
 from meshnet.data.sources.ghosts import is_ghost
 from meshnet.data.sources.kinds import Kind, Sidecars, kind_of
 from meshnet.data.sources.participants import read_participants
+from meshnet.display import count
 from meshnet.errors import UserError
 
 # Entities that say what a derived file is, not which scan it belongs to.
@@ -75,7 +76,7 @@ def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
     people, notes = read_participants(Path(path) / "participants.tsv")
     listing.notes += notes
     names = Counter(case_name(m) for m, _ in masks)
-    used = set()
+    used, unmatched = set(), []
     for mask, kind in masks:
         subject, name = mask.entities["sub"], case_name(mask)
         chosen, reason, ambiguous, won = scans_of(mask, scans.get(subject, []), suffixes, filters.same)
@@ -86,6 +87,8 @@ def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
             reason = (f"{names[name]} masks match the same scan; choose with --include or --exclude, or with "
                       "--mask_pattern")
             ambiguous = True
+        if reason and not ambiguous and mask.modality in (None, *suffixes):
+            unmatched.append(mask.path)
         if reason is None:
             groups = {**people.get(subject, {}), **{k: v for f in (*chosen[::-1], mask) for k, v in f.entities.items()}}
             reason = filters.rejects(groups, need=True, settled=settled)
@@ -98,6 +101,9 @@ def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         for words in (f"a lesion mask by {kind.why} (--mask_pattern says it otherwise)", *won):
             listing.guess(words, name)
     _refuse_shared_scans(listing)
+    if unmatched and not (filters.include or filters.exclude or filters.image_pattern):
+        listing.notes.append(f"{count(len(unmatched), 'lesion mask')} left out, since no scan agrees with the name, "
+                             f"such as {Path(unmatched[0]).name}; --list says why")
     for scan in (s for group in scans.values() for s in group if s.path not in used):
         listing.left_out.append((scan.path, "no lesion mask belongs to it"))
     if any("acq" in c.groups for c in listing.cases):

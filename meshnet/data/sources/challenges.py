@@ -9,6 +9,7 @@ from meshnet.data.sources.ghosts import ghost_in, is_ghost
 from meshnet.data.sources.text import read_json
 from meshnet.errors import UserError
 
+BACKGROUND = ("background", "bg", "clear", "nothing", "none", "unlabeled", "unlabelled", "air")
 KITS_CLASSES = ["kidney", "tumour", "cyst"]  # mask values 1, 2, 3
 DATASET = "dataset.json"
 LEFT_BEHIND = "left behind by a system or an editor, no scan"
@@ -22,7 +23,7 @@ def find_msd(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
     root, description, notes = _dataset_json(path)
     names = _numbered(description.get("modality"), root / DATASET, "modality")
     kept = _chosen(names, suffixes)
-    listing = Listing([], [names[i] for i in kept], _classes(description), notes=notes)
+    listing = Listing([], [names[i] for i in kept], _classes(description, root / DATASET, notes), notes=notes)
     tests = _tests(root, description, listing)
     for image, mask in _training(root, description):
         name = Path(image).name.removesuffix(".gz").removesuffix(".nii")
@@ -64,7 +65,7 @@ def find_nnunet(path: str, suffixes: Sequence[str], filters: Filters) -> Listing
     if str(ending).removeprefix(".") not in ("nii", "nii.gz"):
         raise UserError(f"{root / DATASET}: found file_ending {ending!r}, expected .nii.gz or .nii; convert it")
     ending = f".{str(ending).removeprefix('.')}"
-    listing = Listing([], [names[i] for i in kept], _classes(description), notes=notes)
+    listing = Listing([], [names[i] for i in kept], _classes(description, root / DATASET, notes), notes=notes)
     tests = _tests(root, description, listing)
     folder = {f.name.removesuffix(ending): str(f) for f in _files(root / "labelsTr", ending)}
     listed = description.get("dataset") or description.get("training")
@@ -206,7 +207,7 @@ def _chosen(names: list[str], suffixes: Sequence[str]) -> list[int]:
     return [names.index(s) for s in suffixes] or list(range(len(names)))
 
 
-def _classes(description: dict) -> list[str] | None:
+def _classes(description: dict, where: Path, notes: list[str]) -> list[str] | None:
     """Names of the mask values 1, 2, … by {"1": "tumour"} or {"tumour": 1}; None where values leave gaps."""
     labels = description.get("labels")
     if not isinstance(labels, dict):
@@ -216,5 +217,13 @@ def _classes(description: dict) -> list[str] | None:
         number, name = (key, value) if str(key).isdigit() else (value, key)
         if isinstance(number, (int, str)) and str(number).isdigit():
             by_value[int(number)] = str(name)
+    if len(by_value) > 1 and by_value.get(0, "background").lower() not in BACKGROUND and any(
+            name.lower() in BACKGROUND for name in by_value.values()):
+        raise UserError(f"{where}: found {by_value[0]!r} for the value 0 in labels, expected the background; prepare "
+                        "masks where 0 is the background, and correct the file")
     values = [v for v in sorted(by_value) if v > 0]
+    if ignored := [v for v in values if by_value[v].lower() == "ignore"]:
+        notes.append(f"{where}: labels has the value {ignored[0]} to be ignored, which training does not know; "
+                     "--labels says which values are lesion, and that one becomes background")
+        return None
     return [by_value[v] for v in values] if values == list(range(1, len(values) + 1)) and values else None

@@ -71,6 +71,8 @@ def _fault(case: Case) -> str | None:
     for path in (*case.images, case.mask):
         if not os.path.isfile(path):
             return f"{path}: no such file"
+    if os.path.realpath(case.mask) in map(os.path.realpath, case.images):
+        return "is the mask and the scan of the same case; correct one of them"
     subjects = {subject_in(p) for p in (*case.images, case.mask)} - {None}
     if len(subjects) > 1:
         return f"scan and mask are of different subjects ({', '.join(sorted(subjects))}); correct the pair"

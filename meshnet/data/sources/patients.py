@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from meshnet.data.sources.case import Case, Listing, subject_in
 from meshnet.data.sources.text import read_table
+from meshnet.display import count
 from meshnet.errors import UserError
 
 TAIL_WORDS = ("timepoint", "time", "tp", "t", "session", "ses", "visit", "vis", "v", "followup", "fu", "scan", "exam",
@@ -47,6 +48,7 @@ def name_patients(listing: Listing, subject: str | None, apart: bool) -> None:
         _join_names(listing)
     files = [(case, path) for case in listing.cases if case.loader == "files" for path in case.images]
     join_twins(listing, twins(files), {c.case: c.subject for c in listing.cases})
+    _look_at_masks(listing)
 
 
 def by_pattern(listing: Listing, pattern: str) -> None:
@@ -98,8 +100,10 @@ def by_table(listing: Listing, path: str) -> None:
 
 def spelling(subject: str) -> str:
     """A patient's name without what people and spreadsheets change: capitals, the form of accents, which separator, the
-    zeros before a number, a leading ``sub-``."""
+    zeros before a number, the ``.0`` that tables add, a space before a number, a leading ``sub-``."""
+    subject = re.sub(r"(?<=[0-9])\.0+\Z", "", subject.strip())
     plain = re.sub(r"[\s_.-]+", "-", unicodedata.normalize("NFKC", subject).casefold().removeprefix("sub-"))
+    plain = re.sub(r"(?<=[a-z])-(?=[0-9]+\Z)", "", plain)
     return re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain)
 
 
@@ -194,6 +198,18 @@ def join_twins(listing: Listing, groups: Iterable[Sequence[str]], subject: dict[
         listing.together.append(subjects)
         listing.notes.append(f"{shown} hold the same scan under {len(cases)} names: they are kept in one fold; remove "
                              "the duplicates, or say --apart if they are different patients")
+
+
+def _look_at_masks(listing: Listing) -> None:
+    """Say where several subjects have one file as their mask; it may be an empty one of healthy people."""
+    users = defaultdict(list)
+    for case in listing.cases:
+        if case.loader == "files":
+            users[os.path.realpath(case.mask)].append(case)
+    for mask, cases in sorted(users.items()):
+        if len(subjects := sorted({c.subject for c in cases})) > 1:
+            listing.notes.append(f"{mask}: is the mask of {count(len(subjects), 'subject')} ({', '.join(subjects[:4])}"
+                                 f"{', …' if len(subjects) > 4 else ''}); check whose it is")
 
 
 def join_rows(listing: Listing, rows: Sequence[dict]) -> list[str]:

@@ -1,5 +1,6 @@
 """A table of cases: CSV (or TSV) with image columns, mask, subject, and whatever else may group them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         for column in (*images, "mask"):
             if "\\" in row[column] and not (folder / row[column]).exists():  # written on Windows
                 row[column] = row[column].replace("\\", "/")
+            if row[column][:1] in "~$" and not (folder / row[column]).exists():
+                row[column] = os.path.expanduser(os.path.expandvars(row[column]))
         files = tuple(str(folder / row[c]) for c in images)
         if any(ghost_in(f, folder) for f in (*files, str(folder / row["mask"]))):
             listing.left_out.append((where, "left behind by a system or an editor, no scan"))

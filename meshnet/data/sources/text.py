@@ -37,8 +37,8 @@ def read_text(path: str | Path) -> tuple[str, str | None]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}), expected a text file; check the path") from error
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), None)
-    if encoding is None and b"\0" in content[:4096]:
-        zeros = [content[i:4096:2].count(0) for i in (0, 1)]
+    zeros = [content[i:4096:2].count(0) for i in (0, 1)]
+    if encoding is None and 4 * sum(zeros) > len(content[:4096]):  # of Latin letters every second byte
         encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     note = None
     try:

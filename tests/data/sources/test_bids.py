@@ -105,3 +105,14 @@ def test_a_tree_without_masks_is_said_to_be_one(tmp_path):
         find_cases("bids", str(tmp_path), ["T2w"], Filters())
     with pytest.raises(UserError, match="no such file or folder"):
         find_cases("bids", str(tmp_path / "absent"), ["T2w"], Filters())
+
+
+def test_a_mask_that_no_scan_agrees_with_is_said_without_list(tmp_path):
+    touch(tmp_path, *(f"sub-{s}/anat/sub-{s}_run-1_T2w.nii.gz" for s in "12"),
+          "derivatives/l/sub-1/sub-1_run-1_label-lesion_mask.nii.gz",
+          "derivatives/l/sub-2/sub-2_run-01_label-lesion_mask.nii.gz")
+    listing = find_cases("bids", str(tmp_path), ["T2w"], Filters())
+    assert len(listing.cases) == 1 and [n for n in listing.notes if "left out" in n] == [
+        "1 lesion mask left out, since no scan agrees with the name, such as sub-2_run-01_label-lesion_mask.nii.gz; "
+        "--list says why"]
+    assert not find_cases("bids", str(tmp_path), ["T2w"], Filters.parse(include=["run=1"])).notes

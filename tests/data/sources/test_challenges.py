@@ -149,3 +149,13 @@ def test_patterns_choose_among_the_cases_of_a_challenge(tmp_path):
     listing = find_cases("nnunet", str(described(tmp_path)), [], filters)
     assert names(listing) == ["b"] and {why for _, why in listing.left_out} == {
         "--image_pattern [ab]_0000*", "--mask_pattern labelsTr/[bc].*"}
+
+
+def test_names_of_the_values_are_read_for_what_they_say(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    described(tmp_path, labels={"lesion": 0, "background": 1})
+    with pytest.raises(UserError, match="found 'lesion' for the value 0 in labels, expected the background"):
+        find_cases("nnunet", str(tmp_path), [], Filters())
+    described(tmp_path, labels={"background": 0, "lesion": 1, "ignore": 2})
+    listing = find_cases("nnunet", str(tmp_path), [], Filters())
+    assert listing.classes is None and "has the value 2 to be ignored" in listing.notes[0]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from trees import write_nifti
 
-from meshnet.data.sources.case import Case
-from meshnet.data.sources.find import load_case, signature
+from meshnet.data.sources.case import Case, Filters
+from meshnet.data.sources.find import find_cases, load_case, signature
 from meshnet.errors import UserError
 
 
@@ -38,3 +38,11 @@ def test_a_file_of_the_same_length_and_time_is_another_one_by_its_content(tmp_pa
     os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
     assert path.stat().st_size == known.st_size and path.stat().st_mtime_ns == known.st_mtime_ns
     assert signature(case) != before
+
+
+def test_a_scan_given_as_its_own_mask_fails(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", mask=True)
+    (tmp_path / "b.nii.gz").symlink_to("a.nii.gz")
+    (tmp_path / "t.csv").write_text("subject,image,mask\n1,a.nii.gz,b.nii.gz\n")
+    listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+    assert not listing.cases and "the mask and the scan of the same case" in listing.failed[0][1]

@@ -59,16 +59,18 @@ def test_time_points_stay_together_unless_said_to_be_apart(tmp_path):
 
 
 def test_two_spellings_of_one_patient_stay_together_and_it_is_said(tmp_path):
-    names = ["P01", "p01", "P1", "sub-P01", "P_2", "P-2", "P22", "M\u00fcller", "Mu\u0308ller", "P1_1", "P11"]
+    names = ["P 22", "7", "7.0", "P01", "p01", "P1", "sub-P01", "P_2", "P-2", "P22",
+             "M\u00fcller", "Mu\u0308ller", "P1_1", "P11"]
     (tmp_path / "t.csv").write_text("case,subject,image,mask\n" + "".join(
         f"c{i},{name},{i}.nii,{i}m.nii\n" for i, name in enumerate(names)), encoding="utf-8")
     for i in range(len(names)):
         (tmp_path / f"{i}.nii").write_bytes(bytes([i] * 99))
-        (tmp_path / f"{i}m.nii").write_bytes(b"m")
+        (tmp_path / f"{i}m.nii").write_bytes(bytes([i] * 50))
     listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
     together = sorted(map(sorted, listing.together))
-    assert together == [sorted(names[7:9]), ["P-2", "P_2"], ["P01", "P1", "p01", "sub-P01"]]
-    assert listing.notes[0].startswith("3 patient(s) seem to be spelt in several ways, such as ")
+    assert together == [["7", "7.0"], sorted(names[10:12]), ["P 22", "P22"], ["P-2", "P_2"],
+                        ["P01", "P1", "p01", "sub-P01"]]
+    assert listing.notes[0].startswith("5 patient(s) seem to be spelt in several ways, such as ")
     assert not find_cases("table", str(tmp_path / "t.csv"), [], Filters(), apart=True).together
 
 
@@ -109,8 +111,8 @@ def twins(tmp_path, copy):
     for seed, name in enumerate("acde"):
         write_nifti(tmp_path / f"{name}.nii.gz", seed)
     made = copy(tmp_path / "a.nii.gz", tmp_path)
-    touch(tmp_path, "m.nii.gz")
-    lines = [f"{name},{made if name == 'b' else f'{name}.nii.gz'},m.nii.gz\n" for name in "abcde"]
+    touch(tmp_path, *(f"m{name}.nii.gz" for name in "abcde"))
+    lines = [f"{name},{made if name == 'b' else f'{name}.nii.gz'},m{name}.nii.gz\n" for name in "abcde"]
     (tmp_path / "t.csv").write_text("subject,image,mask\n" + "".join(lines))
     return find_cases("table", str(tmp_path / "t.csv"), [], Filters())
 
@@ -165,3 +167,11 @@ def test_rows_of_a_hub_data_set_are_compared_by_their_hashes():
     listing = Listing([Case(r["case"], r["subject"], (), "") for r in rows], [])
     assert "b1, c1 hold the same scan" in join_rows(listing, rows)[0]
     assert listing.together == [["b", "c"]]
+
+
+def test_one_mask_of_two_subjects_is_said(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.nii").write_bytes(bytes([i + 1] * 99))
+    (tmp_path / "t.csv").write_text("subject,image,mask\nA,0.nii,3.nii\nB,1.nii,3.nii\nA,2.nii,3.nii\n")
+    listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+    assert "3.nii: is the mask of 2 subjects (A, B); check whose it is" in listing.notes[0] and not listing.together

@@ -76,3 +76,12 @@ def test_empty_words_windows_paths_and_lines_that_stand_twice(tmp_path):
     assert [reason for _, reason in listing.left_out] == ["no mask", "no mask"]
     assert sorted(reason for _, reason in listing.failed) == [
         "is listed twice, as P0 and as P0_2; remove one of them, or it counts twice", "no subject"]
+
+
+def test_a_path_may_begin_with_the_home_folder_or_a_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MASKS", str(tmp_path / "masks"))
+    touch(tmp_path, "home/a.nii", "masks/m.nii")
+    (tmp_path / "t.csv").write_text("subject,image,mask\nP0,~/a.nii,$MASKS/m.nii\n")
+    listing = find_cases("table", str(tmp_path / "t.csv"), [], Filters())
+    assert listing.cases[0].images == (str(tmp_path / "home/a.nii"),) and names(listing) == ["P0"]

@@ -29,6 +29,7 @@ def test_every_encoding_line_end_and_separator_says_the_same(tmp_path, encoding,
     (b"participant_id\tsex\nsub-1\tF\tx\n", "line 2: found 3 values, expected 2"),
     (b"participant_id\tsex\tsex\nsub-1\tF\tM\n", "line 1: found 2 columns called 'sex'"),
     (b'participant_id\tsex\nsub-1\t"F\nsub-2\tM\nsub-3\tM\n', "line 2: found a quotation mark that nothing closes"),
+    (b"participant_id\tsex\nsub-1\tF\0\n", "line 2: found a zero byte"),
     (b"who\tsex\nsub-1\tF\n", "found the columns who, sex, expected participant_id"),
 ])
 def test_what_is_not_certain_is_refused_with_its_line(tmp_path, content, fault):

@@ -23,10 +23,15 @@ def signature(image: nib.Nifti1Image) -> bytes:
     return SIGNATURE + b" %08x" % zlib.crc32(np.ascontiguousarray(image.dataobj))
 
 
+def has_signature(image: nib.Nifti1Image) -> bool:
+    """Whether an image is as this program made it."""
+    said = bytes(image.header["descrip"].item())
+    return said.startswith(SIGNATURE) and said == signature(image)
+
+
 def is_ours(path: str | Path) -> bool:
     """Whether a file is a mask or a probability map as this program wrote it."""
     try:
-        image = nib.load(path)
-        return bytes(image.header["descrip"].item()) == signature(image)
+        return has_signature(nib.load(path))
     except (*BAD_CONTENT, KeyError, EOFError, zlib.error):
         return False
