@@ -56,10 +56,7 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
         name = row.get("case") or (base if seen[base] == 1 else f"{base}_{seen[base]}")
         groups = {c: row[c] for c in columns if c not in (*images, *RESERVED)}
         for column in (*images, "mask"):
-            if "\\" in row[column] and not (folder / row[column]).exists():  # written on Windows
-                row[column] = row[column].replace("\\", "/")
-            if row[column][:1] in "~$" and not (folder / row[column]).exists():
-                row[column] = os.path.expanduser(os.path.expandvars(row[column]))
+            row[column] = _here(row[column], folder)
         files = tuple(str(folder / row[c]) for c in images)
         if any(ghost_in(f, folder) for f in (*files, str(folder / row["mask"]))):
             listing.left_out.append((where, "left behind by a system or an editor, no scan"))
@@ -74,3 +71,12 @@ def find_table(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
             Case(name, row["subject"], files, str(folder / row["mask"]), row.get("session", ""), groups)
         )
     return listing
+
+
+def _here(given: str, folder: Path) -> str:
+    """A path of a table as this machine has it: written on Windows, or from the home folder or a variable on."""
+    if "\\" in given and not (folder / given).exists():
+        given = given.replace("\\", "/")
+    if given.startswith(("~", "$")) and not (folder / given).exists():
+        given = os.path.expanduser(os.path.expandvars(given))
+    return given
