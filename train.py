@@ -188,6 +188,7 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     """
     from meshnet.training import loop
     from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
+    from meshnet.training.resume import check_kept
 
     live = Live(run.accelerator.is_main_process)
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
@@ -200,6 +201,8 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
         live.say(f"{run.folder}: already {end}, after epoch {run.progress.epoch}; nothing to train")
     elif resumed:
         live.say(f"{run.folder}: continuing after epoch {run.progress.epoch}, step {run.progress.step}")
+    if resumed and not over and run.accelerator.is_main_process:
+        check_kept(run.folder, run.progress.best_epoch)
     try:
         with run.leave.listening(run.accelerator):
             loop.fit(run, stop_epoch, live)

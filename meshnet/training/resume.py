@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from meshnet.errors import Surroundings
+from meshnet.errors import Surroundings, UserError
 from meshnet.files import whole_file
+from meshnet.networks.card import WEIGHTS, read_card
 from meshnet.training.agree import by_main
 
 
@@ -58,6 +59,20 @@ def read_state(path: Path, source: Path | io.BytesIO) -> dict:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise Surroundings(f"{path}: cannot be read ({type(error).__name__}); delete it to continue from the "
                         "previous one, or use another --run_dir") from None
+
+
+def check_kept(folder: Path, best_epoch: int) -> None:
+    """Whether the weights of the best epoch so far (0 or below: there is none) lie beside their card.
+
+    Raises:
+        UserError: where one is not there: training on would write it again only after a still better epoch.
+    """
+    if best_epoch < 1:
+        return
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder / WEIGHTS}: not there, expected the weights of epoch {best_epoch}, the best so "
+                        "far; bring the file back, or begin anew with --no-resume or another --run_dir")
+    read_card(folder)
 
 
 def random_state(device: torch.device | None = None) -> dict:

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 import torch
+from small import CARD, network
 
 from meshnet.errors import Surroundings, UserError
+from meshnet.networks.card import Card
+from meshnet.networks.folder import save_model
 from meshnet.training import agree, resume
 
 
@@ -164,3 +167,14 @@ def test_what_ends_the_main_process_ends_the_others(told):
     for process in (Process(True), Process(False)):
         with pytest.raises(UserError, match="taken"):
             agree.by_main(process, fail if process.is_main_process else None)
+
+
+def test_the_best_weights_and_their_card_are_there_before_training_goes_on(tmp_path):
+    resume.check_kept(tmp_path, -1)  # none yet
+    with pytest.raises(UserError, match=r"model\.safetensors: not there, expected the weights of epoch 2, the best so"):
+        resume.check_kept(tmp_path, 2)
+    save_model(tmp_path, network(), Card(**CARD))
+    resume.check_kept(tmp_path, 2)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        resume.check_kept(tmp_path, 2)
