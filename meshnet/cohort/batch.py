@@ -198,7 +198,7 @@ def write_bids_table(out: Path, root: Path, failures: list[dict]) -> list[dict]:
     """``lesions.tsv`` of a derivative data set, and the models that made its masks; the rows."""
     rows = bids.rows_of(out, failures)
     bids.write_table(out, rows)
-    bids.describe(out, root, [])
+    bids.describe(out, root, None)
     print(f"{out / 'lesions.tsv'}: {len(rows)} scans, {len(failures)} failed", file=sys.stderr)
     return rows
 

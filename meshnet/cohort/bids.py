@@ -16,6 +16,7 @@ from meshnet.data.sources.kinds import Sidecars
 from meshnet.data.sources.participants import read_participants
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
+from meshnet.runs.place import place
 from meshnet.runs.shares import key_of
 
 BIDS_VERSION = "1.10.0"
@@ -162,11 +163,13 @@ def plan(cases: Sequence[BidsCase], root: Path, out: Path, desc: str | None = No
         raise UserError(f"{both[1]}: its mask would have the name of that of {both[0]}; segment them in two commands "
                         "with different -o or --desc")
     planned = []
-    for case in cases:
+    own = range(len(cases))[place().part(len(cases))]  # each process asks for the files of its own part
+    for number, case in enumerate(cases):
         folder = out / case.folder()
         mask = folder / f"{case.name(desc=desc)}.nii.gz"
         sidecar = folder / f"{case.name(desc=desc)}.json"
-        check_source(sidecar, uris(case, root))
+        if number in own:
+            check_source(sidecar, uris(case, root))
         figures = out / f"sub-{case.entities['sub']}" / "figures" / f"{case.name(desc=desc)}.png"
         planned.append({"scans": list(case.scans), "mask": mask, "sidecar": sidecar, "picture": figures, "bids": case,
                         "source": case.scans[0].relative_to(root).as_posix(),
@@ -190,9 +193,10 @@ def check_source(sidecar: Path, sources: list[str]) -> None:
                         "another -o, or a --desc that tells the two apart")
 
 
-def describe(out: Path, root: Path, models: Sequence[dict]) -> None:
-    """``dataset_description.json`` with ``models`` and those that made the masks in ``out``; nothing is written where
-    it says that already. One that another program wrote is left as it is, and that is said.
+def describe(out: Path, root: Path, models: Sequence[dict] | None) -> None:
+    """``dataset_description.json`` with ``models`` beside those that it names; None: with those that made the masks in
+    ``out`` and no others. Nothing is written where it says that already. One that another program wrote is left as it
+    is, and that is said.
     """
     path = out / DESCRIPTION
     said = read_json(path)
@@ -200,8 +204,12 @@ def describe(out: Path, root: Path, models: Sequence[dict]) -> None:
     if path.is_file() and (not isinstance(by, dict) or by.get("Name") != "MeshNet"):
         print(f"note: {path}: was not written by this program, and is left as it is", file=sys.stderr)
         return
-    wanted = unique([*models, *(model for _, sidecar in sidecars(out) for model in sidecar.get("Models", []))])
-    if by.get("Version") != __version__ or unique(by.get("Models", [])) != wanted:
+    listed = unique(by.get("Models", []))
+    if models is None:
+        wanted = unique([model for _, sidecar in sidecars(out) for model in sidecar.get("Models", [])])
+    else:
+        wanted = unique([*models, *listed])
+    if by.get("Version") != __version__ or listed != wanted:
         write_description(out, root, wanted)
 
 

@@ -28,6 +28,10 @@ class Place:
         """Whether other processes do the same list, or have begun it."""
         return self.count > 1 or bool(self.lines)
 
+    def part(self, number: int) -> slice:
+        """This process's part of a list of ``number`` items."""
+        return slice(number * self.index // self.count, number * (self.index + 1) // self.count)
+
     def tell(self, **what) -> None:
         """Add a line for the driver of a launcher's jobs."""
         if self.lines:

@@ -155,8 +155,8 @@ class Share:
 
     def __init__(self, names: Sequence[str], where: Place, claims: Claims | None, is_done: Callable[[str], bool],
                  recorded: Callable[[], set[str]] = set):
-        begin, end = (len(names) * at // where.count for at in (where.index, where.index + 1))
-        self.names, self.others = list(names[begin:end]), [*names[end:], *names[:begin]]
+        own = where.part(len(names))
+        self.names, self.others = list(names[own]), [*names[own.stop:], *names[:own.start]]
         self.where, self.claims, self.is_done, self.recorded = where, claims, is_done, recorded
         self.left: list[str] = []  # taken by others when they were looked at
         self.position = 0

@@ -82,6 +82,32 @@ def test_a_valid_derivative_that_prepare_reads_back(model, tmp_path):
     assert not validate(out)
 
 
+@pytest.mark.slow
+def test_a_data_set_prepared_of_a_derivative_holds_its_masks_to_the_voxel(model, tmp_path):
+    """The whole way back: infer.py, prepare.py, and every prepared mask is the written one on the model's grid."""
+    from meshnet.data.reader import PreparedData
+    from meshnet.scans.grid import Grid, conform_mask
+
+    root = tree(tmp_path / "ds")
+    infer(root, "--format", "bids", "--suffix", "T2w", "--model", model)
+    out = root / "derivatives" / "meshnet"
+    run_script_file("prepare.py", root, "--format", "bids", "--suffix", "T2w", "--mask_pattern",
+                    "derivatives/meshnet/*", "--out", tmp_path / "data", "--voxel_mm", 4, "--outer", 1, "--inner", 1,
+                    "--workers", 1, "--group")
+    data = PreparedData(tmp_path / "data")
+    table = [line.split("\t") for line in (out / "lesions.tsv").read_text().splitlines()][1:]
+    assert len(data) == len(table) == 5
+    rows = {Path(row["image_paths"][0]).name: i for i, row in enumerate(data.rows)}
+    assert len(rows) == 5
+    for line in table:
+        scan = nib.load(root / line[2])
+        expected = conform_mask(nib.load(out / line[3]), Grid(4.0), reference=scan)
+        number = rows[Path(line[2]).name]
+        assert np.array_equal(data.read(number, "mask_native"), np.asarray(nib.load(out / line[3]).dataobj))
+        assert np.array_equal(data.read(number, "mask"), np.asarray(expected.dataobj))
+        assert data.rows[number]["lesion_ml"] == pytest.approx(float(line[4]), abs=1e-3) and float(line[4]) > 0
+
+
 def test_only_what_is_left_is_done_and_one_scan_does_not_stop_the_others(model, tmp_path):
     root = tree(tmp_path / "ds")
     (root / "sub-02/anat/sub-02_T2w.nii.gz").write_bytes(b"no scan")
@@ -257,7 +283,7 @@ def test_masks_of_another_model_are_listed_with_it_in_the_description(model, tmp
             touch(out, case["mask"].relative_to(out).as_posix())
             bids.write_sidecars(case, root, [model], result, {})
         assert model in listed()
-        bids.describe(out, root, [])
+        bids.describe(out, root, None)
         assert listed() == expected
     before = (out / bids.DESCRIPTION).stat().st_mtime_ns
     bids.describe(out, root, [two])
