@@ -21,7 +21,8 @@ from meshnet.kernels.build import SOURCE
 
 MODULE, RECORD = SOURCE.with_name("engine.wasm"), SOURCE.with_name("engine.json")
 THREADED = SOURCE.with_name("engine-threads.wasm")
-EXPORTS = ("meshnet_run", "meshnet_bytes", "meshnet_classes", "meshnet_statistics", "meshnet_norm", "malloc", "free")
+EXPORTS = ("meshnet_run", "meshnet_bytes", "meshnet_classes", "meshnet_statistics", "meshnet_norm",
+           "meshnet_allocate", "meshnet_free", "malloc", "free")
 # Fixed 128-bit SIMD: in all browsers since 2023. Relaxed SIMD would let results depend on the CPU.
 FLAGS = ("-target", "wasm32-wasi", "-O3", "-std=c++17", "-msimd128", "-mbulk-memory", "-fignore-exceptions",
          "-fno-rtti", "-fno-sanitize=all", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",

@@ -36,7 +36,8 @@ warning. Look at every mask."""
 
 def front_matter(**fields) -> str:
     """The YAML block at the top of a README, which the Hub reads."""
-    return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---\n"
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in fields.items()]
+    return "---\n" + "".join(lines) + "---\n"
 
 
 def summarise_cases(path: Path) -> list[tuple[str, str]]:

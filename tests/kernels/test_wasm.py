@@ -63,7 +63,7 @@ def test_every_norm_and_activation(page, tmp_path, norm, activation, inputs, gro
     volume = made_up(inputs, (31, 40, 37))
     found, answer = page.network(tmp_path, volume)
     assert np.abs(found - predict(network.eval(), volume)).max() < 1e-4
-    assert answer["plan"] > volume.nbytes
+    assert volume.nbytes < answer["plan"] < answer["bytes"] < answer["plan"] + 22e6  # of which the module takes 17
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 2), (5, 1, 33)])
@@ -85,7 +85,7 @@ def test_the_published_network_gives_the_reference_labels(page, published, share
     found, answer = page.network(published, volume[None], whole=whole)
     print(answer)
     assert np.count_nonzero(found.argmax(0) != reference) == 0
-    assert answer["bytes"] < 0.5e9
+    assert answer["bytes"] < 1.1 * answer["plan"] < 0.6e9
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_the_largest_network_fits(page, tmp_path, shared_data):
     found, answer = page.network(tmp_path, scan[None] / 255)
     print(answer)
     assert found.shape == (2, 256, 256, 256) and np.isfinite(found).all()
-    assert answer["bytes"] < 2e9 and abs(answer["bytes"] - answer["plan"]) < 0.15 * answer["plan"]
+    assert answer["bytes"] < 1.1 * answer["plan"] and answer["bytes"] < 2.1e9  # 2 GB, and what the module itself takes
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

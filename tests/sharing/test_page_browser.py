@@ -150,7 +150,7 @@ def test_dicom_files_are_segmented_where_they_lie(browser, place, tmp_path):
 def test_without_webgl_and_with_too_little_memory(browser, place, tmp_path):
     """The page draws on a 2-D canvas, so WebGL is no matter; a lack of memory is a line, and the page goes on."""
     folder, address, _ = place
-    hungry = "WORKER_SOURCE.replace('this.kernels.malloc(bytes) >>> 0', '0')"
+    hungry = "WORKER_SOURCE.replace('if (!at) throw', 'throw')"
     found, shown = browser(
         address, ["files", str(folder / "scan.nii")],
         ["evaluate", "(() => { const c = document.getElementById('canvas'), d = c.getContext('2d').getImageData(0, 0, "

@@ -1,7 +1,9 @@
 // The planes that a layer keeps for the next one, and the memory they lie in.
 #pragma once
 
-#if !defined(__wasm__)
+#if defined(__wasm__)
+#include "pages.h"
+#else
 #include <sys/mman.h>
 #endif
 
@@ -46,11 +48,11 @@ struct Buffer {
     Buffer(const Buffer&) = delete;
     Buffer(Buffer&& other) noexcept : data(std::exchange(other.data, nullptr)), bytes(other.bytes) {}
     Buffer& operator=(const Buffer&) = delete;
-#if defined(__wasm__)  // there malloc alone asks the system
-    ~Buffer() { std::free(data); }
+#if defined(__wasm__)
+    ~Buffer() { if (data) page_runs.free(data); }
     void allocate(size_t floats) {
         bytes = std::max<size_t>(1, floats) * sizeof(float);
-        data = static_cast<float*>(std::calloc(bytes, 1));
+        data = static_cast<float*>(page_runs.allocate(bytes));
         if (!data) __builtin_trap();  // no exceptions there
     }
 #else
@@ -67,7 +69,7 @@ struct Buffer {
 // Whether the system gives memory in pages so large that what is never written becomes memory with its neighbours.
 static bool huge_pages() {
 #if defined(__wasm__)
-    return false;
+    return true;  // there memory counts from the moment it is asked for
 #else
     static const bool always = [] {
         char text[64] = {};

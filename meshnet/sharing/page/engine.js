@@ -4,6 +4,7 @@
 const ACTIVATIONS = { none: 0, relu: 1, elu: 2, gelu: 3 };
 const OUTPUTS = { features: 0, logits: 1, probabilities: 2, labels: 3 };
 const EPSILON = 1e-5;  // of batch, instance and group norm
+const WHOLE_PAGES = 1 << 18;  // bytes from which an array has pages of its own (cpu/pages.h)
 const MOST_MEMORY = 2e9;  // bytes of WebAssembly memory
 
 class Engine {
@@ -29,9 +30,9 @@ class Engine {
   }
 
   allocate(bytes) {
-    const at = this.kernels.malloc(bytes) >>> 0;
+    const pages = bytes >= WHOLE_PAGES, at = (pages ? this.kernels.meshnet_allocate(bytes) : this.kernels.malloc(bytes)) >>> 0;
     if (!at) throw new RangeError("out of memory");
-    this.kept.push(at);
+    this.kept.push({ at, pages });
     return at;
   }
 
@@ -46,7 +47,7 @@ class Engine {
   }
 
   free(from = 0) {
-    for (const at of this.kept.splice(from)) this.kernels.free(at);
+    for (const { at, pages } of this.kept.splice(from)) (pages ? this.kernels.meshnet_free(at) : this.kernels.free(at));
   }
 
   // The request of kernels.cpp for a column of 3x3x3 layers: 19 fields of four bytes in the order of `struct Request`.

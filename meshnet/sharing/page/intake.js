@@ -24,7 +24,8 @@ async function take(files) {
   const where = (file) => file.below || file.webkitRelativePath || file.name, scans = [], dicom = [];
   const folder = files.some((file) => file.inFolder || file.webkitRelativePath);
   files = files.filter((file) => !/(^|\/)(\.|__MACOSX)/.test(where(file)));  // what systems leave behind
-  for (const file of files.sort((a, b) => (where(a) < where(b) ? -1 : 1))) {
+  if (folder) files.sort((a, b) => (where(a) < where(b) ? -1 : 1));
+  for (const file of files) {
     if (/\.nii(\.gz)?$/i.test(file.name)) scans.push(file);
     else if (await isImage(file)) dicom.push(file);
     else if (!folder) scans.push(file);  // which is refused in a line
@@ -32,7 +33,7 @@ async function take(files) {
   if (folder && !scans.length && !dicom.length) complain(say("noScan", where(files[0] || { name: "folder" }).split("/")[0]));
   if (dicom.length) {
     sorting(`DICOM, ${dicom.length} files`);
-    state.worker.postMessage({ what: "sort", files: dicom });
+    state.worker.postMessage({ what: "sort", files: dicom.sort((a, b) => (where(a) < where(b) ? -1 : 1)) });
   }
   if (!scans.length) return;
   const { channels } = card;
