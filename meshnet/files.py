@@ -97,6 +97,20 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` that goes into linked folders as well, as data sets on several disks have them. A link to a folder of
+    ``root`` itself, or back to one that it lies in, is not followed."""
+    top, followed = os.path.join(os.path.realpath(root), ""), set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        for link in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
+            target = os.path.join(os.path.realpath(os.path.join(folder, link)), "")
+            if target in followed or target.startswith(top) or os.path.join(os.path.realpath(folder), "").startswith(
+                    target) or top.startswith(target):
+                folders.remove(link)
+            followed.add(target)
+        yield folder, folders, names
+
+
 def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
     """Write ``text`` (UTF-8) to ``path``, whole or not at all; ``errors`` as of ``open``, for foreign file names."""
     with whole_file(path) as temporary:

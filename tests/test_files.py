@@ -62,3 +62,15 @@ def test_a_lock_has_one_holder_until_it_is_let_go(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode != 0 and "UserError: taken" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+def test_linked_folders_are_looked_into_and_loops_are_not(tmp_path):
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "disk/b").mkdir(parents=True)
+    (tmp_path / "set/a/1").touch()
+    (tmp_path / "disk/b/2").touch()
+    for link, target in (("set/b", "disk"), ("set/again", "disk"), ("set/a/top", "set"), ("set/a/root", ""),
+                         ("set/inside", "set/a"), ("disk/b/up", "disk")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = sorted(os.path.join(folder, name) for folder, _, names in files.walk(tmp_path / "set") for name in names)
+    assert len(found) == 2 and found[0].endswith("set/a/1") and found[1].endswith("/b/2")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshnet.errors import UserError
+from meshnet.files import walk
 
 WRITTEN = (".nii", ".nii.gz")
 UNWRITTEN = (".mgz", ".mgh", ".nrrd", ".nhdr", ".img", ".hdr", ".mha", ".mhd", ".mnc", ".dcm", ".gz", ".zip", ".png",
@@ -66,14 +67,20 @@ def scans_in(folder: Path) -> list[Path]:
     Raises:
         UserError: where there is none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(WRITTEN) and p.is_file()
-                   and not stem(p).endswith(MASKS)
-                   and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    foreign = [p for p in found if FOREIGN.search(stem(p))]
+    from meshnet.scans.ours import is_ours
+
+    below = sorted(Path(here, name) for here, _, names in walk(folder) for name in names
+                   if name.lower().endswith(WRITTEN))
+    below = [p for p in below if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    masks = {p for p in below if stem(p).endswith(MASKS)}
+    scans = {(p.parent, stem(p)) for p in below if p not in masks}
+    others = {p for p in masks if not any((p.parent, stem(p).removesuffix(end)) in scans for end in MASKS)}
+    foreign = [p for p in below if FOREIGN.search(stem(p)) or (p in others and not is_ours(p))]
+    masks.update(foreign)
+    found = [p for p in below if p not in masks]
     if foreign:
         print(f"note: {folder}: passed over as masks by their names: {listed(foreign)}; give a file by itself to "
               "segment it", file=sys.stderr)
-        found = [p for p in found if p not in foreign]
     if not found:
         raise UserError(f"{folder}: found no .nii or .nii.gz file in this folder and those below it, expected "
                         "scans")
@@ -93,6 +100,8 @@ def channel_files(name: str) -> dict[str, Path]:
     found = [NAMED.fullmatch(part) for part in name.split(",")]
     if os.path.exists(name) or not all(found):
         return {}
+    if twice := [key for key, times in Counter(match[1] for match in found).items() if times > 1]:
+        raise UserError(f"{name}: names {twice[0]} twice, expected each channel once; leave one of them out")
     return {match[1]: Path(match[2]) for match in found}
 
 

@@ -1,7 +1,6 @@
 """DICOM files sorted into series, and the series that a model wants among them."""
 
 import fnmatch
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import numpy as np
 
 from meshnet.data.sources.ghosts import is_ghost
 from meshnet.errors import UserError
-from meshnet.files import hash_of
+from meshnet.files import hash_of, walk
 
 PREAMBLE = 128  # bytes before the letters DICM
 TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality", "SeriesNumber",
@@ -105,7 +104,7 @@ def is_dicom(path: Path) -> bool:
 
 def files_below(root: Path) -> Iterable[Path]:
     """The files below a folder in a fixed order, but for what systems leave behind."""
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in walk(root):
         folders[:] = sorted(name for name in folders if not is_ghost(name))
         yield from (Path(folder) / name for name in sorted(names) if not is_ghost(name))
 

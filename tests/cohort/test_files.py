@@ -92,3 +92,18 @@ def test_infer_says_which_file_is_which_channel(tmp_path):
     mask = np.asarray(nib.load(tmp_path / "a_lesion.nii.gz").dataobj)
     bright = np.asarray(nib.load(tmp_path / "a_T2w.nii.gz").dataobj) == 1000  # the network's first channel
     assert 2 * (mask * bright).sum() / (mask.sum() + bright.sum()) > 0.75
+
+
+def test_scans_whose_names_end_as_masks_do_are_said(tmp_path, capsys):
+    """``x_lesion`` beside ``x`` is a mask of x; alone it may be a scan that somebody called so."""
+    made(tmp_path, "x.nii.gz", "x_lesion.nii.gz", "pat1_lesion.nii.gz")
+    (tmp_path.parent / "elsewhere").mkdir()
+    made(tmp_path.parent / "elsewhere", "z.nii")
+    (tmp_path / "far").symlink_to(tmp_path.parent / "elsewhere")
+    assert found(tmp_path, channels=["T2w"]) == [[f"{tmp_path}/far/z.nii"], [f"{tmp_path}/x.nii.gz"]]
+    assert "passed over as masks by their names: pat1_lesion.nii.gz; give a file by itself" in capsys.readouterr().err
+
+
+def test_a_channel_named_twice_in_one_case_is_refused():
+    with pytest.raises(UserError, match="FLAIR=a,FLAIR=b: names FLAIR twice, expected each channel once"):
+        found("FLAIR=a,FLAIR=b")

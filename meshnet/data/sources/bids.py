@@ -13,6 +13,7 @@ from meshnet.data.sources.kinds import Kind, Sidecars, kind_of
 from meshnet.data.sources.participants import read_participants
 from meshnet.display import count
 from meshnet.errors import UserError
+from meshnet.files import walk as files_below
 
 # Entities that say what a derived file is, not which scan it belongs to.
 OF_THE_MASK = frozenset({"desc", "label", "res", "den", "atlas", "seg", "hemi"})
@@ -178,7 +179,7 @@ def _derived(mask: BidsFile) -> tuple[str, ...]:
 def walk(root: str, sidecars: Sidecars) -> list[BidsFile]:
     """Every NIfTI file called ``sub-…`` below ``root``; not what systems and editors left behind."""
     files = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in files_below(root):
         folders[:] = sorted(f for f in folders if not is_ghost(f))
         names = sorted(n for n in names if not is_ghost(n))
         sidecars.add(folder, names)
