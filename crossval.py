@@ -30,6 +30,7 @@ from meshnet.data.schema import SPLITS
 from meshnet.display import Live, say_next, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.files import lock
+from meshnet.flags import show_first
 from meshnet.runs.folder import LOCK
 from meshnet.runs.launch import LAUNCHERS
 
@@ -69,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
                    "a heartbeat (default 3600; 0: never)")
     p.add_argument("--score_ensemble", nargs=2, metavar=("NAME", "FOLD"), help="score one ensemble; started by "
                    "--ensemble")
+    show_first(p, "--out --data --recipes --restarts --ensemble --report --reference --workers --launcher")
     return p
 
 

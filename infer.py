@@ -16,6 +16,7 @@ from meshnet.cohort import call
 from meshnet.cohort.files import find_scans, named_channels, plan_masks
 from meshnet.config import parse_size
 from meshnet.errors import OneLineParser, UserError, run_script
+from meshnet.flags import show_first
 from meshnet.runs import shards
 from meshnet.runs.folder import AVERAGED
 
@@ -51,6 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
                         help="memory limit of the process while a MeshNet computes, such as 2GB")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the fastest available)")
     parser.add_argument("--threads", type=int, help="number of CPU threads")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the scans of a "
+                        "folder on this machine, as --launcher local --jobs N; needs -o (default 1)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each scan instead of text")
     parser.add_argument("--picture", action=argparse.BooleanOptionalAction, default=None,
                         help="draw the mask on three planes as NAME_lesion.png (default: yes, but for BIDS data sets)")
@@ -59,6 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list_models", action="store_true", help="list the models available by name and exit")
     call.add_flags(parser)
     shards.add_flags(parser)
+    show_first(parser, "-o --model --threshold --probability --json --picture --overwrite --list_models --format "
+               "--report --workers")
     return parser
 
 
@@ -78,6 +83,12 @@ def main() -> int | None:
         raise UserError(f"--min_lesion_mm3: found {arguments.min_lesion_mm3:g}, expected 0 or more")
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
         raise UserError(f"--threads: found {arguments.threads}, expected 1 to {MOST_THREADS}")
+    if arguments.workers < 1:
+        raise UserError(f"--workers: found {arguments.workers}, expected 1 or more")
+    if arguments.workers > 1:
+        if arguments.launcher:
+            raise UserError("--workers: found beside --launcher, expected only one of them; --jobs says how many")
+        arguments.launcher, arguments.jobs = "local", arguments.workers
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
     call.as_bids_app(arguments)
@@ -151,9 +162,11 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
 
 
 def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
-    """One line on standard error before the first scan is segmented."""
+    """One line on standard error before the first scan is segmented, from one of several processes."""
     from meshnet.cohort.lines import header
 
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(printable(header(arguments.model, [model.card for model in models], arguments.threshold,
                            arguments.min_lesion_mm3)), file=sys.stderr, flush=True)
 
@@ -229,7 +242,7 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
     import nibabel as nib
     import numpy as np
 
-    from meshnet.cohort.lines import class_volumes, trust
+    from meshnet.cohort.lines import class_names, class_volumes, trust
     from meshnet.errors import decoration
     from meshnet.files import whole_file
     from meshnet.inference.scan import segment_case, timed
@@ -257,9 +270,17 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
         picture = planned["picture"]
         with timed(parts, "picture"), decoration(f"{picture}: not drawn", "the mask is written"):
             draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), picture, affine=like.affine,
-                         caption="; ".join(case.remarks)[:MOST_CAPTION])
+                         caption=picture_caption(result, arguments), names=class_names(models[0].card))
             result["picture"] = str(picture)
     return result, class_volumes(models[0].card, np.asanyarray(found.mask.dataobj), voxel_volume_mm3(like.affine))
+
+
+def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
+    """The line under a picture: the scan, its volume, the model, and what is doubtful."""
+    from meshnet.cohort.lines import called
+
+    words = [Path(result["scan"][0]).name, f"{result['volume_ml']:.2f} mL", called(arguments.model)]
+    return printable("; ".join([", ".join(words), *result["warnings"]])[:MOST_CAPTION])
 
 
 def report(result: dict, volumes: dict[str, float], as_json: bool, told: set) -> None:

@@ -1,7 +1,7 @@
 """Raw scans → a prepared dataset: find scan and mask pairs, conform them in parallel, divide the subjects into folds.
 
     python prepare.py ~/ds004884 --format bids --suffix T2w --exclude acq=tse3 --out data/arc
-    python prepare.py --format synthetic --cases 12 --voxel_mm 4 --out data/tiny
+    python prepare.py --format synthetic --cases 24 --voxel_mm 8 --averaged --out data/tiny
 
 The same command again continues where it stopped and prepares only what changed. Exit code 0: all cases are prepared;
 1: some failed, which are listed with their reasons, and the others are ready; 2: nothing was prepared, or a wrong flag.
@@ -16,6 +16,7 @@ from meshnet.config import SCALINGS
 from meshnet.data.sources.case import FORMATS, Filters
 from meshnet.display import command, count, say_next
 from meshnet.errors import OneLineParser, UserError, decoration, run_script
+from meshnet.flags import show_first
 from meshnet.runs import shards
 
 # What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
@@ -75,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
                    help="write cases.html, a page with every case and its mask to look at")
     p.add_argument("--workers", type=int, help="processes (default: CPU cores, fewer where memory is short)")
     shards.add_flags(p)
+    show_first(p, "--format --out --list --suffix --exclude --labels --like --voxel_mm --outer --inner --cases")
     return p
 
 
@@ -97,7 +99,7 @@ def add_corrections(p: argparse.ArgumentParser) -> None:
 def add_synthetic(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("synthetic")
     g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
-    g.add_argument("--synthetic_seed", type=int, default=0, help="another number gives other cases (default 0)")
+    g.add_argument("--synthetic_seed", type=int, default=0, help="another gives other cases (default 0)")
     g.add_argument("--synthetic_preset", default="demo", metavar="NAME",
                    help="how much they vary: demo, train, bright, bright_fluid or every")
     g.add_argument("--anatomy", metavar="FOLDER", help="whole-head label maps to make heads from: FreeSurfer's labels, "
@@ -203,24 +205,22 @@ def recipe_for(prepared: dict) -> str:
 
 def fill_in(arguments: argparse.Namespace) -> None:
     """Set what no flag says: the format by the file's name, and what the model will see as --like has it."""
-    if arguments.format is None and (arguments.path or "").lower().endswith((".csv", ".tsv")):
-        arguments.format = "table"
-    if arguments.format is None:
+    tables = (arguments.path or "").lower().endswith((".csv", ".tsv"))
+    if not (arguments.format or tables):
         raise UserError(f"--format: missing, expected one of {', '.join(FORMATS)}")
-    known = dict(SEEN)
-    if arguments.like:
-        known |= seen_by(arguments.like)
-        if arguments.voxel_mm not in (None, known["voxel_mm"]):
-            known["shape"] = None  # it is one of the model's voxels
-        if arguments.scaling or arguments.window:
-            known["scaling"] = known["window"] = None
+    arguments.format = arguments.format or "table"
+    known = SEEN | (seen_by(arguments.like) if arguments.like else {})
+    if arguments.voxel_mm not in (None, known["voxel_mm"]):
+        known["shape"] = None  # it is one of the model's voxels
+    if arguments.scaling or arguments.window:
+        known["scaling"] = known["window"] = None
     for name, value in known.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
 
 
 def seen_by(model: str) -> dict:
-    """How the ``model`` sees a scan, by the names of the flags that say so."""
+    """How a model sees scans, by the names of the flags."""
     from meshnet.networks.card import read_card
     from meshnet.networks.folder import find_folder
     from meshnet.sharing.published import find

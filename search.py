@@ -16,6 +16,7 @@ from meshnet.config import SCORES, Config
 from meshnet.data.schema import SPLITS
 from meshnet.display import command, say_next
 from meshnet.errors import UserError, run_script
+from meshnet.flags import show_first
 from meshnet.recipe import as_begun, dump_config, load_search, parse
 from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
@@ -81,6 +82,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="how often a run that is killed or falls silent is retried")
     parser.add_argument("--silent_after", type=float, default=600,
                         help="kill a run after this many seconds without a heartbeat (0: never)")
+    show_first(parser, "--study --status --data --recipe --max_trials --rungs --workers --confirm --launcher --seed "
+               "--override")
 
 
 def main() -> int | None:

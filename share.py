@@ -63,7 +63,7 @@ def add_web(commands) -> None:
 def add_import(commands) -> None:
     """The flags of ``share.py import``."""
     take = commands.add_parser("import", help="turn a foreign MeshNet into a model folder")
-    take.add_argument("source", type=Path, help="brainchop's model.json, or a .pth file")
+    take.add_argument("source", type=Path, help="brainchop's model.json, a .pth file, or a file of share.py onnx")
     take.add_argument("out", type=Path, help="model folder to write")
     take.add_argument("--layout", type=Path, help=".pth: brainchop's architecture file (default: model.json beside it)")
     take.add_argument("--dilations", help=".pth: dilation of each block, such as 1,2,4,8,16,8,4,2,1")

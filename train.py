@@ -13,6 +13,7 @@ from meshnet.config import Config, identity
 from meshnet.data.schema import SPLITS
 from meshnet.display import Live, command, count, say_next
 from meshnet.errors import Diverged, OneLineParser, UserError, run_script, surrounding
+from meshnet.flags import show_first
 from meshnet.machine import cpu_wanted
 from meshnet.recipe import as_begun, dump_config, flatten, list_recipes, parse, read_mapping
 from meshnet.runs.folder import CONFIG_YAML
@@ -36,6 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="only measure where the time and memory of a step go")
     parser.add_argument("--test", action="store_true", help="score a finished run on its test fold: test_cases.csv")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the finished run to the Hub")
+    show_first(parser, "--data --recipe --run_dir --fold --seed --init --test --list_recipes --dry_run --override "
+               "--training.max_epochs --training.batch_size --optimizer.lr --model.name --model.channels")
 
 
 def main() -> int | None:

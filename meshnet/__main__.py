@@ -17,7 +17,8 @@ VERBS = {
     "share": ("share.py", "models and data sets: Hugging Face Hub, ONNX, brainchop"),
 }
 USAGE = "usage: meshnet VERB ...\n\n" + "".join(f"  {verb:<10} {what}\n" for verb, (_, what) in VERBS.items()) + """
-meshnet VERB --help lists the flags of a verb. Research software, not for diagnosis."""
+meshnet VERB --help lists the flags of a verb; meshnet completion bash prints a script that completes them in the shell.
+Research software, not for diagnosis."""
 
 
 def main() -> int:
@@ -29,6 +30,12 @@ def main() -> int:
     if given == "--version":
         print(f"meshnet {__version__}")
         return 0
+    if given == "completion":
+        from meshnet.completion import script_for
+        from meshnet.errors import run_script
+
+        shell = sys.argv[2] if len(sys.argv) > 2 else ""
+        run_script(lambda: print(script_for(shell, VERBS), end=""))
     if given not in VERBS:
         from difflib import get_close_matches
 

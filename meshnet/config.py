@@ -151,7 +151,7 @@ class TrainingConfig:
     warmup_epochs: int = knob(0, low=0)  # epochs of linear warm-up before the schedule begins
     early_stopping: bool = knob(False)  # stop when scheduler.monitor no longer improves
     early_stopping_patience: int = knob(20, low=1)  # early_stopping: epochs to wait
-    score_at: str | None = knob(None, choices=("best", "half"))  # threshold of the validation Dice that chooses the weights to keep: best: the one with the highest mean Dice, which the model keeps (val_dice_swept); half: 0.5, as in the paper (val_dice); null: best, but half in a run that an earlier version began
+    score_at: str | None = knob(None, choices=("best", "half"))  # threshold of the validation Dice that chooses the weights to keep: best: the one with the highest mean Dice, which the model keeps (val_dice_swept); half: 0.5, as in the paper (val_dice); null: half
     validate_every: int = knob(1, low=1)  # epochs between validations; the last epoch is always validated
     precision: str | None = knob("auto", choices=("auto", "no", "fp16", "bf16"))  # auto (or null): bf16 or fp16 on a GPU, by what it is good at, or the one that accelerate launch says; float32 on CPUs. no: float32
     memory_budget: str | None = knob(None)  # e.g. 6GB: recompute as many layers in the backward pass as it takes to fit (MeshNet)
@@ -328,7 +328,7 @@ def derive_values(config: Config) -> None:
     if optimizer.lr is None:
         optimizer.lr = scheduler.max_lr if scheduler.max_lr is not None else 0.001
     scheduler.max_lr = None  # from here on optimizer.lr, and each param group's own, is the peak
-    training.precision, training.score_at = training.precision or "auto", training.score_at or "best"
+    training.precision, training.score_at = training.precision or "auto", training.score_at or "half"
     if scheduler.monitor is None:
         scheduler.monitor = "val_loss" if scheduler.mode == "min" else SCORES[training.score_at]
     scheduler.mode = scheduler.mode or direction(scheduler.monitor)

@@ -1,7 +1,5 @@
-"""How a script ends: a mistake, the surroundings or a signal is one line on stderr and an exit code; a fault of ours
-keeps its traceback.
+"""How a script ends: one line on stderr and an exit code; a fault of ours keeps its traceback.
 
-==== ==============================================================================================
 0    done
 2    the user can correct it: a wrong flag, file or data set
 3    train.py: the loss became NaN or infinite
@@ -9,7 +7,6 @@ keeps its traceback.
      crossval.py started the process, which then tries again later; a person reads the line, and the code is 2
 5    out of memory
 128+ a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
-==== ==============================================================================================
 """
 
 import argparse
@@ -26,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from meshnet.flags import add_version, meant
+from meshnet.flags import add_version, help_text, meant
 from meshnet.numbers import NUMBERS, read_number
 
 if TYPE_CHECKING:
@@ -345,6 +342,9 @@ class OneLineParser(argparse.ArgumentParser):
         for kind in NUMBERS:
             self.register("type", kind, functools.partial(read_number, kind=kind))
         add_version(self)
+
+    def format_help(self) -> str:
+        return help_text(self, super().format_help)
 
     def error(self, message: str):
         raise UserError(f"{message}{meant(self, message)}; see {self.prog} --help")

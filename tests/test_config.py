@@ -25,7 +25,7 @@ def test_monitor_and_mode_follow_each_other():
             setattr(config.scheduler, key, value)
         return resolve(config).scheduler
 
-    assert (plateau().monitor, plateau().mode) == ("val_dice_swept", "max")
+    assert (plateau().monitor, plateau().mode) == ("val_dice", "max")
     assert plateau(mode="min").monitor == "val_loss"
     assert plateau(monitor="val_loss").mode == "min"
 

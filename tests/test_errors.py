@@ -14,6 +14,7 @@ import pytest
 
 import meshnet
 from meshnet.errors import REQUIRED, TOKEN, WORD, Diverged, OneLineParser, UserError, run_script
+from meshnet.flags import show_first
 
 
 def ended(main) -> int:
@@ -257,3 +258,22 @@ def test_the_first_process_that_fails_leaves_its_word(monkeypatch, tmp_path):
     codes = [ended(raising(error)) for error in (KeyboardInterrupt(), Diverged("the loss\nis nan"), UserError("later"))]
     assert codes == [130, 3, 2]
     assert json.loads(path.read_text()) == {"code": 3, "line": "error: the loss is nan"}
+
+
+def test_help_begins_with_the_common_flags(capsys):
+    """In one line of usage; --help_all shows the others, with their groups."""
+    parser = OneLineParser("script.py")
+    parser.add_argument("scans", nargs="*", metavar="SCAN")
+    parser.add_argument("--often", help="o")
+    parser.add_argument_group("rarely used", "about them").add_argument("--seldom", help="s")
+    show_first(parser, "--often")
+    shown = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([flag])
+        shown[flag] = capsys.readouterr().out
+    assert shown["--help"].startswith("usage: script.py [SCAN ...] [flags]\n") and "--often" in shown["--help"]
+    assert "--seldom" not in shown["--help"] and "rarely used" not in shown["--help"] and "about" not in shown["--help"]
+    assert shown["--help"].endswith("2 more flags: script.py --help_all\n")  # --seldom and --version
+    assert "--seldom" in shown["--help_all"] and "about them" in shown["--help_all"]
+    assert parser.parse_args(["--seldom", "1"]).seldom == "1"

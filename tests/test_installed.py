@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from meshnet.__main__ import VERBS
+from meshnet.completion import script_for
+from meshnet.errors import UserError
 
 
 def run(*command, **options):
@@ -31,6 +33,18 @@ def test_every_verb_is_a_script(root):
 def test_what_the_command_says(root, given, code, words):
     found = run(sys.executable, "-m", "meshnet", *given, cwd=root)
     assert found.returncode == code and (found.stdout + found.stderr).startswith(words)
+
+
+def test_completion_offers_verbs_flags_and_recipes(root):
+    """The script as bash runs it; only one verb's help is made for it, the others take as long."""
+    text = script_for("bash", {"share": VERBS["share"], "train": VERBS["train"]})
+    ask = f"""{text}
+    t() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _meshnet; echo "${{COMPREPLY[@]}}"; }}
+    t meshnet tr; t meshnet share pu; t meshnet train --optimizer.weight; t meshnet train --recipe meshnet26_"""
+    found = run("bash", "-c", ask)
+    assert found.stdout.split("\n")[:4] == ["train", "push pull", "--optimizer.weight_decay", "meshnet26_tuned"]
+    with pytest.raises(UserError, match=r"found 'fish', expected one of bash, zsh"):
+        script_for("fish", VERBS)
 
 
 @pytest.mark.slow

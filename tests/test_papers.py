@@ -20,6 +20,7 @@ import nibabel as nib
 import pytest
 
 from meshnet.__main__ import VERBS
+from meshnet.completion import SHELLS
 from meshnet.config import Config
 from meshnet.recipe import load_search, parse
 
@@ -114,6 +115,8 @@ def check(words: list[str], monkeypatch) -> None:
         assert set(words) <= set(targets), f"the Makefile has no {words}"
     elif program == "pip":
         assert words == ["install", "."] or (words[:2] == ["install", "-r"] and (ROOT / words[2]).is_file())
+    elif program == "meshnet" and words[0] == "completion":
+        assert words[1] in SHELLS
     elif program == "meshnet":
         check_script(VERBS[words[0]][0], words[1:], monkeypatch)
     elif words[:2] == ["-m", "meshnet"]:

@@ -212,9 +212,9 @@ def test_the_direction_follows_the_metric_that_is_set_on_top(tmp_path, text, giv
 @pytest.mark.parametrize(("begun", "more", "expected"), [
     ([], ["--scheduler.monitor", "val_loss"], ("val_loss", "min", 0.001)),
     ([], ["--scheduler.mode", "min"], ("val_loss", "min", 0.001)),
-    ([], ["--scheduler.max_lr", "0.02"], ("val_dice_swept", "max", 0.02)),
-    (["--scheduler.max_lr", "0.5"], [], ("val_dice_swept", "max", 0.5)),
-    (["--scheduler.max_lr", "0.5"], ["--scheduler.max_lr", "0.02"], ("val_dice_swept", "max", 0.02)),
+    ([], ["--scheduler.max_lr", "0.02"], ("val_dice", "max", 0.02)),
+    (["--scheduler.max_lr", "0.5"], [], ("val_dice", "max", 0.5)),
+    (["--scheduler.max_lr", "0.5"], ["--scheduler.max_lr", "0.02"], ("val_dice", "max", 0.02)),
     (["--scheduler.monitor", "val_avd"], ["--scheduler.monitor", "val_dice"], ("val_dice", "max", 0.001)),
 ])
 def test_a_saved_configuration_says_what_was_set_and_no_more(tmp_path, begun, more, expected):
@@ -230,14 +230,14 @@ def test_a_saved_configuration_says_what_was_set_and_no_more(tmp_path, begun, mo
 
 def test_a_saved_configuration_tells_in_a_comment_what_followed():
     text = dump_config(flags("--scheduler.monitor", "val_loss")[1])
-    assert text.endswith("# follows from the rest: optimizer.lr: 0.001, scheduler.mode: min, training.score_at: best\n")
+    assert text.endswith("# follows from the rest: optimizer.lr: 0.001, scheduler.mode: min, training.score_at: half\n")
     found = yaml.safe_load(text)
     assert found["scheduler"]["monitor"] == "val_loss"
     assert found["scheduler"]["mode"] is None and found["optimizer"]["lr"] is None
 
 
 def test_help_answers_without_torch(root):
-    code = ("import sys, runpy; sys.argv = ['train.py', '--help']\n"
+    code = ("import sys, runpy; sys.argv = ['train.py', '--help_all']\n"
             "try: runpy.run_path('train.py', run_name='__main__')\nexcept SystemExit: pass\n"
             "assert 'torch' not in sys.modules and 'datasets' not in sys.modules")
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

@@ -18,8 +18,8 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
         cards: of the models, in the same order.
         threshold, min_lesion_mm3: the user's own, None for the models'.
     """
-    card, names = cards[0], list(names) or [DEFAULT_NAME]
-    who = names[0] if len(names) == 1 else f"mean of {len(names)} models ({', '.join(names)})"
+    card = cards[0]
+    who = called(names) + (f" ({', '.join(names)})" if len(names) > 1 else "")
     about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
     of = f" of {about['disease']}" if about.get("disease") else ""
     contrasts = about.get("contrasts") or " + ".join(card.channels)
@@ -49,6 +49,11 @@ def trust(card: Card, contrast: str | None) -> str | None:
     about = card.others.get("about")
     said = about.get("trust") if isinstance(about, dict) else None
     return said.get(contrast) if isinstance(said, dict) and isinstance(said.get(contrast), str) else None
+
+
+def called(names: Sequence[str]) -> str:
+    """The model, or how many are averaged; ``names`` as for ``header``."""
+    return f"mean of {len(names)} models" if len(names) > 1 else next(iter(names or [DEFAULT_NAME]))
 
 
 def class_names(card: Card) -> list[str]:

@@ -76,31 +76,49 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
     if not subjects["test"]:
         raise UserError(f"{data.path}: has no test cases, expected some; prepare with --outer 2 or more")
     network, card = build.load_model(folder)
-    rows, place = [], Place()
+    rows, place, other = [], Place(), other_threshold(card)
     for index in data.indices(subjects["test"]):
         probabilities = place.probabilities(network, data.image(index), run.get("precision"))
-        rows.append(score_probabilities(probabilities, card, data, index))
+        rows.append(score_probabilities(probabilities, card, data, index, *other))
         print(f"{rows[-1]['case']}  Dice {rows[-1]['dice']:.4f}", flush=True)
     write_cases(folder / TEST_CASES, rows)
-    print(f"{folder / 'test_cases.csv'}: mean lesion Dice {np.mean([row['dice'] for row in rows]):.4f} "
-          f"over {len(rows)} test case{'s' * (len(rows) != 1)}")
+    mean = lambda name: f"{np.mean([row[name] for row in rows]):.4f}"
+    print(f"{folder / 'test_cases.csv'}: mean lesion Dice {mean('dice')} over {len(rows)} test case"
+          f"{'s' * (len(rows) != 1)}" + (f" ({mean(other[0])} at threshold {other[1]:g})" if other else ""))
     return 0
 
 
-def score_probabilities(probabilities: np.ndarray, card: Card, data: PreparedData, index: int) -> dict:
+def other_threshold(card: Card) -> tuple[str, float] | tuple[()]:
+    """The threshold that the model does not use, by the name of its column: ``dice_swept`` at the one that is best for
+    the validation cases, or ``dice_half`` at 0.5; nothing where both are the same or one is not known."""
+    best = card.metrics.get("val_threshold")
+    if best is None or (len(card.classes) > 2 and card.marks is None):
+        return ()
+    found = ("dice_swept", best) if card.threshold == 0.5 else ("dice_half", 0.5)
+    return found if found[1] != card.threshold else ()
+
+
+def score_probabilities(probabilities: np.ndarray, card: Card, data: PreparedData, index: int, also: str = "",
+                        threshold: float = 0.5) -> dict:
     """One case's scores in both grids, from probabilities (K, X, Y, Z) in the conformed one: segmented as infer.py does
-    with the card's threshold, on the one grid that the case was prepared on and with no lesion dropped for its size."""
+    with the card's threshold, on the one grid that the case was prepared on and with no lesion dropped for its size.
+
+    ``also`` names a column for the Dice at another ``threshold``, in the scan's own grid.
+    """
     row = data.rows[index]
     native_affine = np.array(row["native_affine"]).reshape(4, 4)
     like = nib.Nifti1Image(np.zeros(row["native_shape"], np.uint8), native_affine)
     marks = card.marking
     probabilities, classes = marks.of(probabilities), marks.count
     truth = marks.truth(data.read(index, "mask_native"))
-    native = marks.labels(to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like,
-                                    seen_only=True))
+    seen = to_native(probabilities, np.array(row["conformed_affine"]).reshape(4, 4), like, seen_only=True)
+    native = marks.labels(seen)
     conformed = marks.labels(probabilities)
     spacing_mm = nib.affines.voxel_sizes(native_affine)
     scores = metrics.case_metrics(native, truth, spacing_mm, classes=classes)
+    if also:
+        found = marks.labels(seen, threshold)
+        scores[also] = metrics.overlap_metrics(found, truth, spacing_mm, classes)["dice"]
     voxel = [data.info["voxel_mm"]] * 3
     truth = marks.truth(data.read(index, "mask"))
     in_conformed = metrics.case_metrics(conformed, truth, voxel, classes=classes)

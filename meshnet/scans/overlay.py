@@ -15,6 +15,9 @@ MARK = ("Software", "MeshNet")  # what a picture says of itself
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 PREDICTED, TRUE = (255, 96, 55), (60, 200, 255)  # orange filled, blue outlined: distinct to the colour-blind too
+# Of further classes, distinct from those two and from each other; used in turn.
+OTHERS = ((120, 210, 90), (235, 215, 70), (205, 125, 215), (150, 150, 255), (240, 160, 190))
+MOST_NAMES = 6  # classes in the legend
 FILL = 0.3           # opacity of the predicted mask
 GAP, MARGIN_MM = 8, 6.0
 INK, PAPER = (225, 225, 225), (12, 12, 12)
@@ -24,7 +27,8 @@ PLANES = (  # name, axis cut through, axis that runs right, its letters left and
 
 
 def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: np.ndarray | None = None,
-                 affine: np.ndarray | None = None, caption: str = "", height: int = 360) -> None:
+                 affine: np.ndarray | None = None, caption: str = "", height: int = 360,
+                 names: Sequence[str] = ()) -> None:
     """A PNG of the axial, coronal and sagittal slices with the most lesion, the mask filled, the truth outlined.
 
     Args:
@@ -36,6 +40,7 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
             None: axes as stored, cubic voxels, no letters.
         caption: a line under the slices.
         height: of the tallest slice, in pixels.
+        names: of the labels 1, 2, …; where there are several, each has its own colour and its name in the legend.
 
     Slices go through the truth if it is not empty, so that a missed lesion is seen; else through the mask; if both are
     empty, through the middle of the head.
@@ -43,12 +48,28 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
     Raises:
         ValueError: if the shapes differ.
     """
-    volume, mask = np.asarray(volume), np.asarray(mask) > 0
+    volume, labels = np.asarray(volume), np.asarray(mask) if len(names) > 1 else None
+    mask = np.asarray(mask) > 0
     truth = None if truth is None else np.asarray(truth) > 0
     for name, other in (("mask", mask), ("truth", truth)):
         if other is not None and other.shape != volume.shape:
             raise ValueError(f"{name} {other.shape} and volume {volume.shape} must have the same shape (X, Y, Z)")
-    _compose(_panels(volume, mask, truth, affine, height), path, caption, truth is not None)
+    legend = [("true", TRUE)] if truth is not None else []
+    if not mask.any():
+        legend = [("nothing marked", None), *legend]
+    elif labels is None:
+        legend = [("predicted", PREDICTED), *legend]
+    else:
+        found = [int(k) for k in np.unique(labels) if 0 < k <= len(names)]
+        shown = [(names[k - 1], colour_of(k)) for k in found[:MOST_NAMES]]
+        more = [(f"and {len(found) - MOST_NAMES} more", None)] if len(found) > MOST_NAMES else []
+        legend = [*shown, *more, *legend]
+    _compose(_panels(volume, mask, truth, affine, height, labels=labels), path, caption, legend)
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """The colour of the label 1, 2, … of a mask."""
+    return PREDICTED if label == 1 else OTHERS[(label - 2) % len(OTHERS)]
 
 
 def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: int = 96, quality: int = 60) -> bytes:
@@ -77,21 +98,22 @@ def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: 
 
 
 def _panels(volume: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, affine: np.ndarray | None, height: int,
-            largest: bool = False) -> list[tuple[np.ndarray, str]]:
+            largest: bool = False, labels: np.ndarray | None = None) -> list[tuple[np.ndarray, str]]:
     """The three slices (rows, columns, 3), uint8, with the masks drawn on them, and the letters of their edges.
 
-    With ``largest`` the slices go through the largest connected lesion of ``mask``.
+    With ``largest`` the slices go through the largest connected lesion of ``mask``. ``labels`` are the classes of its
+    voxels, where each has its own colour.
     """
     from PIL import Image
 
-    (volume, mask, truth), spacing_mm = _to_ras((volume, mask, truth), affine)
+    (volume, mask, truth, labels), spacing_mm = _to_ras((volume, mask, truth, labels), affine)
     low, high = _grey_range(volume)
     box = _box_of_head(volume, mask if truth is None else mask | truth, low + 0.05 * (high - low), spacing_mm)
     at = _most_lesion(_largest(mask) if largest else mask, truth, box)
     scale = height / max((box[axis][1] - box[axis][0]) * spacing_mm[axis] for axis in (1, 2))
     panels = []
     for _, cut, across, letters in PLANES:
-        grey, *masks = (None if v is None else _slice(v, cut, at[cut], box) for v in (volume, mask, truth))
+        grey, *masks = (None if v is None else _slice(v, cut, at[cut], box) for v in (volume, mask, truth, labels))
         up = 3 - cut - across
         size = tuple(max(1, round(grey.shape[i] * spacing_mm[axis] * scale)) for i, axis in ((1, across), (0, up)))
         shown = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255
@@ -173,10 +195,12 @@ def _slice(volume: np.ndarray, cut: int, index: int, box: Box) -> np.ndarray:
     return volume[tuple(where)].T[::-1, ::-1]
 
 
-def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, labels: np.ndarray | None = None) -> np.ndarray:
     """A panel (rows, columns, 3), uint8, with the masks (rows, columns) drawn on ``rgb``, which is overwritten."""
-    rgb[mask] = (1 - FILL) * rgb[mask] + FILL * np.array(PREDICTED)
-    rgb[_outline(mask)] = PREDICTED
+    parts = [(mask, PREDICTED)] if labels is None else [(labels == k, colour_of(k)) for k in np.unique(labels[mask])]
+    for part, colour in parts:
+        rgb[part] = (1 - FILL) * rgb[part] + FILL * np.array(colour)
+        rgb[_outline(part)] = colour
     if truth is not None:
         rgb[_outline(truth)] = TRUE
     return rgb.astype(np.uint8)
@@ -189,17 +213,18 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption: str, with_truth: bool) -> None:
+def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption: str,
+             legend: Sequence[tuple[str, tuple[int, int, int] | None]]) -> None:
     """Write the picture: panels side by side, the caption and the legend under them.
 
-    ``panels`` are pairs of (rows, columns, 3) uint8 and the letters for the left and the right edge, or none.
+    ``panels`` are pairs of (rows, columns, 3) uint8 and the letters for the left and the right edge, or none;
+    ``legend`` words and their colours, None for words without one.
     """
     from PIL import Image, ImageDraw, ImageFont
     from PIL.PngImagePlugin import PngInfo
 
     font = ImageFont.load_default(15)
     tall = max(p.shape[0] for p, _ in panels)
-    legend = [("predicted", PREDICTED)] + ([("true", TRUE)] if with_truth else [])
     legend_width = sum(int(font.getlength(word)) + 32 for word, _ in legend)
     text_width = int(font.getlength(caption)) + legend_width + 2 * GAP
     width = max(sum(p.shape[1] for p, _ in panels) + GAP * (len(panels) + 1), text_width)
@@ -217,7 +242,8 @@ def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption
     draw.text((GAP, middle), caption, INK, font, anchor="lm")
     x = width - legend_width
     for word, colour in legend:
-        draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=colour)
+        if colour is not None:
+            draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=colour)
         draw.text((x + 18, middle), word, INK, font, anchor="lm")
         x += int(font.getlength(word)) + 32
     said = PngInfo()

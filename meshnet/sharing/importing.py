@@ -1,4 +1,5 @@
-"""Import a foreign network: brainchop's TensorFlow.js layout or a ``.pth`` file becomes a model folder."""
+"""Import a network: brainchop's TensorFlow.js layout, a ``.pth`` file, or an ONNX file of this program becomes a model
+folder."""
 
 import json
 import math
@@ -24,7 +25,7 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     """Read a foreign network and write it as a model folder; returns what to tell the user.
 
     Args:
-        source: brainchop's ``model.json``, or a ``.pth`` file of plain weights.
+        source: brainchop's ``model.json``, a ``.pth`` file of plain weights, or what ``share.py onnx`` wrote.
         layout: brainchop's architecture file for a ``.pth`` (``model.json`` beside it where None).
         dilations, activation, norm: of a ``.pth``; ``dilations`` as text, such as ``1,2,4``.
         channels, classes, scaling, orientation, voxel_mm: what the network was trained on. None: as the card says
@@ -49,9 +50,14 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     check_grid(given.get("orientation", "LIA"), given.get("voxel_mm", 1.0))
     if not source.is_file():
         found = "is a folder" if source.is_dir() else "not found"
-        raise UserError(f"{source}: {found}; expected brainchop's model.json or a .pth file")
+        raise UserError(f"{source}: {found}; expected brainchop's model.json, a .pth file, or an ONNX file of "
+                        "share.py onnx")
     info, beside = {"shape": None, "normalize": None}, None
-    if source.suffix == ".json":
+    if source.suffix == ".onnx":
+        from meshnet.sharing.from_onnx import read_onnx
+
+        model, beside = read_onnx(source)
+    elif source.suffix == ".json":
         model, info = read_tfjs(source)
         beside = read_beside(source)
     else:

@@ -333,10 +333,14 @@ def finish_run(run, say) -> None:
 
 
 def outcome(run) -> str:
-    """How a run stands: ``runs/a: finished at epoch 30, best validation Dice 0.581 (epoch 28, threshold 0.37)``."""
+    """How a run stands: ``runs/a: finished at epoch 30, best validation Dice 0.581 (epoch 28; 0.6 at threshold 0.37)``,
+    of the threshold that decides, and where that is 0.5 of the best one as well."""
     progress = run.progress
     early = progress.finished and progress.epoch < run.config.training.max_epochs
     state = "stopped early" if early else "finished" if progress.finished else "stopped"
     at = "" if progress.threshold is None else f", threshold {progress.threshold:g}"
+    row = next((row for row in read_metrics(run.folder) if row.get("epoch") == progress.best_epoch), {})
+    if not at and row.get("val_threshold") not in (None, 0.5):
+        at = f"; {row['val_dice_swept']:.3f} at threshold {row['val_threshold']:g}"
     return (f"{run.folder}: {state} at epoch {progress.epoch}, best validation Dice {progress.best_dice:.3f} (epoch "
             f"{progress.best_epoch}{at})")

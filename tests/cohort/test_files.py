@@ -107,3 +107,21 @@ def test_scans_whose_names_end_as_masks_do_are_said(tmp_path, capsys):
 def test_a_channel_named_twice_in_one_case_is_refused():
     with pytest.raises(UserError, match="FLAIR=a,FLAIR=b: names FLAIR twice, expected each channel once"):
         found("FLAIR=a,FLAIR=b")
+
+
+def test_workers_share_the_scans_and_say_things_once(tmp_path, capfd):
+    """Both processes of one command; a bad scan costs the others nothing, and a mistake is one line."""
+    model, scans = bright_model(tmp_path / "model"), tmp_path / "scans"
+    scans.mkdir()
+    for name in "abc":
+        scan_file(scans / f"{name}.nii.gz")
+    (scans / "b.nii.gz").write_bytes(b"nothing")
+    (scans / "a_mask.nii.gz").touch()
+    done = infer(scans, "-o", tmp_path / "out", "--model", model, "--no-picture", "--workers", 2, check=False)
+    said = done.stderr + done.stdout + "".join(capfd.readouterr())  # of the first process, and of those it started
+    assert done.returncode == 1, said
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a_lesion.nii.gz", "c_lesion.nii.gz"]
+    for once in ("passed over as masks", "b.nii.gz: found no NIfTI", "2 scans, 1 failed"):
+        assert said.count(once) == 1, said
+    found = infer(scans, "--model", model, "--workers", 2, check=False)
+    assert found.returncode == 2 and found.stderr.count("-o: expected a folder for the masks") == 1

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from meshnet.crossval import scoring
+from meshnet.crossval.scoring import other_threshold
+from meshnet.networks.card import Card
 
 
 @pytest.fixture
@@ -41,3 +43,12 @@ def test_the_gpu_of_the_slot_scores_in_the_precision_of_training_until_its_memor
     assert capsys.readouterr().err.count("scored on the CPU") == 1
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     assert scoring.Place().device.type == "cpu"
+
+
+def test_a_models_other_threshold_is_scored_as_well():
+    card = Card(["T2w"], ["background", "lesion"], metrics={"val_threshold": 0.3})
+    assert other_threshold(card) == ("dice_swept", 0.3)
+    assert other_threshold(card.changed(threshold=0.3)) == ("dice_half", 0.5)
+    assert not other_threshold(card.changed(metrics={"val_threshold": 0.5}))
+    assert not other_threshold(card.changed(metrics={}))
+    assert not other_threshold(card.changed(classes=["background", "a", "b"]))  # the most probable class is marked

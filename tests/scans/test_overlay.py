@@ -108,3 +108,16 @@ def test_each_panel_shows_its_own_two_axes(tmp_path):
         rows = np.flatnonzero(coloured[:, group].any(1))
         found.append(len(group) / (rows[-1] + 1 - rows[0]))
     assert found == pytest.approx([24 / 12, 24 / 8, 12 / 8], rel=0.1)  # axial, coronal, sagittal
+
+
+def test_classes_have_their_own_colours_and_an_empty_mask_none(tmp_path):
+    volume, mask = np.random.default_rng(0).random((20, 20, 20)), np.zeros((20, 20, 20), np.uint8)
+    volume = np.where(volume > 0.1, 0.5, 0.0)  # grey: no pixel has a colour of its own
+    mask[4:9, 4:9, 4:9], mask[11:16, 4:9, 4:9] = 1, 3
+    colours = {}
+    for name, labels, names in (("three", mask, ["a", "b", "c"]), ("one", mask > 0, ["lesion"]),
+                                ("none", mask * 0, ["lesion"])):
+        overlay.draw_overlay(volume, labels, tmp_path / f"{name}.png", names=names)
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png")).reshape(-1, 3)
+        colours[name] = {k for k in (1, 2, 3) if (pixels == overlay.colour_of(k)).all(1).any()}
+    assert colours == {"three": {1, 3}, "one": {1}, "none": set()}

@@ -20,7 +20,7 @@ def test_a_search_from_beginning_to_end(bench):
     assert re.search(r"finished: 8 of 8 trials", output)
     # the scores are those of the runs
     rows = [json.loads(line) for line in (bench.folder / "study/trials/00003/fold0/metrics.jsonl").open()]
-    assert [scores[3, 0, 4, row["epoch"]] for row in rows] == [row["val_dice_swept"] for row in rows]
+    assert [scores[3, 0, 4, row["epoch"]] for row in rows] == [row["val_dice"] for row in rows]
     # a promoted trial goes on in its folder, with the schedule of the maximum
     best = status["best"]["trial"]
     log = (bench.folder / f"study/trials/{best:05d}/fold0/output.log").read_text()

@@ -118,6 +118,7 @@ def test_a_finished_run_is_scored_on_its_test_fold_once_each(undisturbed, tiny_d
         rows = list(csv.DictReader(handle))
     splits = json.loads((tiny_data / "splits.json").read_text())
     assert sorted(row["subject"] for row in rows) == sorted(splits["folds"][0]["test"])
+    assert "dice_swept" in rows[0]  # at the threshold that is best for the validation cases; "dice" is at 0.5
     assert all(0 <= float(row["dice"]) <= 1 and 0 <= float(row["conformed_dice"]) <= 1 for row in rows)
 
 

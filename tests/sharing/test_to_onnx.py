@@ -165,3 +165,39 @@ def test_networks_of_one_size_are_refused(tmp_path, name, arguments):
     with pytest.raises(UserError, match=f"{name}: cannot be exported"):
         to_onnx.write_onnx(network, Card(**{**CARD, "name": name}), tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+def test_an_exported_meshnet_comes_back_with_the_same_labels(tmp_path, norm):
+    pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+    from meshnet.sharing.from_onnx import read_onnx
+    from meshnet.sharing.importing import import_model
+
+    before = randomise(MeshNet(4, dilations=(1, 2), norm=norm)).eval()
+    card = Card(**CARD, threshold=0.31, voxel_mm=4.0, arguments=before.arguments)
+    to_onnx.write_onnx(before, card.changed(name="meshnet"), tmp_path / "m.onnx")
+    import_model(tmp_path / "m.onnx", tmp_path / "back")
+    after, card = build.load_model(tmp_path / "back")
+    assert (card.threshold, card.voxel_mm) == (0.31, 4.0) and card.training_data["imported_from"] == "m.onnx"
+    for volume in to_onnx.trial_volumes(1):
+        with torch.inference_mode():
+            old, new = (network(torch.from_numpy(volume[None])) for network in (before, after))
+        assert (old - new).abs().max() <= 1e-5 * old.abs().max() and torch.equal(old.argmax(1), new.argmax(1))
+    for spoil, words in ((lambda text: text[:100], "not a whole ONNX file|found no MeshNet"),
+                         (lambda text: text.replace(b"meshnet", b"meshnot"), "found no MeshNet that share.py onnx")):
+        (tmp_path / "bad.onnx").write_bytes(spoil((tmp_path / "m.onnx").read_bytes()))
+        with pytest.raises(UserError, match=words):
+            read_onnx(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize("norm, precision, words", [("group", "fp32", "found group norm"),
+                                                    ("batch", "fp16", "found half precision")])
+def test_what_cannot_be_read_back_says_so(tmp_path, norm, precision, words):
+    pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+    from meshnet.sharing.from_onnx import read_onnx
+
+    network = MeshNet(4, dilations=(1, 2), norm=norm, norm_groups=2 if norm == "group" else 0)
+    card = Card(**CARD, name="meshnet", arguments=network.arguments)
+    to_onnx.write_onnx(network, card, tmp_path / "m.onnx", precision)
+    with pytest.raises(UserError, match=words):
+        read_onnx(tmp_path / "m.onnx")

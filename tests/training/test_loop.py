@@ -167,7 +167,7 @@ def test_a_run_of_an_earlier_version_goes_on_by_the_dice_at_a_half(tiny_data, tm
     assert_same_run(whole, cut)
     card = json.loads((cut / "config.json").read_text())
     assert card["threshold"] == 0.5 and json.loads((cut / "DONE").read_text())["score_at"] == "half"
-    train(tiny_data, tmp_path / "new", *flags)
+    train(tiny_data, tmp_path / "new", *flags, "--training.score_at", "best")
     done, card = (json.loads((tmp_path / "new" / name).read_text()) for name in ("DONE", "config.json"))
     best = lines(tmp_path / "new")[done["best_epoch"] - 1]
     assert done["score"] == best["val_dice_swept"] == max(row["val_dice_swept"] for row in lines(tmp_path / "new"))
@@ -321,7 +321,7 @@ def test_early_stopping_waits_as_told(tiny_data, tmp_path):
           "true", "--training.early_stopping_patience", 2)
     rows = lines(folder)
     assert rows[-1]["stopped_early"] and (folder / "DONE").exists()
-    best = max(range(len(rows)), key=lambda i: (rows[i]["val_dice_swept"], -i))
+    best = max(range(len(rows)), key=lambda i: (rows[i]["val_dice"], -i))
     assert len(rows) == best + 1 + 2
 
 

@@ -1,0 +1,62 @@
+"""A network back from the ONNX file that ``share.py onnx`` wrote. Needs the package onnx (requirements-export.txt)."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from meshnet.errors import UserError
+from meshnet.networks.build import build
+from meshnet.networks.card import Card, card_from
+from meshnet.networks.meshnet import MeshNet
+from meshnet.sharing.to_onnx import import_package
+
+LARGEST = 1 << 30  # bytes; no network that can be written as ONNX here has more
+
+
+def read_onnx(path: Path) -> tuple[MeshNet, Card]:
+    """The network and the card in an ONNX file of this program.
+
+    Batch norm was fused into the convolutions when the file was written, so such a network comes back without norm: it
+    computes the same, and cannot be trained as before.
+
+    Raises:
+        UserError: for any other ONNX file, and for half precision and group norm.
+    """
+    onnx = import_package("onnx")
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, expected less than {LARGEST:,} of a MeshNet; give "
+                        "another file")
+    try:
+        graph = onnx.load(str(path), load_external_data=False)
+        known = {entry.key: entry.value for entry in graph.metadata_props}
+        values = json.loads(known.get("meshnet", "null"))
+    except Exception as error:  # noqa: BLE001 - the parser of another library
+        raise UserError(f"{path}: not a whole ONNX file ({type(error).__name__}); copy it again") from None
+    if not isinstance(values, dict) or values.get("name") != "meshnet":
+        raise UserError(f"{path}: found no MeshNet that share.py onnx wrote, expected one; other ONNX files are for "
+                        "the programs that run them, and cannot be imported")
+    card = card_from(values, path)
+    arguments = dict(card.arguments)
+    if values.get("precision") == "fp16" or arguments.get("norm") == "group":
+        kind = "half precision" if values.get("precision") == "fp16" else "group norm"
+        raise UserError(f"{path}: found {kind}, whose weights stand in the file in another form; expected fp32 and "
+                        "another norm. share.py tfjs writes what can be read back")
+    if arguments.get("norm", "batch") == "batch":
+        arguments |= {"norm": "none", "bias": True, "final_bias": True, "dropout": 0.0}
+    network = build("meshnet", arguments)
+    found = {tensor.name.removeprefix("module."): onnx.numpy_helper.to_array(tensor)
+             for tensor in graph.graph.initializer}
+    for node in graph.graph.node:  # the exporter keeps equal tensors once
+        if node.op_type == "Identity" and node.input[0] in found:
+            found[node.output[0].removeprefix("module.")] = found[node.input[0]]
+    tensors = {}
+    for name, fresh in network.state_dict().items():
+        tensor = found.get(name)
+        if tensor is None or tensor.shape != tuple(fresh.shape):
+            raise UserError(f"{path}: found no tensor {name} of shape {tuple(fresh.shape)}, expected the weights as "
+                            "share.py onnx writes them; export the model again")
+        tensors[name] = torch.from_numpy(tensor.copy()).to(fresh.dtype)
+    network.load_state_dict(tensors)
+    others = {key: value for key, value in card.others.items() if key not in ("size_multiple", "precision")}
+    return network.eval(), card.changed(others=others, arguments=network.arguments)
