@@ -198,9 +198,10 @@ def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> No
 
 
 def recipe_for(prepared: dict) -> str:
-    """A recipe to begin with: the demo's for few coarse cases, else the paper's smallest network."""
-    few = prepared["voxel_mm"] >= 4 and prepared["cases"] < 100
-    return "recipes/demo.yaml" if few else "recipes/meshnet5.yaml"
+    """A recipe to begin with: one of the demo's for few coarse cases, else the paper's smallest network."""
+    if prepared["voxel_mm"] < 4 or prepared["cases"] >= 100:
+        return "recipes/meshnet5.yaml"
+    return "recipes/tiny.yaml" if prepared["voxel_mm"] >= 8 else "recipes/demo.yaml"
 
 
 def fill_in(arguments: argparse.Namespace) -> None:
