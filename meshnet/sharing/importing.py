@@ -39,9 +39,6 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     from meshnet.networks.build import MESHNET_FIELDS
     from meshnet.networks.folder import save_model
     from meshnet.networks.memory import count_parameters
-    from meshnet.sharing.beside import read_beside
-    from meshnet.sharing.pth import read_layout, read_torch
-    from meshnet.sharing.tfjs import read_tfjs
 
     check_free(out)
     given = {"channels": channels and list(channels), "orientation": orientation, "voxel_mm": voxel_mm,
@@ -52,22 +49,10 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
         found = "is a folder" if source.is_dir() else "not found"
         raise UserError(f"{source}: {found}; expected brainchop's model.json, a .pth file, or an ONNX file of "
                         "share.py onnx")
-    info, beside = {"shape": None, "normalize": None}, None
-    if source.suffix == ".onnx":
-        from meshnet.sharing.from_onnx import read_onnx
-
-        model, beside = read_onnx(source)
-    elif source.suffix == ".json":
-        model, info = read_tfjs(source)
-        beside = read_beside(source)
-    else:
-        described = layout or source.with_name("model.json")
-        known = read_layout(described) if layout or described.is_file() else {}
-        info |= {key: known.pop(key) for key in list(info) if key in known}
-        if dilations:
-            known["dilations"] = parse_dilations(dilations)
-        known |= {key: value for key, value in (("activation", activation), ("norm", norm)) if value}
-        model = read_torch(source, known)
+    known = {key: value for key, value in (("activation", activation), ("norm", norm)) if value}
+    if dilations:
+        known["dilations"] = parse_dilations(dilations)
+    model, info, beside = read_source(source, layout, known)
     if beside:
         card, said = corrected(beside, source, model, given, classes), ""
     else:
@@ -80,7 +65,29 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
             f"{card.orientation}, {card.scaling}, {card.voxel_mm:g} mm, threshold {card.threshold:g}, smallest "
             f"lesion {card.min_lesion_mm3 / 1000:g} mL; to fine-tune it: train.py --init {out} --recipe "
-            f"{out / RECIPE} …{said}")
+            f"recipes/finetune.yaml …{said}")
+
+
+def read_source(source: Path, layout: Path | None, said: dict) -> tuple:
+    """The network in a file, what a layout says of its grid and scaling, and the card that an export left with it (None
+    without one). ``said``: arguments of a network in a ``.pth`` file, which go before those of its ``layout``."""
+    info = {"shape": None, "normalize": None}
+    if source.suffix == ".onnx":
+        from meshnet.sharing.from_onnx import read_onnx
+
+        model, card = read_onnx(source)
+        return model, info, card
+    if source.suffix == ".json":
+        from meshnet.sharing.beside import read_beside
+        from meshnet.sharing.tfjs import read_tfjs
+
+        return *read_tfjs(source), read_beside(source)
+    from meshnet.sharing.pth import read_layout, read_torch
+
+    described = layout or source.with_name("model.json")
+    known = read_layout(described) if layout or described.is_file() else {}
+    info |= {key: known.pop(key) for key in list(info) if key in known}
+    return read_torch(source, known | said), info, None
 
 
 def assumptions(source: Path, info: dict, given: dict) -> str:

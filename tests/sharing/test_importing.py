@@ -101,14 +101,14 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, flags, message):
 
 
 def test_an_imported_network_is_fine_tuned_and_segments(tiny_data, tmp_path):
-    """With the recipe that lies beside it; another architecture of the same tensors is refused."""
+    """With its own architecture, which --init takes from it; another one of the same tensors is refused."""
     path, _ = made_up(tmp_path, activation="elu", bias=False)
     run_command("import", path, tmp_path / "m", "--channels", "T2w", "--scaling", "conform_uint8")
     common = ("--data", tiny_data, "--data.workers", 0, "--training.max_epochs", 1, "--run_dir", tmp_path / "run")
-    start = ("--recipe", tmp_path / "m" / "recipe.yaml", "--init", tmp_path / "m")
-    for flags, words in (((), "has activation elu"), ((*start[:2], "--model.activation", "relu"), "has activation"),
-                         ((*start[:2], "--model.norm", "instance", "--model.norm_affine", "false"), "has norm")):
-        found = run_script_file("train.py", *common, *flags, *start[2:], check=False)
+    start = ("--init", tmp_path / "m")
+    for flags, words in ((("--model.activation", "relu"), "has activation"),
+                         (("--model.norm", "instance", "--model.norm_affine", "false"), "has norm")):
+        found = run_script_file("train.py", *common, *flags, *start, check=False)
         assert found.returncode == 2 and words in found.stderr and not (tmp_path / "run").exists(), found.stderr
     still = ("--optimizer.lr", "1e-30", "--optimizer.weight_decay", 0)
     run_script_file("train.py", *common, *start, *still)
