@@ -17,6 +17,7 @@ from meshnet.errors import UserError
 from meshnet.inference.scan import load_models, segment_scan
 from meshnet.recipe import load_recipes
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of numpy: NaN on the way to a mask
 SHORT = 60
 LONG = int(os.environ.get("FUZZ_SEEDS", "20000"))
 TYPES = (np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64)

@@ -14,6 +14,7 @@ CROPPED_FRACTION = 0.001  # of the non-zero voxels, clipped at the top (mri_conv
 EXTREMES = ((0.001, 8), (0.003, 16), (0.01, 16), (0.03, 16), (0.06, 16))
 FAR = 16  # times the range of all else, at which what surrounds a scan is no part of it
 LARGEST_ML = 300  # of a bright slice or block; a head is larger
+LEAST_RANGE = float(np.finfo(np.float32).tiny)  # that grey levels in float32 can be divided by
 SMALL = 2**21  # voxels, up to which all are looked at
 EVERY = 61  # voxels in memory of which one is looked at; a prime, so that no slice is left out
 QUANTILES = (0.005, 0.995)  # of the non-zero voxels, for the scaling "quantile"
@@ -45,7 +46,7 @@ def intensity_range(data: np.ndarray, scaling: str, window: tuple[float, float] 
         high = _all_but_top(data, low, high)
     elif scaling == "quantile" and high > low:
         low, high = (float(q) for q in np.quantile(data[data != 0], QUANTILES))
-    return low, high if high > low else low + 1.0
+    return low, high if high > low else low + max(1.0, 1e-6 * abs(low))  # more than 1, where a float has no steps of 1
 
 
 class Extremes(NamedTuple):
@@ -99,7 +100,7 @@ def _inner(values: np.ndarray, background: tuple[float, float], scaling: str, wh
             low, high = min(low, background[0]), max(high, background[0])
             ranges = [(min(low, background[1]), max(high, background[1]), times), (low, high, FAR)]
         for low, high, times in ranges:
-            if high > low and whole >= times * strict * (high - low):
+            if high - low > LEAST_RANGE and whole >= times * strict * (high - low):
                 return low, high
     return None
 

@@ -6,7 +6,7 @@ from small import array, image_of
 
 from meshnet.errors import UserError
 from meshnet.scans.grid import Grid, conform
-from meshnet.scans.intensity import intensity_range
+from meshnet.scans.intensity import intensity_range, without_extremes
 
 
 def test_brainchops_quantiles_are_those_of_the_sorted_conformed_voxels():
@@ -69,3 +69,23 @@ def test_a_window_has_a_lower_and_an_upper_end(window):
     with pytest.raises(UserError, match="expected LOW < HIGH"):
         intensity_range(np.ones((2, 2, 2)), "window", window)
     assert intensity_range(np.ones((2, 2, 2)), "window", (-1, 3)) == (-1.0, 3.0)
+
+
+def test_a_range_that_float32_cannot_hold_is_none():
+    """Rubbish of a damaged header: next to nothing but denormal numbers, and a few large ones."""
+    data = np.full((30, 30, 30), 1e-44, np.float32)
+    data[::2] = 3e-44
+    data[0, 0, :5] = 1e-20
+    assert without_extremes(data, "conform_uint8", 0.064) is None
+    data[data < 1e-30] *= np.float32(1e38)
+    data[0, 0, :5] = 1
+    assert without_extremes(data, "conform_uint8", 0.064).high < 1e-5
+
+
+@pytest.mark.parametrize("value", [5.0, -3e7, 2e21])
+def test_a_scan_of_one_value_has_a_range_to_divide_by(value):
+    scan = image_of(np.full((8, 8, 8), value, np.float32))
+    low, high = intensity_range(np.asarray(scan.dataobj), "conform_uint8")
+    assert low == np.float32(value) and np.float32(high - low) >= 1
+    with np.errstate(all="raise"):
+        assert not array(conform(scan, Grid(1.0, (8, 8, 8)), exact=False)).any()
