@@ -63,7 +63,7 @@ def believe(known: Known, space: Space, maximize: bool, anew: bool = False) -> d
         place = np.array([int(np.flatnonzero(trials == trial)[0]) for trial in some])
         mean, variance = belief.of_trials(data.points[place], some)
         best = int(np.argmin(mean))
-        promise, number, epochs = _promise(belief, space, units, known, some, mean, variance, anew, numbers)
+        promise, number, epochs = _promise(belief, space, units, known, anew, numbers)
         shares = _importance(belief, space, numbers)
     sign = -1 if maximize else 1
     return {
@@ -74,24 +74,25 @@ def believe(known: Known, space: Space, maximize: bool, anew: bool = False) -> d
     }
 
 
-def _promise(belief, space: Space, units, known: Known, trials, mean, variance, anew, numbers) -> tuple:
-    """The largest expected improvement for each epoch: (gain, trial or None for a new one, epochs)."""
+def _promise(belief, space: Space, units, known: Known, anew: bool, numbers) -> tuple:
+    """The largest expected improvement for each epoch: (gain, trial or None for a new one, epochs). It is one of the
+    recipe: the luck of a run, which the next run of it does not have, counts for nothing."""
     import numpy as np
 
     from meshnet.search.surrogate import expected_improvement
 
-    top, believed = known.epochs[-1], belief.at(features(space, units))[0]
+    top, (believed, unsure, _) = known.epochs[-1], belief.at(features(space, units))
     goal, leaders = believed.min(), units[np.argsort(believed)[:5]]
     new = as_tried(space, np.vstack([around(space, leaders, CANDIDATES // 2, (0.02, 0.05, 0.15), numbers),
                                      numbers.random((CANDIDATES // 2, units.shape[1]))]))
     expected, spread, _ = belief.at(features(space, new))
     found = [(float(expected_improvement(expected, spread, goal).max()), None, top)]
-    highest: dict[int, int] = {}
-    for _, rung, _, trial in known.scored:
-        highest[trial] = max(highest.get(trial, 0), rung)
-    for trial, gain in zip(trials, expected_improvement(mean, variance, goal)):
-        if (done := known.epochs[highest[trial]]) < top:
-            found.append((float(gain), int(trial), top if anew else top - done))
+    highest: dict[int, tuple[int, float]] = {}
+    for (_, rung, loss, trial), gain in zip(known.scored, expected_improvement(believed, unsure, goal)):
+        highest[trial] = max(highest.get(trial, (-1, 0.0)), (rung, float(gain) if math.isfinite(loss) else 0.0))
+    for trial, (rung, gain) in highest.items():
+        if (done := known.epochs[rung]) < top:
+            found.append((gain, trial, top if anew else top - done))
     return max(found, key=lambda one: one[0] / one[2])
 
 
