@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,8 +130,7 @@ def prepared(tmp_path_factory, root) -> Path:
 @pytest.fixture
 def real(bench, prepared, root) -> Bench:
     """A bench whose runs are those of train.py."""
-    (bench.folder / "data" / "splits.json").unlink()
-    (bench.folder / "data").rmdir()
+    shutil.rmtree(bench.folder / "data")
     (bench.folder / "data").symlink_to(prepared)
     bench.trainer = root / "train.py"
     bench.write("space.yaml", REAL_SPACE)
