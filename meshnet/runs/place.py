@@ -16,12 +16,14 @@ class Place:
     """Which of how many processes this one is, and a name that all processes of one command share ("" alone).
 
     lines: for a job of a launcher, the file that takes a line of JSON for each item that it has done; "" for others.
+    together: whether one process that ends with an error has the others ended, as torchrun does, and srun may.
     """
 
     index: int = 0
     count: int = 1
     command: str = ""
     lines: str = ""
+    together: bool = False
 
     @property
     def shared(self) -> bool:
@@ -77,7 +79,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     if not 0 <= inner < size:
         raise UserError(f"RANK, SLURM_PROCID: found {inner} of {size} processes, expected a number below it; unset the "
                         "variable, or start the command with torchrun or srun")
-    return Place(index * size + inner, count * size, "; ".join(command))
+    return Place(index * size + inner, count * size, "; ".join(command), together=size > 1)
 
 
 def shard_of(text: str) -> Place:

@@ -198,12 +198,15 @@ class Share:
         """Whether this process is the one that writes what is about all items: asked when nothing is left to do.
 
         ``state`` says in words what there is now; where another process of the same command has written about just
-        that, nobody does it again. Ends with ``wrote``, or with the process.
+        that, nobody does it again. Ends with ``wrote``, or with the process. Where the end of this process could be
+        that of the others, it waits for the one that writes.
         """
         if self.claims is None:
             return True
-        if not self.claims.take(LAST):
-            return False
+        while not self.claims.take(LAST):
+            if not self.where.together:
+                return False
+            time.sleep(POLL)
         with contextlib.suppress(OSError):
             if (self.claims.folder / LAST).read_text(encoding="utf-8") == f"{self.where.command}\n{state}\n":
                 self.claims.release(LAST)

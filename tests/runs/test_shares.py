@@ -97,6 +97,19 @@ def test_a_claim_that_was_made_again_meanwhile_is_put_back(tmp_path, monkeypatch
     assert not claims.take("a") and json.loads((tmp_path / "a.claim").read_text())["host"] == "third"
 
 
+def test_a_process_whose_end_would_end_the_others_waits_for_the_one_that_writes(tmp_path, monkeypatch):
+    """torchrun ends all processes once one has failed: a scan that cannot be read must not cost the table."""
+    slept = []
+    shared = [Share([], Place(i, 2, "c", together=True), Claims(tmp_path), lambda name: True) for i in (0, 1)]
+    monkeypatch.setattr(shares.time, "sleep", lambda seconds: (slept.append(seconds), shared[0].wrote("s")))
+    assert shared[0].is_last("s") and not shared[1].is_last("s") and slept == [shares.POLL]
+    assert place({"RANK": "1", "WORLD_SIZE": "2"}).together and not place({"RANK": "0", "WORLD_SIZE": "1"}).together
+    apart = Share([], Place(1, 2, "c"), Claims(tmp_path), lambda name: True)
+    assert shared[0].is_last("t") and not apart.is_last("t") and len(slept) == 1  # a task of an array leaves at once
+    for one in (*shared, apart):
+        one.claims.close()
+
+
 WORKER = """
     import os, sys, time
     from pathlib import Path
