@@ -89,7 +89,7 @@ def test_a_data_set_prepared_by_three_of_which_one_is_killed_is_that_of_one(root
     flags = ("prepare.py", "--format", "synthetic", "--cases", 12, "--voxel_mm", 8, "--workers", 1, "--out")
     subprocess.run([sys.executable, *map(str, flags), tmp_path / "one"], cwd=root, check=True)
     killed = start(root, *flags, tmp_path / "three", shard=0, of=3)
-    wait_for(lambda: list((tmp_path / "three").glob("shards/*.arrow")), pause=0.001)
+    wait_for(lambda: list((tmp_path / "three").glob("shards/*.arrow")), seconds=300, pause=0.001)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     others = [start(root, *flags, tmp_path / "three", shard=i, of=3) for i in (1, 2)]
