@@ -50,7 +50,8 @@ function extentRemarks(image, voxel) {
 function fitted(grid, image, name) {
   const toGrid = multiply(inverse(targetAffine(image, grid)), image.affine);
   if (!outside(toGrid, image.volume.shape.map((n) => [0, n]), grid.size).some(Boolean)) return [grid, []];
-  const lacks = outside(toGrid, headBox(image.volume, 0), grid.size);
+  image.head = image.head || headBox(image.volume, 0);  // half a second where a scan is large
+  const lacks = outside(toGrid, image.head, grid.size);
   if (!lacks.some(Boolean)) return [grid, []];
   const size = grid.size.map((n, i) => n + 2 * lacks[i]);
   if (Math.max(...size) * grid.voxel > LONGEST_MM)

@@ -23,7 +23,7 @@ async function readCase(files, card, step, parts) {
   remarks.push(...extentRemarks(images[0], card.voxel_mm));
   const views = [];
   for (const grid of gridsOf(card)) {
-    const [larger, lines] = fitted(grid, images[0], files[0].name);
+    const [larger, lines] = await timed(parts, "check", () => fitted(grid, images[0], files[0].name));
     remarks.push(...lines);
     step("conforming");
     await timed(parts, "conform", () => {
