@@ -1,5 +1,6 @@
 """The page's reading and conforming in JavaScript against the program's: the same bytes, the same words."""
 
+import gzip
 import warnings
 from pathlib import Path
 
@@ -131,6 +132,34 @@ def test_several_channels(page, tmp_path):
     nib.save(nib.Nifti1Image(generator.random((30, 30, 20, 2), np.float32), affine), paths[0])
     check(page, paths[:1], card)
     check(page, paths[:1], card_of())
+
+
+def test_what_is_said_of_odd_scans(page, tmp_path):
+    """Padding, grey levels taken by something bright, a file given twice, forms apart, one slice, gzip in gzip."""
+    generator, seen = np.random.default_rng(0), []
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.1, 1.1, 40)] * 3, indexing="ij"))
+    head = np.where((grid ** 2).sum(0) < 1, 300 + 90 * generator.standard_normal(grid[0].shape), 0).clip(0)
+    slab, bright, apart = head * (abs(grid[2]) < 0.2), head.copy(), nib.Nifti1Image(head, np.diag([4.0, 4, 4, 1]))
+    bright[:, :, 5:7] = 30000
+    moved = apart.affine.copy()
+    moved[0, 3] = 20
+    apart.set_qform(moved, 1)
+    apart.set_sform(apart.affine, 1)
+    images = {"slab": nib.Nifti1Image(slab, apart.affine), "bright": nib.Nifti1Image(bright, apart.affine),
+              "forms": apart, "slice": nib.Nifti1Image(head[:, :, 20:21], np.diag([4.0, 4, 80, 1]))}
+    for name, image in images.items():
+        path = tmp_path / f"{name}.nii.gz"
+        nib.save(image, path)
+        for scaling in ("conform_uint8", "minmax"):
+            card = card_of(voxel_mm=4.0, shape=[44, 44, 44], scaling=scaling)
+            check(page, [path], card)
+            seen += both(page, [path], card)[1]["remarks"]
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    check(page, [path], card)
+    check(page, [tmp_path / "forms.nii.gz"] * 2, card.changed(channels=["FLAIR", "T2w"]))
+    said = " ".join(seen)
+    for words in ("what the scan holds measures", "next to nothing lies", "qform and sform are 20 mm apart", "1 slice"):
+        assert words in said, words
 
 
 @pytest.mark.parametrize("contrast", ["T1w", "T2w"])

@@ -13,6 +13,7 @@ from page_steps import Page, model_of, scan
 
 from meshnet import ROOT, segment_scan
 from meshnet.cohort.facts import head_facts
+from meshnet.errors import UserError
 from meshnet.inference.scan import load_models, read_case, segment_case
 from meshnet.networks.folder import default_model
 
@@ -94,7 +95,12 @@ def test_masks_of_real_scans(page, shared_data, tmp_path):
              and not {"label_maps", "lesions_mni", "lesions_chronic"} & set(path.parts)]
     assert len(scans) > 15
     for path in scans:
-        answer = check(page, [path], default_model(), tmp_path)
+        try:
+            answer = check(page, [path], default_model(), tmp_path)
+        except UserError as error:  # a mask of lesions too small for a grid of 4 mm
+            answer = page.ask("segment", model=str(default_model()), scans=[str(path)], settings={})
+            assert answer["error"] == str(error)
+            continue
         print(path.relative_to(shared_data), answer["volume_ml"], answer["differ"], answer["warnings"], answer["parts"])
         if "M2265_T2w" in path.name:
             assert answer["volume_ml"] > 20
@@ -131,7 +137,8 @@ def test_messages_are_those_of_the_program():
 
 # What these files refuse or say and a page has no use for: of masks of a data set, of files on a disk, and of settings
 # and models of a caller in Python.
-NOT_IN_A_PAGE = ("--labels", "of the lesion lie outside", "cannot be read (", "no such file", "the lesion of",
+NOT_IN_A_PAGE = ("--labels", "of the lesion lie outside", "cannot be read (", "scan; check the path", "the lesion of",
+                 "of the lesion lies",
                  "--device", "without a card", "found an empty list", "threads: found", "has classes", "{}: marks")
 
 

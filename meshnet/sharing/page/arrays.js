@@ -70,6 +70,10 @@ function apply(a, vector) {
   return a.map((row) => row.reduce((sum, value, k) => sum + value * vector[k], 0));
 }
 
+function dot(a, b) {
+  return a.reduce((sum, value, i) => sum + value * b[i], 0);
+}
+
 function transpose(a) {
   return a[0].map((_, j) => a.map((row) => row[j]));
 }

@@ -2,6 +2,7 @@
 "use strict";
 
 const SIZES_DIFFER = 0.02, SHORT_MM = 60, ROUNDING = 1, LONGEST_MM = 1200, FEW_SLICES = 5, THICK = 3.5, THICK_MM = 3;
+const APART_MM = 5, GAP = 0.8, GAP_SHARES = [0.002, 0.002, 0.01];
 const FEW = 0.003, FEW_LEVELS = 16, COVERED = [0.1, 0.6];
 
 function headerRemarks(image) {
@@ -11,11 +12,12 @@ function headerRemarks(image) {
   const unit = UNITS_MM[header.xyzt_units & 7] ? scale.slice().sort((a, b) => a - b)[1] : 1;
   if (!pixdim.every(Number.isFinite) || (all && scale.some((value) => Math.abs(value / unit - 1) > SIZES_DIFFER)))
     remarks.push(say("pixdim", millimetres(pixdim), millimetres(sizes)));
-  if (own.qform_code > 0 && own.sform_code > 0) remarks.push(...formsRemarks(own, image.nifti2));
+  // In another unit than mm the program has one form alone.
+  if (own.qform_code > 0 && own.sform_code > 0 && header === own) remarks.push(...formsRemarks(own, image.nifti2, image.volume.shape));
   return remarks;
 }
 
-function formsRemarks(header, nifti2) {
+function formsRemarks(header, nifti2, shape) {
   const sform = sformOf(header);
   let qform = null;
   try {
@@ -24,7 +26,10 @@ function formsRemarks(header, nifti2) {
   if (!qform || !qform.every((row) => row.every(Number.isFinite))) return [say("noRotation")];
   if (Math.abs(determinant(sform)) < 1e-12 || Math.abs(determinant(qform)) < 1e-12) return [];
   const axes = [qform, sform].map(axisCodes);
-  return axes[0] === axes[1] ? [] : [say("forms", ...axes)];
+  if (axes[0] !== axes[1]) return [say("forms", ...axes)];
+  if (header.qform_code !== header.sform_code) return [];  // they are of two spaces
+  const apart = Math.max(...corners(shape.map((n) => [0, n - 1])).map((at) => Math.hypot(...[0, 1, 2].map((r) => dot(qform[r], at) - dot(sform[r], at)))));
+  return apart > APART_MM ? [say("formsApart", fixed(apart, 0), header.sform_code)] : [];
 }
 
 // Whether a channel is a scan at all: a mask has two values.
@@ -39,7 +44,7 @@ function extentRemarks(image, voxel) {
   const spacing = edges(image.affine), { shape } = image.volume, extent = spacing.map((s, i) => s * shape[i]);
   const remarks = [];
   if (Math.min(...extent) < SHORT_MM) remarks.push(say("short", millimetres(extent, 0)));
-  else if (Math.min(...shape) < FEW_SLICES) remarks.push(say("fewSlices", Math.min(...shape)));
+  else if (Math.min(...shape) < FEW_SLICES) remarks.push(say("fewSlices", Math.min(...shape) === 1 ? "1 slice" : `${Math.min(...shape)} slices`));
   const thickest = Math.max(...spacing);
   if (thickest > Math.max(THICK_MM, THICK * voxel) && thickest > 1.5 * Math.min(...spacing))
     remarks.push(say("thick", fixed(thickest, 1), general(voxel)));
@@ -84,7 +89,23 @@ function checkChannels(volumes, names, where) {
     if (covered < COVERED[0]) refuse("elsewhere", where, names[c + 1], percent, names[0]);
     if (covered < COVERED[1]) remarks.push(say("partly", names[c + 1], percent, names[0]));
   });
+  const small = volumes.length > 1 ? volumes.map((volume) => sampled(volume, 2)) : [];
+  small.forEach((one, a) => small.slice(a + 1).forEach((other, b) => {
+    if (one.every((value, i) => value === other[i])) remarks.push(say("same", names[a], names[a + 1 + b]));
+  }));
   return remarks;
+}
+
+// Whether what a conformed channel holds is as large as a head where the image is: it may be padded.
+function contentRemarks(volume, image, voxel) {
+  const spacing = edges(image.affine);
+  if (Math.min(...image.volume.shape.map((n, i) => n * spacing[i])) < SHORT_MM) return [];  // said already
+  const [least] = extremes(sampled(volume, 2)), box = [[Infinity, -1], [Infinity, -1], [Infinity, -1]];
+  visit(volume, 2, (value, ...at) => {
+    if (value > least) at.forEach((i, axis) => { if (i < box[axis][0]) box[axis][0] = i; if (i > box[axis][1]) box[axis][1] = i; });
+  });
+  const extent = box.map(([a, b]) => (b < 0 ? Infinity : 2 * voxel * ((b - a) / 2 + 1)));
+  return Math.min(...extent) < SHORT_MM ? [say("padded", millimetres(extent, 0))] : [];
 }
 
 // Whether a channel uses the grey levels that its scaling gave it. `volume`: conformed, float32 in 0..1; `found`: the
@@ -94,9 +115,21 @@ function greyRemarks(volume, found, name) {
     const { lowest, highest, low, high, share } = found, which = share < FEW ? say("few") : say("bright", `${fixed(100 * share, 1)}%`);
     return [say("extremes", name, which, ...[lowest, highest, low, high].map((value) => general(value)))];
   }
-  const small = sampled(volume, 3), [least] = extremes(small);
+  const small = sampled(volume, Math.min(...volume.shape) >= 64 ? 3 : 1), [least] = extremes(small);
   const inside = small.filter((value) => value > least).sort();
   if (inside.length < 100) return [];
   const range = quantile(inside, 0.99) - quantile(inside, 0.01);
-  return range * 255 >= FEW_LEVELS ? [] : [say("fewGreys", name, Math.max(1, roundEven(range * 255)))];
+  return range * 255 >= FEW_LEVELS ? gapRemarks(inside, name) : [say("fewGreys", name, Math.max(1, roundEven(range * 255)))];
+}
+
+// Whether the grey levels between a scan and something far brighter are empty.
+function gapRemarks(values, name) {
+  const counts = new Float64Array(256), upto = [0], width = Math.trunc(GAP * 256), [within, below, above] = GAP_SHARES;
+  for (const value of values) ++counts[Math.trunc(f32(Math.min(Math.max(value, 0), 1) * 255))];
+  for (const n of counts) upto.push(upto[upto.length - 1] + n / values.length);
+  for (let first = 0; first + width < upto.length; ++first) {
+    const low = upto[first], high = upto[first + width];
+    if (high - low <= within && low >= below && high <= 1 - above) return [say("gap", name, first, first + width)];
+  }
+  return [];
 }

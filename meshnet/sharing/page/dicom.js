@@ -119,10 +119,6 @@ async function findSeries(files, step = () => {}) {
   return all.sort((a, b) => before(a.study, b.study) || a.number - b.number || before(a.uid, b.uid));
 }
 
-function dot(a, b) {
-  return a.reduce((sum, value, i) => sum + value * b[i], 0);
-}
-
 // Where a frame lies, in LPS mm; null where its header does not say it, undefined where that is broken.
 function placeOf(header) {
   const numbers = (name) => header[name]?.map(Number);

@@ -104,7 +104,9 @@ function sampled(volume, step) {
 function asInput(volume) {
   if (volume.kind !== "u1") return volume.data;
   const table = Float32Array.from({ length: 256 }, (_, i) => i / 255);
-  return Float32Array.from(volume.data, (value) => table[value]);
+  const { data } = volume, found = new Float32Array(data.length);
+  for (let i = 0; i < data.length; ++i) found[i] = table[data[i]];
+  return found;
 }
 
 // uint8 to float32, so that the 5 % and 95 % quantiles become 0 and 1.
@@ -129,9 +131,13 @@ function headBox(volume, margin = 0.02) {
   const [low, high] = extremes(small);
   if (!(high > low)) return whole;
   const threshold = otsu(small, low, high);
-  const air = quantile(small.filter((value) => value <= threshold).sort(), 0.75);
+  let darker = 0;
+  const dark = new small.constructor(small.length);
+  for (let i = 0; i < small.length; ++i) if (small[i] <= threshold) dark[darker++] = small[i];
+  const air = quantile(dark.subarray(0, darker).sort(), 0.75);
   const level = isInteger(volume.kind) ? air + (threshold - air) / 3 : f32(air + (threshold - air) / 3);
-  const foreground = Uint8Array.from(small, (value) => Number(value > level));
+  const foreground = new Uint8Array(small.length);
+  for (let i = 0; i < small.length; ++i) foreground[i] = Number(small[i] > level);
   const open = dilated(eroded(foreground, shape), shape);
   const parts = components(open.some(Boolean) ? open : foreground, shape, false);
   if (!parts.sizes.length) return whole;

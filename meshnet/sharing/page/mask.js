@@ -46,30 +46,39 @@ function components(mask, shape, corners = true) {
     for (let j = -1; j <= 1; ++j)
       for (let k = -1; k <= 1; ++k) {
         const apart = Math.abs(i) + Math.abs(j) + Math.abs(k);
-        if (apart && (corners || apart === 1)) steps.push([i, j, k, (i * ny + j) * nz + k]);
+        if (apart && (corners || apart === 1)) steps.push(i, j, k, (i * ny + j) * nz + k);
       }
   let waiting = new Int32Array(1024);
   for (let start = 0; start < mask.length; ++start) {
     if (!mask[start] || parts[start]) continue;
-    const number = sizes.length + 1, box = [[nx, 0], [ny, 0], [nz, 0]];
-    let length = 1, size = 0;
+    const number = sizes.length + 1;
+    let length = 1, size = 0, x0 = nx, x1 = 0, y0 = ny, y1 = 0, z0 = nz, z1 = 0;
     waiting[0] = start, parts[start] = number;
     while (length) {
       const at = waiting[--length], x = Math.floor(at / (ny * nz)), y = Math.floor(at / nz) % ny, z = at % nz;
       ++size;
-      [x, y, z].forEach((p, axis) => { if (p < box[axis][0]) box[axis][0] = p; if (p >= box[axis][1]) box[axis][1] = p + 1; });
+      if (x < x0) x0 = x;
+      if (x > x1) x1 = x;
+      if (y < y0) y0 = y;
+      if (y > y1) y1 = y;
+      if (z < z0) z0 = z;
+      if (z > z1) z1 = z;
       if (length + 26 > waiting.length) {
         const larger = new Int32Array(2 * waiting.length);
         larger.set(waiting);
         waiting = larger;
       }
-      for (const [i, j, k, step] of steps) {
-        if (x + i < 0 || x + i >= nx || y + j < 0 || y + j >= ny || z + k < 0 || z + k >= nz) continue;
-        const next = at + step;
+      const inner = x > 0 && x < nx - 1 && y > 0 && y < ny - 1 && z > 0 && z < nz - 1;
+      for (let s = 0; s < steps.length; s += 4) {
+        const next = at + steps[s + 3];
+        if (!inner) {
+          const i = x + steps[s], j = y + steps[s + 1], k = z + steps[s + 2];
+          if (i < 0 || i >= nx || j < 0 || j >= ny || k < 0 || k >= nz) continue;
+        }
         if (mask[next] && !parts[next]) parts[next] = number, waiting[length++] = next;
       }
     }
-    sizes.push(size), boxes.push(box);
+    sizes.push(size), boxes.push([[x0, x1 + 1], [y0, y1 + 1], [z0, z1 + 1]]);
   }
   return { parts, sizes, boxes };
 }

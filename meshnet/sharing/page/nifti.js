@@ -17,6 +17,7 @@ const UNITS_MM = { 1: 1000, 3: 0.001 };
 const HEAD_MM = [10, 2000], FARTHEST_MM = 1e5, LEAST = 1e-30, MOST = 1e30;
 const LEAST_MM = 1;  // a scan's longest side is more; headers that hold metres without saying so give less
 const POINTERS = [["version https:/" + "/git-lfs", "lfs"], ["/annex/objects/", "annex"], ["<!doctype html", "webPage"], ["<html", "webPage"]];
+const MOST_PACKED = 2;  // times that a file may be gzipped: tools gzip what is so already
 const MOST_BYTES = 2 ** 31;  // of one array in a browser
 // name: [offset, type, count] in NIfTI-1 and in NIfTI-2
 const FIELDS = [{
@@ -49,7 +50,8 @@ async function through(stream, content) {
 
 // The image in a file, plain or gzipped. `channels`: the last axis of a 4D file is channels.
 async function readImage(content, name, channels = false) {
-  if (content[0] === 0x1f && content[1] === 0x8b) {
+  if (!content.length) refuse("emptyFile", name);
+  for (let packed = 0; packed < MOST_PACKED && content[0] === 0x1f && content[1] === 0x8b; ++packed) {
     try {
       content = await gunzip(content);
     } catch (error) {
