@@ -15,10 +15,12 @@ from pathlib import Path
 from meshnet.cohort import call
 from meshnet.cohort.files import find_scans, named_channels, plan_masks
 from meshnet.config import parse_size
+from meshnet.display import command
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.flags import show_first
 from meshnet.runs import shards
 from meshnet.runs.folder import AVERAGED
+from meshnet.runs.place import place
 
 MOST_THREADS = 1024
 MOST_CAPTION = 160  # characters under a picture
@@ -112,7 +114,21 @@ def main() -> int | None:
     batch = Batch(cases, arguments, models, names)
     with contextlib.closing(batch):
         segment_all(batch, models, arguments)
-        return batch.end()
+        code = batch.end()
+    if cases and not arguments.json and place().count == 1:
+        print(printable(next_step(cases, arguments)), file=sys.stderr)
+    return code
+
+
+def next_step(cases: list[dict], arguments: argparse.Namespace) -> str:
+    """What to do after the last scan: look at it, or at all of them."""
+    if len(cases) == 1:
+        look = f"look at {cases[0]['picture']}; " if arguments.picture and cases[0]["picture"].exists() else ""
+        return f"Next: {look}a lower --threshold marks more, a higher one less"
+    if arguments.report:
+        return f"Next: open {Path(arguments.output) / 'report.html'} in a browser"
+    given = [word for word in sys.argv[1:] if word != "--report"]
+    return f"Next: {command('python', 'infer.py', *given, *([] if arguments.output else ['-o', 'masks']), '--report')}"
 
 
 def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ def test_it_says_what_it_does_and_why_a_mask_is_empty(model, tmp_path):
     assert all(line.split(": ")[1].split(" (")[0].endswith(" mL in 1 lesion") for line in found.stdout.splitlines())
     settings = ("--model", model, "--no-picture", "--min_lesion_mm3", 5e5, "--threshold", 0.4)
     found = infer(tmp_path / "a.nii.gz", *settings)
-    assert found.stderr.endswith("; from probability 0.4; what is below 500 mL is dropped\n")
+    assert "; from probability 0.4; what is below 500 mL is dropped\n" in found.stderr
     assert re.search(r": 0\.00 mL; \d+\.\d\d mL found below the 500 mL from which it is kept \(", found.stdout)
     assert "marks" not in infer(tmp_path / "a.nii.gz", "--json", *settings).stderr
     about = {"disease": "stroke", "contrasts": "T2w or DWI"}
@@ -210,3 +210,18 @@ def test_subfolders_are_searched_and_kept(model, tmp_path):
     infer(scans, "-o", out, "--model", model, "--no-picture")
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz") if ".meshnet" not in path.parts) == [
         "sub-1/T2w_lesion.nii.gz", "sub-2/ses-a/T2w_lesion.nii.gz"]
+
+
+def test_it_says_what_comes_next(model, tmp_path):
+    """On standard error, so that standard output has a line for each scan."""
+    (tmp_path / "scans").mkdir()
+    for name in ("scans/a", "scans/b", "c"):
+        scan_file(tmp_path / f"{name}.nii.gz")
+    one = infer(tmp_path / "c.nii.gz", "--model", model)
+    assert one.stderr.splitlines()[-1] == (
+        f"Next: look at {tmp_path}/c_lesion.png; a lower --threshold marks more, a higher one less")
+    two = infer(tmp_path / "scans", "--model", model, "--no-picture")
+    assert two.stderr.splitlines()[-1] == (
+        f"Next: python infer.py {tmp_path}/scans --model {model} --no-picture -o masks --report")
+    assert len(two.stdout.splitlines()) == 2
+    assert "Next" not in infer(tmp_path / "c.nii.gz", "--model", model, "--json", "--overwrite").stderr
