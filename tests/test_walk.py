@@ -51,7 +51,11 @@ def dices(lines: list[str]) -> list[float]:
 
 
 def compare(command: str, expected: list[str], printed: str) -> list[str]:
-    """What is wrong with the output of a command."""
+    """What is wrong with the output of a command; without expected lines its best Dice alone is looked at."""
+    if not expected:
+        found = dices(printed.strip().splitlines()[-LAST:])
+        learns = not TRAINS.search(command) or max(found, default=0) >= LEARNS
+        return [] if learns else [f"{command}: the Dice are {found}"]
     last = printed.strip().splitlines()[-LAST:]
     shapes, wanted = [shape_of(line) for line in last], [shape_of(line) for line in expected]
     at = next((k for k in range(len(last)) if shapes[k:k + len(wanted)] == wanted), None)
@@ -67,7 +71,7 @@ def test_the_readme_says_how_its_trainings_end():
     assert [command.split()[1] for command, _ in steps()] == [
         "prepare.py", "train.py", "train.py", "infer.py", "search.py", "crossval.py"]
     for command, expected in steps():
-        if TRAINS.search(command):
+        if TRAINS.search(command) and "crossval" not in command:
             assert max(dices(expected), default=0) >= LEARNS, f"{command}: no Dice is printed below it, or a low one"
 
 
@@ -77,6 +81,9 @@ def test_outputs_are_compared_by_their_words_and_their_dice():
     assert not compare("python train.py --recipe r", expected, printed.format(0.45))
     assert "found the Dice" in compare("python train.py --recipe r", expected, printed.format(0.3))[0]
     assert "expected" in compare("python train.py --recipe r", expected, "runs/a: stopped")[0]
+    table = "Model  Parameters  Lesion Dice\ntiny  10,770  {} (0.08)  0.70 (0.04)\nreport.html\nNext: y"
+    assert not compare("python crossval.py", [], table.format("0.410"))
+    assert compare("python crossval.py", [], table.format("0.390"))
 
 
 @pytest.mark.slow
@@ -94,7 +101,7 @@ def test_every_command_of_the_readme_ends_as_printed(tmp_path):
             record.write(f"$ {command}\n{done.stdout[-5000:]}\n{done.stderr[-3000:]}\n")
         if done.returncode:
             wrong.append(f"{command}: {done.stderr[-2000:]}")
-        elif expected:
+        else:
             wrong += compare(command, expected, done.stdout)
     assert not wrong, "\n".join(wrong)
     assert (clone / "runs/table/report/report.html").stat().st_size > 10_000
