@@ -116,7 +116,7 @@ def test_chromium_opens_five_thousand_scans_without_a_request(tmp_path):
         shown.on("request", lambda request: requests.append(request.url))
         shown.on("pageerror", lambda error: errors.append(str(error)))
         shown.goto(f"file://{path}")
-        shown.wait_for_function("document.querySelector('#list li img[src]')?.complete")
+        shown.wait_for_selector("#list li img[src]")
         for key in "jjwju":
             shown.keyboard.press(key)
         names = shown.evaluate("shown.map(number => rows[number].name)")
