@@ -80,8 +80,7 @@ def _forms_remarks(header, shape: tuple[int, ...]) -> list[str]:
 def values_remarks(image: nib.Nifti1Image, name: str) -> list[str]:
     """Whether a channel is a scan at all: a mask has two values."""
     data = np.asanyarray(image.dataobj)
-    step = 4 if min(data.shape) >= 32 else 1
-    few = np.unique(data[::step, ::step, ::step])
+    few = np.unique(data[tuple(slice(None, None, 4 if n >= 32 else 1) for n in data.shape)])
     if len(few) > 2 or len(few := np.unique(data)) > 2:
         return []
     return [f"{name}: holds no values but {' and '.join(f'{value:g}' for value in few)}; is it a mask and not a scan?"]
