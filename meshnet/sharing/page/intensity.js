@@ -193,12 +193,23 @@ function dilated(mask, shape) {
 // ---------------------------------------------------------------- scans with dark lesions turned round: contrast.py
 
 const AIR = 0.1, CORE = 0.12, DEEPEST = 0.3, COARSE_MM = 4, FEWEST = 50, T1W = "T1w", T2W = "T2w", OTHER = "FLAIR or DWI";
-const IS_T1W = [9.9335, 10.6074, -0.6945, 2.3669, -4.8613, 0, -4.65];
+const MIDDLE = [0.051, 0.716, 3.561, -0.119, 0.428, 0.149, 0.305, 0.7, 0.826];
+const SPREAD = [0.131, 0.174, 1.47, 0.573, 0.144, 0.799, 0.129, 0.123, 0.089];
+const IS_T1W = [
+  0.958, 1.296, -0.773, 1.603, -0.607, 0.53, -0.004, -0.031, 0.536, 0.148, 0.321, -0.071, -0.17, -0.173, 0.053,
+  0.24, -0.229, 0.413, 0.154, -0.196, 0.301, 0.547, 0.447, -0.368, 0.408, -0.529, -0.114, -0.25, -0.299, 0.204,
+  0.139, 0.471, 0.015, -0.585, 0.013, -0.199, -0.125, 0.092, 0.677, -0.299, 0.224, 0.09, 0.357, 0.329, -1.035,
+  -0.965, 0.298, -0.729, -0.566, 0.357, -0.153, -0.668, 0.288, 0.354, -1.082];
 const IS_T2W = [-8.6377, 1.5806, -0.9775, -2.9556, 3.3778, 2.54, -0.6825];
 
 function looksLike(volume, voxelMm) {  // volume: conformed, u1, the last axis closest together
-  const found = contrastFeatures(volume, voxelMm), score = (factors) => [...found, 1].reduce((sum, value, k) => sum + factors[k] * value, 0);
-  return !found ? null : score(IS_T1W) > 0 ? T1W : score(IS_T2W) > 0 ? T2W : OTHER;
+  const found = contrastFeatures(volume, voxelMm), score = (factors, values) => values.reduce((sum, value, k) => sum + factors[k] * value, 0);
+  return !found ? null : score(IS_T1W, quadratic(found)) > 0 ? T1W : score(IS_T2W, [...found.slice(0, 6), 1]) > 0 ? T2W : OTHER;
+}
+
+function quadratic(found) {
+  const x = found.map((value, k) => Math.min(Math.max((value - MIDDLE[k]) / SPREAD[k], -4), 4));
+  return [...x, ...x.flatMap((one, i) => x.slice(i).map((other) => one * other)), 1];
 }
 
 function turnedRound(volume) {
@@ -245,7 +256,8 @@ function contrastFeatures(volume, voxelMm) {
   const apart = Float64Array.from(core, (at) => neighbours(at).reduce((sum, other) => sum + data[other], 0) - 6 * data[at]);
   return [correlation(middle.map((at) => depth[at]), middle.map((at) => data[at])),
           quantile(Float64Array.from(shell, (at) => data[at]).sort(), 0.9) / top, Math.min(standardMoment(values, 4), 10),
-          Math.min(Math.max(standardMoment(apart, 3), -4), 4), lower / top, standardMoment(values, 3)];
+          Math.min(Math.max(standardMoment(apart, 3), -4), 4), lower / top,
+          standardMoment(values, 3), quantile(sorted, 0.1) / top, quantile(sorted, 0.75) / top, upper / top];
 }
 
 function coarseVolume(volume, voxelMm) {
