@@ -2,8 +2,8 @@
 
 ``python benchmarks/trust/weights_card.py [--folder weights/meshnet16-synthetic]``
 
-results.json holds what was measured: ``builtin_weights.py --summary`` writes its synthetic part, ``calibrate.py`` the
-calibration; figures on real scans, which are not in the repository, are entered by hand with how often each was seen.
+results.json holds what was measured: ``decision.py table`` writes its synthetic part, ``calibrate.py`` the calibration;
+figures on real scans, which are not in the repository, are entered by hand with how often each was seen.
 """
 
 import argparse
@@ -34,8 +34,17 @@ def synthetic(results: dict) -> list[str]:
         lines += table(["contrast", *WAYS], [[name, *(found.get(way) for way in WAYS)]
                                              for name, found in results["ways"].items()])
     lines += ["By label map (none was trained on), mean Dice over all contrasts: " + ", ".join(
-        f"{name} {value}" for name, value in results["maps"].items()) + ".", ""]
+        f"{name} {value}" for name, value in results["maps"].items()) + ".",
+        "Share of these heads whose contrast is told right: " + ", ".join(
+        f"{name} {value}" for name, value in results["told"].items()) + " (FLAIR and DWI count as one).", ""]
     return lines
+
+
+def decision(card: dict) -> list[str]:
+    """What makes a lesion, for each contrast that a scan may look like."""
+    rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}"] for name, own in
+            [*card["contrasts"].items(), ("anything else", card)]]
+    return table(["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL"], rows)
 
 
 def real(results: dict) -> list[str]:
@@ -53,11 +62,10 @@ def readme(card: dict, results: dict) -> str:
     lines = ["# meshnet16-synthetic", "", *results["intro"], "", "## What it reaches", "",
              "**On synthetic heads.**", "", results["synthetic_note"], "", *synthetic(results),
              "**On real scans.**", "", *real(results),
+             "## What it marks", "", *decision(card), *results["decision"], "",
              "## What its probabilities mean", "", results["calibration_note"], "", *calibration(results),
              "## What it can and cannot do", "", *results["limits"], "", "## How it was made", "", *results["made"], ""]
     lines += ["## Fine-tuning", "", *results["fine_tuning"], ""]
-    lines += [f"Decision: a voxel of probability {card['threshold']:g} or more is lesion; lesions under "
-              f"{card['min_lesion_mm3'] / 1000:g} mL are dropped. {results['decision']}", ""]
     return "\n".join(lines)
 
 
