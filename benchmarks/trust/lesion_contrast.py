@@ -77,7 +77,7 @@ def draw(found: dict, real: dict, path: Path) -> None:
             for one in real.get(contrast, []):
                 panel.plot(place, one[place], "x", color="tab:red", markersize=9)
         panel.axhspan(-0.5, 0.5, color="0.9", zorder=0)
-        panel.set_ylim(-3, 5)
+        panel.set_ylim(-1.5, 4)
         panel.set_xticks(range(3), NAMES[:3])
         panel.set_title(f"{contrast}: {len(rows)} generated, {len(real.get(contrast, []))} real", fontsize=9)
     figure.supylabel("grey value, in widths of the tissue's range", fontsize=8)

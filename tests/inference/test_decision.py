@@ -1,0 +1,39 @@
+"""The benchmark that chooses what makes a lesion, by hand-worked heads."""
+
+import sys
+
+import pytest
+
+from meshnet.scans.mask import Decision
+
+
+@pytest.fixture
+def decision(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks/trust"))
+    import decision
+
+    yield decision
+    for name in ("decision", "builtin_weights"):
+        sys.modules.pop(name, None)
+
+
+def head(healthy: bool, parts: list, ml: float = 0.0) -> dict:
+    """``parts``: voxels of 8 mm³, peak, sum of probabilities, voxels that are right, true lesions that it touches."""
+    thresholds = ("0.05", "0.1", "0.15", "0.2", "0.25", "0.3", "0.35", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
+    return {"healthy": healthy, "ml": ml, "n": 0 if healthy else 2, "sum": 500.0, "looks": "T1w",
+            "parts": {name: [part for part in parts if part[1] >= float(name)] for name in thresholds}}
+
+
+def test_a_head_is_scored_by_what_a_decision_keeps(decision):
+    stroke = head(False, [[250, 0.8, 150.0, 125, [1]], [50, 0.5, 20.0, 0, []], [10, 0.9, 8.0, 10, [2]]], 2.0)
+    dice, f1, ml, quality = decision.decided(stroke, Decision(0.3, 0.6, 100.0))  # the first alone, half of it right
+    assert (dice, f1, ml) == (pytest.approx(0.5), pytest.approx(2 / 3), pytest.approx(2.0))
+    assert quality == pytest.approx((2 * 1.2 + 1) / (4 + 2 + 1))
+    assert decision.decided(stroke, Decision(0.3, 0.0, 0.0))[1] == pytest.approx(4 / 5)  # both found, one false
+    assert decision.decided(head(True, []), Decision(0.3))[:3] == (1.0, None, 0.0)
+
+
+def test_a_sure_voxel_is_asked_for_where_that_spares_healthy_heads(decision):
+    rows = [head(False, [[250, 0.85, 150.0, 250, [1, 2]]], 2.0), head(True, [[500, 0.55, 200.0, 0, []]])]
+    found, value, best = decision.choose(rows)
+    assert value == best == 1.0 and max(found.threshold, found.sure) > 0.55
