@@ -293,7 +293,7 @@ def validate(config: Config) -> None:
     Raises:
         UserError: naming the field, the value found and what is expected.
     """
-    scheduler, optimizer = config.scheduler, config.optimizer
+    scheduler, optimizer, model = config.scheduler, config.optimizer, config.model
     if scheduler.max_lr is not None and optimizer.lr is not None and scheduler.max_lr != optimizer.lr:
         raise UserError(f"scheduler.max_lr: found {scheduler.max_lr:g} beside optimizer.lr {optimizer.lr:g}, expected "
                         "the same; set optimizer.lr alone")
@@ -305,16 +305,16 @@ def validate(config: Config) -> None:
                         f"training.max_epochs ({config.training.max_epochs})")
     if config.training.memory_budget is not None:
         parse_size(config.training.memory_budget, "training.memory_budget")
-        if config.model.name != "meshnet":
-            raise UserError(f"training.memory_budget: is for meshnet, found model.name {config.model.name}; use "
-                            "model.checkpointing true")
+        if model.name != "meshnet":
+            raise UserError(f"training.memory_budget: is for meshnet, found {model.name}; use model.checkpointing true")
     if len(config.optimizer.betas) != 2:
         raise UserError(f"optimizer.betas: found {config.optimizer.betas}, expected two numbers")
-    if len(config.model.patch) not in (0, 3):
-        raise UserError(f"model.patch: found {config.model.patch}, expected three sizes in voxels, or none")
-    if config.model.norm == "group" and config.model.norm_groups and config.model.channels % config.model.norm_groups:
-        raise UserError(f"model.norm_groups: found {config.model.norm_groups}, expected a divisor of model.channels "
-                        f"({config.model.channels})")
+    if not model.dilations:
+        raise UserError("model.dilations: found [], expected one for each block, such as [1, 2, 4, 2, 1]")
+    if len(model.patch) not in (0, 3):
+        raise UserError(f"model.patch: found {model.patch}, expected three sizes in voxels, or none")
+    if model.norm == "group" and model.norm_groups and model.channels % model.norm_groups:
+        raise UserError(f"model.norm_groups: found {model.norm_groups}, expected a divisor of channels {model.channels}")
     if config.loss.background_weight == 0 and config.loss.lesion_weight == 0:
         raise UserError("loss.background_weight: found 0 beside loss.lesion_weight 0, expected one above 0")
 

@@ -169,3 +169,10 @@ REST = {  # what is taken where nothing is said, of all that is no number
 def test_every_other_setting_has_its_default():
     found = {f"{section}.{name}": value for section, part in to_dict(Config()).items() for name, value in part.items()}
     assert {name: value for name, value in found.items() if name not in NUMBERS} == REST
+
+
+def test_a_network_without_blocks_is_refused():
+    config = Config()
+    config.model.dilations = []
+    with pytest.raises(UserError, match=r"^model\.dilations: found \[\], expected one for each block"):
+        resolve(config)
