@@ -98,6 +98,9 @@ def test_a_killed_job_and_a_killed_driver_cost_nothing(begin, tmp_path, capfd):
     run(second)
     assert second.end() == 1  # as the one that wrote the table says
     assert sorted((tmp_path / "log").read_text().split()) == [f"n{i:02d}" for i in range(20)]
+    told = [line for path in tmp_path.glob("jobs/*/metrics.jsonl") for line in shards.lines_of(path)]
+    assert sorted(line["item"] for line in told if "item" in line) == [f"n{i:02d}" for i in range(20)]
+    assert len([line for line in told if "total" in line]) == 3  # a job that is started again does not tell it again
     out, err = capfd.readouterr()
     assert "job 1 killed by SIGKILL; started again" in out and "jobs of an earlier call are taken over" in out
     assert out.rstrip().endswith("a table of 20") and out.count("a table of 20") == 1

@@ -35,6 +35,12 @@ def test_which_process_this_is(environment, index, count):
     assert (place(environment).index, place(environment).count) == (index, count)
 
 
+def test_the_parts_of_all_processes_are_the_list():
+    for number, count in ((10, 3), (2, 4), (0, 2), (7, 1)):
+        parts = [range(number)[Place(i, count).part(number)] for i in range(count)]
+        assert [item for part in parts for item in part] == list(range(number))
+
+
 @pytest.mark.parametrize(("environment", "words"), [
     ({"RANK": "4", "WORLD_SIZE": "4"}, "found 4 of 4"), ({"SLURM_ARRAY_TASK_ID": "x"}, "found 'x'")])
 def test_an_environment_that_contradicts_itself_is_refused(environment, words):

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,11 @@ def test_the_script_says_what_sbatch_needs_and_ends_are_seen_in_files(cluster, p
     one = ended(launcher)
     assert (one.code, one.reason) == (0, "")
     (place / "fails").mkdir()
-    launcher.submit(job(place, "fails"))
+    (place / "away from home").mkdir()
+    placed = replace(job(place, "fails"), folder=place / "away from home", variables=(("SHARD", "3"),))
+    launcher.submit(placed)
+    assert f"\ncd '{place}/away from home' || exit 4\n" in (place / "fails" / ".slurm.sh").read_text()
+    assert cluster.jobs[2]["environment"]["SHARD"] == "3"
     assert ended(launcher).code == 3
     assert cluster.calls.count("squeue") <= 1  # a half minute has not passed
 
