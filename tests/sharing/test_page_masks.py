@@ -89,21 +89,24 @@ def test_masks_of_several_channels(page, tmp_path):
 
 @pytest.mark.slow
 def test_masks_of_real_scans(page, shared_data, tmp_path):
-    """Every scan at hand, masks among them: they are segmented too, with the same warning. A label map is left out: of
-    its flat values both make norms that differ by more (2 of 1,877 marked voxels)."""
-    scans = [path for path in sorted(shared_data.rglob("*.nii.gz")) if path.name != "labels_reference.nii.gz"
-             and not {"label_maps", "lesions_mni", "lesions_chronic"} & set(path.parts)]
-    assert len(scans) > 15
-    for path in scans:
-        try:
-            answer = check(page, [path], default_model(), tmp_path)
-        except UserError as error:  # a mask of lesions too small for a grid of 4 mm
-            answer = page.ask("segment", model=str(default_model()), scans=[str(path)], settings={})
-            assert answer["error"] == str(error)
-            continue
+    """Every scan at hand, and two masks given as scans: one with a warning, one refused. Other masks and label maps are
+    left out: of their flat values norms make more of the last bit, and a voxel in a thousand or two differs."""
+    masks = ["mask.nii", "lesion.nii", "labels_", "model_output"]
+    scans = [path for path in sorted(shared_data.rglob("*.nii.gz"))
+             if not {"label_maps", "lesions_mni", "lesions_chronic"} & set(path.parts)
+             and not any(word in path.name for word in masks)]
+    assert len(scans) >= 17
+    for path in (*scans, shared_data / "acute_stroke/case0009_mask.nii.gz"):
+        answer = check(page, [path], default_model(), tmp_path)
         print(path.relative_to(shared_data), answer["volume_ml"], answer["differ"], answer["warnings"], answer["parts"])
         if "M2265_T2w" in path.name:
             assert answer["volume_ml"] > 20
+    assert "is it a mask" in answer["warnings"][0]
+    small = shared_data / "ms/sub-07/lesion_mask.nii.gz"  # nothing of it is left on a grid of 4 mm
+    with pytest.raises(UserError, match="same value everywhere") as refused:
+        check(page, [small], default_model(), tmp_path)
+    answer = page.ask("segment", model=str(default_model()), scans=[str(small)], settings={})
+    assert answer["error"] == str(refused.value)
 
 
 # ---------------------------------------------------------------------- words
