@@ -59,7 +59,10 @@ def believe(known: Known, space: Space, maximize: bool, anew: bool = False) -> d
         model.fit(data.some(slice(None) if len(loss) <= FIT_AT_MOST
                             else numbers.choice(len(loss), FIT_AT_MOST, replace=False)))
         belief = model.condition(data)
-        some = np.unique(trials[np.isfinite(loss)])  # a failed trial is not the best one, whatever is believed of it
+        failed = trials[~np.isfinite(loss)]  # perhaps after a good score; never the best one, whatever is believed
+        some = np.setdiff1d(trials, failed)
+        if not len(some):
+            return None
         place = np.array([int(np.flatnonzero(trials == trial)[0]) for trial in some])
         mean, variance = belief.of_trials(data.points[place], some)
         best = int(np.argmin(mean))
