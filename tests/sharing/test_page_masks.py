@@ -38,9 +38,10 @@ def check(page, paths, model, tmp_path, voxels=None, **settings):
     assert "error" not in answer, answer
     content, wanted = mask.read_bytes(), expected.mask.to_bytes()
     head = len(wanted) - expected.mask.shape[0] * expected.mask.shape[1] * expected.mask.shape[2]
-    assert content[:head] == wanted[:head] and len(content) == len(wanted)
     found = np.frombuffer(content[head:], np.uint8)
     differ = np.count_nonzero(found != np.frombuffer(wanted[head:], np.uint8))
+    same = slice(0, 148), slice(228 if differ else 148, head)  # the text between them has a checksum of the voxels
+    assert all(content[part] == wanted[part] for part in same) and len(content) == len(wanted)
     marked = max(voxels or 0, np.count_nonzero(found))
     assert differ <= max(1, marked / ALLOWED), f"{differ} of {marked} voxels"
     apart = nib.load(probability).get_fdata() - expected.probabilities.get_fdata()
