@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 AIR = 0.1  # grey value (0..1) up to which a voxel may be air
+NOISY_AIR = 0.2  # the same, for what is asked of a scan with so much noise that nothing lies outside its head
 CORE = 0.12  # depth below the head's surface, as a share of its size, from which a voxel is taken for brain
 DEEPEST = 0.3  # up to which depth is measured
 COARSE_MM = 4.0
@@ -35,6 +36,8 @@ def looks_like(volume: np.ndarray, voxel_mm: float) -> str | None:
     """
     found = features(volume, voxel_mm)
     if found is None:
+        found = features(volume, voxel_mm, NOISY_AIR)
+    if found is None:
         return None
     if float(IS_T1W @ quadratic(found)) > 0:
         return T1W
@@ -52,9 +55,9 @@ def turned_round(volume: np.ndarray) -> np.ndarray:
     return np.where(inside_head(volume / np.float32(255)), 255 - volume, volume)
 
 
-def inside_head(volume: np.ndarray) -> np.ndarray:
-    """True (X, Y, Z) for voxels of ``volume`` (0..1) that lie between others brighter than air on every axis."""
-    bright = volume > AIR
+def inside_head(volume: np.ndarray, air: float = AIR) -> np.ndarray:
+    """True (X, Y, Z) for voxels of ``volume`` (0..1) that lie between others brighter than ``air`` on every axis."""
+    bright = volume > air
     inside = np.ones(bright.shape, bool)
     for axis in range(3):
         before = np.maximum.accumulate(bright, axis)
@@ -63,7 +66,7 @@ def inside_head(volume: np.ndarray) -> np.ndarray:
     return inside
 
 
-def features(volume: np.ndarray, voxel_mm: float) -> np.ndarray | None:
+def features(volume: np.ndarray, voxel_mm: float, air: float = AIR) -> np.ndarray | None:
     """What the guess is made from, of a scan (X, Y, Z) uint8 averaged to about 4 mm; None for what is no head.
 
     Of the voxels deep within the head: how their grey value rises with depth (from the 25 % to the 90 % quantile, a
@@ -72,7 +75,7 @@ def features(volume: np.ndarray, voxel_mm: float) -> np.ndarray | None:
     their 98 % quantile.
     """
     x = coarse(volume, voxel_mm)
-    head = inside_head(x)
+    head = inside_head(x, air)
     size = float(np.cbrt(head.sum()))
     depth, left = np.zeros(x.shape), head.copy()
     for _ in range(int(size * DEEPEST)):

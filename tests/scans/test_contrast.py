@@ -62,3 +62,9 @@ def test_real_scans_are_told_apart(shared_data):
     for name, expected in names.items():
         image = nib.load(shared_data / f"{name}.nii.gz")
         assert looks_like(np.asarray(conform(image, GRID, exact=False).dataobj), 4.0) == expected, name
+
+
+def test_noise_in_the_air_does_not_hide_a_head():
+    volume = next(found for seed in range(8) if looks_like(found := scan(seed, "T2w"), 4.0) == T2W)
+    noisy = np.maximum(volume, 35).astype(np.uint8)  # air of 0.14, more than what counts as air
+    assert features(noisy, 4.0) is None and looks_like(noisy, 4.0) in (T2W, OTHER)

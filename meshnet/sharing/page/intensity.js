@@ -192,7 +192,7 @@ function dilated(mask, shape) {
 
 // ---------------------------------------------------------------- scans with dark lesions turned round: contrast.py
 
-const AIR = 0.1, CORE = 0.12, DEEPEST = 0.3, COARSE_MM = 4, FEWEST = 50, T1W = "T1w", T2W = "T2w", OTHER = "FLAIR or DWI";
+const AIR = 0.1, NOISY_AIR = 0.2, CORE = 0.12, DEEPEST = 0.3, COARSE_MM = 4, FEWEST = 50, T1W = "T1w", T2W = "T2w", OTHER = "FLAIR or DWI";
 const MIDDLE = [0.051, 0.716, 3.561, -0.119, 0.428, 0.149, 0.305, 0.7, 0.826];
 const SPREAD = [0.131, 0.174, 1.47, 0.573, 0.144, 0.799, 0.129, 0.123, 0.089];
 const IS_T1W = [
@@ -203,7 +203,7 @@ const IS_T1W = [
 const IS_T2W = [-8.6377, 1.5806, -0.9775, -2.9556, 3.3778, 2.54, -0.6825];
 
 function looksLike(volume, voxelMm) {  // volume: conformed, u1, the last axis closest together
-  const found = contrastFeatures(volume, voxelMm), score = (factors, values) => values.reduce((sum, value, k) => sum + factors[k] * value, 0);
+  const found = contrastFeatures(volume, voxelMm, AIR) || contrastFeatures(volume, voxelMm, NOISY_AIR), score = (factors, values) => values.reduce((sum, value, k) => sum + factors[k] * value, 0);
   return !found ? null : score(IS_T1W, quadratic(found)) > 0 ? T1W : score(IS_T2W, [...found.slice(0, 6), 1]) > 0 ? T2W : OTHER;
 }
 
@@ -234,8 +234,8 @@ function insideHead(data, shape, air) {
   return inside;
 }
 
-function contrastFeatures(volume, voxelMm) {
-  const { data, shape } = coarseVolume(volume, voxelMm), head = insideHead(data, shape, AIR);
+function contrastFeatures(volume, voxelMm, air) {
+  const { data, shape } = coarseVolume(volume, voxelMm), head = insideHead(data, shape, air);
   const neighbours = (at) => {  // round the corner at the ends, as numpy's roll
     const k = at % shape[2], j = Math.floor(at / shape[2]) % shape[1], i = Math.floor(at / shape[2] / shape[1]);
     return [-1, 1].flatMap((way) => [(((i + way + shape[0]) % shape[0]) * shape[1] + j) * shape[2] + k,
