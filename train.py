@@ -165,6 +165,10 @@ def read_cases(arguments: argparse.Namespace, config: Config) -> tuple:
     if config.data.scaling not in (None, data.info["scaling"]):
         raise UserError(f"--data {arguments.data}: prepared with scaling {data.info['scaling']}, expected data.scaling "
                         f"{config.data.scaling}; run prepare.py --scaling {config.data.scaling}")
+    patch, grid = config.model.patch, data.info["shape"]
+    if any(n > 2 * size for n, size in zip(patch, grid)):
+        raise UserError(f"model.patch: found {patch}, expected at most the grid of {arguments.data}, {list(grid)} "
+                        "voxels: what lies beyond it is padding, which takes memory and teaches nothing")
     train, val = (data.indices(subjects[part]) for part in ("train", "val"))
     if not train or not val:
         raise UserError(f"--fold {arguments.fold} --inner_fold {arguments.inner_fold}: found {len(train)} training and "

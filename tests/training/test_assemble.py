@@ -64,6 +64,12 @@ def test_fp16_without_a_gpu_is_refused(tiny_data, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_a_patch_far_beyond_the_grid_is_refused(tiny_data, tmp_path):
+    found = train(tiny_data, tmp_path / "run", "--model.patch", 8, 8, 9000, check=False)
+    assert found.returncode == 2 and "model.patch: found [8, 8, 9000], expected at most the grid of" in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_bf16_trains_here(tiny_data, tmp_path):
     train(tiny_data, tmp_path / "run", "--training.precision", "bf16", "--training.max_epochs", 1)
     assert weights(tmp_path / "run")["head.weight"].dtype == torch.float32
