@@ -186,8 +186,8 @@ class Shards:
     def collect(self, index: int, ended: Ended) -> None:
         """Note how a job ended."""
         crashed, folder = (self.run_dir(index) / WORD_FILE).exists(), self.run_dir(index)
+        self.tell_errors(index, ended.handle)  # a job that is started again does not repeat them
         if ended.code == 0 or (ended.code == 1 and not crashed):
-            self.tell_errors(index, ended.handle)
             self.codes[index] = ended.code
             self.trouble.over()
             return

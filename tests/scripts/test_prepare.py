@@ -251,7 +251,7 @@ def test_list_reads_no_volume(tmp_path, run):
 
 def test_help_answers_at_once(root):
     """Nothing is imported that takes long."""
-    code = ("import sys, runpy; sys.argv = ['prepare.py', '--help']\n"
+    code = ("import sys, runpy; sys.argv = ['prepare.py', '--help_all']\n"
             "try: runpy.run_path('prepare.py', run_name='__main__')\nexcept SystemExit: pass\n"
             "assert not {'torch', 'datasets', 'pyarrow', 'nibabel', 'numpy', 'scipy'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

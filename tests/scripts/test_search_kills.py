@@ -100,7 +100,8 @@ def test_a_run_that_outlived_its_driver_is_taken_up_not_begun_again(bench):
     assert len(runs_of(bench.folder)) == 2
     output = bench.run("study", "--max_trials", "2")
     assert output.count("still running on") == 2
-    assert bench.ask("study", "SELECT COUNT(*) FROM attempts WHERE rung = 0") == [(2,)]
+    firsts = "SELECT COUNT(*) FROM attempts JOIN trials USING (trial) WHERE attempts.rung = trials.bracket"
+    assert bench.ask("study", firsts) == [(2,)]
     check_accounts(bench, "study", 2)
 
 
