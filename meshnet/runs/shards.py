@@ -136,6 +136,9 @@ class Shards:
                 self.read[int(index)] = handle.log_start
             elif handle is not None:
                 self.launcher.kill(handle)
+            elif same:  # it ended while no driver looked
+                self.read[int(index)] = identity["log_start"]
+                self.tell_errors(int(index))
         if self.handles:
             self.live.say(f"{len(self.handles)} of {self.count} jobs of an earlier call are taken over")
             return
@@ -186,7 +189,7 @@ class Shards:
     def collect(self, index: int, ended: Ended) -> None:
         """Note how a job ended."""
         crashed, folder = (self.run_dir(index) / WORD_FILE).exists(), self.run_dir(index)
-        self.tell_errors(index, ended.handle)  # a job that is started again does not repeat them
+        self.tell_errors(index)  # a job that is started again does not repeat them
         if ended.code == 0 or (ended.code == 1 and not crashed):
             self.codes[index] = ended.code
             self.trouble.over()
@@ -234,8 +237,8 @@ class Shards:
         if now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
-        for index, handle in list(self.handles.items()):
-            self.tell_errors(index, handle)
+        for index in self.handles:
+            self.tell_errors(index)
         told = {index: list(lines_of(self.run_dir(index) / METRICS)) for index in range(self.count)}
         working = sum(bool(told[index]) for index in self.handles)
         begun = [line for lines in told.values() for line in lines if "total" in line]
@@ -251,9 +254,9 @@ class Shards:
             left = f", about {minutes((now - since) / (done - first) * (total - done))} left"
         self.live.show(f"{done} of {total} {self.thing}s done, {working} of {self.count} jobs at work{left}")
 
-    def tell_errors(self, index: int, handle: Handle) -> None:
+    def tell_errors(self, index: int) -> None:
         """Print the errors of single items that a job has reported since they were last looked for."""
-        with contextlib.suppress(OSError), open(handle.job.log, "rb") as log:
+        with contextlib.suppress(OSError), open(self.job(index).log, "rb") as log:
             log.seek(self.read.get(index, 0))
             text = log.read()
             whole = text[:text.rfind(b"\n") + 1]
