@@ -7,15 +7,15 @@ def head_box(volume: np.ndarray, margin: float = 0.02) -> tuple[tuple[int, int],
     """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around the head in a conformed volume (X, Y, Z).
 
     The head is the largest connected part that is brighter than a third of the way from air to Otsu's threshold (Otsu
-    1979), after an opening that removes specks of noise. It is found on every second voxel, and ``margin``, a share of
-    each axis, is added. The value of air is the upper quartile of all values up to the threshold, since a scan with
-    negative values has two kinds of air: its own, and the space around the scan. Without contrast it is the whole
-    volume.
+    1979), after an opening that removes specks of noise. It is found on every second voxel of long axes, and ``margin``,
+    a share of each axis, is added. The value of air is the upper quartile of all values up to the threshold, since a
+    scan with negative values has two kinds of air: its own, and the space around the scan. Without contrast it is the
+    whole volume.
     """
     from scipy.ndimage import binary_opening, find_objects, label
 
-    step = 2 if min(volume.shape) >= 64 else 1
-    small = volume[::step, ::step, ::step]
+    steps = [2 if n >= 64 else 1 for n in volume.shape]
+    small = volume[tuple(slice(None, None, step) for step in steps)]
     whole = tuple((0, n) for n in volume.shape)
     low, high = float(small.min()), float(small.max())
     if not high > low:
@@ -29,9 +29,10 @@ def head_box(volume: np.ndarray, margin: float = 0.02) -> tuple[tuple[int, int],
         return whole
     largest = int(np.argmax(np.bincount(parts.ravel())[1:])) + 1
     box = find_objects(parts, max_label=largest)[largest - 1]
-    margins = [step * (margin > 0) + round(margin * n) for n in volume.shape]
+    margins = [step * (margin > 0) + round(margin * n) for step, n in zip(steps, volume.shape)]
     return tuple(
-        (max(0, s.start * step - m), min(n, s.stop * step + m)) for s, m, n in zip(box, margins, volume.shape)
+        (max(0, s.start * step - m), min(n, s.stop * step + m))
+        for s, step, m, n in zip(box, steps, margins, volume.shape)
     )
 
 

@@ -184,12 +184,34 @@ def _oblique(data: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shape: tu
     if order == 0 and not reach.any():  # grid-constant: the outermost voxels reach half a voxel beyond their centres
         return affine_transform(data, matrix, offset, tuple(shape), out, order=0, mode="grid-constant", cval=fill)
     data = data if order == 0 else data.astype(np.float32, copy=False)
-    if not reach.any():
-        return affine_transform(data, matrix, offset, tuple(shape), out, order=1, mode="constant", cval=fill)
     result = np.empty(shape, data.dtype) if out is None else out
-    affine_transform(data, matrix, offset, tuple(shape), result, order=order, mode="nearest")
-    _fill_outside(result, matrix, offset, data.shape, reach, fill)
+    affine_transform(data, matrix, offset, tuple(shape), result, order=order, mode="constant", cval=fill)
+    if reach.any():
+        _fill_rim(result, data, matrix, offset, order, reach)
     return result
+
+
+def _fill_rim(result: np.ndarray, data: np.ndarray, matrix: np.ndarray, offset: np.ndarray, order: int,
+              reach: np.ndarray) -> None:
+    """Give the voxels of ``result`` (X, Y, Z) that lie beyond the outermost centres of ``data``, but within ``reach``
+    of them, the outermost values. They are few: mode "nearest" for all of the result takes 1.4 times as long."""
+    from scipy.ndimage import map_coordinates
+
+    first, last = _inside(matrix, offset, result.shape, data.shape, reach)
+    begin, end = _inside(matrix, offset, result.shape, data.shape, np.full(3, -2 * TOLERANCE))
+    begin, end = np.where(begin > end, last + 1, begin), np.where(begin > end, last, end)
+    index = np.concatenate([_along_rows(first, begin - 1), _along_rows(end + 1, last)], axis=1)
+    points = matrix @ index + offset[:, None]
+    np.clip(points, 0, np.array(data.shape)[:, None] - 1, out=points)
+    result[tuple(index)] = map_coordinates(data, points, order=order, mode="nearest")
+
+
+def _along_rows(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """The indices (3, N) of all voxels from ``first`` to ``last`` (X, Y), on the last axis, of each row."""
+    counts = np.maximum(last - first + 1, 0).astype(np.intp).ravel()
+    rows = np.repeat(np.arange(counts.size), counts)
+    steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([*np.unravel_index(rows, first.shape), steps + first.ravel().astype(np.intp)[rows]])
 
 
 def _fill_outside(result: np.ndarray, matrix: np.ndarray, offset: np.ndarray, source: tuple[int, ...],

@@ -124,10 +124,10 @@ function stretchQuantiles(data) {
 // ---------------------------------------------------------------- the head's box
 
 // The box ((a, b) on each axis) around the head: the largest connected part brighter than a third of the way from air to
-// Otsu's threshold, after an opening, on every second voxel.
+// Otsu's threshold, after an opening, on every second voxel of long axes.
 function headBox(volume, margin = 0.02) {
-  const step = Math.min(...volume.shape) >= 64 ? 2 : 1, small = sampled(volume, step);
-  const shape = volume.shape.map((n) => Math.ceil(n / step)), whole = volume.shape.map((n) => [0, n]);
+  const steps = volume.shape.map((n) => (n >= 64 ? 2 : 1)), shape = volume.shape.map((n, axis) => Math.ceil(n / steps[axis]));
+  const small = sampled({ ...volume, shape, strides: volume.strides.map((stride, axis) => stride * steps[axis]) }, 1), whole = volume.shape.map((n) => [0, n]);
   const [low, high] = extremes(small);
   if (!(high > low)) return whole;
   const threshold = otsu(small, low, high);
@@ -143,7 +143,7 @@ function headBox(volume, margin = 0.02) {
   if (!parts.sizes.length) return whole;
   const box = parts.boxes[parts.sizes.indexOf(Math.max(...parts.sizes))];
   return box.map(([a, b], axis) => {
-    const m = step * Number(margin > 0) + roundEven(margin * volume.shape[axis]);
+    const step = steps[axis], m = step * Number(margin > 0) + roundEven(margin * volume.shape[axis]);
     return [Math.max(0, a * step - m), Math.min(volume.shape[axis], b * step + m)];
   });
 }
