@@ -7,7 +7,7 @@ def head_box(volume: np.ndarray, margin: float = 0.02) -> tuple[tuple[int, int],
     """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around the head in a conformed volume (X, Y, Z).
 
     The head is the largest connected part that is brighter than a third of the way from air to Otsu's threshold (Otsu
-    1979), after an opening that removes specks of noise. It is found on every second voxel of long axes, and ``margin``,
+    1979), after an opening that removes specks of noise. It is found on every second voxel of long axes. ``margin``,
     a share of each axis, is added. The value of air is the upper quartile of all values up to the threshold, since a
     scan with negative values has two kinds of air: its own, and the space around the scan. Without contrast it is the
     whole volume.
