@@ -127,3 +127,31 @@ def write_enhanced(folder, data, frames, firsts, row, column, mm, image_type) ->
     data.PerFrameFunctionalGroupsSequence = Sequence(per)
     data.PixelData = np.stack(frames).astype("<i2").tobytes()
     data.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+
+
+def write_volumes(folder: Path, changes: list[dict], grey: bool = True, **more) -> None:
+    """Write one series of several volumes at the same places, such as echoes; ``changes`` are the fields of each.
+
+    grey: whether each volume has grey values of its own.
+    """
+    import pydicom
+
+    for number, fields in enumerate(changes):
+        write_series(folder / f"v{number}", **more)
+        for path in sorted((folder / f"v{number}").iterdir()):
+            data = pydicom.dcmread(path)
+            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"{data.SOPInstanceUID}.{number}"
+            data.InstanceNumber = int(data.InstanceNumber) + 100 * number
+            for name, value in fields.items():
+                setattr(data, name, value)
+            if grey and number:
+                generator = np.random.default_rng([number, int(data.InstanceNumber)])
+                noise = generator.integers(0, 300, data.pixel_array.shape)
+                data.PixelData = (data.pixel_array + noise).astype("<i2").tobytes()
+            data.save_as(path)
+
+
+B_VALUES = [{"DiffusionBValue": b, "DiffusionGradientOrientation": [0.0, 0.0, 1.0 * (b > 0)], "ScanningSequence": "EP",
+             "AcquisitionNumber": i + 1, "Manufacturer": "Philips Medical Systems",
+             "DiffusionDirectionality": "DIRECTIONAL"}
+            for i, b in enumerate((0.0, 1000.0, 500.0))]

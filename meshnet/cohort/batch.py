@@ -80,10 +80,11 @@ class Batch:
             result["scan"] = [planned["name"]]
             result["warnings"] = [*planned["remarks"], *result["warnings"]]
         if self.arguments.dicom_seg:
-            from meshnet.cohort.seg import write_seg
+            from meshnet.cohort.seg import seg_remarks
 
-            write_seg(found.mask, planned["source"], planned["seg"], str(self.models[0].card.name))
-            result["dicom_seg"] = str(planned["seg"])
+            said = seg_remarks(found.mask, planned["source"], planned["seg"], str(self.models[0].card.name),
+                               case.images[0])
+            result |= {"warnings": [*result["warnings"], *said]} if said else {"dicom_seg": str(planned["seg"])}
         if self.arguments.agreement:
             self.look_again(case, found, result)
         if self.alone:

@@ -1,6 +1,7 @@
 """The flags of ``infer.py`` for whole data sets, and the command line of a BIDS App."""
 
 import argparse
+import importlib.util
 import itertools
 import os
 import sys
@@ -107,6 +108,8 @@ def check_dicom(arguments: argparse.Namespace) -> None:
     """Refuse a call with DICOM files that cannot be right."""
     if not arguments.output or arguments.output.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise UserError("-o: expected a folder for the masks and the converted scans of DICOM files, such as -o masks")
+    if arguments.dicom_seg and importlib.util.find_spec("highdicom") is None:
+        raise UserError("--dicom_seg: highdicom is not installed; pip install -r requirements-dicom.txt")
     for name in arguments.scans:
         if not os.path.exists(name):
             raise UserError(f"{name}: no such file or folder, expected one of DICOM files; check the path")
@@ -114,7 +117,7 @@ def check_dicom(arguments: argparse.Namespace) -> None:
 
 def dicom_batch(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], list[dict], Path]:
     """The scans of DICOM files, converted, records of what gave none, and the folder that is written to."""
-    from meshnet.cohort.dicom import dicom_cases
+    from meshnet.cohort.exports import dicom_cases
 
     out = Path(arguments.output)
     return *dicom_cases([Path(name) for name in arguments.scans], out, channels, arguments.series), out

@@ -1,145 +1,34 @@
-"""DICOM in: a folder, a zip or a patient's export with many series, to NIfTI files by dcm2niix.
+"""A series of DICOM files to a NIfTI file, by dcm2niix.
 
-Nothing that is written names the patient: files are called after a hash of the study's identifier and the number of the
-series, and dcm2niix leaves personal fields out of its JSON files.
+The file holds the volume that is to be segmented on a grid that agrees with the series' headers, and nothing about the
+patient.
 """
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import nibabel as nib
 import numpy as np
 
 from meshnet.cohort.seg import frame_affines
-from meshnet.cohort.series import Series, choose, find_series, kinds_of, missing_slices, study_name
+from meshnet.cohort.series import Series, missing_slices, study_name
 from meshnet.errors import UserError
-from meshnet.files import hash_of, whole_file
+from meshnet.files import whole_file
 
-CONVERTED = "converted"  # the folder of the NIfTI files, below that of the masks
 PARTS = re.compile(r"_(ph|real|imaginary|phMag|ADC|Eq|MoCo|ROI\d+)[a-z0-9]*$")  # what dcm2niix adds to a name
 MOST_OFF_MM = 0.5  # between dcm2niix's grid and the headers, without a word
-NOT_CONVERTED = ("no series for the model was found, or it could not be converted; the command's messages say why, and "
-                 "may name the patient")
 BROKEN = (OSError, ValueError, TypeError, AttributeError, EOFError, nib.filebasedimages.ImageFileError)
 SECONDS = 600.0  # that dcm2niix may take for a series
-
-
-def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wanted: Sequence[str] = ()
-                ) -> tuple[list[dict], list[dict]]:
-    """The scans of exports: for each study the series for the model's channels, converted below ``out``; and a record
-    of each export and study that gives none.
-
-    Each case has ``scans``, ``mask``, ``picture``, ``probability``, ``seg``, ``remarks``, ``name``, and ``source``, the
-    DICOM files of the first channel. Each record has ``scan``, ``error``, ``key``, ``case``, without a word of the
-    headers or paths. What was chosen and passed over is printed on standard error.
-
-    Raises:
-        UserError: where there is no scan at all: the first problem.
-    """
-    cases, problems, failed = {}, [], []
-
-    def fail(name: str, error: UserError) -> None:
-        problems.append(error)
-        failed.append({"scan": [name], "error": NOT_CONVERTED, "key": hash_of(name)[:24],
-                       "case": {"scans": [Path(name)]}})
-
-    with ExitStack() as stack:
-        for number, path in enumerate(paths, 1):
-            try:
-                root = unpacked(path, stack) if path.is_file() else path
-                series = find_series(root)
-            except UserError as error:
-                fail(f"export-{number}", error)
-                continue
-            for study in dict.fromkeys(one.study for one in series):
-                mine = [one for one in series if one.study == study]
-                try:
-                    chosen = choose(mine, channels, wanted)
-                    tell(mine, chosen, channels)
-                    case = converted(chosen, out, root != path)
-                except UserError as error:
-                    fail(study_name(study), error)
-                    continue
-                if case["mask"] in cases:
-                    print(f"warning: {case['name']}: found twice, the second is passed over", file=sys.stderr)
-                cases.setdefault(case["mask"], case)
-    if not cases:
-        raise problems[0]
-    for error in problems:
-        print(f"error: {error}", file=sys.stderr)
-    return list(cases.values()), failed
-
-
-def unpacked(path: Path, stack: ExitStack) -> Path:
-    """The content of a zip, in a temporary folder that ends with ``stack``.
-
-    Raises:
-        UserError: where it is no zip, or the disk has no room for it.
-    """
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshnet-dicom-")))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > shutil.disk_usage(folder).free:
-                raise UserError(f"{path}: unpacks to {size / 1e9:.1f} GB, expected less than what is free in {folder}; "
-                                "set TMPDIR to another disk, or unpack it yourself")
-            archive.extractall(folder)
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as a zip ({error}), expected one of DICOM files without a password; "
-                        "unpack it yourself") from None
-    return folder
-
-
-def tell(series: Sequence[Series], chosen: Sequence[Series], channels: Sequence[str]) -> None:
-    """Print which series was taken for which channel, and why others were not."""
-    name = study_name(chosen[0].study)
-    for one, channel in zip(chosen, channels):
-        kind = f"{one.kind() or 'of an unknown kind'}, " if len(kinds_of(channel)) > 1 else ""
-        print(f"{name}: {one.shown}, {kind}{one.frames} slices, taken for {channel} (--series names another)",
-              file=sys.stderr)
-    others = [f"{one.number} ({one.why_not or one.kind() or 'of an unknown kind'})" for one in series
-              if one not in chosen]
-    if others:
-        print(f"{name}: passed over: series {', '.join(others)}", file=sys.stderr)
-
-
-def converted(chosen: Sequence[Series], out: Path, temporary: bool) -> dict:
-    """One case: its series as NIfTI files, and the names of what will be written about it."""
-    name = name_of(chosen[0])
-    scans, remarks = [], []
-    for one in chosen:
-        path, said = convert(one, out / CONVERTED)
-        scans.append(path)
-        remarks += said
-    files = chosen[0].files
-    if temporary:  # of a zip: kept until the SEG object is written
-        files = kept(files, out, name)
-    mask = out / f"{name}_lesion.nii.gz"
-    return {"scans": scans, "mask": mask, "picture": out / f"{name}_lesion.png", "name": name, "remarks": remarks,
-            "probability": out / f"{name}_lesion_probability.nii.gz", "seg": out / f"{name}_lesion_seg.dcm",
-            "source": files}
 
 
 def name_of(one: Series) -> str:
     """A name for a series: its study, its number, and a hash, as one study may lie in several exports."""
     return f"{study_name(one.study)}_series-{one.number:03d}-{study_name(one.uid)[6:12]}"
-
-
-def kept(files: Sequence[Path], out: Path, name: str) -> list[Path]:
-    """Copies of DICOM files that outlive the unpacked zip, in a folder that is removed when the program ends."""
-    import atexit
-
-    folder = Path(tempfile.mkdtemp(prefix="meshnet-series-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return [Path(shutil.copy(file, folder / f"{i:05d}.dcm")) for i, file in enumerate(files)]
 
 
 def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
@@ -148,32 +37,21 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
     Raises:
         UserError: where dcm2niix is missing, or makes no volume of the series.
     """
-    try:
-        import dcm2niix
-    except ImportError:
-        raise UserError("DICOM: dcm2niix is not installed; pip install -r requirements-dicom.txt") from None
     target = folder / f"{name_of(one)}.nii.gz"
     remarks = []
     if lacking := missing_slices(one.positions):
         remarks.append(f"{lacking} slice(s) of the series are missing: what lies there is interpolated or left out")
     with tempfile.TemporaryDirectory(prefix="meshnet-convert-") as place:
-        sources, results = Path(place) / "in", Path(place) / "out"
-        sources.mkdir()
-        results.mkdir()
-        for number, file in enumerate(one.files):
-            os.symlink(file.resolve(), sources / f"{number:06d}.dcm")
-        command = [str(dcm2niix.bin), "-z", "n", "-b", "y", "-ba", "y", "-w", "1", "-f", "v", "-o", str(results),
-                   str(sources)]
+        printed, results = by_dcm2niix(one, Path(place))
+        tilted = any("_Tilt" in path.stem for path in results)
+        made = [path for path in results if not tilted or "_Tilt" not in path.stem]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS,
-                                  check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UserError(f"DICOM: dcm2niix could not convert {one.shown} ({type(error).__name__}); convert it "
-                            "yourself, or name another with --series") from None
-        tilted = any("_Tilt" in path.stem for path in results.glob("*.nii"))
-        made = best_of([path for path in sorted(results.glob("*.nii")) if not tilted or "_Tilt" not in path.stem])
+            made, others = best_of(made)
+        except BROKEN as error:
+            raise UserError(f"DICOM: dcm2niix made nothing of {one.shown} that can be read ({type(error).__name__}); "
+                            "name another series with --series") from None
         if made is None:
-            line = next((line for line in done.stdout.splitlines() if "rror" in line or "arning" in line), "no volume")
+            line = next((line for line in printed.splitlines() if "rror" in line or "arning" in line), "no volume")
             raise UserError(f"DICOM: dcm2niix made no 3D volume of {one.shown} ({line.strip()[:200]}); name another "
                             "series with --series")
         if "_Eq" in made.stem:
@@ -186,7 +64,7 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
         except BROKEN as error:
             raise UserError(f"DICOM: {one.shown} cannot be used ({type(error).__name__}: {str(error)[:200]}); name "
                             "another series with --series") from None
-        remarks += said
+        remarks += others_remarks(others, int(np.prod(data.shape)), one) + said
         if tilted and own is None:
             raise UserError(f"DICOM: {one.shown} was taken with a tilted gantry, and its slices are not evenly spaced; "
                             "convert it yourself, or name another with --series")
@@ -204,6 +82,31 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
     return target, remarks
 
 
+def by_dcm2niix(one: Series, place: Path) -> tuple[str, list[Path]]:
+    """What dcm2niix prints about a series, and the volumes that it makes of it in a folder.
+
+    Raises:
+        UserError: where it is missing, or does not come to an end.
+    """
+    try:
+        import dcm2niix
+    except ImportError:
+        raise UserError("DICOM: dcm2niix is not installed; pip install -r requirements-dicom.txt") from None
+    sources, results = place / "in", place / "out"
+    sources.mkdir()
+    results.mkdir()
+    for number, file in enumerate(one.files):
+        os.symlink(file.resolve(), sources / f"{number:06d}.dcm")
+    command = [str(dcm2niix.bin), "-z", "n", "-b", "y", "-ba", "y", "-w", "1", "-f", "v", "-o", str(results),
+               str(sources)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"DICOM: dcm2niix could not convert {one.shown} ({type(error).__name__}); convert it "
+                        "yourself, or name another with --series") from None
+    return done.stdout, sorted(results.glob("*.nii"))
+
+
 def one_volume(data: np.ndarray, made: Path, one: Series) -> tuple[np.ndarray, list[str]]:
     """Of a series (X, Y, Z) or (X, Y, Z, N) the volume to segment, and what is to be said about it: of several the
     first with the largest b-value, by the file of b-values that dcm2niix writes beside it.
@@ -216,11 +119,27 @@ def one_volume(data: np.ndarray, made: Path, one: Series) -> tuple[np.ndarray, l
     beside = made.with_suffix(".bval")
     values = [float(word) for word in beside.read_text(encoding="utf-8").split()] if beside.is_file() else []
     if data.ndim != 4 or len(values) != data.shape[3] or max(values) <= 0:
-        raise UserError(f"DICOM: {one.shown} holds {int(np.prod(data.shape[3:]))} volumes, expected one, or one for "
-                        "each b-value; name another series with --series, or convert it yourself")
+        refuse_several(one, int(np.prod(data.shape[3:])))
     place = int(np.argmax(values))
     return data[..., place], [f"of {len(values)} volumes number {place + 1} was taken, of the largest b-value, "
                               f"{values[place]:g} s/mm2"]
+
+
+def others_remarks(others: Sequence[int], voxels: int, one: Series) -> list[str]:
+    """What is to be said of volumes that were not taken, as of another image size; ``others`` are their voxels.
+
+    Raises:
+        UserError: where one of them could be the right one as well, as with several echoes.
+    """
+    if any(2 * size >= voxels for size in others):
+        refuse_several(one, len(others) + 1)
+    return [f"the largest of {len(others) + 1} volumes of the series was taken"] if others else []
+
+
+def refuse_several(one: Series, number: int) -> NoReturn:
+    """Refuse a series of several volumes of which nothing says which is meant."""
+    raise UserError(f"DICOM: {one.shown} holds {number} volumes, expected one, or one for each b-value; name another "
+                    "series with --series, or convert it yourself")
 
 
 def own_affine(files: Sequence[Path], shape: tuple[int, ...], like: np.ndarray) -> np.ndarray | None:
@@ -260,9 +179,10 @@ def farthest(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> floa
     return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
 
 
-def best_of(paths: Sequence[Path]) -> Path | None:
-    """Of what dcm2niix made of a series the volume to segment: an evened one before its raw form, a magnitude before a
-    phase, the one with the most voxels before others."""
+def best_of(paths: Sequence[Path]) -> tuple[Path | None, list[int]]:
+    """Of what dcm2niix made of a series the volume to segment, None where there is none; and the voxels of each other
+    one of its kind: an evened one goes before its raw form, a magnitude before a phase or a map.
+    """
     volumes = []
     for path in paths:
         shape = nib.load(path).shape
@@ -271,4 +191,9 @@ def best_of(paths: Sequence[Path]) -> Path | None:
             corrected = "_Eq" in stem
             foreign = bool(PARTS.search(stem)) and not corrected
             volumes.append(((not foreign, corrected, int(np.prod(shape[:3]))), path))
-    return max(volumes)[1] if volumes else None
+    if not volumes:
+        return None, []
+    evened = {path.stem.split("_Eq")[0] for (_, corrected, _), path in volumes if corrected}
+    best = max(volumes)
+    return best[1], [key[2] for key, path in volumes if path != best[1] and key[0] == best[0][0]
+                     and path.stem not in evened]

@@ -54,6 +54,13 @@ class Series:
         return int(self.header.get("SeriesNumber") or 0)
 
     @property
+    def slices(self) -> int:
+        """How many places its frames lie at: those of several echoes or b-values lie at the same."""
+        kinds = self.header.get("ImageType") or ()
+        return len({round(place, 2) for place in self.positions}) if len(self.positions) == self.frames and (
+            "MOSAIC" not in [str(part).upper() for part in kinds]) else self.frames
+
+    @property
     def words(self) -> str:
         """Description and protocol."""
         return " ".join(str(self.header.get(name) or "") for name in ("SeriesDescription", "ProtocolName")).strip()

@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bright import infer
-from made_up_dicom import PATIENT, head_at, write_series
+from made_up_dicom import B_VALUES, PATIENT, head_at, write_series, write_volumes
 
 pytest.importorskip("pydicom", reason="pip install -r requirements-dicom.txt")
 pytest.importorskip("dcm2niix", reason="pip install -r requirements-dicom.txt")
 
-from meshnet.cohort import dicom, series
+from meshnet.cohort import dicom, exports, series
 from meshnet.errors import UserError
 
 KINDS = {"axial": {}, "sagittal": {}, "oblique": {}, "tilted": {"modality": "CT"}, "enhanced": {}}
@@ -86,14 +86,14 @@ def test_one_bad_export_does_not_cost_the_others(tmp_path, capsys, monkeypatch):
     broken.save_as(tmp_path / "in" / "broken.dcm")
     (tmp_path / "Quux.zip").write_bytes(b"PK broken")
     paths = [tmp_path / "Quux.zip", tmp_path / "in", tmp_path / "in"]
-    cases, failed = dicom.dicom_cases(paths, tmp_path / "out", ["T2w"])
+    cases, failed = exports.dicom_cases(paths, tmp_path / "out", ["T2w"])
     said = capsys.readouterr().err
     assert len(cases) == 1 and [record["scan"] for record in failed] == [["export-1"]]
     assert "error: " in said and "cannot be read as a zip" in said and "found twice" in said
     assert "Quux" not in str(failed)
     monkeypatch.setattr(dicom, "own_affine", lambda *_: float("x"))
     with pytest.raises(UserError, match=r"cannot be used \(ValueError"):
-        dicom.dicom_cases(paths[1:], tmp_path / "out", ["T2w"])
+        exports.dicom_cases(paths[1:], tmp_path / "out", ["T2w"])
 
 
 def test_of_several_volumes_the_one_of_the_largest_b_value_is_taken(tmp_path):
@@ -104,6 +104,34 @@ def test_of_several_volumes_the_one_of_the_largest_b_value_is_taken(tmp_path):
     (tmp_path / "v.bval").write_text("0 1000 500\n")
     found, said = dicom.one_volume(data, tmp_path / "v.nii", one)
     assert np.array_equal(found, data[..., 1]) and "number 2 was taken" in said[0] and "1000" in said[0]
+
+
+def test_a_series_of_two_echoes_is_refused_and_its_slices_are_counted_once(tmp_path):
+    """dcm2niix makes a file of each echo; a phase beside its magnitude is no second volume of this kind."""
+    write_volumes(tmp_path / "in", [{"EchoTime": 20.0, "EchoNumbers": 1}, {"EchoTime": 100.0, "EchoNumbers": 2}],
+                  slices=10, size=16)
+    one = series.find_series(tmp_path / "in")[0]
+    assert (one.frames, one.slices) == (20, 10)
+    with pytest.raises(UserError, match=r"'t2_tse_tra' holds 2 volumes, expected one, or one for each b-value"):
+        dicom.convert(one, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    kinds = [{"ImageType": ["ORIGINAL", "PRIMARY", kind, "ND"]} for kind in "MP"]
+    write_volumes(tmp_path / "phase", kinds, slices=10, size=16)
+    path, remarks = dicom.convert(series.find_series(tmp_path / "phase")[0], tmp_path / "out")
+    assert not remarks and np.array_equal(np.asanyarray(nib.load(path).dataobj), truth(nib.load(path)))
+
+
+def test_of_volumes_of_other_sizes_the_largest_is_taken_and_said(tmp_path):
+    for name, slices in (("v.nii", 20), ("va.nii", 3), ("v_ph.nii", 20), ("v_Eq.nii", 22)):
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, slices), np.int16), np.eye(4)), tmp_path / name)
+    of = lambda *names: dicom.best_of([tmp_path / name for name in names])
+    assert of("v.nii", "va.nii", "v_ph.nii") == (tmp_path / "v.nii", [48])
+    assert of("v.nii", "v_Eq.nii") == (tmp_path / "v_Eq.nii", []) and of() == (None, [])
+    one = series.Series("1", "2")
+    assert dicom.others_remarks([48], 320, one) == ["the largest of 2 volumes of the series was taken"]
+    assert dicom.others_remarks([], 320, one) == []
+    with pytest.raises(UserError, match="holds 3 volumes"):
+        dicom.others_remarks([160, 48], 320, one)
 
 
 @pytest.mark.parametrize(("description", "times", "kind"), [
@@ -194,6 +222,78 @@ def test_a_seg_object_holds_the_voxels_of_the_mask(kind, tmp_path):
                         "nii"], check=True, capture_output=True)
         image = nib.load(next(tmp_path.glob("*1.nii*")))
         assert np.count_nonzero(image.dataobj) == labels.sum()
+
+
+@pytest.mark.parametrize("kind", ["b-values", "phase"])
+def test_a_seg_object_refers_to_the_frames_of_its_volume_alone(kind, tmp_path):
+    pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    import pydicom
+
+    from meshnet.cohort.seg import write_seg
+
+    phase = [{"ImageType": ["ORIGINAL", "PRIMARY", part, "ND"]} for part in "PM"]
+    write_volumes(tmp_path / "in", B_VALUES if kind == "b-values" else phase, slices=10, size=16, mm=(12.0, 15.0))
+    one = series.find_series(tmp_path / "in")[0]
+    image = nib.load(dicom.convert(one, tmp_path / "out")[0])
+    mask = nib.Nifti1Image((np.asanyarray(image.dataobj) > 300).astype(np.uint8), image.affine)
+    with pytest.raises(UserError, match="duplicates"):
+        write_seg(mask, one.files, tmp_path / "seg.dcm", "bright")
+    write_seg(mask, one.files, tmp_path / "seg.dcm", "bright", image)
+    frames, _ = by_hand(tmp_path / "seg.dcm")
+    assert frames.sum() == np.count_nonzero(mask.dataobj)
+    named = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {item.ReferencedSOPInstanceUID[-2:] for item in named} == {".1"} and len(named) == 10
+
+
+def test_of_an_enhanced_series_only_the_frames_of_its_volume_are_marked(tmp_path):
+    pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    import pydicom
+
+    from meshnet.cohort.seg import write_seg
+
+    write_series(tmp_path / "in", "enhanced", slices=6, size=16, mm=(12.0, 25.0))
+    file = next((tmp_path / "in").iterdir())
+    image = nib.load(dicom.convert(series.find_series(tmp_path / "in")[0], tmp_path / "out")[0])
+    data = pydicom.dcmread(file)  # with a second volume, of other grey values
+    frames = data.pixel_array
+    data.PixelData = np.concatenate([np.roll(frames, 3, axis=1), frames]).astype("<i2").tobytes()
+    data.PerFrameFunctionalGroupsSequence += [pydicom.Dataset(one) for one in data.PerFrameFunctionalGroupsSequence]
+    data.NumberOfFrames = 12
+    data.save_as(file)
+    mask = nib.Nifti1Image((np.asanyarray(image.dataobj) > 0).astype(np.uint8), image.affine)
+    write_seg(mask, [file], tmp_path / "seg.dcm", "bright", image)
+    found, places = by_hand(tmp_path / "seg.dcm")
+    assert found.sum() == np.count_nonzero(mask.dataobj) and len(places) == 6
+    referred = [frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+                for frame in pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence]
+    assert sorted(int(number) for number in referred) == [7, 8, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize("fault", ["date", "place"])
+def test_headers_that_no_seg_object_can_be_made_of_cost_no_mask_and_are_not_told(model, tmp_path, fault):
+    """A birth date that is none is in highdicom's words; without positions there is nothing to refer to."""
+    pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    import gzip
+
+    import pydicom
+
+    write_series(tmp_path / "in", slices=12, size=16, mm=(12.0, 15.0))
+    for path in (tmp_path / "in").iterdir():
+        data = pydicom.dcmread(path)
+        if fault == "date":
+            data["PatientBirthDate"]._value = "1950-01-01"
+        else:
+            del data.ImagePositionPatient
+        data.save_as(path)
+    found = infer(tmp_path / "in", "-o", tmp_path / "masks", "--model", model, "--dicom_seg", "--report", "--json")
+    result = json.loads(found.stdout)
+    assert Path(result["mask"]).is_file() and "dicom_seg" not in result
+    assert "no DICOM SEG object was written" in result["warnings"][-1] and "note: " in found.stderr
+    assert not list((tmp_path / "masks").rglob("*.dcm"))
+    for path in (tmp_path / "masks").rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert b"1950" not in (gzip.decompress(content) if path.suffix == ".gz" else content), path
+    assert "no DICOM SEG object" in (tmp_path / "masks" / "lesions.csv").read_text()
 
 
 @pytest.mark.parametrize(("flags", "words"), [

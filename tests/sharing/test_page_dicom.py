@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from made_up_dicom import write_series
+from made_up_dicom import write_series, write_volumes
 from page_steps import Page
 
 from meshnet import ROOT
@@ -90,6 +90,14 @@ def test_a_series_becomes_the_programs_scan(page, tmp_path, kind, more):
     assert np.array_equal(np.asanyarray(one.dataobj), np.asanyarray(two.dataobj)) and one.get_data_dtype() == np.int16
     np.testing.assert_allclose(one.affine, two.affine, atol=1e-4)  # of mm
     assert b"Quux" not in Path(f"{out}.3.nii").read_bytes() and not one.header["descrip"].item()
+
+
+def test_a_series_of_two_echoes_is_refused_as_by_the_program(page, tmp_path):
+    write_volumes(tmp_path, [{"EchoTime": 20.0, "EchoNumbers": 1}, {"EchoTime": 100.0, "EchoNumbers": 2}], slices=10,
+                  size=16)
+    files = [str(path) for path in series.files_below(tmp_path)]
+    answer = page.ask("dicom", files=files, channels=["T2w"], convert=[3], out=page.folder.name + "/dicom")
+    assert "holds 2 volumes" in answer["error"]
 
 
 def test_code_of_others_is_what_was_published():

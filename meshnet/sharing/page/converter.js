@@ -39,6 +39,8 @@ async function convertSeries(converter, series, step = () => {}) {
   if (!made) refuse("noVolume", shown, (said.find((line) => /rror|arning/.test(line)) || "no volume").trim().slice(0, 200));
   const { name, header } = made, stem = name.slice(0, -4);
   if (stem.includes("_Eq")) remarks.push(say("uneven"));
+  if (made.others.some((size) => 2 * size >= count(header.shape.slice(0, 3)))) refuse("volumes", shown, made.others.length + 1);
+  if (made.others.length) remarks.push(say("largest", made.others.length + 1));
   const volume = oneVolume(header, files[`${stem}.bval`], shown);
   remarks.push(...volume.remarks);
   const own = ownAffine(series.geometry, header.shape.slice(0, 3), header.affine);
@@ -49,18 +51,23 @@ async function convertSeries(converter, series, step = () => {}) {
   return { content: asOneVolume(files[name], header, volume.number, tilted ? own : null), remarks };
 }
 
-// Of what dcm2niix made of a series the volume to segment: an evened one before its raw form, a magnitude before a phase,
-// the one with the most voxels before others.
+// Of what dcm2niix made of a series the volume to segment, and the voxels of each other one of its kind: an evened one goes
+// before its raw form, a magnitude before a phase or a map.
 function bestOf(names, files) {
   let best = null;
+  const all = [];
   for (const name of names) {
     const header = readHeader(files[name], false), { shape } = header, stem = name.slice(0, -4), evened = stem.includes("_Eq");
     if (shape.length < 3 || Math.min(...shape.slice(0, 3)) <= 1) continue;
-    const key = [Number(!PARTS.test(stem) || evened), Number(evened), count(shape)];
+    const key = [Number(!PARTS.test(stem) || evened), Number(evened), count(shape.slice(0, 3))];
+    all.push({ stem, key });
     const better = best && (key[0] - best.key[0] || key[1] - best.key[1] || key[2] - best.key[2] || (name > best.name ? 1 : -1));
     if (!best || better > 0) best = { name, header, key };
   }
-  return best;
+  if (!best) return null;
+  const raw = all.filter(({ key }) => key[1]).map(({ stem }) => stem.split("_Eq")[0]);
+  const others = all.filter(({ stem, key }) => `${stem}.nii` !== best.name && key[0] === best.key[0] && !raw.includes(stem));
+  return { ...best, others: others.map(({ key }) => key[2]) };
 }
 
 // Which of several volumes: the first with the largest b-value, by the file that dcm2niix writes beside them.

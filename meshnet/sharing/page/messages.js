@@ -59,6 +59,7 @@ const MESSAGES = {
   uneven: "the distance between slices varies: dcm2niix made it even, which resamples the scan",
   tilted: "the gantry was tilted: the scan's grid is sheared, as its slices lie",
   off: "dcm2niix puts the scan up to {} mm off where its headers say",
+  largest: "the largest of {} volumes of the series was taken",
   ofSeveral: "of {} volumes number {} was taken, of the largest b-value, {} s/mm2",
 };
 

@@ -1,0 +1,127 @@
+"""Exports of DICOM files, folders or zips with many series, as the scans of one call.
+
+Nothing that is written names the patient: files are called after a hash of the study's identifier and the number of the
+series, and dcm2niix leaves personal fields out of its JSON files.
+"""
+
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from meshnet.cohort.dicom import convert, name_of
+from meshnet.cohort.series import Series, choose, find_series, kinds_of, study_name
+from meshnet.errors import UserError
+from meshnet.files import hash_of
+
+CONVERTED = "converted"  # the folder of the NIfTI files, below that of the masks
+NOT_CONVERTED = ("no series for the model was found, or it could not be converted; the command's messages say why, and "
+                 "may name the patient")
+
+
+def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wanted: Sequence[str] = ()
+                ) -> tuple[list[dict], list[dict]]:
+    """The scans of exports: for each study the series for the model's channels, converted below ``out``; and a record
+    of each export and study that gives none.
+
+    Each case has ``scans``, ``mask``, ``picture``, ``probability``, ``seg``, ``remarks``, ``name``, and ``source``, the
+    DICOM files of the first channel. Each record has ``scan``, ``error``, ``key``, ``case``, without a word of the
+    headers or paths. What was chosen and passed over is printed on standard error.
+
+    Raises:
+        UserError: where there is no scan at all: the first problem.
+    """
+    cases, problems, failed = {}, [], []
+
+    def fail(name: str, error: UserError) -> None:
+        problems.append(error)
+        failed.append({"scan": [name], "error": NOT_CONVERTED, "key": hash_of(name)[:24],
+                       "case": {"scans": [Path(name)]}})
+
+    with ExitStack() as stack:
+        for number, path in enumerate(paths, 1):
+            try:
+                root = unpacked(path, stack) if path.is_file() else path
+                series = find_series(root)
+            except UserError as error:
+                fail(f"export-{number}", error)
+                continue
+            for study in dict.fromkeys(one.study for one in series):
+                mine = [one for one in series if one.study == study]
+                try:
+                    chosen = choose(mine, channels, wanted)
+                    tell(mine, chosen, channels)
+                    case = converted(chosen, out, root != path)
+                except UserError as error:
+                    fail(study_name(study), error)
+                    continue
+                if case["mask"] in cases:
+                    print(f"warning: {case['name']}: found twice, the second is passed over", file=sys.stderr)
+                cases.setdefault(case["mask"], case)
+    if not cases:
+        raise problems[0]
+    for error in problems:
+        print(f"error: {error}", file=sys.stderr)
+    return list(cases.values()), failed
+
+
+def unpacked(path: Path, stack: ExitStack) -> Path:
+    """The content of a zip, in a temporary folder that ends with ``stack``.
+
+    Raises:
+        UserError: where it is no zip, or the disk has no room for it.
+    """
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshnet-dicom-")))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > shutil.disk_usage(folder).free:
+                raise UserError(f"{path}: unpacks to {size / 1e9:.1f} GB, expected less than what is free in {folder}; "
+                                "set TMPDIR to another disk, or unpack it yourself")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read as a zip ({error}), expected one of DICOM files without a password; "
+                        "unpack it yourself") from None
+    return folder
+
+
+def tell(series: Sequence[Series], chosen: Sequence[Series], channels: Sequence[str]) -> None:
+    """Print which series was taken for which channel, and why others were not."""
+    name = study_name(chosen[0].study)
+    for one, channel in zip(chosen, channels):
+        kind = f"{one.kind() or 'of an unknown kind'}, " if len(kinds_of(channel)) > 1 else ""
+        print(f"{name}: {one.shown}, {kind}{one.slices} slices, taken for {channel} (--series names another)",
+              file=sys.stderr)
+    others = [f"{one.number} ({one.why_not or one.kind() or 'of an unknown kind'})" for one in series
+              if one not in chosen]
+    if others:
+        print(f"{name}: passed over: series {', '.join(others)}", file=sys.stderr)
+
+
+def converted(chosen: Sequence[Series], out: Path, temporary: bool) -> dict:
+    """One case: its series as NIfTI files, and the names of what will be written about it."""
+    name = name_of(chosen[0])
+    scans, remarks = [], []
+    for one in chosen:
+        path, said = convert(one, out / CONVERTED)
+        scans.append(path)
+        remarks += said
+    files = chosen[0].files
+    if temporary:  # of a zip: kept until the SEG object is written
+        files = kept(files, out, name)
+    mask = out / f"{name}_lesion.nii.gz"
+    return {"scans": scans, "mask": mask, "picture": out / f"{name}_lesion.png", "name": name, "remarks": remarks,
+            "probability": out / f"{name}_lesion_probability.nii.gz", "seg": out / f"{name}_lesion_seg.dcm",
+            "source": files}
+
+
+def kept(files: Sequence[Path], out: Path, name: str) -> list[Path]:
+    """Copies of DICOM files that outlive the unpacked zip, in a folder that is removed when the program ends."""
+    import atexit
+
+    folder = Path(tempfile.mkdtemp(prefix="meshnet-series-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return [Path(shutil.copy(file, folder / f"{i:05d}.dcm")) for i, file in enumerate(files)]
