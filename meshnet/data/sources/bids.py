@@ -10,6 +10,7 @@ from pathlib import Path
 from meshnet.data.sources.case import Case, Filters, Listing, matches
 from meshnet.data.sources.ghosts import is_ghost
 from meshnet.data.sources.kinds import Kind, Sidecars, kind_of
+from meshnet.data.sources.makers import predictions
 from meshnet.data.sources.participants import read_participants
 from meshnet.display import count
 from meshnet.errors import UserError
@@ -61,7 +62,8 @@ def find_bids(path: str, suffixes: Sequence[str], filters: Filters) -> Listing:
     ``filters`` says it instead. A scan must agree with every entity that the mask's name carries (subject, session,
     acquisition, run, space, …) where it is of the modality that the mask's name mentions, or the mask mentions none;
     scans of another modality must agree in subject, session and space. A mask that matches two scans fails;
-    ``filters`` must choose one of them. Entities and the columns of participants.tsv can be group columns; ``acq`` is
+    ``filters`` must choose one of them. Where a person drew masks, those of this program's models are left out unless
+    ``mask_pattern`` names them. Entities and the columns of participants.tsv can be group columns; ``acq`` is
     one by default where it is known.
     """
     listing = Listing([], list(suffixes))
@@ -137,6 +139,9 @@ def _sorted_out(
             listing.left_out.append((file.path, f"--image_pattern {filters.image_pattern}"))
         elif file.suffix in suffixes:
             scans.append(file)
+    if not filters.mask_pattern:  # the masks of a person, also where a filter below leaves them out
+        made = predictions([mask.path for mask, _ in masks], root, sidecars, listing)
+        masks = [pair for pair in masks if pair[0].path not in made]
     # An entity such as label-lesion is the masks': where it chooses among them, scans that lack it stay.
     settled = frozenset(k for k, values in filters.include.items()
                         if k in OF_THE_MASK and any(m.entities.get(k) in values for m, _ in masks))

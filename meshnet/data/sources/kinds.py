@@ -1,7 +1,7 @@
 """What a mask in a BIDS tree is of: by its JSON file, by its own name, and only then by the folder that it lies in."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Sidecars:
     def __init__(self) -> None:
         self.by_folder: dict[str, list[str]] = {}
         self.notes: list[str] = []
-        self._read: dict[str, object] = {}
+        self._read: dict[str, dict] = {}
 
     def add(self, folder: str, names: Iterable[str]) -> None:
         """Remember a folder's JSON files that may speak of masks."""
@@ -85,21 +85,26 @@ class Sidecars:
 
     def kind(self, path: str, root: str) -> str | None:
         """``Type`` of the nearest JSON file that applies to a mask, else None."""
+        kind = self.value(path, root, "Type", lambda value: isinstance(value, str) and bool(value.strip()))
+        return kind and kind.strip()
+
+    def value(self, path: str, root: str, key: str, holds: Callable[[object], bool]) -> object:
+        """What the nearest JSON file that applies to a mask says of ``key``, where ``holds`` of it; else None."""
         stem = Path(path).name.removesuffix(".gz").removesuffix(".nii")
         parts = stem.split("_")
         folder = Path(path).parent
         while self.by_folder:
             applies = [n for n in self.by_folder.get(str(folder), ()) if _applies(n[:-5].split("_"), parts)]
             for name in sorted(applies, key=lambda n: -n.count("_")):
-                kind = self._type(str(folder / name))
-                if isinstance(kind, str) and kind.strip():
-                    return kind.strip()
+                value = self._content(str(folder / name)).get(key)
+                if holds(value):
+                    return value
             if folder == Path(root) or folder == folder.parent:
                 return None
             folder = folder.parent
         return None
 
-    def _type(self, path: str) -> object:
+    def _content(self, path: str) -> dict:
         if path not in self._read:
             value = None
             try:
@@ -108,7 +113,7 @@ class Sidecars:
                     self.notes += [note] if note else []
             except (UserError, OSError) as error:
                 self.notes.append(f"{error}; its mask is judged by its name")
-            self._read[path] = value.get("Type") if isinstance(value, dict) else None
+            self._read[path] = value if isinstance(value, dict) else {}
         return self._read[path]
 
 

@@ -135,3 +135,51 @@ def test_the_own_space_of_one_channel_serves_the_others(tmp_path):
     listing = find_cases("bids", str(tmp_path), ["T2w", "FLAIR"], Filters())
     assert [Path(p).name for p in listing.cases[0].images] == ["sub-1_T2w.nii.gz", "sub-1_FLAIR.nii.gz"]
     assert not find_cases("bids", str(tmp_path), ["FLAIR"], Filters()).cases
+
+
+def predicted(root, *subjects, folder="derivatives/meshnet", **said):
+    """Masks as ``infer.py --format bids`` leaves them, without voxels."""
+    for subject in subjects:
+        stem = f"{folder}/sub-{subject}/anat/sub-{subject}_label-lesion_mask"
+        touch(root, f"sub-{subject}/anat/sub-{subject}_T2w.nii.gz", f"{stem}.nii.gz")
+        (root / f"{stem}.json").write_text(json.dumps({"Type": "Lesion", **said}))
+    (root / folder / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "MeshNet"}]}')
+
+
+@pytest.mark.parametrize("said", [{"ManuallyDrawn": False}, {}])
+def test_masks_of_a_model_are_no_truth_beside_drawn_ones(tmp_path, said):
+    """By the JSON file of a mask, or by the description of its data set."""
+    predicted(tmp_path, 1, 2, **said)
+    listing = listed(tmp_path, "sub-1_label-lesion_mask.nii.gz")
+    assert [case.mask for case in listing.cases] == [str(tmp_path / f"{FOLDER}sub-1_label-lesion_mask.nii.gz")]
+    assert not listing.failed and sum("made by a model" in why for _, why in listing.left_out) == 2
+    assert listing.notes[0].startswith("2 masks left out, made by a model of this program, such as sub-1_label")
+    sub_2 = find_cases("bids", str(tmp_path), ["T2w"], Filters.parse(exclude=["sub=1"]))
+    assert not sub_2.cases  # whether there are drawn ones is asked of the whole tree
+    asked = find_cases("bids", str(tmp_path), ["T2w"], Filters(mask_pattern="derivatives/meshnet/*"))
+    assert [case.subject for case in asked.cases] == ["1", "2"] and not asked.notes
+    path = tmp_path / "derivatives/meshnet/sub-2/anat/sub-2_label-lesion_mask.json"
+    path.write_text('{"ManuallyDrawn": true}')  # corrected by hand
+    assert [case.subject for case in listed(tmp_path).cases] == ["1", "2"]
+
+
+def test_masks_of_a_model_alone_are_taken_and_said(tmp_path):
+    predicted(tmp_path, 1, ManuallyDrawn=False)
+    listing = find_cases("bids", str(tmp_path), ["T2w"], Filters())
+    assert len(listing.cases) == 1 and "every lesion mask (1) was made by a model" in listing.notes[0]
+
+
+def test_a_mask_that_only_its_header_knows_as_a_models_is_none_beside_drawn_ones(tmp_path):
+    """``infer.py ds -o ds/derivatives/x`` writes neither JSON files nor a description."""
+    import nibabel as nib
+    import numpy as np
+
+    from meshnet.scans.ours import signed
+
+    listed(tmp_path, "sub-1_label-lesion_mask.nii.gz")
+    touch(tmp_path, "sub-2/anat/sub-2_T2w.nii.gz", "derivatives/x/sub-2_T2w_lesion.nii.gz")
+    path = tmp_path / "derivatives/x/sub-2_T2w_lesion.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), path)
+    assert [case.subject for case in listed(tmp_path).cases] == ["1", "2"]
+    nib.save(signed(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))), path)
+    assert [case.subject for case in listed(tmp_path).cases] == ["1"]
