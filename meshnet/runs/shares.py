@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from meshnet.files import hash_of, write_text
@@ -25,8 +26,21 @@ from meshnet.runs.processes import alive, start_time
 BEAT = 5.0  # seconds between two touches of a claim
 SILENT = 90.0  # seconds without a touch after which a claim is left, wherever its process was
 POLL = 2.0  # seconds between two looks at what others do
+CLOCK = 30.0  # seconds for which the clock of the disk, once asked, is reckoned on
+LOOKS = 16  # items of others that are looked at between two pauses
+PAUSE = 0.005  # seconds of pause for each process and each item looked at; but never more than LONGEST
+LONGEST = 30.0
 FOLDER = ".meshnet"
 LAST = "last"  # the claim of the process that writes what is about all items, and the file that says that it has
+BEGUN = "last.begun"  # the file that says about what it has begun to write
+
+
+@dataclass(frozen=True)
+class Left:
+    """A claim whose process is gone, as it was when that was found: what tells it from one that was made since."""
+
+    mark: tuple[int, int]
+    killed: int  # processes that ended without a word while they had the item, that one included
 
 
 class Claims:
@@ -34,9 +48,11 @@ class Claims:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.held: set[str] = set()
-        self.own = json.dumps({"host": socket.gethostname(), "processes": process_space(), "pid": os.getpid(),
-                               "started": start_time(os.getpid())})
+        self.held: dict[str, str] = {}  # and what is in the file
+        self.killed: dict[str, int] = {}  # of the items that were taken from processes that are gone
+        self.own = {"host": socket.gethostname(), "processes": process_space(), "pid": os.getpid(),
+                    "started": start_time(os.getpid())}
+        self.clock: tuple[float, float] | None = None  # of the disk, less that of this process; and when it was asked
         self.over = threading.Event()
         self.beats: threading.Thread | None = None
 
@@ -45,47 +61,54 @@ class Claims:
         return self.folder / f"{name}.claim"
 
     def take(self, name: str) -> bool:
-        """Take an item. False where another process has it."""
+        """Take an item. False where another process has it. ``killed`` then says how many processes it was the end of.
+        """
         if self._make(name):
             return True
-        return self.is_left(name) and self._clear(name) and self._make(name)
+        left = self.left(name)
+        return left is not None and self._clear(name, left) and self._make(name, left.killed)
 
     def release(self, name: str) -> None:
-        """Give an item back, done or not."""
-        self.held.discard(name)
+        """Give an item back, done or not; not where another process took this one for gone and has the item now."""
+        text = self.held.pop(name, None)
         with contextlib.suppress(OSError):
-            self.path(name).unlink(missing_ok=True)
+            if text is not None and self._is_own(name, text):
+                self.path(name).unlink(missing_ok=True)
 
-    def is_taken(self, name: str) -> bool:
-        """Whether another process has an item."""
-        return self.path(name).exists() and not self.is_left(name)
+    def keep(self, name: str) -> None:
+        """Leave an item as a process does that is killed: it may be the reason why this one ends."""
+        self.held.pop(name, None)
 
-    def is_left(self, name: str) -> bool:
-        """Whether the process that made a claim is gone: it is missing from the list of processes of this machine and
-        container, or nobody touches the claim any more, by the clock of the disk that it lies on.
+    def left(self, name: str) -> Left | None:
+        """A claim whose process is gone: it is missing from the list of processes of this machine and container, or
+        nobody touches the claim any more, by the clock of the disk that it lies on. None for any other.
         """
         try:
-            text, touched = self.path(name).read_text(encoding="utf-8"), self.path(name).stat().st_mtime
-            age = self.disk_time() - touched
-        except OSError:
-            return False
-        if age > SILENT:
-            return True
+            with open(self.path(name), encoding="utf-8") as file:
+                text, state = file.read(), os.fstat(file.fileno())
+            age = self.disk_time() - state.st_mtime
+        except (OSError, ValueError):
+            return None
         try:
             found = json.loads(text)
             here = (found["host"], found["processes"]) == (socket.gethostname(), process_space())
-            return here and not alive(found["pid"], found["started"])
-        except (ValueError, KeyError, TypeError):
-            return False  # being written
+            gone, killed = here and not alive(found["pid"], found["started"]), int(found.get("killed", 0))
+        except (ValueError, KeyError, TypeError, AttributeError):  # being written, or cut off
+            gone, killed = False, 0
+        return Left((state.st_ino, state.st_mtime_ns), killed + 1) if gone or age > SILENT else None
 
     def disk_time(self) -> float:
-        """The time by the clock that stamps the claims: the file server's, where the folder is on one."""
-        probe = self.folder / f".clock-{socket.gethostname()}-{os.getpid()}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+        """The time by the clock that stamps the claims: the file server's, where the folder is on one. It is asked
+        twice a minute at most."""
+        if self.clock is None or time.monotonic() - self.clock[1] > CLOCK:
+            probe = self.folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+            try:
+                probe.touch()
+                now = time.monotonic()
+                self.clock = probe.stat().st_mtime - now, now
+            finally:
+                probe.unlink(missing_ok=True)
+        return self.clock[0] + time.monotonic()
 
     def close(self) -> None:
         """Give back what is still held, and end the thread."""
@@ -95,30 +118,32 @@ class Claims:
         for name in list(self.held):
             self.release(name)
 
-    def _make(self, name: str) -> bool:
+    def _make(self, name: str, killed: int = 0) -> bool:
+        text = json.dumps(self.own | ({"killed": killed} if killed else {}))
         try:
             descriptor = os.open(self.path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self.own)
-        self.held.add(name)
+        try:
+            os.write(descriptor, text.encode())  # at once: who is killed here has the others wait for SILENT seconds
+        finally:
+            os.close(descriptor)
+        self.held[name], self.killed[name] = text, killed
         if self.beats is None:
             self.beats = threading.Thread(target=self._beat, daemon=True)
             self.beats.start()
         return True
 
-    def _clear(self, name: str) -> bool:
+    def _clear(self, name: str, left: Left) -> bool:
         """Remove a left claim; only one process succeeds, and none removes a claim that was made meanwhile."""
         aside = self.folder / f".left-{name}-{socket.gethostname()}-{os.getpid()}"
         try:
-            before = self.path(name).stat()
             os.rename(self.path(name), aside)
         except OSError:
             return False
         try:
             moved = aside.stat()
-            if (moved.st_ino, moved.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
+            if (moved.st_ino, moved.st_mtime_ns) == left.mark:
                 return True
             with contextlib.suppress(OSError):
                 os.link(aside, self.path(name))  # somebody else's, back to its place
@@ -126,11 +151,15 @@ class Claims:
         finally:
             aside.unlink(missing_ok=True)
 
+    def _is_own(self, name: str, text: str) -> bool:
+        return self.path(name).read_text(encoding="utf-8") == text
+
     def _beat(self) -> None:
         while not self.over.wait(BEAT):
-            for name in list(self.held):
-                with contextlib.suppress(OSError):
-                    os.utime(self.path(name))
+            for name, text in list(self.held.items()):
+                with contextlib.suppress(OSError, ValueError):
+                    if self._is_own(name, text):
+                        os.utime(self.path(name))
 
 
 def process_space() -> str:
@@ -198,35 +227,58 @@ class Share:
         """Whether this process is the one that writes what is about all items: asked when nothing is left to do.
 
         ``state`` says in words what there is now; where another process of the same command has written about just
-        that, nobody does it again. Ends with ``wrote``, or with the process. Where the end of this process could be
-        that of the others, it waits for the one that writes.
+        that, nobody does it again. Ends with ``wrote``, or with the process. Another process that writes just then is
+        waited for, unless it began when this one had nothing left to do; and where the end of this process could be
+        that of the others, always.
         """
-        if self.claims is None:
+        if self.claims is None or not self.where.shared:
             return True
+        about, begun = f"{self.where.command}\n{state}\n", self.claims.folder / BEGUN
+        before = stamp(begun)
         while not self.claims.take(LAST):
-            if not self.where.together:
+            if not self.where.together and (stamp(begun) != before or content(begun) == about):
                 return False
             time.sleep(POLL)
-        with contextlib.suppress(OSError):
-            if (self.claims.folder / LAST).read_text(encoding="utf-8") == f"{self.where.command}\n{state}\n":
-                self.claims.release(LAST)
-                return False
+        if content(self.claims.folder / LAST) == about:
+            self.claims.release(LAST)
+            return False
+        write_text(begun, about)
         self.where.tell(merges=printed())
         return True
 
     def wrote(self, state: str, failed: bool = False) -> None:
-        """What is about all items is written; ``failed``: not all of them are done."""
-        if self.claims is not None:
+        """What is about all items is written, as it was in the ``state`` that ``is_last`` got; ``failed``: not all of
+        them are done."""
+        if self.claims is not None and self.where.shared:
             write_text(self.claims.folder / LAST, f"{self.where.command}\n{state}\n")
             self.where.tell(wrote=int(failed))
             self.claims.release(LAST)
 
     def wait(self) -> bool:
-        """Whether others still do some of the items; then it has waited a moment, and ``take`` looks at these again."""
-        self.names, self.left, self.position = [name for name in self.left if not self.is_done(name)], [], 0
+        """Whether others still do some of the items; then it has waited a moment, and ``take`` looks at some of these
+        again. The more items and processes there are, the longer it waits: all of them ask one disk.
+        """
+        self.names, self.position = [], 0
+        while self.left and len(self.names) < LOOKS:
+            name = self.left.pop(0)
+            self.names += [] if self.is_done(name) else [name]
         if self.names:
-            time.sleep(POLL)
+            time.sleep(max(POLL, min(LONGEST, PAUSE * self.where.count * len(self.names))))
         return bool(self.names)
+
+
+def stamp(path: Path) -> int:
+    """When a file was written; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
+def content(path: Path) -> str:
+    """The text of a small file; "" where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def printed() -> int:

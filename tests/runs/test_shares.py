@@ -116,6 +116,66 @@ def test_a_process_whose_end_would_end_the_others_waits_for_the_one_that_writes(
         one.claims.close()
 
 
+def test_of_two_that_find_a_claim_left_one_takes_it(tmp_path):
+    """The second removes nothing, however long it was between looking and taking: the claim is the first one's now."""
+    claim_of(tmp_path, "a", host="another", age=1000)
+    one, two = Claims(tmp_path), Claims(tmp_path)
+    look = two.left
+
+    def late(name):
+        found = look(name)
+        assert one.take(name)
+        return found
+
+    two.left = late
+    assert not two.take("a") and one.path("a").is_file() and one.killed["a"] == 1
+    one.close()
+    assert not one.path("a").exists()
+
+
+def test_a_process_that_was_taken_for_gone_leaves_the_others_claim_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(shares, "BEAT", 0.01)
+    slow = Claims(tmp_path)
+    assert slow.take("a")
+    path = claim_of(tmp_path, "a", host="another", age=60)
+    time.sleep(0.1)
+    assert time.time() - path.stat().st_mtime > 50  # neither touched nor removed
+    slow.close()
+    assert path.is_file()
+
+
+def test_who_waits_looks_at_some_items_by_one_look_at_the_clock_and_longer_with_many(tmp_path, monkeypatch):
+    names, asked, slept = [f"n{i:03d}" for i in range(200)], [], []
+    for name in names:
+        claim_of(tmp_path, name, host="another", age=60)
+    share = Share(names, Place(0, 500, "c"), Claims(tmp_path), lambda name: name < "n150")
+    share.left, share.names, share.others = list(names), [], []
+    real = share.claims.left
+    monkeypatch.setattr(share.claims, "left", lambda name: (asked.append(name), real(name))[1])
+    monkeypatch.setattr(shares.time, "sleep", slept.append)
+    touched = []
+    monkeypatch.setattr(type(tmp_path), "touch", lambda path: (touched.append(path), path.write_text("")))
+    assert share.wait() and share.take() is None and len(asked) == shares.LOOKS
+    assert slept == [shares.LONGEST] and len(touched) == 1 and len(share.left) == 50
+    share.claims.close()
+
+
+def test_who_ends_while_another_writes_waits_if_that_one_cannot_know_of_it(tmp_path, monkeypatch):
+    """A table that was begun before the last scan lacks it."""
+    slept = []
+    first, late, other = [Share([], Place(i, 3, "c"), Claims(tmp_path), lambda name: True) for i in range(3)]
+    monkeypatch.setattr(shares.time, "sleep", lambda seconds: (slept.append(seconds), first.wrote("2 done")))
+    assert first.is_last("2 done") and late.is_last("3 done") and slept == [shares.POLL]
+    assert not other.is_last("3 done") and len(slept) == 1
+    late.wrote("3 done")
+    assert first.is_last("4 done")
+    monkeypatch.setattr(shares.time, "sleep", lambda seconds: (slept.append(seconds), first.wrote("4 done"),
+                                                               late.is_last("5 done")))
+    assert not other.is_last("4.5 done") and len(slept) == 2  # what began since knows of everything
+    for one in (first, late, other):
+        one.claims.close()
+
+
 WORKER = """
     import os, sys, time
     from pathlib import Path
