@@ -145,7 +145,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
         ahead: list[tuple] = []
         said, told = False, set()
         while True:
-            while len(ahead) <= beside and (case := batch.take()):
+            while len(ahead) <= (0 if batch.suspect else beside) and (case := batch.take()):
                 ahead.append((case, reader.submit(read_case, case["scans"], models)))
                 if batch.taken == 1:
                     loaded = reader.submit(import_ahead, arguments.picture)
@@ -166,11 +166,8 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 if len(case["scans"]) > 1 and not arguments.json:
                     print(printable(named_channels(case["scans"], models[0].card.channels)), file=sys.stderr)
                 result, volumes = segment_and_write(conformed, models, case, arguments, batch)
-            except UserError as error:
-                if batch.alone:
-                    raise
+            except Exception as error:  # noqa: BLE001 - one scan of many; what would end the others as well is raised
                 batch.fail(case, error)
-                print(f"error: {error}", file=sys.stderr)
                 continue
             result["seconds"] = round(time.perf_counter() - started, 2)
             batch.done(case, result)

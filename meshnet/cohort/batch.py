@@ -11,6 +11,7 @@ import numpy as np
 
 from meshnet.cohort import bids, call
 from meshnet.cohort.facts import head_facts, model_facts, side_of
+from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import Records, Work, write_table
 from meshnet.errors import UserError, decoration
@@ -116,9 +117,22 @@ class Batch:
         """A scan is segmented, and all its files are written."""
         self.work.done(planned, {key: value for key, value in result.items() if key != "parts"})
 
+    @property
+    def suspect(self) -> bool:
+        """Whether the last scan taken was the end of a process before: no other is read beside it."""
+        return self.work.suspect
+
     def fail(self, planned: dict, error: Exception) -> None:
-        """A scan cannot be segmented; the others go on."""
-        self.work.fail(planned, error)
+        """A scan cannot be segmented; the others go on.
+
+        Raises:
+            Exception: the same, where they could not either, or there is no other.
+        """
+        if self.alone or ends_all(error):
+            if breaks_gpu(error):
+                self.work.keep(planned)
+            raise error
+        self.work.fail(planned, failure_of(planned, error))
 
     def close(self) -> None:
         """Give back what was taken from other processes."""

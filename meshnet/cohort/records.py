@@ -1,6 +1,7 @@
 """What is kept of each scan of a command, so that any process can write the table and the page of all of them."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from meshnet.runs.shares import FOLDER, Claims, Share, key_of
 TABLE = "lesions.csv"
 COLUMNS = ("scan", "mask", "volume_ml", "lesions", "largest_ml", "side", "quality", "agreement", "warnings", "error")
 PROGRESS_SECONDS = 30.0
+FAILED = ".failed"  # before .json, in the name of the record of a failure
+KILLS = 3  # processes that were killed while they had a scan, after which it is given up
 
 
 class Work:
@@ -36,18 +39,29 @@ class Work:
         for case in cases:
             case["key"] = key_of(case["mask"], out or Path("/"))
             self.by_key[case["key"]] = case
-        self.claims = Claims(self.records.folder) if self.where.shared else None
+        # A process alone claims as well: of a scan that it was killed at the next one knows.
+        self.claims = Claims(self.records.folder) if self.records else None
         self.share = Share(list(self.by_key), self.where, self.claims, self._is_over,
                            lambda: set() if overwrite else self.records.names() if self.records else set())
+        self.suspect = False  # the last scan taken was the end of a process before
         self.skipped: list[dict] = []  # finished before this command looked at them
         self.did, self.failed = 0, 0
         self.began, self.told = time.monotonic(), time.monotonic()
-        self.begun = len(self.records.names()) if self.claims else 0
+        self.state = ""
+        self.begun = self._finished() if self.where.shared else 0
 
     def take(self) -> dict | None:
-        """The next scan to segment; None where others do all that are left."""
-        key = self.share.take()
-        return None if key is None else self.by_key[key]
+        """The next scan to segment; None where others do all that are left. A scan that was the end of several
+        processes has failed."""
+        while (key := self.share.take()) is not None:
+            killed = self.claims.killed[key] if self.claims else 0
+            self.suspect = killed > 0
+            if killed < KILLS:
+                return self.by_key[key]
+            self.fail(self.by_key[key], UserError(
+                f"{label(self.by_key[key])}: found {killed} processes killed while they segmented it, expected enough "
+                "memory for it; give each more, or --max_memory, then run the same command again"))
+        return None
 
     def wait(self) -> bool:
         """Whether others still work; then it has waited a moment, and ``take`` may give what a killed process left."""
@@ -64,11 +78,17 @@ class Work:
 
     def fail(self, case: dict, error: Exception) -> None:
         """A scan cannot be segmented. The other processes of the same command do not try it again."""
+        print(f"error: {error}", file=sys.stderr, flush=True)
         self.failed += 1
         if self.records is not None:
             self.records.write_failure(case["key"], self.shown(case) | {
                 "error": str(error), "command": self.where.command})
         self.share.finished(case["key"])
+
+    def keep(self, case: dict) -> None:
+        """A scan may be the reason why this process ends: it counts as if the process were killed."""
+        if self.claims is not None:
+            self.claims.keep(case["key"])
 
     def shown(self, case: dict) -> dict:
         """How a record names a case."""
@@ -86,14 +106,18 @@ class Work:
 
     def merges(self) -> bool:
         """Whether this process is the one that writes what is about all scans. Asked when nothing is left to do."""
-        return self.records is not None and self.share.is_last(self._state())
+        self.state = self._state()
+        return self.records is not None and self.share.is_last(self.state)
 
     def merged(self, failed: bool) -> None:
         """What is about all scans is written; ``failed``: some of them are not segmented."""
-        self.share.wrote(self._state(), failed)
+        self.share.wrote(self.state, failed)
 
     def _state(self) -> str:
-        return f"{len(self.records.names())} done, {len(self.records.failures())} failed" if self.claims else ""
+        return f"{len(self.records.names())} done, {len(self.records.failures())} failed" if self.where.shared else ""
+
+    def _finished(self) -> int:
+        return len(self.records.names() & self.by_key.keys())
 
     def results(self) -> tuple[list[dict], list[dict]]:
         """The records of all scans of this command that are finished, and of those that failed, in the cases' order."""
@@ -108,22 +132,27 @@ class Work:
         return done, failed
 
     def _is_over(self, key: str) -> bool:
-        case = self.by_key[key]
-        if case["mask"].exists():
-            if not self.overwrite:
-                self.skipped.append(case) if self.claims is None else None
-                return True
-            record = self.records and self.claims and self.records.read(key)
-            return bool(record) and record.get("command") == self.where.command
-        failure = self.records and self.claims and self.records.read_failure(key)
-        return bool(failure) and failure.get("command") == self.where.command
+        """Whether a scan is finished, or failed in this very command."""
+        case, shared = self.by_key[key], self.where.shared
+        if self.records is not None:
+            if failure := self.records.read_failure(key):  # the last try, whatever mask is there of an earlier one
+                return shared and failure.get("command") == self.where.command
+            if self.overwrite and shared:
+                return (self.records.read(key) or {}).get("command") == self.where.command
+        if self.overwrite or not case["mask"].exists():
+            return False
+        # A claimed mask without a record is of a process that is still at it, or was killed before it had said all.
+        if self.records is not None and not self.records.has(key) and self.claims.path(key).exists():
+            return False
+        self.skipped.append(case) if not shared else None
+        return True
 
     def say_progress(self) -> None:
         """A line about all processes together, from the first of them, twice a minute at most."""
-        if self.claims is None or self.where.index or time.monotonic() - self.told < PROGRESS_SECONDS:
+        if not self.where.shared or self.where.index or time.monotonic() - self.told < PROGRESS_SECONDS:
             return
         self.told = time.monotonic()
-        print(progress(len(self.records.names()), len(self.cases), self.begun, self.told - self.began), file=sys.stderr,
+        print(progress(self._finished(), len(self.cases), self.begun, self.told - self.began), file=sys.stderr,
               flush=True)
 
 
@@ -136,6 +165,11 @@ def progress(done: int, total: int, begun: int, seconds: float) -> str:
     return f"{done} of {total} scans done{left}"
 
 
+def label(case: dict) -> str:
+    """What messages call a scan: its path, or of DICOM files a name that holds nothing of the patient's."""
+    return case.get("name") or str(case["scans"][0])
+
+
 class Records:
     """A file for each scan in a hidden folder of the output, named by the scan's key."""
 
@@ -144,27 +178,33 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> set[str]:
-        """The keys of the scans that are finished."""
-        return {path.stem for path in self.folder.iterdir() if path.suffix == ".json" and path.stem.isalnum()}
+        """The keys of the scans that are finished, and have not failed since."""
+        found = [name.removesuffix(".json") for name in os.listdir(self.folder) if name.endswith(".json")]
+        failed = {name.removesuffix(FAILED) for name in found if name.endswith(FAILED)}
+        return {name for name in found if name.isalnum()} - failed
+
+    def has(self, key: str) -> bool:
+        """Whether a scan was finished at some time."""
+        return (self.folder / f"{key}.json").is_file()
 
     def write(self, key: str, record: dict) -> None:
         write_json(self.folder / f"{key}.json", record)
-        (self.folder / f"{key}.failed.json").unlink(missing_ok=True)
+        (self.folder / f"{key}{FAILED}.json").unlink(missing_ok=True)
 
     def read(self, key: str) -> dict | None:
         """The record of a finished scan; None where there is none that can be read."""
         return read_json(self.folder / f"{key}.json")
 
     def write_failure(self, key: str, record: dict) -> None:
-        write_json(self.folder / f"{key}.failed.json", record)
+        write_json(self.folder / f"{key}{FAILED}.json", record)
 
     def read_failure(self, key: str) -> dict | None:
         """Why a scan failed; None where it did not."""
-        return read_json(self.folder / f"{key}.failed.json")
+        return read_json(self.folder / f"{key}{FAILED}.json")
 
     def failures(self) -> list[dict]:
         """Every failure that an earlier or this command left, with the key of its scan."""
-        found = {path.name.split(".")[0]: read_json(path) for path in sorted(self.folder.glob("*.failed.json"))}
+        found = {path.name.split(".")[0]: read_json(path) for path in sorted(self.folder.glob(f"*{FAILED}.json"))}
         return [record | {"key": key} for key, record in found.items() if record]
 
 
