@@ -148,3 +148,19 @@ def test_progress_is_of_the_scans_of_this_command(tmp_path, capsys):
     one.say_progress()
     assert capsys.readouterr().err == "1 of 2 scans done\n" and progress(1, 2, 1, 5.0) == "1 of 2 scans done"
     one.close()
+
+
+def test_a_scan_that_was_the_end_of_a_process_is_read_beside_no_other(model, tmp_path, monkeypatch):
+    order = []
+    for step in ("read_case", "segment_case"):
+        real = getattr(scan, step)
+        monkeypatch.setattr(scan, step, lambda *given, step=step, real=real, **more: (
+            order.append(step), real(*given, **more))[1])
+    (tmp_path / "scans").mkdir()
+    for name in "abc":
+        scan_file(tmp_path / "scans" / f"{name}.nii.gz")
+    killed = work(tmp_path / "out", "abc")
+    for case in list(iter(killed.take, None)):
+        leave(killed, case)
+    infer(tmp_path / "scans", "-o", tmp_path / "out", "--model", model, "--no-picture")
+    assert order == ["read_case", "segment_case"] * 3
