@@ -11,7 +11,6 @@ died, the second waits for the first. A job that SLURM itself requeues keeps its
 that the cluster does not accept, since it is busy, restarts or has enough jobs of this user, is tried again.
 """
 
-import re
 import shlex
 import shutil
 import signal
@@ -41,16 +40,17 @@ from meshnet.runs.slurm_calls import (
     command_of,
     end_of,
     gpus_of,
+    is_busy,
     mark_of,
     minutes_of,
     parse_options,
     quoted,
 )
 
-SQUEUE_SECONDS = 30.0  # between two looks at the queue, and two tries of an sbatch that was not accepted
+SQUEUE_SECONDS = 30.0  # between two looks at the queue, and after an sbatch of any job that was not accepted
 WORKERS = 4  # jobs at a time, in the queue or running
 IDLE = 3  # ends in a row by the scheduler, without a step between them, after which the run counts as failed
-REFUSED = 20  # sbatch calls in a row that are refused while no job of this driver is in the queue
+REFUSED = 20  # sbatch calls in a row that are refused for an unknown reason while no job of this driver is in the queue
 
 
 @dataclass
@@ -59,7 +59,6 @@ class Entry:
 
     number: int = 0
     since: float = 0.0
-    tried: float = -1e9
     mark: tuple = ()
     idle: int = 0  # ends by the scheduler in a row, without a step between them
 
@@ -82,7 +81,8 @@ class SlurmLauncher(Launcher):
         self.entries: dict[str, Entry] = {}
         self.waits: set[str] = set()  # tokens of jobs that are in the queue
         self.states: dict[int, tuple[str, str]] = {}
-        self.asked, self.counted, self.refused = -1e9, -1e9, 0
+        self.asked, self.next_look = -1e9, -1e9  # when SLURM was last asked with an answer, and may be asked again
+        self.next_try, self.refused = -1e9, 0
         self.told: set[str] = set()
 
     # ---------------------------------------------------------------- starting
@@ -110,10 +110,9 @@ class SlurmLauncher(Launcher):
             processes=max(1, self.gpus), started=shlex.quote(str(folder / STARTED)), command=" ".join(command))
 
     def _submit(self, handle: Handle, entry: Entry) -> None:
-        """One try of sbatch, at most twice a minute for each job."""
-        if time.monotonic() - entry.tried < SQUEUE_SECONDS:
+        """One try of sbatch; after one that was not accepted, of whichever job, none for a half minute."""
+        if time.monotonic() < self.next_try:
             return
-        entry.tried = time.monotonic()
         environment = {name: value for name, value in job_environment(
             handle.job, handle.token, 1, self.accelerate_config).items()
             if not name.startswith(("SLURM_", "SBATCH_")) or name == "SLURM_CONF"}
@@ -127,11 +126,11 @@ class SlurmLauncher(Launcher):
             write_text(handle.job.run_dir / JOB_FILE, number)
             self.waits.add(handle.token)
             return
+        self.next_try = time.monotonic() + SQUEUE_SECONDS
         line = " ".join((err or out).split())[:300] or f"exit code {code}"
-        queued = any(other.number for other in self.entries.values())
-        if not queued and time.monotonic() - self.counted >= SQUEUE_SECONDS:  # of many slots at once one counts
-            self.refused, self.counted = self.refused + 1, time.monotonic()
-        if (WRONG.search(line) and not re.search("job submit limit|temporarily", line)) or self.refused >= REFUSED:
+        busy = is_busy(line)
+        self.refused += not busy and not any(other.number for other in self.entries.values())
+        if not busy and (WRONG.search(line) or self.refused >= REFUSED):
             self.entries.pop(handle.token)
             raise UserError(f"--slurm: sbatch found {line}; expected flags that this cluster takes; correct them, then "
                             "run the same command again")
@@ -180,7 +179,7 @@ class SlurmLauncher(Launcher):
             self.say(f"{handle.job.run_dir}: job {number} {words}, {entry.idle} times without a step between them; is "
                      "the time limit too short?")
             return self._over(handle, None)
-        entry.number, entry.tried = 0, -1e9
+        entry.number = 0
         for name in (END_FILE, STARTED, JOB_FILE):
             (handle.job.run_dir / name).unlink(missing_ok=True)
         self._submit(handle, entry)
@@ -189,13 +188,14 @@ class SlurmLauncher(Launcher):
         return None, False
 
     def _ask_queue(self) -> bool:
-        """Bring ``states`` up to date where they are older than half a minute; False where SLURM does not answer."""
-        if time.monotonic() - self.asked < SQUEUE_SECONDS:
+        """Bring ``states`` up to date where they are older than half a minute; False where SLURM does not answer. It is
+        not asked more often then, nor before half a minute after a call that took long."""
+        if time.monotonic() < self.next_look:
             return True
         began = time.monotonic()
         code, out, err = command_of(["squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%r"])
+        self.next_look = time.monotonic() + SQUEUE_SECONDS
         if code != 0:
-            self.asked = began - SQUEUE_SECONDS + min(SQUEUE_SECONDS, 10)
             self._tell(f"squeue: {' '.join(err.split())[:200] or f'exit code {code}'}; waiting until SLURM answers")
             return False
         found = (line.split("|", 2) for line in out.splitlines() if line.count("|") >= 2)

@@ -25,6 +25,10 @@ SIGNALLED = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.
 # What sbatch says about flags that no waiting will mend.
 WRONG = re.compile(r"invalid|unrecognized|unknown option|not permitted|requires an argument|ambiguous|must specify|"
                    r"requested node configuration|more processors requested|no partition", re.IGNORECASE)
+# What it says where waiting does mend it: a full queue, a controller that is busy, away or restarting.
+BUSY = re.compile(r"submit limit|submitjob|temporarily|try again|timed out|does not answer|unable to contact|"
+                  r"connect failure|connection|controller|zero bytes|communication|not responding", re.IGNORECASE)
+LIMITS = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w*")  # the limit that a job is over, where sbatch names it
 SCRIPT_TEXT = """#!/bin/bash
 {directives}
 cd {folder} || exit 4
@@ -100,6 +104,14 @@ def command_of(words: Sequence[str], environment: dict[str, str] | None = None) 
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, "", f"{words[0]} does not answer ({type(error).__name__})"
     return done.returncode, done.stdout, done.stderr
+
+
+def is_busy(line: str) -> bool:
+    """Whether a refusal of sbatch is one that ends by itself. "Job violates accounting/QOS policy (job submit limit,
+    user's size and/or time limits)" stands for a full queue and for a job that is too large; where a limit is named
+    beside it, that says which."""
+    limits = LIMITS.findall(line)
+    return any("Submit" in name for name in limits) if limits else bool(BUSY.search(line))
 
 
 def cancel_left(job: Job) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stand_in import wait_for
@@ -45,6 +46,7 @@ class StandIn:
         self.jobs: dict[int, dict] = {}
         self.calls: list[str] = []
         self.busy, self.down, self.forgets = 0, False, False
+        self.refusal = "Batch job submission failed: Resource temporarily unavailable"
 
     def __call__(self, words, environment=None):
         self.calls.append(words[0])
@@ -55,7 +57,7 @@ class StandIn:
     def sbatch(self, words, environment):
         if self.busy:
             self.busy -= 1
-            return 1, "", "sbatch: error: Batch job submission failed: Resource temporarily unavailable"
+            return 1, "", f"sbatch: error: {self.refusal}"
         text = Path(words[-1]).read_text()
         if "partition=none" in text:
             return 1, "", "sbatch: error: invalid partition specified: none"
@@ -236,6 +238,74 @@ def test_a_busy_or_restarting_cluster_is_waited_for(cluster, place):
     cluster.down = False
     assert ended(launcher).code == 0
     assert len([line for line in said if line.startswith("sbatch: ")]) == 2  # once each, however often it was tried
+
+
+POLICY = ("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time "
+          "limits)")
+
+
+@pytest.mark.parametrize("line", [
+    f"AssocMaxSubmitJobLimit sbatch: error: {POLICY}", f"QOSMaxSubmitJobPerUserLimit sbatch: error: {POLICY}", POLICY,
+    "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    "Batch job submission failed: Socket timed out on send/recv operation", "sbatch does not answer (TimeoutExpired)"])
+def test_a_full_queue_is_waited_for_however_long(cluster, place, monkeypatch, line):
+    monkeypatch.setattr(slurm, "REFUSED", 3)
+    monkeypatch.setattr(slurm, "SQUEUE_SECONDS", 0.0)
+    said, cluster.busy, cluster.refusal = [], 12, line
+    launcher = launch(said)
+    launcher.submit(job(place, "quick"))
+    assert ended(launcher).code == 0 and cluster.calls.count("sbatch") == 13
+    assert len(said) == 1 and said[0].endswith("waiting, tried again every 0 s")
+
+
+@pytest.mark.parametrize(("line", "tries"), [
+    (f"QOSMaxWallDurationPerJobLimit sbatch: error: {POLICY}", 3), ("something that nobody knows", 3),
+    ("Batch job submission failed: Invalid qos specification", 1)])
+def test_a_refusal_that_no_waiting_mends_ends_the_driver(cluster, place, monkeypatch, line, tries):
+    monkeypatch.setattr(slurm, "REFUSED", 3)
+    monkeypatch.setattr(slurm, "SQUEUE_SECONDS", 0.0)
+    cluster.busy, cluster.refusal = 12, line
+    launcher = launch([])
+    with pytest.raises(UserError, match=f"--slurm: sbatch found sbatch: error: {line.split()[0]}"):
+        launcher.submit(job(place, "quick"))
+        for _ in range(12):
+            launcher.poll()
+    assert cluster.calls.count("sbatch") == tries
+
+
+def test_slurm_is_not_asked_more_often_where_it_does_not_answer(cluster, place, monkeypatch):
+    """One sbatch for all slots, and a squeue that takes its whole minute is no reason to call it again at once."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(slurm, "SQUEUE_SECONDS", 30.0)
+    launcher, cluster.busy = launch([], workers=3), 4
+    for kind in ("long", "idle", "usr1"):
+        launcher.submit(job(place, kind))
+    looks = []
+    for _ in range(9):  # of 10 s
+        looks.append(cluster.calls.count("sbatch"))
+        launcher.poll()
+        clock.now += 10
+    assert looks == [1, 1, 1, 1, 2, 2, 2, 3, 3] and not cluster.jobs
+    clock.now += 30
+    launcher.poll()
+    clock.now += 30
+    launcher.poll()
+    assert len(cluster.jobs) == 3
+    answer = cluster.__call__
+
+    def slow(words, environment=None):
+        clock.now += 60 if words[0] == "squeue" else 0
+        return answer(words, environment)
+
+    cluster.down = True
+    monkeypatch.setattr(slurm, "command_of", slow)
+    began, before = clock.now, cluster.calls.count("squeue")
+    while clock.now < began + 600:
+        launcher.poll()
+        clock.now += 1
+    assert 6 <= cluster.calls.count("squeue") - before <= 7  # 60 s and 30 s
+    assert len(cluster.jobs) == 3  # and none was taken for gone meanwhile
 
 
 def test_a_job_that_slurm_has_forgotten_goes_on(cluster, place):
