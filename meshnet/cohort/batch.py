@@ -12,6 +12,7 @@ import numpy as np
 from meshnet.cohort import bids, call
 from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
+from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import Records, Work, write_table
 from meshnet.errors import UserError, decoration
@@ -43,8 +44,7 @@ class Batch:
         elif cases is None:
             cases, self.root, self.out = call.bids_cases(arguments, models[0].card.channels)
             self.unclear = arguments.found.failed
-            for line in arguments.found.notes:
-                print(f"note: {line}", file=sys.stderr)
+            say_omissions(arguments.found)
             for path, reason in self.unclear:
                 print(f"error: {path}: {reason}", file=sys.stderr)
         else:
@@ -150,7 +150,9 @@ class Batch:
             print(f"{failed} of {work.did + failed} scans could not be segmented", file=sys.stderr)
         if self.arguments.level == "participant" and self.arguments.report:
             print(f"note: {self.out / PAGE}: is written by the level 'group', with --report", file=sys.stderr)
-        if not self.alone and self.arguments.level != "participant" and work.merges():
+        if self.arguments.level == "participant":
+            note_undecided(work.records, self.arguments, self.root)
+        elif not self.alone and work.merges():
             failed = self.merge() or failed
             work.merged(bool(failed or self.unclear))
         return 1 if failed or self.unclear or self.lost else 0
@@ -166,7 +168,8 @@ class Batch:
                 print(f"error: {error}", file=sys.stderr)
                 failed.append(done.pop(at) | {"error": str(error)})
         if self.root is not None:
-            write_bids_table(self.out, self.root, self.work.records.failures())
+            note_undecided(self.work.records, self.arguments, self.root)
+            write_bids_table(self.out, self.root, not_done(self.work.records, self.root))
         else:
             table = write_table(self.out, done, failed)
             print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
@@ -175,6 +178,8 @@ class Batch:
                 case = record["case"]
                 record["name"] = case["source"] if "bids" in case else case["scans"][0].name
                 record["image"] = case["scans"][0]
+            undecided = self.work.records.undecided() if self.root is not None else []
+            failed += [record | {"name": record["source"]} for record in undecided]
             write_report(self.out, self.work.records, done, failed)
         return len(failed)
 
@@ -232,7 +237,8 @@ def measured(path: str) -> dict:
 
 
 def group(arguments: argparse.Namespace) -> int:
-    """The level ``group`` of a BIDS App: one table, and with ``--report`` a page, of what ``participant`` has written.
+    """The level ``group`` of a BIDS App: one table, and with ``--report`` a page, of what ``participant`` has written;
+    exit code 1 where it could not segment some of the scans.
 
     Raises:
         UserError: where it has written nothing.
@@ -241,7 +247,7 @@ def group(arguments: argparse.Namespace) -> int:
     if not (out / bids.DESCRIPTION).is_file():
         raise UserError(f"{out}: found no {bids.DESCRIPTION}, expected what 'participant' wrote; run that first")
     records = Records(out)
-    failed = records.failures()
+    failed = not_done(records, root)
     rows = write_bids_table(out, root, failed)
     if arguments.report:
         done = []
@@ -252,4 +258,4 @@ def group(arguments: argparse.Namespace) -> int:
                 done.append(row | known | {"key": key, "name": row["source"], "mask": str(out / row["mask"]),
                                            "image": root / row["source"]})
         write_report(out, records, done, [record | {"name": record["source"]} for record in failed])
-    return 0
+    return 1 if failed else 0

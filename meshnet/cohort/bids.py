@@ -5,7 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from meshnet import __version__
@@ -14,6 +14,7 @@ from meshnet.data.sources.bids import BidsFile, scans_of, walk
 from meshnet.data.sources.case import Filters, matches
 from meshnet.data.sources.kinds import Sidecars
 from meshnet.data.sources.participants import read_participants
+from meshnet.display import count
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.runs.place import place
@@ -77,6 +78,8 @@ class Found:
     left_out: list[tuple[str, str]]
     failed: list[tuple[str, str]]
     notes: list[str]
+    suffix: str = ""  # of the first channel
+    without: list[str] = field(default_factory=list)  # subjects and sessions that have no scan of it
 
 
 def find_scans(root: str | Path, suffixes: Sequence[str], filters: Filters, participants: Sequence[str] = (),
@@ -93,7 +96,7 @@ def find_scans(root: str | Path, suffixes: Sequence[str], filters: Filters, part
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder, expected a BIDS data set; check the path")
-    found = Found([], [], [], [])
+    found = Found([], [], [], [], suffixes[0])
     files = [file for file in walk(str(root), Sidecars()) if not aside(file, root)]
     people, notes = read_participants(root / "participants.tsv")
     found.notes += notes
@@ -102,9 +105,11 @@ def find_scans(root: str | Path, suffixes: Sequence[str], filters: Filters, part
     if missing := [name for name in wanted if name not in there]:
         raise UserError(f"--participant-label {missing[0]}: found no sub-{missing[0]} in {root}, expected one of "
                         f"{shown(sorted(filter(None, there)))}")
-    scans = [file for file in files if file.suffix in suffixes and file.entities.get("sub")]
-    scans = [file for file in scans if not wanted or file.entities["sub"] in wanted]
-    scans = [file for file in scans if not sessions or file.entities.get("ses") in sessions]
+    asked = [file for file in files if file.entities.get("sub") and (not wanted or file.entities["sub"] in wanted)
+             and (not sessions or file.entities.get("ses") in sessions)]
+    scans = [file for file in asked if file.suffix in suffixes]
+    found.without = sorted({visit(file) for file in asked} - {visit(file) for file in scans
+                                                              if file.suffix == suffixes[0]})
     kept: dict[str, list[BidsFile]] = {}
     for file in scans:
         groups = {**people.get(file.entities["sub"], {}), **file.entities}
@@ -116,10 +121,19 @@ def find_scans(root: str | Path, suffixes: Sequence[str], filters: Filters, part
     for first in [file for group in kept.values() for file in group if file.suffix == suffixes[0]]:
         assemble(first, kept[first.entities["sub"]], suffixes, filters, people, found)
     if not found.cases and not found.failed:
+        first = [why for path, why in found.left_out if BidsFile.parse(path).suffix == suffixes[0]]
+        if first:
+            raise NoScan(f"{root}: found {count(len(first), f'{suffixes[0]} scan')}, but left out all of them: "
+                         f"{shown(sorted(set(first)))}; check --suffix, --include and --exclude")
         raise NoScan(f"{root}: found no {suffixes[0]} scan that the filters keep among {len(files)} NIfTI file(s) "
                         "called sub-…, expected some; check --suffix, --include and --exclude")
     found.cases.sort(key=lambda case: str(case.scans[0]))
     return found
+
+
+def visit(file: BidsFile) -> str:
+    """The subject of a file, and its session where it has one."""
+    return "_".join(f"{key}-{file.entities[key]}" for key in ("sub", "ses") if key in file.entities)
 
 
 def aside(file: BidsFile, root: Path) -> bool:
@@ -140,6 +154,7 @@ def assemble(first: BidsFile, scans: Sequence[BidsFile], suffixes: Sequence[str]
         like = BidsFile(first.path, first.entities, (first.suffix, MASK), "")
         others, reason, ambiguous, _ = scans_of(like, scans, suffixes[1:], filters.same)
         if reason:
+            reason = reason.partition(": the mask says")[0]  # of the space that both have, if it is that
             (found.failed if ambiguous else found.left_out).append((first.path, reason))
             return
         chosen += others

@@ -89,7 +89,11 @@ def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) 
                         "table in the output folder holds the same")
     cards = [read_card(find_weights(name or default_model()).parent) for name in names]
     if arguments.format == "bids":
-        return bids_cases(arguments, cards[0].channels)[2]
+        from meshnet.cohort.omissions import say_omissions
+
+        out = bids_cases(arguments, cards[0].channels)[2]
+        say_omissions(arguments.found)
+        return out
     if arguments.output is None or arguments.output.lower().endswith((".nii", ".nii.gz")):
         raise UserError("-o: expected a folder for the masks of a command with --launcher, such as -o masks")
     return Path(arguments.output)

@@ -15,7 +15,7 @@ from meshnet.runs.shares import FOLDER, Claims, Share, key_of
 TABLE = "lesions.csv"
 COLUMNS = ("scan", "mask", "volume_ml", "lesions", "largest_ml", "side", "quality", "agreement", "warnings", "error")
 PROGRESS_SECONDS = 30.0
-FAILED = ".failed"  # before .json, in the name of the record of a failure
+FAILED, UNDECIDED = ".failed", ".undecided"  # before .json, in the name of the record of what is not done
 KILLS = 3  # processes that were killed while they had a scan, after which it is given up
 
 
@@ -204,7 +204,19 @@ class Records:
 
     def failures(self) -> list[dict]:
         """Every failure that an earlier or this command left, with the key of its scan."""
-        found = {path.name.split(".")[0]: read_json(path) for path in sorted(self.folder.glob(f"*{FAILED}.json"))}
+        return self._all(FAILED)
+
+    def write_undecided(self, key: str, record: dict | None) -> None:
+        """Why it could not be decided what a scan is; None: it can now."""
+        path = self.folder / f"{key}{UNDECIDED}.json"
+        path.unlink(missing_ok=True) if record is None else write_json(path, record)
+
+    def undecided(self) -> list[dict]:
+        """Every scan that an earlier or this command could not decide about, with its key."""
+        return self._all(UNDECIDED)
+
+    def _all(self, kind: str) -> list[dict]:
+        found = {path.name.split(".")[0]: read_json(path) for path in sorted(self.folder.glob(f"*{kind}.json"))}
         return [record | {"key": key} for key, record in found.items() if record]
 
 

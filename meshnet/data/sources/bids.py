@@ -32,6 +32,13 @@ class BidsFile:
     words: tuple[str, ...]  # parts of the name without a dash: the suffix, and in a mask also the scan's suffix
     derivative: str  # its path from derivatives/ on, or ""
 
+    @classmethod
+    def parse(cls, path: str, derivative: str = "") -> "BidsFile":
+        """By the parts of the file's name."""
+        parts = os.path.basename(path).removesuffix(".gz").removesuffix(".nii").split("_")
+        return cls(path, dict(part.split("-", 1) for part in parts if "-" in part),
+                   tuple(part for part in parts if "-" not in part), derivative)
+
     @property
     def suffix(self) -> str:
         return self.words[-1] if self.words else ""
@@ -191,11 +198,8 @@ def walk(root: str, sidecars: Sidecars) -> list[BidsFile]:
         # Relative to the root: the data set itself may lie below a folder called "derivatives".
         inside = Path(folder).relative_to(root).parts
         for name in (n for n in names if n.startswith("sub-") and n.endswith((".nii", ".nii.gz"))):
-            parts = name.removesuffix(".gz").removesuffix(".nii").split("_")
-            entities = dict(p.split("-", 1) for p in parts if "-" in p)
-            words = tuple(p for p in parts if "-" not in p)
             derivative = "/".join((*inside[inside.index("derivatives") :], name)) if "derivatives" in inside else ""
-            files.append(BidsFile(os.path.join(folder, name), entities, words, derivative))
+            files.append(BidsFile.parse(os.path.join(folder, name), derivative))
     return files
 
 
