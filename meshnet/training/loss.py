@@ -66,21 +66,30 @@ def sums_of(logits: torch.Tensor, target: torch.Tensor, dice: bool = True) -> to
         difference = logits[1] - logits[0]
         losses = [F.softplus(difference)]
         losses.append(losses[0] - difference)
+        probabilities = [difference.sigmoid()] if dice else []
     else:
         losses = list(-logits.log_softmax(0))
+        probabilities = [torch.exp(-values) for values in losses[1:]] if dice else []
     sums = logits.new_zeros((5, len(logits)), dtype=torch.float64)
+    voxels, own, every, overlap, guess = sums
+    voxels[0] = target.numel()
     for k, values in enumerate(losses):
-        own = target == k
-        sums[0, k] = torch.count_nonzero(own)
-        # Most parts of a volume hold no lesion; only a CPU knows at once.
-        alone = own.device.type == "cpu" and not 0 < sums[0, k] < own.numel()
-        maps = [values, torch.exp(-values)] if dice and k else [values]
-        for row, every in zip((1, 3), maps):
-            sums[row + 1, k] = every.sum()
-            if not alone:
-                sums[row, k] = torch.where(own, every, 0).sum()
-            elif sums[0, k]:
-                sums[row, k] = sums[row + 1, k]
+        every[k] = values.sum()
+    for k, values in enumerate(probabilities, 1):
+        guess[k] = values.sum()
+    own[0] = every[0]
+    for k in range(1, len(logits)):  # the background has what is left: most voxels are looked at once
+        mask = target == k
+        voxels[k] = torch.count_nonzero(mask)
+        if mask.device.type == "cpu" and not voxels[k]:  # as in most parts of a volume; only a CPU knows at once
+            continue
+        mask = mask.flatten().float()
+        voxels[0] -= voxels[k]
+        own[0] -= torch.dot(losses[0].flatten(), mask)
+        own[k] = torch.dot(losses[k].flatten(), mask)
+        if dice:
+            overlap[k] = torch.dot(probabilities[k - 1].flatten(), mask)
+    own[0].clamp_(min=0)
     return sums
 
 

@@ -23,6 +23,7 @@ from meshnet.training.run import Run
 from meshnet.training.sweep import THRESHOLDS, best_threshold, dice_by_threshold, histograms
 
 SLAB = 1 << 20  # voxels that are counted at once on a CPU
+MANY = 0.2  # share of voxels from which on picking them takes longer than counting all
 SWEPT = "dice_swept"  # the Dice at the threshold with the highest mean Dice over the validation cases
 
 
@@ -127,7 +128,8 @@ def tally_part(logits: torch.Tensor, truth: torch.Tensor, marks: Marks, dice: bo
     if logits.device.type == "cpu":  # nearly all voxels lie below the lowest threshold and are not looked at again
         lowest = math.log(THRESHOLDS[0] / (1 - THRESHOLDS[0])) - 1e-3 if len(logits) == 2 else THRESHOLDS[0]
         likely = score >= lowest
-        score, truth = score[likely], truth[likely]
+        if torch.count_nonzero(likely) < MANY * voxels:
+            score, truth = score[likely], truth[likely]
     found = score > level if len(logits) == 2 else score >= level
     both, predicted = torch.count_nonzero(found & truth), torch.count_nonzero(found)
     bins = histograms(score.sigmoid() if len(logits) == 2 else score, truth)
