@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from meshnet.cohort import bids, call
+from meshnet.cohort import bids, call, lists
 from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
@@ -50,13 +50,15 @@ class Batch:
         else:
             self.out = output_folder(arguments.output, cases)
         self.alone = self.root is None and len(cases) == 1 and not (arguments.report or place().lines)
-        if self.lost and place().count == 1:  # a table says what became of the others; not by each task of an array
-            self.alone = False
+        if self.lost or (arguments.format == "dicom" and place().count > 1):
+            self.alone = False  # a table says what became of the others, and is of all tasks of an array
         if arguments.report and self.out is None:
             raise UserError("--report: needs -o FOLDER, the folder of the masks and of the page; add it")
         # The one scan of a task of an array is that task's own: nothing is shared.
         self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone,
                          Place() if self.alone else None)
+        if self.root is None and self.work.claims and self.work.where.count > 1 and not self.work.where.lines:
+            lists.tell(self.work.records, cases, self.lost)  # jobs of a launcher have one list
         self.facts: dict[str, dict] = {}
         self.taken = 0
         if self.root is not None:
@@ -159,8 +161,10 @@ class Batch:
 
     def merge(self) -> int:
         """Write the table of all scans; the number that failed, in whichever process."""
-        done, failed = self.work.results()
-        failed += self.lost
+        records = self.work.records
+        others, lost = lists.of_others(records, self.work.cases, self.lost) if self.root is None else ([], [])
+        done, failed = self.work.results(others)
+        failed += [*self.lost, *lost]
         for at, record in reversed(list(enumerate(done))):
             try:
                 done[at] = record if "volume_ml" in record else record | measured(record["mask"])
@@ -168,19 +172,16 @@ class Batch:
                 print(f"error: {error}", file=sys.stderr)
                 failed.append(done.pop(at) | {"error": str(error)})
         if self.root is not None:
-            note_undecided(self.work.records, self.arguments, self.root)
-            write_bids_table(self.out, self.root, not_done(self.work.records, self.root))
-        else:
-            table = write_table(self.out, done, failed)
-            print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
+            note_undecided(records, self.arguments, self.root)
+            write_bids(self.out, self.root, records, self.arguments.report)
+            return len(failed)
+        table = write_table(self.out, done, failed)
+        print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
         if self.arguments.report:
             for record in [*done, *failed]:
-                case = record["case"]
-                record["name"] = case["source"] if "bids" in case else case["scans"][0].name
-                record["image"] = case["scans"][0]
-            undecided = self.work.records.undecided() if self.root is not None else []
-            failed += [record | {"name": record["source"]} for record in undecided]
-            write_report(self.out, self.work.records, done, failed)
+                record["image"] = record["case"]["scans"][0]
+                record["name"] = record["image"].name
+            write_report(self.out, records, done, failed)
         return len(failed)
 
 
@@ -214,13 +215,24 @@ def output_folder(output: str | None, cases: list[dict]) -> Path | None:
     return Path(output)
 
 
-def write_bids_table(out: Path, root: Path, failures: list[dict]) -> list[dict]:
-    """``lesions.tsv`` of a derivative data set, and the models that made its masks; the rows."""
-    rows = bids.rows_of(out, failures)
+def write_bids(out: Path, root: Path, records: Records, report: bool) -> int:
+    """``lesions.tsv`` of a derivative data set, the models that made its masks, and the page where there is to be a
+    ``report``; the number of scans that were not segmented."""
+    failed = not_done(records, root)
+    rows = bids.rows_of(out, failed)
     bids.write_table(out, rows)
     bids.describe(out, root, None)
-    print(f"{out / 'lesions.tsv'}: {len(rows)} scans, {len(failures)} failed", file=sys.stderr)
-    return rows
+    print(f"{out / 'lesions.tsv'}: {len(rows)} scans, {len(failed)} failed", file=sys.stderr)
+    if report:
+        done = []
+        for row in rows:
+            if row["mask"]:
+                key = key_of(out / row["mask"], out)
+                known = records.read(key) or {"warnings": [row["warnings"]] if row["warnings"] else []}
+                done.append(row | known | {"key": key, "name": row["source"], "mask": str(out / row["mask"]),
+                                           "image": root / row["source"]})
+        write_report(out, records, done, [record | {"name": record["source"]} for record in failed])
+    return len(failed)
 
 
 def measured(path: str) -> dict:
@@ -246,16 +258,4 @@ def group(arguments: argparse.Namespace) -> int:
     out, root = Path(arguments.output), Path(arguments.scans[0])
     if not (out / bids.DESCRIPTION).is_file():
         raise UserError(f"{out}: found no {bids.DESCRIPTION}, expected what 'participant' wrote; run that first")
-    records = Records(out)
-    failed = not_done(records, root)
-    rows = write_bids_table(out, root, failed)
-    if arguments.report:
-        done = []
-        for row in rows:
-            if row["mask"]:
-                key = key_of(out / row["mask"], out)
-                known = records.read(key) or {"warnings": [row["warnings"]] if row["warnings"] else []}
-                done.append(row | known | {"key": key, "name": row["source"], "mask": str(out / row["mask"]),
-                                           "image": root / row["source"]})
-        write_report(out, records, done, [record | {"name": record["source"]} for record in failed])
-    return 1 if failed else 0
+    return 1 if write_bids(out, root, Records(out), arguments.report) else 0

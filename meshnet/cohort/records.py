@@ -119,10 +119,11 @@ class Work:
     def _finished(self) -> int:
         return len(self.records.names() & self.by_key.keys())
 
-    def results(self) -> tuple[list[dict], list[dict]]:
-        """The records of all scans of this command that are finished, and of those that failed, in the cases' order."""
+    def results(self, others: Sequence[dict] = ()) -> tuple[list[dict], list[dict]]:
+        """The records of all scans of this command that are finished, and of those that failed, in the cases' order;
+        and of ``others``, cases of other lists."""
         done, failed = [], []
-        for case in self.cases:
+        for case in [*self.cases, *others]:
             record, failure = self.records.read(case["key"]), self.records.read_failure(case["key"])
             if failure:  # the last try: a mask that is there all the same is of an earlier one
                 failed.append(failure | {"key": case["key"], "case": case})

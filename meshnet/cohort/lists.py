@@ -1,0 +1,54 @@
+"""The lists of scans of an array whose tasks each have one of their own, for one table of all of them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from meshnet.cohort.records import Records, read_json
+from meshnet.files import hash_of, write_json
+
+
+def tell(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> None:
+    """Keep the list of this process: its cases, and records of exports and studies that gave none.
+
+    A list that has no case which this one lacks is an earlier one of the same scans, and is removed.
+    """
+    path, own = path_of(records, cases, lost), {case["key"] for case in cases}
+    if path.exists():
+        return
+    write_json(path, {
+        "cases": [{"key": case["key"], "mask": os.path.relpath(case["mask"], records.out), "name": case.get("name"),
+                   "scans": [os.path.abspath(scan) for scan in case["scans"]]} for case in cases],
+        "lost": [{"scan": record["scan"], "error": record["error"], "key": record["key"]} for record in lost]})
+    for earlier, told in others(records, path):
+        if all(one["key"] in own for one in told["cases"]):
+            earlier.unlink(missing_ok=True)
+
+
+def of_others(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+    """The cases, and the records of what gave none, of the lists that others have told and this process does not have.
+
+    A case whose scan and mask are both gone is none.
+    """
+    own, found, gone = {case["key"] for case in cases}, {}, []
+    for _, told in others(records, path_of(records, cases, lost)):
+        for one in told["cases"]:
+            mask, scans = records.out / one["mask"], [Path(scan) for scan in one["scans"]]
+            if one["key"] not in own and (mask.exists() or scans[0].exists()):
+                named = {"name": one["name"]} if one["name"] else {}
+                found[one["key"]] = {"key": one["key"], "mask": mask, "scans": scans} | named
+        gone += [record | {"case": {"scans": [Path(record["scan"][0])]}} for record in told["lost"]]
+    return list(found.values()), gone
+
+
+def others(records: Records, own: Path) -> Iterator[tuple[Path, dict]]:
+    """The lists that were told, but for the process's ``own``."""
+    for path in sorted(records.folder.glob("list-*.json")):
+        if path != own and (told := read_json(path)):
+            yield path, told
+
+
+def path_of(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> Path:
+    """The file of a list; processes with the same list have the same."""
+    keys = [one["key"] for one in (*cases, *lost)]
+    return records.folder / f"list-{hash_of(keys)[:24]}.json"
