@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from meshnet.errors import UserError
 from meshnet.machine import parse_size
-from meshnet.numbers import NUMBERS, read_number
+from meshnet.numbers import expected, read_number
 
 MODELS = ("meshnet", "segresnet", "mednext_s", "mednext_b", "mednext_m", "swin_unetr", "unetr", "vnet",
           "residual_unet", "unet", "umamba_bot", "umamba_enc", "ukan")
@@ -43,7 +43,7 @@ class DataConfig:
 
     crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always for a MeshNet with instance or group norm)
     scaling: str | None = knob(None, choices=SCALINGS)  # refuse data prepared with another scaling; null: accept any
-    workers: int | None = knob(None, low=0)  # processes that read and augment cases; null: 2, and on a GPU as many as its training process has cores, at most 8
+    workers: int | None = knob(None, low=0, high=256)  # processes that read and augment cases; null: 2, and on a GPU as many as its training process has cores, at most 8
 
 
 @dataclass
@@ -144,8 +144,8 @@ class TrainingConfig:
     """The training loop."""
 
     max_epochs: int = knob(50, low=1)  # length of the schedule; --stop_epoch stops a run earlier
-    batch_size: int = knob(1, low=1)  # cases per batch on each process
-    accumulation: int = knob(1, low=1)  # batches for each optimizer step
+    batch_size: int = knob(1, low=1, high=1024)  # cases per batch on each process
+    accumulation: int = knob(1, low=1, high=1024)  # batches for each optimizer step
     gradient_clipping: bool = knob(False)  # limit the norm of the gradient
     max_grad_norm: float = knob(1.0, above=0)  # gradient_clipping: the largest norm
     warmup_epochs: int = knob(0, low=0)  # epochs of linear warm-up before the schedule begins
@@ -233,7 +233,7 @@ def coerce(value, kind, where: str):
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         with contextlib.suppress(argparse.ArgumentTypeError, ValueError):  # ValueError: an int of thousands of digits
             return read_number(str(value), kind)
-    names = NUMBERS | {bool: "true or false", str: "a text", dict: "a mapping with names as keys"}
+    names = expected(value) | {bool: "true or false", str: "a text", dict: "a mapping with names as keys"}
     raise UserError(f"{where}: found {value!r}, expected {names.get(kind, kind)}")
 
 

@@ -12,7 +12,6 @@
 import argparse
 import contextlib
 import errno
-import functools
 import importlib.util
 import json
 import os
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from meshnet.flags import add_version, help_text, meant
-from meshnet.numbers import NUMBERS, read_number
+from meshnet.numbers import add_numbers
 
 if TYPE_CHECKING:
     import socket
@@ -339,8 +338,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        for kind in NUMBERS:
-            self.register("type", kind, functools.partial(read_number, kind=kind))
+        add_numbers(self)
         add_version(self)
 
     def format_help(self) -> str:

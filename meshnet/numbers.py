@@ -1,18 +1,36 @@
 """Numbers as people write them: the same in files and in every flag."""
 
 import argparse
+import contextlib
+import functools
 import re
 
 NUMBERS = {int: "a whole number", float: "a number"}
+MOST = 1e18  # in size: seeds of PyTorch and numpy take it, and what lies beyond is a slip
 
 
 def read_number(text: str, kind: type) -> int | float:
-    """A text as a finite ``int`` or ``float`` in plain decimal digits; ``1e2`` is a whole number as well.
+    """A text as an ``int`` or ``float`` of at most ``MOST`` in plain decimal digits; ``1e2`` is a whole number as well.
 
     Raises:
         ArgumentTypeError: for anything else, also for what Python takes besides: ``1_0``, ``inf``, digits of Arabic.
     """
     number = float(text) if re.fullmatch(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*", text) else None
-    if number is None or abs(number) == float("inf") or (kind is int and number != int(number)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected {NUMBERS[kind]}")
+    if number is None or abs(number) > MOST or (kind is int and number != int(number)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected(text)[kind]}")
     return int(text) if kind is int and text.strip().lstrip("+-").isdigit() else kind(number)
+
+
+def expected(value: object) -> dict[type, str]:
+    """What is expected in place of ``value``, a number or its text, in words by type."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):  # OverflowError: an int of hundreds of digits
+        if MOST < abs(float(value)) < float("inf"):
+            return {kind: f"{name} up to {MOST:g}" for kind, name in NUMBERS.items()}
+    return NUMBERS
+
+
+def add_numbers(parser: argparse.ArgumentParser) -> None:
+    """Let the numbers of a parser be those of ``read_number``, and take ``-1e3`` for one rather than for a flag."""
+    for kind in NUMBERS:
+        parser.register("type", kind, functools.partial(read_number, kind=kind))
+    parser._negative_number_matcher = re.compile(r"-([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$")

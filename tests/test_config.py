@@ -31,7 +31,7 @@ def test_monitor_and_mode_follow_each_other():
 
 
 NUMBERS = {  # what is taken where nothing is said, and what may be said; a bracket takes its own number in
-    "data.workers": (None, "[0, inf)"),
+    "data.workers": (None, "[0, 256]"),
     "model.channels": (26, "[1, inf)"),
     "model.dilations": ([1, 2, 4, 8, 16, 16, 8, 4, 2], "[1, inf)"),
     "model.norm_groups": (0, "[0, inf)"),
@@ -57,8 +57,8 @@ NUMBERS = {  # what is taken where nothing is said, and what may be said; a brac
     "loss.label_smoothing": (0.01, "[0, 1)"),
     "loss.dice_weight": (1.0, "[0, inf)"),
     "training.max_epochs": (50, "[1, inf)"),
-    "training.batch_size": (1, "[1, inf)"),
-    "training.accumulation": (1, "[1, inf)"),
+    "training.batch_size": (1, "[1, 1024]"),
+    "training.accumulation": (1, "[1, 1024]"),
     "training.max_grad_norm": (1.0, "(0, inf)"),
     "training.warmup_epochs": (0, "[0, inf)"),
     "training.early_stopping_patience": (20, "[1, inf)"),

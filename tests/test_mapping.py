@@ -76,6 +76,8 @@ def both(tmp_path, field, text):
     ("training.max_epochs", "1:30", "refused"), ("training.max_epochs", "yes", "refused"),
     ("training.max_epochs", "2.0", 2), ("training.max_epochs", "2.5", "refused"),
     ("optimizer.lr", "1e-3", 0.001), ("optimizer.lr", ".001", 0.001), ("optimizer.lr", "1:30.5", "refused"),
+    ("optimizer.lr", "1.5e+300", "refused"), ("training.max_epochs", "2e+20", "refused"),
+    ("optimizer.lr", "0,001", "refused"),
     ("optimizer.lr", "null", None), ("optimizer.lr", "no", "refused"), ("optimizer.lr", "0b1", "refused"),
     ("tracking.project", "2024", "2024"), ("tracking.project", "2024-05-01", "2024-05-01"),
     ("tracking.project", "no", "no"), ("tracking.project", "12:30", "12:30"), ("tracking.project", "007", "007"),
