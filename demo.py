@@ -19,7 +19,7 @@ CONTRASTS, HEAD_SEED = ("T1w", "T2w", "FLAIR", "DWI"), 987_655
 
 
 def main() -> int:
-    OneLineParser("demo.py", description=__doc__.splitlines()[0]).parse_args()
+    OneLineParser("demo.py", description=(__doc__ or "").partition("\n")[0]).parse_args()
     data, run = FOLDER / "data", FOLDER / "run"
     call("prepare.py", "--format", "synthetic", "--cases", CASES, "--voxel_mm", VOXEL_MM, "--outer", 5, "--inner", 8,
          "--out", data)

@@ -34,7 +34,7 @@ python infer.py --help lists all flags."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser("infer.py", description=__doc__.splitlines()[0])
+    parser = OneLineParser("infer.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scans", nargs="*", metavar="SCAN",
                         help="NIfTI files or folders; channels of a case by name, FLAIR=a.nii.gz T2w=b.nii.gz, or "
                              "in the model's order joined by commas, a.nii.gz,b.nii.gz")

@@ -42,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int | None:
-    arguments, config = parse("train.py", __doc__.splitlines()[0], add_flags, below=architecture)
+    arguments, config = parse("train.py", (__doc__ or "").partition("\n")[0], add_flags, below=architecture)
     if arguments.list_recipes:
         return print(list_recipes())
     stop_epoch = check_flags(arguments, config)

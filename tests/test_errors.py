@@ -60,6 +60,30 @@ def test_a_wrong_flag_is_a_users_mistake():
         parser.parse_args(["--number", "x"])
 
 
+@pytest.mark.parametrize("text", ["1e30", "-1e30", "9" * 400, "1e400"])
+def test_a_number_beyond_all_use_is_refused_with_what_is_possible(text):
+    parser = OneLineParser(prog="script.py")
+    parser.add_argument("--seed", type=int)
+    with pytest.raises(UserError, match=r"--seed: found .*, expected a whole number"):
+        parser.parse_args(["--seed", text])
+    assert parser.parse_args(["--seed", "1e18"]).seed == 10**18
+
+
+def test_negative_numbers_with_an_exponent_are_no_flags():
+    parser = OneLineParser(prog="script.py")
+    parser.add_argument("--window", type=float, nargs=2)
+    for low in ("-1e3", "-1.0E+3", "-1000", "-1000."):
+        assert parser.parse_args(["--window", low, "1e3"]).window == [-1000, 1000]
+    assert parser.parse_args(["--window", "-.5", "1"]).window == [-0.5, 1]
+
+
+@pytest.mark.parametrize("script", ["infer.py", "train.py", "search.py", "crossval.py", "prepare.py", "share.py"])
+def test_a_python_without_docstrings_runs_the_scripts(root, script):
+    call = [sys.executable, "-OO", script, "--help"]
+    ended = subprocess.run(call, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and ended.stdout.startswith("usage:") and not ended.stderr
+
+
 def without(root, missing, script, *arguments):
     """A script as a Python sees it in which the packages ``missing`` are not installed."""
     code = (f"import runpy, sys\nfor name in {missing}: sys.modules[name] = None\n"
