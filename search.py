@@ -87,7 +87,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int | None:
-    arguments, config = parse("search.py", __doc__.splitlines()[0], add_flags)
+    arguments, config = parse("search.py", (__doc__ or "").partition("\n")[0], add_flags)
     if not arguments.study:
         raise UserError("--study: missing, expected a folder for the study, such as runs/search")
     folder = Path(arguments.study).absolute()  # jobs of SLURM and Ray start elsewhere
@@ -202,7 +202,7 @@ def as_study(arguments: argparse.Namespace, config: Config) -> Config:
 def check_flags(arguments: argparse.Namespace) -> None:
     """Refuse numbers out of range and missing files. Other flags are checked where they are used."""
     for name, least in (("min_epochs", 1), ("max_epochs", 1), ("rungs", 1), ("max_trials", 1), ("max_retries", 0),
-                        ("silent_after", 0), ("seed", 0), ("confirm", 0)):
+                        ("silent_after", 0), ("seed", 0), ("confirm", 0), ("brackets", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name}: found {value}, expected at least {least}")

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+MOST_ETA = 1000
 PATIENCE = 2
 MANY = 8
 SHOWN = 20  # trials of one rung that a judge is shown at most
@@ -74,7 +75,7 @@ def geometric_rungs(minimum: int, maximum: int, number: int) -> tuple[int, ...]:
     gaps = number - 1
     rungs = tuple(_nearest_root(minimum ** (gaps - i) * maximum**i, gaps) for i in range(number))
     if len(set(rungs)) < number:
-        raise ValueError(f"{minimum} to {maximum} has no room for {number} different rungs: {rungs}")
+        raise ValueError(f"{minimum} to {maximum} has no room for {number} different rungs")
     return rungs
 
 
@@ -129,8 +130,8 @@ class Asha:
         self.brackets = brackets
         if not self.rungs or self.rungs[0] < 1 or any(a >= b for a, b in itertools.pairwise(self.rungs)):
             raise ValueError(f"rungs must be whole epochs that rise from at least 1, not {self.rungs}")
-        if self.eta <= 1:
-            raise ValueError(f"eta must be greater than 1, not {eta}")
+        if not 1 < self.eta <= MOST_ETA:
+            raise ValueError(f"eta must be greater than 1 and at most {MOST_ETA}, not {eta}")
         if max_trials < 1:
             raise ValueError(f"max_trials must be at least 1, not {max_trials}")
         if not 1 <= brackets <= len(self.rungs):

@@ -26,7 +26,7 @@ def refuse_other_host(folder: Path) -> None:
     if not status or status["state"] != "running" or status["driver"]["host"] == socket.gethostname():
         return
     age = time.time() - status["time"]
-    if age < STALE_SECONDS:
+    if abs(age) < STALE_SECONDS:  # far ahead: a clock was set back, and no driver has written since
         raise UserError(f"{folder}: this study is being run by process {status['driver']['pid']} on "
                         f"{status['driver']['host']} (last update {age:.0f} s ago); stop that process first")
 

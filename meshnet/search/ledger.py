@@ -152,14 +152,18 @@ class Ledger:
         self, wanted: dict, renew: Callable[[dict], dict] = dict,
         changes: Callable[[dict, dict], list[str]] = lambda old, new: list(differences(old, new).values()),
     ) -> dict:
-        """Record the settings of a new study, or check that they are those it was started with.
+        """Record the settings of a new study, or check that they are those it was started with. Before the first trial
+        begins all of them may change, and before the first score its metric: a slip must not bind a study.
 
         renew: brings what an earlier version recorded to the form of ``wanted``. changes: what differs, in words.
         """
         with one_line(self.path):
             recorded = dict(self.database.execute("SELECT key, value FROM study"))
-        if recorded:
-            changed = changes(renew({key: json.loads(value) for key, value in recorded.items()}), wanted)
+        if recorded and not self.is_empty():
+            known = renew({key: json.loads(value) for key, value in recorded.items()})
+            if not self._has_scores():
+                known |= {key: wanted[key] for key in ("metric", "direction") if key in wanted}
+            changed = changes(known, wanted)
             if changed:
                 raise UserError(f"{self.path}: the study was started with other settings: {'; '.join(changed)}; use "
                                 "the same settings, or another --study")
@@ -174,6 +178,10 @@ class Ledger:
         """Whether no trial was ever started."""
         with one_line(self.path):
             return not self.database.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
+
+    def _has_scores(self) -> bool:
+        with one_line(self.path):
+            return bool(self.database.execute("SELECT COUNT(*) FROM events WHERE score IS NOT NULL").fetchone()[0])
 
     def rebuild(self, study: Asha) -> None:
         """Bring a new ``study`` to the recorded state."""

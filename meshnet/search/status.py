@@ -22,10 +22,15 @@ STALE_SECONDS = 60.0  # a driver whose status is younger than this counts as ali
 def read_status(folder: Path) -> dict:
     """status.json, or {} where there is none."""
     path = folder / "status.json"
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path}: not readable as JSON; delete it, the study's driver writes it again") from None
+    if not isinstance(found, dict) or not {"state", "time", "rungs", "epochs", "epochs_if_all_in_full"} <= set(found):
+        raise UserError(f"{path}: not what a study's driver writes; delete it, it is then written again")
+    return found
 
 
 def snapshot(study: Study, state: str, began: float) -> dict:
@@ -95,9 +100,10 @@ def show_status(folder: Path) -> int:
     if not status:
         raise UserError(f"{folder}: no status.json, expected a study folder; start one with search.py --study {folder}")
     print("\n".join(status_table(status)))
-    if status["state"] == "running" and time.time() - status["time"] > STALE_SECONDS:
-        silent = time.time() - status["time"]
-        print(f"no update from its driver for {silent:.0f} s; run the same command again to continue")
+    silent = time.time() - status["time"]
+    if status["state"] == "running" and abs(silent) > STALE_SECONDS:
+        since = f"for {silent:.0f} s" if silent > 0 else f"since the clock was set back by {-silent:.0f} s or more"
+        print(f"no update from its driver {since}; run the same command again to continue")
     return 0
 
 

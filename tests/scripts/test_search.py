@@ -149,6 +149,8 @@ def test_a_user_error_in_every_trial_stops_the_study_with_that_error(bench):
     ("flags", "words"),
     [
         (("--eta", "1"), "eta must be greater than 1"),
+        (("--eta", "1e9"), "eta must be greater than 1 and at most 1000"),
+        (("--brackets", "0"), "--brackets: found 0, expected at least 1"),
         (("--brackets", "4"), "brackets must be 1 to 3"),
         (("--max_trials", "0"), "--max_trials: found 0, expected at least 1"),
         (("--max_retries", "-1"), "--max_retries: found -1, expected at least 0"),

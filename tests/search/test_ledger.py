@@ -58,13 +58,30 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
+    study = Asha((1, 2), 2, 4)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
         ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}})
+        play(ledger, study, 1)
         with pytest.raises(UserError, match="started with other settings: eta was 2 and is now 3; use"):
             ledger.settings({"eta": 3, "space": {"lr": "uniform(0, 1)"}})
         with pytest.raises(UserError, match="settings: metric was None and is now 'val_loss'; use"):
             ledger.settings({"eta": 2, "space": {"lr": "uniform(0, 1)"}, "metric": "val_loss"})
+
+
+def test_a_slip_before_the_first_trial_or_score_binds_no_study(tmp_path):
+    study = Asha((1, 2), 2, 4)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.settings({"seed": 4, "metric": "val_dcie", "direction": "max"})
+        ledger.settings({"seed": 0, "metric": "val_dcie", "direction": "max"})
+        job = study.next_decision(lambda number: {"x": 1})
+        ledger.started(job, study)
+        ledger.settings({"seed": 0, "metric": "val_loss", "direction": "min"})
+        with pytest.raises(UserError, match="seed was 0 and is now 4"):
+            ledger.settings({"seed": 4, "metric": "val_loss", "direction": "min"})
+        ledger.ended(job, 0.5)
+        with pytest.raises(UserError, match="metric was 'val_loss' and is now 'val_dice'"):
+            ledger.settings({"seed": 0, "metric": "val_dice", "direction": "min"})
 
 
 @pytest.fixture

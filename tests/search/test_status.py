@@ -1,6 +1,7 @@
 """The table that shows how a study stands."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from meshnet import display
 from meshnet.errors import UserError
 from meshnet.search import status
 from meshnet.search.asha import Asha
+from meshnet.search.drive import refuse_other_host
 from meshnet.search.status import Screen
 
 
@@ -97,9 +99,27 @@ def test_a_driver_that_fell_silent_is_said_to_be(study, tmp_path, monkeypatch, c
         monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda now=now: now))
         assert status.show_status(tmp_path) == 0
         assert ("no update from its driver for 61 s" in capsys.readouterr().out) == said
+    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: shown["time"] - 3600))
+    assert status.show_status(tmp_path) == 0
+    assert "since the clock was set back by 3600 s or more; run" in capsys.readouterr().out
+    for other in ("[]", '{"state": "running", "time": 0}'):
+        (tmp_path / "status.json").write_text(other)
+        with pytest.raises(UserError, match="not what a study's driver writes; delete it"):
+            status.show_status(tmp_path)
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(UserError, match="not readable as JSON"):
         status.show_status(tmp_path)
     (tmp_path / "status.json").unlink()
     with pytest.raises(UserError, match=r"no status\.json"):
         status.show_status(tmp_path)
+
+
+def test_a_clock_that_was_set_back_keeps_no_study_from_going_on(tmp_path):
+    write = lambda ahead: (tmp_path / "status.json").write_text(json.dumps({
+        "state": "running", "time": time.time() + ahead, "rungs": [], "epochs": 0, "epochs_if_all_in_full": 1,
+        "driver": {"host": "elsewhere", "pid": 7}}))
+    write(3600)
+    refuse_other_host(tmp_path)
+    write(5)  # clocks of two hosts differ by seconds
+    with pytest.raises(UserError, match="being run by process 7 on elsewhere"):
+        refuse_other_host(tmp_path)
