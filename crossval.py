@@ -34,6 +34,8 @@ from meshnet.flags import show_first
 from meshnet.runs.folder import LOCK
 from meshnet.runs.launch import LAUNCHERS
 
+MOST_RESTARTS = 1000  # more is a slip, whose plan alone would take hours
+
 
 def make_parser() -> argparse.ArgumentParser:
     p = OneLineParser(prog="crossval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -157,7 +159,7 @@ def make_plan(arguments: argparse.Namespace, rest: list[str], out: Path) -> dict
         copy.parent.mkdir(parents=True, exist_ok=True)
         if not (copy.is_file() and copy.samefile(source)):  # as it is now, since the flags are those of now
             shutil.copyfile(source, copy)
-    if old is None or not (out / SPLITS).is_file():
+    if old is None or old["split_hash"] != plan["split_hash"] or not (out / SPLITS).is_file():
         shutil.copyfile(data / SPLITS, out / SPLITS)
     write_plan(out, plan)
     return plan
@@ -188,9 +190,9 @@ def plan_models(arguments: argparse.Namespace, rest: list[str], out: Path) -> di
     if twice:
         raise UserError(f"--recipes: found two files called {twice[0]}, expected a name for each model; rename one")
     restarts = arguments.restarts
-    if len(restarts) not in (0, 1, len(names)) or any(n < 1 for n in restarts):
-        raise UserError(f"--restarts: found {restarts}, expected a number above 0, or one for each of the "
-                        f"{len(names)} recipes")
+    if len(restarts) not in (0, 1, len(names)) or not all(1 <= n <= MOST_RESTARTS for n in restarts):
+        raise UserError(f"--restarts: found {restarts}, expected a number from 1 to {MOST_RESTARTS}, or one for each "
+                        f"of the {len(names)} recipes")
     models = {}
     for i, (name, recipe) in enumerate(zip(names, arguments.recipes)):
         _, config = parse("crossval.py", "", lambda p: None, ["--recipe", recipe, *rest])

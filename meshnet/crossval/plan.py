@@ -99,6 +99,10 @@ def extend_plan(old: Mapping | None, new: Mapping, path: Path) -> dict:
     """
     if old is None:
         return dict(new)
+    if not any(path.parent.glob("runs/*/*")):  # no run has begun: a slip must not bind the folder
+        same = all(old[key] == new[key] for key in ("split_hash", "fingerprint", "inner_fold", "seed", "folds"))
+        kept = {name: entry for name, entry in old["models"].items() if same and name not in new["models"]}
+        return {**new, "models": {**kept, **new["models"]}}
     for key, what in (("split_hash", "splits"), ("fingerprint", "data set"), ("inner_fold", "--inner_fold"),
                       ("seed", "--seed"), ("folds", "number of folds")):
         if old[key] != new[key]:

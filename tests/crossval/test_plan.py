@@ -1,6 +1,7 @@
 """The plan: what may be added, what may not change, and leaks in its splits."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_a_changed_configuration_is_refused(place, monkeypatch, flags, message):
     with pytest.raises(UserError, match=message):
         run_script(place, monkeypatch, launcher, *flags)
     assert launcher.log == []
+
+
+def test_a_slip_before_the_first_run_binds_no_folder(place, monkeypatch):
+    run_script(place, monkeypatch, FakeLauncher(), "--seed", "3", recipes=("m5", "m6"), restarts="9")
+    shutil.rmtree(place / "out" / "runs")  # as where --workers 0 was refused after the plan was written
+    write_json(place / "data/splits.json", made_up.splits_of(3, 5))
+    run_script(place, monkeypatch, FakeLauncher(), "--optimizer.lr", "0.5", restarts="1")
+    plan = load_plan(place / "out")
+    assert plan["seed"] == 0 and plan["models"]["m5"]["config"]["optimizer.lr"] == 0.5
+    assert plan["models"]["m5"]["restarts"] == 1
+    assert (place / "out/splits.json").read_bytes() == (place / "data/splits.json").read_bytes()
+
+
+@pytest.mark.parametrize("number", ["0", "1e9"])
+def test_restarts_are_a_number_that_can_be_trained(place, monkeypatch, number):
+    with pytest.raises(UserError, match=r"--restarts: found .*, expected a number from 1 to 1000"):
+        run_script(place, monkeypatch, FakeLauncher(), restarts=number)
 
 
 def test_an_edited_recipe_is_refused(place, monkeypatch):
