@@ -89,10 +89,26 @@ def shard_of(text: str) -> Place:
         UserError: where nobody of this version did.
     """
     try:
-        return Place(**json.loads(text))
+        found = Place(**json.loads(text))
+        if not 0 <= found.index < found.count or not isinstance(found.command + found.lines, str):
+            raise ValueError
+        return found
     except (ValueError, TypeError):
         raise UserError(f"{SHARD}: found {text!r} in the environment, expected what --launcher sets; unset it"
                         ) from None
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuse what torchrun, accelerate or a person left in the environment and Accelerate cannot read.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        number(environment, name, 0)
+    switch = environment.get("ACCELERATE_USE_CPU", "false")
+    if switch.lower() not in ("1", "true", "t", "yes", "y", "on", "0", "false", "f", "no", "n", "off"):
+        raise UserError(f"ACCELERATE_USE_CPU: found {switch!r} in the environment, expected true or false; unset it")
 
 
 def number(environment: Mapping[str, str], name: str, default: int) -> int:

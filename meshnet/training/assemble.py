@@ -35,6 +35,7 @@ from meshnet.runs.folder import (
     read_metrics,
     versions,
 )
+from meshnet.runs.place import check_environment
 from meshnet.training.agree import by_main
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.optim import Schedule, build_ema, build_optimizer
@@ -168,6 +169,7 @@ def make_accelerator(config: Config, folder: Path, resume: bool = False):
     from meshnet.training.tracking import check_installed
 
     check_installed(config.tracking)
+    check_environment(os.environ)
     refuse_shared_gpus()
     apple = torch.backends.mps.is_available()  # whose 3D convolutions have been wrong in PyTorch: the CPU then
     process = PartialState(cpu=cpu_wanted() or (apple and not torch.cuda.is_available()))

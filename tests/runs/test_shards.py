@@ -219,6 +219,10 @@ def test_flags_without_a_launcher_are_refused_and_a_job_is_no_driver(monkeypatch
     assert drives(given)
     monkeypatch.setenv(SHARD, json.dumps({"index": 1, "count": 4, "command": "c", "lines": "f"}))
     assert not drives(given) and (place().index, place().count, place().shared) == (1, 4, True)
+    for wrong in ('{"index": "1", "count": 4}', '{"index": 4, "count": 4}', '{"index": 0, "count": 1, "command": 7}'):
+        monkeypatch.setenv(SHARD, wrong)
+        with pytest.raises(UserError, match="MESHNET_SHARD: found"):
+            place()
     monkeypatch.setenv(SHARD, "1/4")
     with pytest.raises(UserError, match=r"MESHNET_SHARD: found '1/4'"):
         place()

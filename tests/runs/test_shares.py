@@ -13,7 +13,7 @@ import pytest
 
 from meshnet.errors import UserError
 from meshnet.runs import shares
-from meshnet.runs.place import Place, place
+from meshnet.runs.place import Place, check_environment, place
 from meshnet.runs.processes import start_time
 from meshnet.runs.shares import Claims, Share
 
@@ -220,3 +220,11 @@ def test_four_processes_of_which_one_is_killed_do_each_item_once(tmp_path, root)
     assert [process.wait(60) for process in others] == [0, 0, 0]
     assert sorted((tmp_path / "log").read_text().split()) == [f"n{i:02d}" for i in range(40)]
     assert list((tmp_path / "claims").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("LOCAL_RANK", "x"), ("WORLD_SIZE", "2.0"), ("MASTER_PORT", "port"), ("ACCELERATE_USE_CPU", "maybe")])
+def test_what_accelerate_cannot_read_is_refused_by_its_name(name, text):
+    with pytest.raises(UserError, match=f"{name}: found '{text}' in the environment, expected .*; unset it"):
+        check_environment({name: text})
+    check_environment({"LOCAL_RANK": "0", "WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "Yes"})
