@@ -96,9 +96,21 @@ def load_prepared(folder: str | Path) -> dict:
     return prepared
 
 
+def check_values(prepared: dict, path: Path) -> None:
+    """Raise UserError for values of ``prepared.json`` that nobody but an editor wrote."""
+    number = lambda one: isinstance(one, int | float) and not isinstance(one, bool)
+    names = lambda value: isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    numbers = lambda value, count: isinstance(value, list) and len(value) == count and all(map(number, value))
+    for key, right in (("voxel_mm", lambda value: number(value) and value > 0), ("channels", names), ("classes", names),
+                       ("shape", lambda value: numbers(value, 3)), ("box", lambda value: numbers(value, 6))):
+        if not right(prepared[key]):
+            raise UserError(f"{path}: found {key} {prepared[key]!r}, which prepare.py does not write; run it again")
+
+
 def load_dataset(folder: str | Path) -> tuple["datasets.Dataset", dict]:
     """The memory-mapped rows of a prepared dataset and its ``prepared.json``. Raises UserError for a damaged folder."""
     prepared = load_prepared(folder)
+    check_values(prepared, Path(folder) / PREPARED)
     import datasets
     import pyarrow
 

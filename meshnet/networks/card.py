@@ -159,6 +159,11 @@ def card_from(values: dict, path: Path) -> Card:
     if values.get("marks") is not None and values["marks"] not in values["classes"][1:]:
         known = ", ".join(values["classes"][1:])
         raise UserError(f"{path}: found marks = {values['marks']!r}, expected one of {known}")
+    for key, least, most in (("threshold", 0, 1), ("min_lesion_mm3", 0, 1e9), ("voxel_mm", 0.01, 100)):
+        value = values.get(key, 0.5)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise UserError(f"{path}: found {key} = {value!r}, expected a number from {least:g} to {most:g}; "
+                            "correct it")
     check_decision(values, path)
     return Card.from_dict(values)
 

@@ -5,6 +5,7 @@ import pytest
 
 from meshnet.data import schema
 from meshnet.data.reader import as_input
+from meshnet.errors import UserError
 
 
 def test_reads_what_is_stored_and_can_be_written_to(tiny_cases):
@@ -40,3 +41,13 @@ def test_the_training_box_holds_every_head(tiny_cases, multiple):
 def test_uint8_becomes_zero_to_one():
     assert as_input(np.array([0, 255], np.uint8)).tolist() == [0.0, 1.0]
     assert as_input(np.array([0.25], np.float32)).tolist() == [0.25]
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("voxel_mm", "seven"), ("voxel_mm", -8), ("shape", [32, 32]), ("channels", []), ("classes", "lesion"),
+    ("box", [0, 1, 0, 1, 0, None])])
+def test_values_that_an_editor_left_are_refused(tiny_cases, key, value):
+    prepared = schema.load_prepared(tiny_cases.path)
+    schema.check_values(prepared, tiny_cases.path)
+    with pytest.raises(UserError, match=f"found {key} .*, which prepare.py does not write; run it again"):
+        schema.check_values(prepared | {key: value}, tiny_cases.path)

@@ -36,6 +36,9 @@ def test_a_contrast_may_have_its_own_decision(tmp_path):
     ({"contrasts": {"T1w": {"size": 3}}}, "found size = 3"), ({"contrasts": {"T1w": 0.3}}, "found contrasts = "),
     ({"contrasts": {"T1w": {"min_lesion_mm3": -1}}}, "found min_lesion_mm3 = -1"),
     ({"contrasts": {"T1w": {}}, "scaling": "quantile"}, "expected one channel and the scaling lesions_bright"),
+    ({"threshold": "0,5"}, "found threshold = '0,5', expected a number from 0 to 1"),
+    ({"threshold": 50}, "found threshold = 50"), ({"voxel_mm": 0}, "found voxel_mm = 0"),
+    ({"min_lesion_mm3": "10"}, "found min_lesion_mm3 = '10'"), ({"voxel_mm": True}, "found voxel_mm = True"),
     ({"sure": 0.5, "classes": ["background", "a", "b"]}, "expected it with marks")])
 def test_what_cannot_decide_is_refused(tmp_path, changes, words):
     write_model(tmp_path, **({"classes": 3} if "classes" in changes else {}))
