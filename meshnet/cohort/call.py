@@ -94,9 +94,20 @@ def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) 
         out = bids_cases(arguments, cards[0].channels)[2]
         say_omissions(arguments.found)
         return out
+    if arguments.format == "dicom":  # flags and messages may name the patient, and the output is handed on
+        arguments.jobs_folder = jobs_beside(Path(arguments.output))
     if arguments.output is None or arguments.output.lower().endswith((".nii", ".nii.gz")):
         raise UserError("-o: expected a folder for the masks of a command with --launcher, such as -o masks")
     return Path(arguments.output)
+
+
+def jobs_beside(out: Path) -> Path:
+    """Where jobs keep what they print and are called with, apart from an output folder: beside it."""
+    folder = out.absolute()
+    folder = folder.resolve() if folder.name in ("", "..") else folder
+    folder = folder.with_name(f"{folder.name}_jobs")
+    print(f"note: {folder}: keeps what the jobs print, which may name patients, apart from the masks", file=sys.stderr)
+    return folder
 
 
 def is_export(name: str) -> bool:
@@ -124,7 +135,8 @@ def dicom_batch(arguments: argparse.Namespace, channels: list[str]) -> tuple[lis
     from meshnet.cohort.exports import dicom_cases
 
     out = Path(arguments.output)
-    return *dicom_cases([Path(name) for name in arguments.scans], out, channels, arguments.series), out
+    return *dicom_cases([Path(name) for name in arguments.scans], out, channels, arguments.series,
+                        arguments.dicom_seg), out
 
 
 def bids_cases(arguments: argparse.Namespace, channels: list[str]) -> tuple[list[dict], Path, Path]:

@@ -15,10 +15,12 @@ from typing import NoReturn
 import nibabel as nib
 import numpy as np
 
+from meshnet import __version__
+from meshnet.cohort.records import read_json
 from meshnet.cohort.seg import frame_affines
 from meshnet.cohort.series import Series, missing_slices, study_name
 from meshnet.errors import UserError
-from meshnet.files import whole_file
+from meshnet.files import hash_of, whole_file, write_json
 
 PARTS = re.compile(r"_(ph|real|imaginary|phMag|ADC|Eq|MoCo|ROI\d+)[a-z0-9]*$")  # what dcm2niix adds to a name
 MOST_OFF_MM = 0.5  # between dcm2niix's grid and the headers, without a word
@@ -31,13 +33,39 @@ def name_of(one: Series) -> str:
     return f"{study_name(one.study)}_series-{one.number:03d}-{study_name(one.uid)[6:12]}"
 
 
-def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
-    """The NIfTI file of a series, and what is doubtful about it, in sentences. A file that is there already is used.
+def convert(one: Series, folder: Path, command: str = "") -> tuple[Path, list[str]]:
+    """The NIfTI file of a series, and what is doubtful about it, in sentences. A file that is there already, made
+    of the same slices, is used.
+
+    command: a name that all processes of one command share: what one of them could not convert the others do not try.
 
     Raises:
         UserError: where dcm2niix is missing, or makes no volume of the series.
     """
-    target = folder / f"{name_of(one)}.nii.gz"
+    target, beside = folder / f"{name_of(one)}.nii.gz", folder / f"{name_of(one)}.json"
+    of = hash_of([__version__, one.frames, sorted(round(place, 2) for place in one.positions)])
+    known = read_json(beside) or {}
+    if known.get("of") == of and target.is_file() and "remarks" in known:
+        return target, known["remarks"]
+    if command and known.get("failed") == command and known.get("of") == of:
+        raise UserError(f"DICOM: {one.shown} could not be converted by another process of this command, whose messages "
+                        "say why; name another series with --series")
+    try:
+        remarks = convert_anew(one, target)
+    except UserError:
+        if command:
+            write_json(beside, {"of": of, "failed": command})
+        raise
+    write_json(beside, {"of": of, "remarks": remarks})
+    return target, remarks
+
+
+def convert_anew(one: Series, target: Path) -> list[str]:
+    """Write the NIfTI file of a series; what is doubtful about it.
+
+    Raises:
+        UserError: as ``convert``.
+    """
     remarks = []
     if lacking := missing_slices(one.positions):
         remarks.append(f"{lacking} slice(s) of the series are missing: what lies there is interpolated or left out")
@@ -79,7 +107,7 @@ def convert(one: Series, folder: Path) -> tuple[Path, list[str]]:
         image.header["descrip"] = image.header["aux_file"] = image.header["db_name"] = b""
         with whole_file(target) as temporary:
             nib.save(image, temporary)
-    return target, remarks
+    return remarks
 
 
 def by_dcm2niix(one: Series, place: Path) -> tuple[str, list[Path]]:

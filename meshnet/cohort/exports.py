@@ -4,10 +4,14 @@ Nothing that is written names the patient: files are called after a hash of the 
 series, and dcm2niix leaves personal fields out of its JSON files.
 """
 
+import lzma
 import shutil
+import struct
 import sys
 import tempfile
+import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,25 +20,30 @@ from meshnet.cohort.dicom import convert, name_of
 from meshnet.cohort.series import Series, choose, find_series, kinds_of, study_name
 from meshnet.errors import UserError
 from meshnet.files import hash_of
+from meshnet.runs.place import Place, place
+from meshnet.runs.shares import FOLDER, POLL, Claims
 
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, KeyError,
+              struct.error)  # what a damaged one is met with, wherever the damage is
 CONVERTED = "converted"  # the folder of the NIfTI files, below that of the masks
 NOT_CONVERTED = ("no series for the model was found, or it could not be converted; the command's messages say why, and "
                  "may name the patient")
 
 
-def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wanted: Sequence[str] = ()
-                ) -> tuple[list[dict], list[dict]]:
+def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wanted: Sequence[str] = (),
+                sources: bool = False) -> tuple[list[dict], list[dict]]:
     """The scans of exports: for each study the series for the model's channels, converted below ``out``; and a record
     of each export and study that gives none.
 
     Each case has ``scans``, ``mask``, ``picture``, ``probability``, ``seg``, ``remarks``, ``name``, and ``source``, the
-    DICOM files of the first channel. Each record has ``scan``, ``error``, ``key``, ``case``, without a word of the
-    headers or paths. What was chosen and passed over is printed on standard error.
+    DICOM files of the first channel, which last only with ``sources`` where they came out of a zip. Each record has
+    ``scan``, ``error``, ``key``, ``case``, without a word of the headers or paths. What was chosen and passed over is
+    printed on standard error.
 
     Raises:
         UserError: where there is no scan at all: the first problem.
     """
-    cases, problems, failed = {}, [], []
+    planned, problems, failed = {}, [], []
 
     def fail(name: str, error: UserError) -> None:
         problems.append(error)
@@ -53,19 +62,55 @@ def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wante
                 mine = [one for one in series if one.study == study]
                 try:
                     chosen = choose(mine, channels, wanted)
-                    tell(mine, chosen, channels)
-                    case = converted(chosen, out, root != path)
                 except UserError as error:
                     fail(study_name(study), error)
                     continue
-                if case["mask"] in cases:
-                    print(f"warning: {case['name']}: found twice, the second is passed over", file=sys.stderr)
-                cases.setdefault(case["mask"], case)
+                tell(mine, chosen, channels)
+                if name_of(chosen[0]) in planned:
+                    print(f"warning: {name_of(chosen[0])}: found twice, the second is passed over", file=sys.stderr)
+                planned.setdefault(name_of(chosen[0]), (chosen, sources and root != path))
+        found = converted_by_all(planned, out, place())
+    for name, (chosen, _) in planned.items():
+        if isinstance(found[name], UserError):
+            fail(study_name(chosen[0].study), found[name])
+    cases = [found[name] for name in planned if not isinstance(found[name], UserError)]
     if not cases:
         raise problems[0]
     for error in problems:
         print(f"error: {error}", file=sys.stderr)
-    return list(cases.values()), failed
+    return cases, failed
+
+
+def converted_by_all(planned: dict[str, tuple[list[Series], bool]], out: Path, where: Place) -> dict:
+    """The case of each study, or the error that it ends with, by the study's name. Where several processes have the
+    same exports each study is converted by one of them: this one begins with its own part, and waits for the others'.
+    """
+    names, found = list(planned), {}
+    own = where.part(len(names))
+    names = [*names[own], *names[own.stop:], *names[:own.start]]
+    folder = out / FOLDER
+    if where.shared:
+        folder.mkdir(parents=True, exist_ok=True)
+    claims = Claims(folder) if where.shared else None
+    try:
+        while names:
+            for name in list(names):
+                if claims and not claims.take(f"convert-{name}"):
+                    continue
+                try:
+                    found[name] = converted(planned[name][0], out, planned[name][1], where.command)
+                except UserError as error:
+                    found[name] = error
+                finally:
+                    if claims:
+                        claims.release(f"convert-{name}")
+                names.remove(name)
+            if names:
+                time.sleep(POLL)
+    finally:
+        if claims:
+            claims.close()
+    return found
 
 
 def unpacked(path: Path, stack: ExitStack) -> Path:
@@ -82,7 +127,7 @@ def unpacked(path: Path, stack: ExitStack) -> Path:
                 raise UserError(f"{path}: unpacks to {size / 1e9:.1f} GB, expected less than what is free in {folder}; "
                                 "set TMPDIR to another disk, or unpack it yourself")
             archive.extractall(folder)
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+    except BROKEN_ZIP as error:
         raise UserError(f"{path}: cannot be read as a zip ({error}), expected one of DICOM files without a password; "
                         "unpack it yourself") from None
     return folder
@@ -101,24 +146,23 @@ def tell(series: Sequence[Series], chosen: Sequence[Series], channels: Sequence[
         print(f"{name}: passed over: series {', '.join(others)}", file=sys.stderr)
 
 
-def converted(chosen: Sequence[Series], out: Path, temporary: bool) -> dict:
-    """One case: its series as NIfTI files, and the names of what will be written about it."""
+def converted(chosen: Sequence[Series], out: Path, keeps: bool, command: str = "") -> dict:
+    """One case: its series as NIfTI files, and the names of what will be written about it; ``keeps``: its DICOM files
+    are copied."""
     name = name_of(chosen[0])
     scans, remarks = [], []
     for one in chosen:
-        path, said = convert(one, out / CONVERTED)
+        path, said = convert(one, out / CONVERTED, command)
         scans.append(path)
         remarks += said
-    files = chosen[0].files
-    if temporary:  # of a zip: kept until the SEG object is written
-        files = kept(files, out, name)
+    files = kept(chosen[0].files) if keeps else chosen[0].files
     mask = out / f"{name}_lesion.nii.gz"
     return {"scans": scans, "mask": mask, "picture": out / f"{name}_lesion.png", "name": name, "remarks": remarks,
             "probability": out / f"{name}_lesion_probability.nii.gz", "seg": out / f"{name}_lesion_seg.dcm",
             "source": files}
 
 
-def kept(files: Sequence[Path], out: Path, name: str) -> list[Path]:
+def kept(files: Sequence[Path]) -> list[Path]:
     """Copies of DICOM files that outlive the unpacked zip, in a folder that is removed when the program ends."""
     import atexit
 

@@ -51,7 +51,7 @@ class Series:
 
     @property
     def number(self) -> int:
-        return int(self.header.get("SeriesNumber") or 0)
+        return int(amount(self.header.get("SeriesNumber")))
 
     @property
     def slices(self) -> int:
@@ -78,11 +78,20 @@ class Series:
         for name, fits, against in KINDS:
             if re.search(fits, words) and not (against and re.search(against, words)):
                 return name
-        echo, repetition, inversion = (float(self.header.get(name) or 0) for name in
+        echo, repetition, inversion = (amount(self.header.get(name)) for name in
                                        ("EchoTime", "RepetitionTime", "InversionTime"))
         if echo > 70 and repetition > 2000:
             return "FLAIR" if inversion > 1500 else "T2w"
         return "T1w" if 0 < echo < 30 and (0 < repetition < 1000 or inversion > 0) else None
+
+
+def amount(value) -> float:
+    """A number of a header; 0 where there is none, or several, or something else."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return found if np.isfinite(found) else 0.0
 
 
 def looks_like_dicom(path: Path) -> bool:

@@ -63,7 +63,7 @@ def run_shards(script: str, out: Path, arguments: argparse.Namespace, *, gpus: i
     Args:
         script: of the project's root, whose flags are those of this process.
         out: the folder that the command writes to; the jobs' logs lie below it.
-        arguments: with the flags of ``add_flags``.
+        arguments: with the flags of ``add_flags``, and where the logs must not lie there with ``jobs_folder``.
         gpus: of each job; None: 1 where there are GPUs.
         merges: whether the command writes something about all items at its end.
         thing: what an item is called.
@@ -71,7 +71,7 @@ def run_shards(script: str, out: Path, arguments: argparse.Namespace, *, gpus: i
     Raises:
         UserError: where every job ends with one, or fails.
     """
-    folder = out / FOLDER / "jobs"
+    folder = getattr(arguments, "jobs_folder", None) or out / FOLDER / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / LOCK, f"{out}: another command with --launcher is writing to it; wait for it or use another "
                              "folder"):

@@ -93,7 +93,7 @@ def test_one_bad_export_does_not_cost_the_others(tmp_path, capsys, monkeypatch):
     assert "Quux" not in str(failed)
     monkeypatch.setattr(dicom, "own_affine", lambda *_: float("x"))
     with pytest.raises(UserError, match=r"cannot be used \(ValueError"):
-        exports.dicom_cases(paths[1:], tmp_path / "out", ["T2w"])
+        exports.dicom_cases(paths[1:], tmp_path / "other", ["T2w"])
 
 
 def test_of_several_volumes_the_one_of_the_largest_b_value_is_taken(tmp_path):
