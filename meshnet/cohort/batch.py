@@ -3,6 +3,7 @@
 import argparse
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,7 +181,10 @@ class Batch:
         if self.arguments.report:
             for record in [*done, *failed]:
                 record["image"] = record["case"]["scans"][0]
-                record["name"] = record["image"].name
+                record["name"] = record["case"].get("shown", record["image"].name)
+            often = Counter(record["name"] for record in [*done, *failed])
+            for record in [*done, *failed]:  # of other tasks' lists
+                record["name"] = record["name"] if often[record["name"]] == 1 else str(record["image"])
             write_report(self.out, records, done, failed)
         return len(failed)
 

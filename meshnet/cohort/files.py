@@ -200,7 +200,8 @@ def case_name(scans: list[Path]) -> str:
 
 
 def plan_masks(cases: list[list[Path]], below: dict[Path, Path], output: str | None) -> list[dict]:
-    """The mask file of each case; an output folder has the subfolders that ``below`` gives for the scans.
+    """The mask file of each case, and what its scan is called among the others; an output folder has the subfolders
+    that ``below`` gives for the scans.
 
     Raises:
         UserError: if the output cannot be written, or two cases would write the same mask.
@@ -231,7 +232,11 @@ def plan_masks(cases: list[list[Path]], below: dict[Path, Path], output: str | N
         if real in [os.path.realpath(path) for path in scans]:
             raise UserError(f"-o {mask}: is the scan itself; give another file")
         planned[real] = {"scans": scans, "mask": mask, "picture": mask.with_name(f"{stem(mask)}.png"),
-                         "probability": mask.with_name(f"{stem(mask)}_probability.nii.gz")}
+                         "probability": mask.with_name(f"{stem(mask)}_probability.nii.gz"),
+                         "shown": (below.get(scans[0], Path()) / scans[0].name).as_posix()}
+    shown = Counter(case["shown"] for case in planned.values())
+    for case in planned.values():  # of files that are given one by one, two may have the same name
+        case["shown"] = case["shown"] if shown[case["shown"]] == 1 else str(case["scans"][0])
     for folder in {case["mask"].parent for case in planned.values()}:
         if target is None and not folder.is_dir():
             continue  # a missing scan, which is reported when it is read

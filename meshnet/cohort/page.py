@@ -1,19 +1,24 @@
 """The page of a cohort: every scan at a glance in one HTML file, the odd ones first."""
 
 import base64
+import contextlib
 import html
 import itertools
 import json
 import math
+import os
+import re
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from meshnet.cohort.records import Records
-from meshnet.files import hash_of, write_text
+from meshnet.files import write_text
 
 PAGE = "report.html"
+ID = "page_id"  # the file in the folder of the records that names the marks' place in a browser
 MOST = 5000  # scans on one page
 BLOCK = 50  # pictures in one element of the page, which is read when one of them comes into view
 ODD = 3.5  # robust deviations from which a scan is odd (Iglewicz & Hoaglin 1993)
@@ -31,11 +36,11 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
 
     Args:
         done: records with ``name``, ``key``, ``volume_ml``, ``lesions``, ``largest_ml``, and where they are known
-            ``side``, ``head``, ``warnings`` and ``remarks``.
+            ``mask``, ``side``, ``head``, ``warnings`` and ``remarks``.
         failed: records with ``name``, ``key`` and ``error``.
     """
     reasons = oddities(done)
-    rows = [row_of(record, why, score) for record, (score, why) in zip(done, reasons)]
+    rows = [row_of(record, why, score) | {"mask": mask_in(out, record)} for record, (score, why) in zip(done, reasons)]
     rows += [{"name": record["name"], "key": record["key"], "error": record["error"], "why": [], "warnings": [],
               "odd": 1e6} for record in failed]
     rows.sort(key=lambda row: (-row["odd"], row["name"]))
@@ -52,6 +57,22 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
     for i in range(count, count + 100):  # of an earlier, larger list
         (out / PAGE.replace(".", f"_{i + 1}.")).unlink(missing_ok=True)
     return [out / name for name in names]
+
+
+def mask_in(out: Path, record: dict) -> str:
+    """Where a mask lies in the output folder, as marks name it; "" where that is unknown."""
+    return Path(os.path.relpath(record["mask"], out)).as_posix() if record.get("mask") else ""
+
+
+def page_id(records: Records) -> str:
+    """What a browser keeps the marks of an output folder's pages under: made once, whatever scans come and go."""
+    path = records.folder / ID
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch(r"[0-9a-f]{32}", found := path.read_text(encoding="utf-8").strip()):
+            return found
+    made = uuid.uuid4().hex
+    write_text(path, f"{made}\n")
+    return made
 
 
 def row_of(record: dict, why: list[str], score: float) -> dict:
@@ -121,7 +142,7 @@ def write_page(path: Path, rows: Sequence[dict], records: Records, title: str, t
     names = [f"{low:g} to {high:g} mL" for low, high in itertools.pairwise(EDGES_ML)]
     names[0], names[1], names[-1] = "nothing marked", "below 0.5 mL", f"from {EDGES_ML[-2]:g} mL"
     short = ["0", "< 0.5", *[f"{low:g}" for low in EDGES_ML[2:-1]]]
-    data = {"id": hash_of([row["key"] for row in rows])[:16], "per": BLOCK, "rows": rows,
+    data = {"id": page_id(records), "per": BLOCK, "rows": rows,
             "bins": [{"label": a, "short": b, "count": c} for a, b, c in zip(names, short, counts)]}
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     for mark, value in (("__TITLE__", html.escape(title)), ("__INTRODUCTION__", html.escape(text)),

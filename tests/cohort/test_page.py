@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from bright import infer, scan_file
+from chromium import Browser
 
 from meshnet.cohort import page
 from meshnet.cohort.page import deviations, oddities, write_pages
@@ -92,6 +93,61 @@ def test_infer_writes_it_with_pictures(model, tmp_path):
     assert content(tmp_path / "masks" / "report.html") == data  # drawn from the masks, without the network
 
 
+def test_scans_whose_files_share_a_name_are_told_apart(model, tmp_path):
+    for folder in ("sub-1", "sub-2"):
+        (tmp_path / "scans" / folder).mkdir(parents=True)
+        scan_file(tmp_path / "scans" / folder / "FLAIR.nii.gz")
+    call = (("-o", tmp_path / "masks", "--model", model, "--no-picture", "--report"))
+    infer(tmp_path / "scans", *call)
+    rows = content(tmp_path / "masks" / "report.html")["rows"]
+    assert [(row["name"], row["mask"]) for row in rows] == [
+        (f"{folder}/FLAIR.nii.gz", f"{folder}/FLAIR_lesion.nii.gz") for folder in ("sub-1", "sub-2")]
+    paths = [str(tmp_path / "scans" / folder / "FLAIR.nii.gz") for folder in ("sub-1", "sub-2")]
+    infer(*paths, "-o", tmp_path / "one_by_one", *call[2:])
+    rows = content(tmp_path / "one_by_one" / "report.html")["rows"]
+    assert [row["name"] for row in rows] == paths and rows[0]["mask"] == "sub-1_FLAIR_lesion.nii.gz"
+
+
+def test_marks_have_one_place_for_all_pages_of_a_folder_and_another_elsewhere(tmp_path, monkeypatch):
+    one, other = Records(tmp_path / "one"), Records(tmp_path / "other")
+    first = content(write_pages(one.out, one, [record(i) for i in range(3)], [], "T")[0])["id"]
+    monkeypatch.setattr(page, "MOST", 4)
+    later = write_pages(one.out, one, [record(i) for i in range(2, 9)], [], "T")
+    assert [content(path)["id"] for path in later] == [first, first]
+    assert content(write_pages(other.out, other, [record(1)], [], "T")[0])["id"] != first
+    (one.folder / page.ID).write_bytes(b"\xff broken")
+    assert content(write_pages(one.out, one, [record(1)], [], "T")[0])["id"] not in ("", first)
+
+
+def test_marks_outlive_a_changed_cohort_and_come_back_from_their_csv(tmp_path):
+    records = Records(tmp_path / "out")
+    done = [record(i, name=f'sub-{i}/a, "b".nii.gz', mask=records.out / f"sub-{i}_lesion.nii.gz") for i in range(3)]
+    path = write_pages(records.out, records, done, [], "T")[0]
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.call("/url", {"url": f"file://{path}"})
+        ask = lambda script: browser.ask(f"(() => {{ {script} }})()")
+        at = "const at = name => rows.findIndex(row => row.name.startsWith(name));"
+        ask(at + "mark(at('sub-1'), 'wrong'); mark(at('sub-2'), 'seen')")
+        table = browser.ask("exported()")
+        assert sorted(table.splitlines()[1:]) == sorted(
+            f'"sub-{i}/a, ""b"".nii.gz",{mark},{done[i]["volume_ml"]},2,sub-{i}_lesion.nii.gz,{done[i]["key"]}'
+            for i, mark in ((1, "wrong"), (2, "seen")))
+        write_pages(records.out, records, [*done[1:], record(5)], [], "T")
+        browser.call("/url", {"url": f"file://{path}"})
+        assert browser.ask("exported()").count("wrong") == 1 and len(browser.ask("exported()").splitlines()) == 3
+        ask("localStorage.setItem(memory, JSON.stringify({other: 'seen'})); " + at + "mark(at('sub-5'), 'unsure')")
+        assert browser.ask("JSON.parse(localStorage.getItem(memory)).other") == "seen"  # of a page beside this one
+        semicolons = "\ufeffscan;mark\r\nsub-5;seen\r\nsub-9;wrong\r\n"
+        for text, said in ((table, "2 marks imported"),
+                           (semicolons, "1 mark imported, 1 line is of no scan on this page")):
+            ask(f"imported({json.dumps(text)})")
+            assert browser.ask("byId('count').textContent") == said
+        assert browser.ask("rows.map(row => marks[row.key]).sort()") == ["seen", "seen", "wrong"]
+    finally:
+        browser.close()
+
+
 @pytest.mark.slow
 def test_chromium_opens_five_thousand_scans_without_a_request(tmp_path):
     play = pytest.importorskip("playwright.sync_api", reason="pip install playwright; apt-get install chromium")
@@ -119,12 +175,14 @@ def test_chromium_opens_five_thousand_scans_without_a_request(tmp_path):
         shown.wait_for_selector("#list li img[src]")
         for key in "jjwju":
             shown.keyboard.press(key)
-        names = shown.evaluate("shown.map(number => rows[number].name)")
-        assert shown.evaluate("exported()").splitlines() == ["scan,mark,volume_ml,lesions", *(
-            f"{names[i]},{mark},{next(one['volume_ml'] for one in done if one['name'] == names[i])},2"
+        names, of = shown.evaluate("shown.map(number => rows[number].name)"), {one["name"]: one for one in done}
+        assert shown.evaluate("exported()").splitlines() == ["scan,mark,volume_ml,lesions,mask,key", *(
+            f"{names[i]},{mark},{of[names[i]]['volume_ml']},2,,{of[names[i]]['key']}"
             for i, mark in ((1, "wrong"), (2, "unsure")))]
         shown.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-        shown.wait_for_function("[...document.querySelectorAll('img')].some(image => image.complete)")
+        shown.wait_for_function("""(cards[shown.at(-1)].querySelector("img")?.complete
+            && cards[shown.at(-1)].querySelector("img").naturalWidth === 260)""")
+        assert shown.evaluate("cards[shown.at(-1)].getBoundingClientRect().bottom <= innerHeight + 40")
         assert shown.evaluate("document.querySelectorAll('#list img').length") < 100
         shown.fill("#text", "sub-4999")
         assert shown.text_content("#count") == "1 of 5000 scans"
