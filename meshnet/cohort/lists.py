@@ -18,7 +18,8 @@ def tell(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> None:
         return
     write_json(path, {
         "cases": [{"key": case["key"], "mask": os.path.relpath(case["mask"], records.out), "name": case.get("name"),
-                   "scans": [os.path.abspath(scan) for scan in case["scans"]]} for case in cases],
+                   "shown": case.get("shown"), "scans": [os.path.abspath(scan) for scan in case["scans"]]}
+                  for case in cases],
         "lost": [{"scan": record["scan"], "error": record["error"], "key": record["key"]} for record in lost]})
     for earlier, told in others(records, path):
         if all(one["key"] in own for one in told["cases"]):
@@ -35,7 +36,7 @@ def of_others(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> 
         for one in told["cases"]:
             mask, scans = records.out / one["mask"], [Path(scan) for scan in one["scans"]]
             if one["key"] not in own and (mask.exists() or scans[0].exists()):
-                named = {"name": one["name"]} if one["name"] else {}
+                named = {name: one[name] for name in ("name", "shown") if one.get(name)}
                 found[one["key"]] = {"key": one["key"], "mask": mask, "scans": scans} | named
         gone += [record | {"case": {"scans": [Path(record["scan"][0])]}} for record in told["lost"]]
     return list(found.values()), gone
