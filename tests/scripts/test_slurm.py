@@ -1,6 +1,8 @@
 """Real SLURM on this machine: a search, a cross-validation and an array, through everything a cluster does to them."""
 
+import contextlib
 import csv
+import json
 import os
 import re
 import signal
@@ -112,6 +114,18 @@ def test_a_cross_validation_has_the_scores_of_one_at_home(cluster, root, tiny_da
     assert len(list((tmp_path / "cluster").rglob("test_cases.csv"))) == 3
 
 
+def at_work(out: Path) -> list[tuple[int, int]]:
+    """The number in its array, and the process, of each task that has claimed a scan."""
+    found = []
+    for path in out.glob(".meshnet/*.claim"):
+        with contextlib.suppress(OSError, ValueError):
+            process = json.loads(path.read_text())["pid"]
+            environment = Path(f"/proc/{process}/environ").read_text().split("\0")
+            found += [(int(line.partition("=")[2]), process) for line in environment
+                      if line.startswith("SLURM_ARRAY_TASK_ID=")]
+    return found
+
+
 def test_an_array_of_eight_of_which_two_are_killed_makes_forty_masks_each_once(cluster, model, root, tmp_path):
     from bright import scan_file
 
@@ -126,10 +140,17 @@ def test_an_array_of_eight_of_which_two_are_killed_makes_forty_masks_each_once(c
                                "-J", "array", "--export", f"ALL,OMP_NUM_THREADS=1,PYTHONPATH={root}", "--wrap",
                                f"exec {command}"))
 
-    number = array()
-    wait_for(lambda: list(out.glob(".meshnet/*.claim")), seconds=300, pause=0.1)
-    cluster.ask("scancel", "--signal=KILL", "--full", f"{number}_2", f"{number}_5", check=False)
+    number, killed = array(), {}
+    while len(killed) < 2:  # the first two tasks that are at a scan
+        task, process = wait_for(lambda: [one for one in at_work(out) if one[0] not in killed], seconds=300,
+                                 pause=0.01)[0]
+        os.kill(process, signal.SIGKILL)
+        killed[task] = process
     wait_for(lambda: not cluster.ask("squeue", "-h", "-n", "array").strip(), seconds=600, pause=1)
+    ends = {task: cluster.ask("scontrol", "show", "job", f"{number}_{task}") for task in range(8)}
+    assert sorted(task for task, end in ends.items() if "JobState=FAILED" in end and "ExitCode=0:9" in end) == sorted(
+        killed), ends
+    assert all("JobState=COMPLETED" in end for task, end in ends.items() if task not in killed)
     again = array()  # whatever the six did not make up for
     wait_for(lambda: not cluster.ask("squeue", "-h", "-n", "array").strip(), seconds=600, pause=1)
     assert len(list(out.glob("s*_lesion.nii.gz"))) == 40
