@@ -84,8 +84,9 @@ def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) 
     from meshnet.networks.card import read_card
     from meshnet.networks.folder import default_model, find_weights
 
+    flag = "--workers" if arguments.workers > 1 else "--launcher"
     if arguments.json:
-        raise UserError("--json: found beside --launcher, whose jobs write to logs, expected only one of them; the "
+        raise UserError(f"--json: found beside {flag}, whose jobs write to logs, expected only one of them; the "
                         "table in the output folder holds the same")
     cards = [read_card(find_weights(name or default_model()).parent) for name in names]
     if arguments.format == "bids":
@@ -97,7 +98,7 @@ def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) 
     if arguments.format == "dicom":  # flags and messages may name the patient, and the output is handed on
         arguments.jobs_folder = jobs_beside(Path(arguments.output))
     if arguments.output is None or arguments.output.lower().endswith((".nii", ".nii.gz")):
-        raise UserError("-o: expected a folder for the masks of a command with --launcher, such as -o masks")
+        raise UserError(f"-o: expected a folder for the masks of a command with {flag}, such as -o masks")
     return Path(arguments.output)
 
 

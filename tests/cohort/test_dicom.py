@@ -215,13 +215,25 @@ def test_a_seg_object_holds_the_voxels_of_the_mask(kind, tmp_path):
         where = np.rint(nib.affines.apply_affine(back, points * [-1, -1, 1])).astype(int)
         found[tuple(where.T)] = 1
     assert np.array_equal(found, labels)
-    if kind == "tilted":
-        return  # ITK has no sheared grids
-    if reader := shutil.which("segimage2itkimage", path=str(Path(sys.executable).parent)):
-        subprocess.run([reader, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--outputType",
-                        "nii"], check=True, capture_output=True)
-        image = nib.load(next(tmp_path.glob("*1.nii*")))
-        assert np.count_nonzero(image.dataobj) == labels.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["oblique", "enhanced", "sagittal"])  # ITK has no sheared grids of a tilted gantry
+def test_dcmqi_reads_as_many_voxels_of_a_seg_object(kind, tmp_path):
+    pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
+    from meshnet.cohort.seg import write_seg
+
+    reader = shutil.which("segimage2itkimage", path=str(Path(sys.executable).parent))
+    if reader is None:
+        pytest.skip("pip install dcmqi")
+    write_series(tmp_path / "in", kind, **KINDS[kind])
+    one = series.find_series(tmp_path / "in")[0]
+    image = nib.load(dicom.convert(one, tmp_path / "out")[0])
+    labels = (truth(image) > 650).astype(np.uint8)
+    write_seg(nib.Nifti1Image(labels, image.affine), one.files, tmp_path / "seg.dcm", "bright")
+    subprocess.run([reader, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--outputType", "nii"],
+                   check=True, capture_output=True)
+    assert np.count_nonzero(nib.load(next(tmp_path.glob("*1.nii*"))).dataobj) == labels.sum()
 
 
 @pytest.mark.parametrize("kind", ["b-values", "phase"])

@@ -124,4 +124,5 @@ def test_workers_share_the_scans_and_say_things_once(tmp_path, capfd):
     for once in ("passed over as masks", "b.nii.gz: found no NIfTI", "2 scans, 1 failed"):
         assert said.count(once) == 1, said
     found = infer(scans, "--model", model, "--workers", 2, check=False)
+    assert found.returncode == 2 and "of a command with --workers, such as -o masks" in found.stderr
     assert found.returncode == 2 and found.stderr.count("-o: expected a folder for the masks") == 1
