@@ -131,7 +131,7 @@ def web(model: str, out: Path, scan: list[Path], title: str | None, notice: str 
     name = find(model)
     said = [write_page(name, out, title, notice)]
     if scan:
-        said.append(compare(name, scan))
+        said.append(compare(name, scan, out))
     if space:
         said.append(push_space(out, space, not public))
     return "\n".join(said)

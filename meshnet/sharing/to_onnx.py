@@ -97,7 +97,8 @@ def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32"
                           dynamic_axes={"volume": axes, "logits": axes})
         graph = onnx.load(str(temporary))
         entry = graph.metadata_props.add()
-        described = {**public_card(card).to_dict(), "size_multiple": multiple, "precision": precision}
+        own = public_card(card).changed(thresholds={})  # those are of other files
+        described = {**own.to_dict(), "size_multiple": multiple, "precision": precision}
         entry.key, entry.value = "meshnet", json.dumps(described)
         onnx.checker.check_model(graph)
         onnx.save(graph, str(temporary))

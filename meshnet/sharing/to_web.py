@@ -41,6 +41,7 @@ SCALINGS = ("conform_uint8", "minmax", "quantile", "window", "brainchop_quantile
             "lesions_bright")  # those of intensity.js
 MOST_BYTES = 2e9  # of memory for a network, as in engine.js
 MOST_PAGE = 3_500_000  # bytes
+MODEL = "const MODEL = "  # how model.js begins
 SIGN = "meshnet-page"  # in model.js, by which a page is known again
 
 
@@ -56,7 +57,7 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
         UserError: for a model that cannot run in a page, or a folder that holds something else.
     """
     folder, weights = Path(folder), find_weights(name)
-    card = read_card(weights.parent)
+    card = read_card(weights.parent, weights.name)  # with the threshold of these weights, as load_model has it
     check_model(name, card, weights)
     check_target(folder)
     marked = marked_by(card)
@@ -174,8 +175,16 @@ def model_script(card: Card, weights: Path) -> str:
     content = weights.read_bytes()
     build = {"by": SIGN, "version": __version__, "engine": record()["modules"][MODULE.name]["sha256"],
              "model": hashlib.sha256(content).hexdigest()}
-    values = {"build": build, "card": public_card(card).to_dict(), "weights": base64.b64encode(content).decode()}
-    return f"const MODEL = {json.dumps(values)};\n"
+    own = public_card(card).changed(thresholds={})  # those are of other files
+    values = {"build": build, "card": own.to_dict(), "weights": base64.b64encode(content).decode()}
+    return f"{MODEL}{json.dumps(values)};\n"
+
+
+def unpack_model(page: Path, folder: Path) -> None:
+    """Write the card and the weights that a page holds to ``folder``, as a model folder."""
+    values = json.loads((page / "model.js").read_text(encoding="utf-8").removeprefix(MODEL).rstrip(";\n"))
+    (folder / CONFIG).write_text(json.dumps(values["card"]), encoding="utf-8")
+    (folder / WEIGHTS).write_bytes(base64.b64decode(values["weights"]))
 
 
 def licences() -> str:
@@ -204,8 +213,9 @@ def space_card(title: str, notice: str) -> str:
 
 # ---------------------------------------------------------------------- how well it agrees
 
-def compare(name: str | Path, scans: list[Path]) -> str:
-    """How many voxels of a case's mask differ between ``infer.py`` and the page, in words; Node runs the page's steps.
+def compare(name: str | Path, scans: list[Path], page: Path) -> str:
+    """How many voxels of a case's mask differ between ``infer.py`` with the model ``name`` and the ``page`` that was
+    written of it, in words; Node runs the page's steps with the card and the weights in it.
 
     Raises:
         UserError: for a scan that cannot be segmented.
@@ -217,10 +227,8 @@ def compare(name: str | Path, scans: list[Path]) -> str:
     node = shutil.which("node")
     if node is None:
         return "not compared with infer.py, since Node is not installed"
-    weights = find_weights(name)
     with tempfile.TemporaryDirectory() as temporary:
-        shutil.copyfile(weights, Path(temporary) / WEIGHTS)
-        shutil.copyfile(weights.parent / CONFIG, Path(temporary) / CONFIG)
+        unpack_model(page, Path(temporary))
         mask = Path(temporary) / "mask.nii"
         request = {"what": "segment", "model": temporary, "engine": str(MODULE), "mask": str(mask),
                    "scans": [os.fspath(path) for path in scans]}

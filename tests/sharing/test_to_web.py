@@ -3,8 +3,10 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
+import page_steps
 import pytest
 import torch
 from conftest import run_script_file
@@ -13,6 +15,7 @@ from page_steps import STEPS
 from meshnet import ROOT
 from meshnet.errors import UserError
 from meshnet.kernels.wasm import MODULE
+from meshnet.networks.build import load_model
 from meshnet.networks.card import Card
 from meshnet.networks.folder import default_model, save_model
 from meshnet.networks.meshnet import MeshNet
@@ -91,6 +94,29 @@ def test_the_command(tmp_path):
     nib.save(nib.Nifti1Image(generator.random((30, 30, 30), np.float32), np.eye(4)), scan)
     said = run_script_file("share.py", "web", model, tmp_path / "page", "--scan", scan, "--title", "Mine").stdout
     assert re.search(r"[01] of 27000 voxels differ|Node is not installed", said), said
+
+
+def test_a_page_decides_as_infer_does_with_the_same_weights(tmp_path):
+    """The card keeps a threshold for each weights file; what else it says of decisions is of the best weights."""
+    made = page_steps.model_of(tmp_path / "model", "instance", scaling="lesions_bright", threshold=0.3, sure=0.5,
+                               contrasts={"T2w": {"sure": 0.6}}, thresholds={"model_ema.safetensors": 0.52})
+    averaged = made / "model_ema.safetensors"
+    shutil.copyfile(made / "model.safetensors", averaged)
+    scan, page = page_steps.scan(tmp_path / "scan.nii"), tmp_path / "page"
+    for weights in (made / "model.safetensors", averaged):
+        to_web.write_page(weights, page)
+        card = Card.from_dict(constant((page / "model.js").read_text(encoding="utf-8"), "MODEL")["card"])
+        own = load_model(weights)[1]
+        assert [card.decision(look) for look in (None, "T2w")] == [own.decision(look) for look in (None, "T2w")]
+        assert card.threshold == (0.52 if weights == averaged else 0.3) and not card.thresholds
+        said = to_web.compare(weights, [scan], page)
+        assert re.search(r"[01] of 63360 voxels differ|Node is not installed", said), said
+    # It is the page's own card that is compared.
+    other = json.loads((page / "model.js").read_text(encoding="utf-8").removeprefix("const MODEL = ").rstrip(";\n"))
+    other["card"]["threshold"] = 0.99
+    (page / "model.js").write_text(f"const MODEL = {json.dumps(other)};\n", encoding="utf-8")
+    said = to_web.compare(averaged, [scan], page)
+    assert re.search(r" [1-9]\d+ of 63360 voxels differ|Node is not installed", said), said
 
 
 def test_a_page_goes_to_a_space(server, tmp_path):
