@@ -201,8 +201,10 @@ def _fill_rim(result: np.ndarray, data: np.ndarray, matrix: np.ndarray, offset: 
     begin, end = _inside(matrix, offset, result.shape, data.shape, np.full(3, -2 * TOLERANCE))
     begin, end = np.where(begin > end, last + 1, begin), np.where(begin > end, last, end)
     index = np.concatenate([_along_rows(first, begin - 1), _along_rows(end + 1, last)], axis=1)
-    points = matrix @ index + offset[:, None]
-    np.clip(points, 0, np.array(data.shape)[:, None] - 1, out=points)
+    i, j, k = index
+    # In affine_transform's order of sums: a coordinate that is 2 for it must not be 2 - 4e-16 here.
+    points = np.stack([np.clip(start + i * a + j * b + k * c, 0, n - 1)
+                       for (a, b, c), start, n in zip(matrix, offset, data.shape)])
     result[tuple(index)] = map_coordinates(data, points, order=order, mode="nearest")
 
 
@@ -228,6 +230,8 @@ def _inside(matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int],
     the centres of a volume of shape ``source``; last < first where none does."""
     i, j = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij", sparse=True)
     first, last = np.zeros(shape[:2]), np.full(shape[:2], shape[2] - 1.0)
+    if any(n - 1 + 2 * (r + TOLERANCE) < 0 for n, r in zip(source, reach)):  # thinner than a negative reach takes away
+        return first, np.full(shape[:2], -1.0)
     for (a, b, c), start, n, r in zip(matrix, offset, source, reach):
         base = a * i + b * j + start
         low, high = -r - TOLERANCE - base, n - 1 + r + TOLERANCE - base

@@ -180,8 +180,8 @@ function oblique(volume, matrix, offset, shape, fill, reach, out) {
     for (let j = 0; j < shape[1]; ++j) {
       let at = out.offset + i * out.strides[0] + j * out.strides[1];
       for (let k = 0; k < shape[2]; ++k, at += out.strides[2]) {
-        const x = clamp(i * a0 + j * b0 + k * c0 + offset[0], n0), y = clamp(i * a1 + j * b1 + k * c1 + offset[1], n1);
-        const z = clamp(i * a2 + j * b2 + k * c2 + offset[2], n2);
+        const x = clamp(offset[0] + i * a0 + j * b0 + k * c0, n0), y = clamp(offset[1] + i * a1 + j * b1 + k * c1, n1);
+        const z = clamp(offset[2] + i * a2 + j * b2 + k * c2, n2);
         const x0 = Math.floor(x), y0 = Math.floor(y), z0 = Math.floor(z);
         const u0 = 1 - (x - x0), v0 = 1 - (y - y0), w0 = 1 - (z - z0), u1 = 1 - u0, v1 = 1 - v0, w1 = 1 - w0;
         const p = volume.offset + x0 * s0 + y0 * s1 + z0 * s2;
