@@ -1,10 +1,11 @@
 """The box around the head: all of it, and little more."""
 
 import numpy as np
+from scipy.ndimage import binary_opening
 from small import array
 
 from meshnet.scans.grid import conform
-from meshnet.scans.head import head_box
+from meshnet.scans.head import _opened, head_box
 from meshnet.scans.nifti import read_image
 
 
@@ -35,3 +36,17 @@ def test_head_boxes_of_real_heads(shared_data):
         assert 0.15 < share < 0.5, path
         bright = volume > 100
         assert bright.sum() == bright[tuple(slice(*b) for b in box)].sum(), path
+
+
+def test_the_opening_by_slices_is_scipys():
+    rng = np.random.default_rng(0)
+    for shape in ((9, 8, 7), (3, 3, 3), (2, 9, 9), (12, 1, 5)):
+        for share in (0.5, 0.9, 1.0):
+            mask = rng.random(shape) < share
+            assert (_opened(mask) == binary_opening(mask)).all()
+
+
+def test_only_long_axes_are_halved():
+    volume = np.zeros((80, 80, 9), np.uint8)
+    volume[21:50, 30:61, 2:5] = 200
+    assert head_box(volume, margin=0) == ((22, 50), (30, 62), (2, 5))

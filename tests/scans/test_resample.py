@@ -5,10 +5,11 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import affine_transform
 from small import affine_of, array, image_of
 
 from meshnet.scans.grid import Grid, conform, target_affine
-from meshnet.scans.resample import resample
+from meshnet.scans.resample import covering_reach, resample
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,24 @@ def test_averaging_changes_nothing_where_voxels_are_not_larger_than_the_scans():
     for voxel_mm in (1.0, 2.0):
         one, other = (array(conform(scan, Grid(voxel_mm, (12, 13, 14), averaged=on))) for on in (False, True))
         assert (one == other).all()
+
+
+def test_the_rim_of_an_oblique_volume_is_scipys_nearest_to_the_last_bit():
+    """The whole of it by scipy's mode "nearest", and the fill beyond the reach; also with a single slice."""
+    rng, rim = np.random.default_rng(0), 0
+    for _ in range(60):
+        source, shape = (tuple(rng.integers(1, most, 3)) for most in (9, 16))
+        data = rng.random(source).astype(np.float32)
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        matrix = turn @ np.diag(rng.uniform(0.3, 3, 3))
+        offset = np.array(source) / 2 - matrix @ (np.array(shape) / 2)
+        to_source = np.vstack([np.column_stack([matrix, offset]), [0, 0, 0, 1]])
+        points = np.stack([start + sum(row[t] * np.indices(shape)[t] for t in range(3))
+                           for row, start in zip(matrix, offset)], axis=-1)
+        reach, last = covering_reach(matrix) + 1e-3, np.array(source) - 1
+        within = ((points >= -reach) & (points <= last + reach)).all(-1)
+        rim += (within & ~((points >= 0) & (points <= last)).all(-1)).sum()
+        nearest = affine_transform(data, matrix, offset, shape, order=1, mode="nearest")
+        found = resample(data, to_source, shape, 1, fill=-5.0, covers=True)
+        assert (found == np.where(within, nearest, np.float32(-5))).all()
+    assert rim > 1000
