@@ -40,7 +40,7 @@ async function convertSeries(converter, series, step = () => {}) {
   const { name, header } = made, stem = name.slice(0, -4);
   if (stem.includes("_Eq")) remarks.push(say("uneven"));
   if (made.others.some((size) => 2 * size >= count(header.shape.slice(0, 3)))) refuse("volumes", shown, made.others.length + 1);
-  if (made.others.length) remarks.push(say("largest", made.others.length + 1));
+  if (made.others.length) remarks.push(say("largestVolume", made.others.length + 1));
   const volume = oneVolume(header, files[`${stem}.bval`], shown);
   remarks.push(...volume.remarks);
   const own = ownAffine(series.geometry, header.shape.slice(0, 3), header.affine);

@@ -59,7 +59,7 @@ const MESSAGES = {
   uneven: "the distance between slices varies: dcm2niix made it even, which resamples the scan",
   tilted: "the gantry was tilted: the scan's grid is sheared, as its slices lie",
   off: "dcm2niix puts the scan up to {} mm off where its headers say",
-  largest: "the largest of {} volumes of the series was taken",
+  largestVolume: "the largest of {} volumes of the series was taken",
   ofSeveral: "of {} volumes number {} was taken, of the largest b-value, {} s/mm2",
 };
 
@@ -116,6 +116,7 @@ function float(value) {
 
 // {value:.Nf}: of two equally near numbers the even one
 function fixed(value, digits) {
+  if (!Number.isFinite(value)) return general(value);
   const text = value.toFixed(digits), scaled = Math.abs(value) * 10 ** digits;
   const tie = Number.isInteger(value * 2 ** (digits + 1)) && scaled - Math.floor(scaled) === 0.5;
   return tie && Math.floor(scaled) % 2 === 0 ? ((Math.sign(value) * Math.floor(scaled)) / 10 ** digits).toFixed(digits) : text;
