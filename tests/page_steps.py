@@ -76,6 +76,11 @@ def bad_files() -> dict[str, bytes]:
     nan, infinite, huge, tiny = (floats.copy() for _ in range(4))
     nan[1, 1, 1], infinite[2, 2, 2], huge[0, 0, 0] = np.nan, -np.inf, 1e35
     tiny *= 1e-40
+    extended = changed(vox_offset=400)  # of 48 bytes, which each of these says otherwise
+
+    def extension(size, start=extended[:348] + b"\1\0\0\0"):
+        return start + np.array([size, 4], np.int32).tobytes() + bytes(40) + extended[352:]
+
     rows = {"srow_x": [2, 0, 0, 0], "srow_y": [2, 0, 0, 0], "srow_z": [0, 0, 2, 0]}
     found = {
         "empty.nii": b"", "text.nii": b"this is no scan\n" * 100, "picture.nii.gz": b"\x89PNG\r\n" + bytes(500),
@@ -104,6 +109,11 @@ def bad_files() -> dict[str, bytes]:
         "tiny.nii": changed(values=tiny), "black.nii": changed(values=data * 0), "slope.nii": changed(scl_slope=1e36),
         "metre.nii": changed(xyzt_units=1, srow_x=[20, 0, 0, 0]), "far.nii": changed(srow_x=[2, 0, 0, 3e6]),
         "micrometre.nii": changed(xyzt_units=3),
+        "extension.nii": extension(100_000), "extension0.nii": extension(0), "extension7.nii": extension(-16),
+        "extension2.nii": second[:540] + b"\1\0\0\0" + np.array([560], ">i4").tobytes() + bytes(40),
+        "junk.nii.gz": packed + b"junk", "junk2.nii.gz": packed + bytes(9) + b"\x1f\x8b\7" + bytes(20),
+        "second.nii.gz": packed + packed[:-9], "sum.nii.gz": packed[:-8] + bytes(4) + packed[-4:],
+        "length.nii.gz": packed[:-1] + b"\1",
         "black2.nii": changed(nib.Nifti2Image, values=data * 0),
     }
     assert len(found) >= 40

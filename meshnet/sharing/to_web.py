@@ -29,8 +29,8 @@ from meshnet.networks.folder import find_weights
 from meshnet.sharing.about import about_html, lead_of, marked_by
 
 PARTS = Path(__file__).parent / "page"
-STEPS = ("messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team",
-         "segment", "dicom", "converter", "worker")  # what the worker is made of, in this order
+STEPS = ("messages", "arrays", "inflate", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine",
+         "team", "segment", "dicom", "converter", "worker")  # what the worker is made of, in this order
 PAGE = ("messages", "arrays", "viewer", "intake", "page")  # what the page loads itself
 VENDOR = PARTS / "vendor"  # code of others, see vendored.json there
 CLASSIC = {"import.meta.url": '""', "export default Module;": ""}  # what a module may say and a classic script may not

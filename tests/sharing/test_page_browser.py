@@ -118,6 +118,25 @@ def test_bad_files_are_a_line_each_and_the_page_goes_on(browser, place, tmp_path
     assert len([line for line in text.splitlines() if line.strip()]) == len(files)
 
 
+def test_gzip_of_several_members_and_with_zeros_after_it(browser, place, tmp_path):
+    """As bgzip writes it, or ``cat a.gz b.gz``: infer.py reads it, and what browsers unpack themselves ends with the
+    first member."""
+    folder, address, _ = place
+    plain = (folder / "scan.nii").read_bytes()
+    parts = {"several": [plain[:5000], plain[5000:]], "padded": [plain], "both": [plain[:100], plain[100:], b""]}
+    for name, each in parts.items():
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"".join(map(gzip.compress, each)) + bytes(512 * (name != "several")))
+    whole, found, mask = browser(address, ["files", str(folder / "scan.nii")],
+                                 ["files", *[str(tmp_path / f"{name}.nii.gz") for name in parts]],
+                                 ["save", "save-mask"])
+    assert found["states"] == ["done"] * 4, found["errors"]
+    with Page() as page:
+        page.ask("segment", model=str(folder / "model"), scans=[str(folder / "scan.nii")],
+                 mask=str(tmp_path / "mask.nii"), settings={})
+    assert content(mask) == (tmp_path / "mask.nii").read_bytes()
+    assert found["report"]["volume_ml"] == whole["report"]["volume_ml"] > 0
+
+
 def test_dicom_files_are_segmented_where_they_lie(browser, place, tmp_path):
     """Two series given as files, one in a dropped folder: nothing of dcm2niix is loaded before, and the mask is that of
     the converted scan."""

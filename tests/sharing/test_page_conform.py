@@ -1,7 +1,9 @@
 """The page's reading and conforming in JavaScript against the program's: the same bytes, the same words."""
 
+import base64
 import gzip
 import warnings
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from page_steps import Page, bad_files
+from page_steps import Page, bad_files, scan
 
 from meshnet.errors import UserError
 from meshnet.inference.scan import read_case
@@ -208,3 +210,58 @@ def test_real_scans_are_conformed_to_the_byte(page, shared_data, values):
     assert len(scans) > 15
     for path in scans:
         check(page, [path], card)
+
+
+@st.composite
+def packed(draw):
+    """Bytes of a kind, packed as one of gzip's members, by any level and strategy."""
+    generator, size = np.random.default_rng(draw(st.integers(0, 99))), draw(st.sampled_from([0, 1, 300, 70_000]))
+    content = draw(st.sampled_from([
+        generator.bytes(size), bytes(size), (b"lesion " * size)[:size],
+        np.cumsum(generator.integers(-3, 4, size)).astype(np.uint8).tobytes()]))
+    packer = zlib.compressobj(draw(st.integers(0, 9)), zlib.DEFLATED, -15, draw(st.integers(1, 9)),
+                              draw(st.sampled_from([zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY])))
+    flags = draw(st.integers(0, 31))
+    head = bytes([0x1F, 0x8B, 8, flags, *[7] * 6])
+    head += b"\3\0abc" * bool(flags & 4) + b"a name\0" * bool(flags & 8) + b"\0" * bool(flags & 16)
+    tail = np.array([zlib.crc32(content), len(content)], "<u4").tobytes()
+    return head + b"\1\2" * bool(flags & 2) + packer.compress(content) + packer.flush() + tail
+
+
+@given(st.lists(packed(), min_size=1, max_size=3), st.integers(0, 20), st.booleans(), st.data())
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_gzip_of_several_members_is_unpacked_as_by_python(page, members, zeros, damaged, data):
+    """By the page's own reader, which browsers need for it: theirs take one member and nothing after it."""
+    content = bytearray(bytes(zeros).join(members) + bytes(zeros))
+    if damaged:
+        at = data.draw(st.integers(2, len(content) - 1))
+        content[at] ^= data.draw(st.integers(1, 255))
+        content = content[:data.draw(st.sampled_from([len(content), at, at + 1]))]
+    (path := Path(page.folder.name) / "packed.gz").write_bytes(content)
+    found, = page.ask("unpack", files=[str(path)])
+    try:
+        expected = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        assert "error" in found, len(found["content"])
+    else:
+        assert "content" in found and base64.b64decode(found["content"]) == expected, found.get("error")
+
+
+def test_a_scan_in_several_members_and_with_zeros_after_it(page, tmp_path):
+    path = scan(tmp_path / "scan.nii")
+    content = path.read_bytes()
+    for name, parts in (("several", [content[:5000], content[5000:9000], content[9000:]]), ("padded", [content])):
+        (other := tmp_path / f"{name}.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)) + bytes(512))
+        case, answer = both(page, [other], card_of())
+        assert not isinstance(case, str) and "error" not in answer
+        check(page, [other], card_of())
+
+
+def test_extensions_of_a_header_are_passed_over(page, tmp_path):
+    image = nib.load(scan(tmp_path / "scan.nii"))
+    for form in (nib.Nifti1Image, nib.Nifti2Image):
+        extended = form(np.asarray(image.dataobj), image.affine)
+        extended.header.extensions += [nib.nifti1.Nifti1Extension(6, b"a comment" * n) for n in (1, 50)]
+        nib.save(extended, path := tmp_path / "extended.nii")
+        assert len(nib.load(path).header.extensions) == 2
+        check(page, [path], card_of())

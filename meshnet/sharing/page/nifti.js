@@ -33,8 +33,13 @@ const FIELDS = [{
 }];
 const BYTES = { Int16: 2, Int32: 4, Float32: 4, Float64: 8, BigInt64: 8, Uint8: 1 };
 
+// What a gzip file holds. Browsers take a file of one member alone; the length at the file's end says whether that was all.
 async function gunzip(content) {
-  return through(new DecompressionStream("gzip"), content);
+  try {
+    const whole = await through(new DecompressionStream("gzip"), content);
+    if (new DataView(content.buffer, content.byteOffset + content.length - 4, 4).getUint32(0, true) === whole.length % 2 ** 32) return whole;
+  } catch { /* read again, which says what is wrong */ }
+  return gunzipMembers(content);
 }
 
 // What comes out of a stream. Not by pipeThrough: its own promise would be refused too, and nobody hears that.
@@ -78,7 +83,7 @@ async function readImage(content, name, channels = false) {
 
 function readHeader(content, nifti2) {
   if (content.length < (nifti2 ? 540 : 348)) throw new Error("the header is cut off");
-  const view = new DataView(content.buffer, content.byteOffset);
+  const view = new DataView(content.buffer, content.byteOffset, content.byteLength);
   const field = ([at, type, times], little) => Array.from({ length: times }, (_, i) =>
     Number(view[`get${type}`](at + i * BYTES[type], little)));
   const layout = FIELDS[nifti2 ? 1 : 0];
@@ -87,7 +92,22 @@ function readHeader(content, nifti2) {
   const header = { little };
   for (const [name, place] of Object.entries(layout)) header[name] = place[2] === 1 ? field(place, little)[0] : field(place, little);
   checkHeader(header, nifti2, nifti2 ? content.subarray(8, 12) : null);
+  checkExtensions(view, header, nifti2 ? 544 : 352);
   return header;
+}
+
+// Whether the extensions between header and voxels are whole, as nibabel reads them. Without an offset of the voxels, which
+// only NIfTI-2 can lack here, they reach to the end of the file.
+function checkExtensions(view, header, at) {
+  if (view.byteLength < at || view.getUint8(at - 4) === 0) return;
+  let left = header.vox_offset - at;
+  while (left >= 16 || left < 0) {
+    if (left < 0 && at >= view.byteLength) return;
+    if (at + 8 > view.byteLength) throw new Error("failed to read extension header");
+    const size = view.getInt32(at, header.little);
+    if (size < 8 || at + size > view.byteLength) throw new Error("failed to read extension content");
+    at += size, left -= size;
+  }
 }
 
 // nibabel's checks, and what it repairs silently.
@@ -228,16 +248,12 @@ async function readChannels(files, wanted) {
 
 // The CRC-32 of an array in a file's order, taken with its last axis closest together: infer.py knows its masks by it.
 function checksum(data, shape) {
-  const table = Int32Array.from({ length: 256 }, (_, n) => {
-    for (let k = 0; k < 8; ++k) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
-    return n;
-  });
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength), size = data.BYTES_PER_ELEMENT, [nx, ny, nz] = shape;
   let sum = -1;
   for (let i = 0; i < nx; ++i)
     for (let j = 0; j < ny; ++j)
       for (let k = 0; k < nz; ++k)
-        for (let b = 0, at = size * (i + nx * (j + ny * k)); b < size; ++b) sum = table[(sum ^ bytes[at + b]) & 255] ^ (sum >>> 8);
+        for (let b = 0, at = size * (i + nx * (j + ny * k)); b < size; ++b) sum = CRC[(sum ^ bytes[at + b]) & 255] ^ (sum >>> 8);
   return ~sum >>> 0;
 }
 

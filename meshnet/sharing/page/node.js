@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "inflate", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -35,6 +35,16 @@ function nodeWorker(source) {
 }
 
 const answers = {
+  // {files} -> what each holds once unpacked by the page's own reader, in base64, or why it is refused
+  async unpack({ files }) {
+    return files.map((file) => {
+      try {
+        return { content: Buffer.from(gunzipMembers(read(file))).toString("base64") };
+      } catch (error) {
+        return { error: error.message };
+      }
+    });
+  },
   // {scans, card} -> each view conformed, in a file; remarks
   async conform({ scans, card, out }) {
     const { images, views, remarks } = await readCase(filesOf(scans), card, () => {}, {});
