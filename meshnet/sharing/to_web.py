@@ -1,7 +1,7 @@
 """A web page that segments scans by one model: plain files that work from a folder, a web server or a static Space.
 
 The page computes what ``infer.py`` does (``page/*.js`` and the kernels as ``engine.wasm``), and its
-Content-Security-Policy lets the browser connect to nothing.
+Content-Security-Policy makes the browser refuse what it would send (``docs/browser.md`` has what that covers).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from meshnet.sharing.about import about_html, lead_of, marked_by
 PARTS = Path(__file__).parent / "page"
 STEPS = ("messages", "arrays", "inflate", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine",
          "team", "segment", "dicom", "converter", "worker")  # what the worker is made of, in this order
-PAGE = ("messages", "arrays", "viewer", "intake", "page")  # what the page loads itself
+PAGE = ("seal", "messages", "arrays", "viewer", "intake", "page")  # what the page loads itself
 VENDOR = PARTS / "vendor"  # code of others, see vendored.json there
 CLASSIC = {"import.meta.url": '""', "export default Module;": ""}  # what a module may say and a classic script may not
 CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
-       "img-src data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'")
+       "img-src data: blob:; connect-src 'none'; form-action 'none'; base-uri 'none'; "
+       "webrtc 'block'")  # of CSP 3, taken by no browser tried: see seal.js
 NOTICE = "Research software. Not a medical device, not for diagnosis."
 SCALINGS = ("conform_uint8", "minmax", "quantile", "window", "brainchop_quantile",
             "lesions_bright")  # those of intensity.js

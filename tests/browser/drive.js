@@ -65,7 +65,8 @@ const steps = {
   },
   evaluate: (page, code) => page.evaluate(code),
   // Whether the browser lets the page send something away, in each way that a page has.
-  leave: (page, address) => page.evaluate(async (to) => {
+  // `port`: of UDP on this machine. No policy governs `opened`: another address, as by a link.
+  leave: (page, address, port) => page.evaluate(async (to, udp) => {
     const refused = [];
     document.addEventListener("securitypolicyviolation", (event) => refused.push(event.effectiveDirective));
     const tried = { fetch: await fetch(to, { method: "POST", body: "scan" }).then(() => "sent", () => "refused") };
@@ -81,9 +82,18 @@ const steps = {
     Object.assign(form, { action: to, method: "post", target: "_blank" });
     document.body.append(form);
     try { form.submit(); } catch { tried.form = "refused"; }
+    const means = ["RTCPeerConnection", "webkitRTCPeerConnection"].filter((name) => name in window);
+    for (const name of means) {
+      const peer = new window[name]({ iceServers: [{ urls: `stun:127.0.0.1:${udp}` }] });
+      peer.createDataChannel("scan");
+      await peer.setLocalDescription(await peer.createOffer());
+    }
+    tried.peer = means.length ? "sent" : "refused";
+    await new Promise((done) => setTimeout(done, 1000));
+    window.location.href = `${to}?opened`;  // answered with nothing, so that the page stays
     await new Promise((done) => setTimeout(done, 500));
     return { tried, refused };
-  }, address),
+  }, address, port),
   async axe(page) {
     await page.evaluate(fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
     return page.evaluate(async () => (await axe.run()).violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).slice(0, 3)}`));

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -63,6 +64,12 @@ def place(tmp_path_factory):
                 self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
             super().end_headers()
 
+        def do_GET(self):
+            if not self.path.endswith("?opened"):
+                return super().do_GET()
+            self.send_response(204)
+            return self.end_headers()
+
         def do_POST(self):
             asked.append(("POST", self.path))
 
@@ -83,13 +90,17 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, where):
         page.ask("segment", model=str(folder / "model"), scans=[str(folder / "scan.nii")],
                  mask=str(folder / "mask.nii"), probability=str(folder / "probability.nii"), settings={})
     asked.clear()
+    heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    heard.bind(("127.0.0.1", 0))
+    heard.setblocking(False)
     given = {"file": (folder / "page/index.html").as_uri(), "http": address, "isolated": f"{address}?isolated"}[where]
     found, threads, mask, probability, png, report, less, none, leave = browser(
         given, ["files", str(folder / "scan.nii")],
         ["evaluate", "[window.page.threads, self.crossOriginIsolated, navigator.hardwareConcurrency]"],
         ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
         ["change", "threshold", "0.51"], ["change", "threshold", "1"],
-        ["leave", address.replace("index.html", "planted").replace("127.0.0.1", "localhost")])  # another origin
+        ["leave", address.replace("index.html", "planted").replace("127.0.0.1", "localhost"),  # another origin
+         heard.getsockname()[1]])
     assert found["states"] == ["done"] and "mL in" in found["answer"]
     assert threads[:2] == ([min(8, threads[2]), True] if where == "isolated" else [1, False])
     assert content(mask) == (folder / "mask.nii").read_bytes() and mask["name"] == "scan_lesion.nii.gz"
@@ -101,6 +112,11 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, where):
     assert less != found["answer"] and "no lesion" in none
     assert not [way for way, how in leave["tried"].items() if how == "sent"], leave
     assert {"connect-src", "img-src", "form-action"} <= set(leave["refused"])
+    with heard, pytest.raises(BlockingIOError):  # nothing came by WebRTC
+        heard.recv(100)
+    opened = ("GET", "/planted?opened")
+    assert opened in asked, "a policy governs this now: the page and docs/browser.md can say more"
+    asked[:] = [one for one in asked if one != opened]
     names = {path.lstrip("/").removesuffix("?isolated") for _, path in asked}
     assert names <= {path.name for path in (folder / "page").iterdir()}, names  # nothing planted arrived
 

@@ -58,6 +58,12 @@ def test_a_page_holds_all_that_it_needs(tmp_path):
     # Nothing from elsewhere, and the rule that enforces it, before anything is loaded.
     assert not re.findall(r"https?://|//cdn", text) and text.index("Content-Security-Policy") < text.index("page.css")
     assert "connect-src 'none'" in text and "default-src 'none'" in text and "unsafe-inline" not in text
+    assert "webrtc 'block'" in text and re.findall(r'<script src="([^"]+)"', text)[0] == "seal.js"
+    for path in page.glob("*.js"):  # what no policy governs: opening an address or a window, packets
+        if path.name != "dcm2niix.js":  # Emscripten asks where it lies
+            leads = r"\blocation\b|\bwindow\.open\b|\biframe\b|new \w*RTC"
+            assert not re.search(leads, path.read_text(encoding="utf-8")), path
+    assert set(re.findall(r'<a [^>]*href="([^"]+)"', text)) == {"LICENSES.txt"}
     assert "<script>" not in text and " style=" not in text and " onclick=" not in text
     to_web.write_page(default_model(), page, title="Again")  # an earlier page is replaced
     assert "<title>Again</title>" in (page / "index.html").read_text(encoding="utf-8")
