@@ -95,6 +95,7 @@ def bad_files() -> dict[str, bytes]:
         "complex2.nii": changed(datatype=1792, after=bytes(2000)),
         "colour.nii": changed(datatype=128, after=bytes(2000)),
         "colour4.nii": changed(datatype=2304, after=bytes(2000)), "offset.nii": changed(vox_offset=20),
+        "nan_offset.nii": changed(vox_offset=np.nan), "endless.nii": changed(vox_offset=np.inf),
         "inter.nii": changed(scl_slope=1, scl_inter=np.inf),
         "inter2.nii": changed(nib.Nifti2Image, scl_slope=2, scl_inter=np.nan),
         "none.nii": changed(sform_code=0, qform_code=0), "flat.nii": changed(sform_code=1, **rows),

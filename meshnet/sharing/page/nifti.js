@@ -185,6 +185,7 @@ function checked(content, header, nifti2, name, channels) {
 
 function voxelBytes(content, header, size, name) {
   const voxels = header.shape.reduce((a, b) => a * b, 1), wanted = voxels * size, at = Math.trunc(header.vox_offset);
+  if (Number.isNaN(at)) refuse("damaged", name, "cannot convert float NaN to integer");
   if (wanted > MOST_BYTES) refuse("tooBig", name, (wanted / 1e9).toFixed(1));
   const found = Math.max(0, Math.min(wanted, content.length - at));
   if (found < wanted) refuse("damaged", name, `Expected ${wanted} bytes, got ${found} bytes from object - could the file be damaged?`);
