@@ -25,6 +25,14 @@ const steps = {
       lasted: performance.now(),
     }));
   },
+  // Files or folders dragged from the desktop, which Chromium alone can be made to do; waits until `count` cases are done.
+  async drop(page, count, ...paths) {
+    const desk = await page.createCDPSession(), { x, y } = await (await page.$("#target")).boundingBox();
+    const data = { items: [], files: paths, dragOperationsMask: 1 };
+    for (const type of ["dragEnter", "dragOver", "drop"]) await desk.send("Input.dispatchDragEvent", { type, x: x + 50, y: y + 50, data });
+    await page.waitForFunction((n) => (window.page.cases.length >= n && !window.page.running) || document.querySelector("#errors p"), { timeout: 20000 }, count);
+    return page.evaluate(() => ({ states: window.page.cases.map((one) => one.state), names: window.page.cases.map((one) => one.name), errors: document.getElementById("errors").innerText }));
+  },
   // DICOM files by the input, or as a dropped folder; the choice that the page asks for, confirmed.
   async dicom(page, dropped, ...paths) {
     const before = await page.evaluate(() => window.page.cases.length);
@@ -131,7 +139,7 @@ async function main() {
   await page.setViewport({ width: 1280, height: 900 });
   await page.goto(address, { timeout: LIMIT });
   await page.waitForFunction(() => window.page && window.page.ready, { timeout: LIMIT });
-  for (const [name, ...values] of request.do) console.log(JSON.stringify({ step: name, found: await steps[name](page, ...values) }));
+  for (const [name, ...values] of request.do) console.log(JSON.stringify({ step: name, found: (await steps[name](page, ...values)) ?? null }));
   console.log(JSON.stringify({ step: "end", found: said }));
   await browser.close();
 }

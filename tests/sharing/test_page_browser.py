@@ -153,6 +153,125 @@ def test_gzip_of_several_members_and_with_zeros_after_it(browser, place, tmp_pat
     assert found["report"]["volume_ml"] == whole["report"]["volume_ml"] > 0
 
 
+AFTER_FIRST = """(() => { const before = heard.result; let n = 0; heard.result = (found) => { before(found);
+    if (++n === 1) { %s } }; })()"""  # what a user does as soon as the first of several results is in sight
+TYPE = 'const t = document.getElementById("threshold"); t.value = "%s"; t.dispatchEvent(new Event("change"));'
+TABLE = "page.cases.map((one) => [one.name, one.state, one.found ? one.found.volume_ml : one.error])"
+WAIT = "new Promise((done) => setTimeout(() => done([document.getElementById('answer').textContent, page.result."\
+       "decision.threshold, document.getElementById('threshold').value, page.result.warnings]), 1200))"
+
+
+@pytest.fixture(scope="module")
+def several(place):
+    """Four scans of different size."""
+    folder = place[0]
+    return [str(scan(folder / f"s{i}.nii", (40 + 2 * i, 44, 36), seed=i)) for i in range(4)]
+
+
+@pytest.mark.parametrize("typed", ["50", "0.1", ""])
+def test_a_result_stays_with_its_scan_whatever_is_typed(browser, place, several, typed):
+    """While another scan is computed the fields are off; what they are made to say all the same changes no result."""
+    address = place[1]
+    _, alone = browser(address, ["files", *several], ["evaluate", TABLE])
+    off = 'window.off = [...document.querySelectorAll(".controls *:disabled, .downloads *:disabled")].map((e) => e.id);'
+    _, _, table, mask, off = browser(address, ["evaluate", AFTER_FIRST % (off + TYPE % typed)], ["files", *several],
+                                     ["evaluate", TABLE], ["save", "save-mask"], ["evaluate", "window.off"])
+    assert table == alone and [state for _, state, _ in table] == ["done"] * 4
+    assert mask["name"] == "s3_lesion.nii.gz" and list(np.frombuffer(content(mask)[42:48], "<i2")) == [46, 44, 36]
+    assert off == ["threshold", "smallest", "reset", "save-mask", "save-probability"]
+
+
+def test_an_answer_or_error_of_another_scan_is_not_taken(browser, place, several):
+    """Faults of a download or of a decision are said, and the scan goes on; late answers are dropped."""
+    late = """const other = { ...found, id: 2, volume_ml: -1 }; heard.result(other), heard.decided(other),
+              heard.file({ id: 2, kind: "mask", content: new Uint8Array(1) });
+              for (const asked of ["decide", "file", "sort"]) heard.error({ asked, id: 0, message: asked });
+              state.worker.postMessage({ what: "decide", id: 2, threshold: 0.1, smallest: 0 });
+              state.worker.postMessage({ what: "decide", id: 0, threshold: 7, smallest: 0 });"""
+    _, _, table, saved, errors = browser(
+        place[1], ["evaluate", AFTER_FIRST % late], ["files", *several[:2]], ["evaluate", TABLE],
+        ["evaluate", "page.saved || null"],
+        ["evaluate", "[...document.querySelectorAll('#errors p')].map((p) => p.textContent)"])
+    assert [state for _, state, _ in table] == ["done", "done"] and all(volume > 0 for *_, volume in table)
+    assert saved is None and errors[:3] == ["decide", "file", "sort"]
+
+
+def test_the_fields_of_a_decision(browser, place, several):
+    """An empty field is no threshold, one beyond 1 is refused, one off the step counts; the CSV says it."""
+    live = TYPE.replace("change", "input") % "0.62"
+    _, first, empty, _, beyond, _, typed, _, low, csv, error = browser(
+        place[1], ["files", several[0]], ["evaluate", WAIT],
+        ["evaluate", f"(() => {{ {TYPE % ''} }})() || {WAIT}"], ["evaluate", f"(() => {{ {TYPE % '50'} }})()"],
+        ["evaluate", WAIT], ["evaluate", f"(() => {{ {live} }})()"], ["evaluate", WAIT],
+        ["evaluate", f"(() => {{ {TYPE % '0'} }})()"], ["evaluate", WAIT], ["evaluate", "csv()"],
+        ["evaluate", "document.getElementById('errors').textContent"])
+    assert first[1] == 0.5 and empty == first == beyond and error == "threshold: found 50, expected 0 to 1"
+    assert typed[1:3] == [0.62, "0.62"]
+    head, row = csv.splitlines()
+    assert head == "scan,state,volume_ml,lesions,largest_ml,threshold,min_lesion_mm3,remarks"
+    assert low[1] == 0 and row.split(",")[5:7] == ["0", "300"]
+    assert not any("more than a lesion" in one for one in typed[3])
+
+
+def test_an_earlier_result_outlives_a_refusal_and_a_cancel(browser, place, several, tmp_path):
+    (tmp_path / "bad.nii").write_bytes(b"text" * 100)
+    bad, sight = str(tmp_path / "bad.nii"), "[document.getElementById('result').hidden, page.shown && page.shown.name]"
+    rows = "document.getElementById('rows').innerText"
+    first, mask, both, again, _, _, cancelled, shown = browser(
+        place[1], ["files", several[0], bad], ["save", "save-mask"], ["evaluate", sight], ["files", bad],
+        ["evaluate", AFTER_FIRST % 'document.getElementById("cancel").click();'], ["files", *several[1:3]],
+        ["evaluate", f"[...{sight}, {rows}]"],
+        ["evaluate", "(async () => { document.querySelector('#rows button').click(); while (page.running) await new "
+                     f"Promise((done) => setTimeout(done, 100)); return {sight}; }})()"])
+    assert first["states"] == ["done", "refused"] and both == [False, "s0.nii"] and mask["name"] == "s0_lesion.nii.gz"
+    assert not again["hidden"] and again["answer"].startswith("s0.nii: ")
+    assert cancelled[:2] == [True, None] and cancelled[2].count("Show") == 2 and "cancelled" in cancelled[2]
+    assert shown == [False, "s0.nii"]
+
+
+def test_files_that_are_dragged_in(browser, place, several, tmp_path):
+    """From the desktop, with the page on a disk and on a server; what of a folder cannot be read is said."""
+    if browser.name != "chrome":
+        pytest.skip("only Chromium can be made to drag from the desktop")
+    shutil.copytree(place[0] / "page", tmp_path / "page")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(several[0], tmp_path / "folder/inside.nii")
+    disk = (tmp_path / "page/index.html").as_uri()
+    for address in (disk, place[1]):
+        (found,) = browser(address, ["drop", 2, *several[:2]])
+        assert found == {"states": ["done"] * 2, "names": ["s0.nii", "s1.nii"], "errors": ""}
+    (found,) = browser(place[1], ["drop", 1, str(tmp_path / "folder")])
+    assert found["names"] == ["inside.nii"]
+    (found,) = browser(disk, ["drop", 1, str(tmp_path / "folder")])
+    assert found["names"] == ["inside.nii"] or found["errors"].startswith("folder: this browser does not let"), found
+
+
+def test_a_fault_can_be_reported_and_copied(browser, place, several, tmp_path):
+    """The details are there without a result and hold the last error, without the scan's name; also a CSV's formulas,
+    and DICOM files that are sorted while another scan is cancelled."""
+    (tmp_path / "=1+2,x.nii").write_bytes(b"text" * 100)
+    sort = """(async () => { const bytes = new Uint8Array(400); bytes.set([68, 73, 67, 77], 128);
+              take([new File([bytes], "a.dcm")]); await new Promise((done) => setTimeout(done, 50));
+              const said = document.getElementById("sorting").textContent; document.getElementById("cancel").click();
+              for (let i = 0; i < 100 && document.getElementById("sorting").textContent; ++i)
+                await new Promise((done) => setTimeout(done, 100));
+              return [said, document.getElementById("sorting").textContent]; })()"""
+    copy = """(async () => { Object.defineProperty(navigator, "clipboard", { value: undefined });
+              document.querySelector("details:has(#details)").open = true;
+              await copyDetails(); return document.getElementById("copied").textContent; })()"""
+    text = "document.getElementById('details').innerText"
+    _, csv, _, details, seen, named, copied, _, sorted_ = browser(
+        place[1], ["files", str(tmp_path / "=1+2,x.nii")], ["evaluate", "csv()"],
+        ["evaluate", "document.querySelector('details:has(#details)').open = true"], ["evaluate", text],
+        ["evaluate", "document.getElementById('details').offsetParent !== null"],
+        ["evaluate", f"document.getElementById('with-name').click() || {text}"], ["evaluate", copy],
+        ["evaluate", "take([new File([new Uint8Array(30e6)], 'big.nii')]).then(() => 0)"], ["evaluate", sort])
+    assert csv.splitlines()[1].startswith("\"'=1+2,x.nii\",refused,") and "\"'=1+2,x.nii: found" in csv, csv
+    assert seen and "error: scan: found" in details and "1+2" not in details and "error: =1+2,x.nii: found" in named
+    assert copied.startswith(("Copied.", "Not copied: "))
+    assert sorted_ == ["Reading DICOM, 1 file", ""]
+
+
 def test_dicom_files_are_segmented_where_they_lie(browser, place, tmp_path):
     """Two series given as files, one in a dropped folder: nothing of dcm2niix is loaded before, and the mask is that of
     the converted scan."""

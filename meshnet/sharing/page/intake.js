@@ -2,10 +2,24 @@
 "use strict";
 
 // The files of a drop, those in folders too.
-async function droppedFiles(transfer) {
-  const entries = [...(transfer.items || [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) return [...transfer.files];
-  return (await Promise.all(entries.map((entry) => below(entry)))).flat();
+// A file itself is taken from the drop's own list, at once: of a page on a disk some browsers refuse what an entry would
+// give. `lost` is given the names of folders that could not be read.
+async function droppedFiles(transfer, lost = []) {
+  const files = [...transfer.files], items = [...(transfer.items || [])].filter(({ kind }) => kind !== "string");
+  const entries = items.map((item) => item.webkitGetAsEntry?.());
+  if (!entries.some(Boolean)) return files;
+  const found = entries.map((entry, i) => {
+    const file = files.length === entries.length ? files[i] : files.find(({ name }) => name === entry?.name);
+    if (file && (!entry || entry.isFile)) return [file];
+    return entry ? below(entry).catch(() => { lost.push(entry.name); return []; }) : [];
+  });
+  return (await Promise.all(found)).flat();
+}
+
+async function takeDropped(transfer) {
+  const lost = [], files = await droppedFiles(transfer, lost);
+  await take(files);
+  for (const name of lost) state.names.add(name), complain(say("noFolder", name));
 }
 
 async function below(entry, folder = "") {
@@ -23,6 +37,7 @@ async function take(files) {
   $("errors").replaceChildren(), $("channels").hidden = true;
   const where = (file) => file.below || file.webkitRelativePath || file.name, scans = [], dicom = [];
   const folder = files.some((file) => file.inFolder || file.webkitRelativePath);
+  for (const file of files) state.names.add(where(file)).add(file.name);
   files = files.filter((file) => !/(^|\/)(\.|__MACOSX)/.test(where(file)));  // what systems leave behind
   if (folder) files.sort((a, b) => (where(a) < where(b) ? -1 : 1));
   for (const file of files) {
@@ -32,8 +47,9 @@ async function take(files) {
   }
   if (folder && !scans.length && !dicom.length) complain(say("noScan", where(files[0] || { name: "folder" }).split("/")[0]));
   if (dicom.length) {
-    sorting(`DICOM, ${dicom.length} files`);
-    state.worker.postMessage({ what: "sort", files: dicom.sort((a, b) => (where(a) < where(b) ? -1 : 1)) });
+    sorting(`DICOM, ${dicom.length === 1 ? "1 file" : `${dicom.length} files`}`);
+    state.sorts.push(dicom.sort((a, b) => (where(a) < where(b) ? -1 : 1)));  // until it is answered: a new worker is asked again
+    state.worker.postMessage({ what: "sort", files: dicom });
   }
   if (!scans.length) return;
   const { channels } = card;
@@ -43,7 +59,7 @@ async function take(files) {
 }
 
 async function isImage(file) {
-  return (await file.slice(128, 132).text()) === "DICM" && file.name.toUpperCase() !== "DICOMDIR";
+  return (await file.slice(128, 132).text().catch(() => "")) === "DICM" && file.name.toUpperCase() !== "DICOMDIR";
 }
 
 function add(files) {

@@ -75,6 +75,7 @@ const OWN_MESSAGES = {
   noDicom: "{}: found no image in these DICOM files, expected a series of slices; choose the folder with the images",
   noConverter: "{}: dcm2niix.js could not be loaded, expected it beside this page; copy the whole folder of the page",
   noScan: "{}: found no scan in this folder, expected .nii, .nii.gz or DICOM files; choose another folder",
+  noFolder: "{}: this browser does not let a page read a dropped folder, expected its files; choose it by 'or a folder'",
   fault: "{}: could not be segmented ({}); please report this with the details below",
 };
 

@@ -83,16 +83,20 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
     step("cleaning");
     const own = decisionOf(card, read.contrast), decision = { ...own, ...settings, ...(settings.threshold === undefined ? {} : { sure: 0 }) };
     const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision));
-    const lesion = (card.marks || card.classes[card.classes.length - 1]).includes("lesion");
-    if (lesion && found.volume_ml > MOST_ML) read.remarks.push(say("volume", fixed(found.volume_ml, 0)));
     const seconds = roundTo((now() - started) / 1000, 2);
-    return { ...found, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, warnings: read.remarks, contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
+    return { ...found, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, ofScan: read.remarks, warnings: [...read.remarks, ...tooMuch(card, found.volume_ml)], contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
   } catch (error) {
     if (error instanceof UserError) throw error;
     if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError)
       throw Object.assign(new UserError(say("noMemory", name)), { memory: true });
     refuse("fault", name, String(error.message || error).split("\n")[0]);
   }
+}
+
+// Whether a mask holds more than lesions can.
+function tooMuch(card, volume_ml) {
+  const lesion = (card.marks || card.classes[card.classes.length - 1]).includes("lesion");
+  return lesion && volume_ml > MOST_ML ? [say("volume", fixed(volume_ml, 0))] : [];
 }
 
 function checkSettings(threshold, smallest) {

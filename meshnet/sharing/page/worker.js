@@ -1,8 +1,9 @@
-// The page's worker: keeps the engine, the model and the last case, and answers the page.
+// The page's worker: keeps the engine, the model and the last result, and answers the page. Whatever is asked of a result
+// names its case: where that is no longer the one kept, there is no answer.
 "use strict";
 
 const MIDDLE_MM = 2;  // from the middle of the head, within which a lesion is on no side
-const kept = { engine: null, model: null, result: null, converter: null };
+const kept = { engine: null, model: null, result: null, id: null, converter: null };
 
 function tell(message, transfer = []) {
   postMessage(message, transfer);
@@ -48,7 +49,6 @@ const answers = {
     tell({ what: "series", studies: studies.map((series) => ({ series, chosen: chooseSeries(series, kept.model.card.channels).map((one) => series.indexOf(one)) })) });
   },
   async segment({ id, files, settings }) {
-    kept.result = null;
     const read = [], said = [], reading = (what) => tell({ what: "step", name: what });
     for (const { name, file, series } of files) {
       reading("reading");
@@ -56,21 +56,25 @@ const answers = {
       read.push({ name, content }), said.push(...remarks);
     }
     const step = (name, number, of) => tell({ what: "step", name: of > 1 ? `${name}, grid ${number + 1} of ${of}` : name });
-    kept.result = await segment(kept.engine, kept.model, read, step, settings);
-    kept.result.warnings.unshift(...said);
-    tell(show(id, kept.result));
+    const result = await segment(kept.engine, kept.model, read, step, settings);
+    result.ofScan.unshift(...said), result.warnings.unshift(...said);
+    kept.result = result, kept.id = id;  // not before: where a scan is refused, the one before it stays in sight
+    tell(show(id, result));
   },
-  decide({ threshold, smallest }) {
+  decide({ id, threshold, smallest }) {
+    if (id !== kept.id) return;
     checkSettings(threshold, smallest);
     const { own } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
     Object.assign(kept.result, decide(kept.result.probabilities, kept.result.like, decision), { decision });
     const { labels, volume_ml, largest_ml, remarks, quality } = kept.result;
-    tell({ what: "decided", labels: labels.slice(), volume_ml, largest_ml, remarks, quality, decision, lesions: lesionTable(kept.result) });
+    const warnings = kept.result.warnings = [...kept.result.ofScan, ...tooMuch(kept.model.card, volume_ml)];
+    tell({ what: "decided", id, labels: labels.slice(), volume_ml, largest_ml, warnings, remarks, quality, decision, lesions: lesionTable(kept.result) });
   },
-  async file({ kind }) {
+  async file({ id, kind }) {
+    if (id !== kept.id) return;
     const { labels, probabilities, like } = kept.result;
     const content = await gzip(writeImage(kind === "mask" ? labels : lesionProbability(probabilities), like));
-    tell({ what: "file", kind, content }, [content.buffer]);
+    tell({ what: "file", id, kind, content }, [content.buffer]);
   },
 };
 
@@ -83,6 +87,6 @@ async function answer(data) {
   } catch (error) {
     const memory = error instanceof RangeError || error instanceof WebAssembly.RuntimeError;
     const said = error instanceof UserError ? error.message : say(memory ? "noMemory" : "fault", data.files ? data.files[0].name : "page", String(error.message));
-    tell({ what: "error", id: data.id, message: said, restart: memory || error.memory === true });
+    tell({ what: "error", asked: data.what, id: data.id, message: said, restart: memory || error.memory === true });
   }
 }
