@@ -99,7 +99,7 @@ def extend_plan(old: Mapping | None, new: Mapping, path: Path) -> dict:
     """
     if old is None:
         return dict(new)
-    if not any(path.parent.glob("runs/*/*")):  # no run has begun: a slip must not bind the folder
+    if not begun(path.parent):  # a slip must not bind the folder
         same = all(old[key] == new[key] for key in ("split_hash", "fingerprint", "inner_fold", "seed", "folds"))
         kept = {name: entry for name, entry in old["models"].items() if same and name not in new["models"]}
         return {**new, "models": {**kept, **new["models"]}}
@@ -216,3 +216,11 @@ def missing_runs(out: Path, plan: Mapping) -> list[str]:
 def write_plan(out: Path, plan: Mapping) -> None:
     """Write ``crossval.json``, whole or not at all."""
     write_json(out / PLAN, plan)
+
+
+def begun(folder: Path) -> bool:
+    """Whether anything of a cross-validation's folder is more than its plan."""
+    if any(folder.glob("runs/*/*")) or (folder / "runs").is_symlink():
+        return True
+    return any(path.name not in (PLAN, "splits.json", "recipes", "runs") and not path.name.startswith((".", "report"))
+               for path in folder.iterdir())

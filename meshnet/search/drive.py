@@ -23,12 +23,15 @@ STATUS_SECONDS = 2.0
 def refuse_other_host(folder: Path) -> None:
     """Refuse a study that is being run on another host, where its file lock may have no effect."""
     status = read_status(folder)
-    if not status or status["state"] != "running" or status["driver"]["host"] == socket.gethostname():
+    if not status or status["state"] != "running" or "driver" not in status or (
+            status["driver"]["host"] == socket.gethostname()):
         return
     age = time.time() - status["time"]
-    if abs(age) < STALE_SECONDS:  # far ahead: a clock was set back, and no driver has written since
+    if age < STALE_SECONDS:  # a time ahead of ours is no proof that the driver is gone: the clocks may differ
+        ahead = f"by its clock, {-age:.0f} s ahead of this one; if it has ended, delete status.json"
         raise UserError(f"{folder}: this study is being run by process {status['driver']['pid']} on "
-                        f"{status['driver']['host']} (last update {age:.0f} s ago); stop that process first")
+                        f"{status['driver']['host']} (last update {f'{age:.0f} s ago' if age >= 0 else ahead}); stop "
+                        "that process first")
 
 
 def drive(study, screen: Screen, began: float, prepare) -> str:

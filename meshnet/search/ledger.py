@@ -71,13 +71,18 @@ def one_line(path: Path) -> Iterator[None]:
 
 
 def recorded_settings(path: str | Path) -> dict:
-    """The settings that a study was started with, without opening it for writing; {} where there is none to be read."""
+    """The settings that a study was started with, without opening it for writing; {} where there is none to be read.
+    Without a trial no number of brackets counts, and without a score no metric: they may have been slips."""
     path = Path(path)
     if not path.is_file():
         return {}
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            return {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM study")}
+            found = {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM study")}
+            for key, table in (("brackets", "trials"), ("metric", "scores")):
+                if not database.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]:
+                    found.pop(key, None)
+            return found
     except (sqlite3.DatabaseError, ValueError):
         return {}  # opening it says what is wrong
 
@@ -181,7 +186,8 @@ class Ledger:
 
     def _has_scores(self) -> bool:
         with one_line(self.path):
-            return bool(self.database.execute("SELECT COUNT(*) FROM events WHERE score IS NOT NULL").fetchone()[0])
+            return any(self.database.execute(f"SELECT COUNT(*) FROM {table} WHERE score IS NOT NULL").fetchone()[0]
+                       for table in ("events", "scores"))  # folds that are done, of trials that are not
 
     def rebuild(self, study: Asha) -> None:
         """Bring a new ``study`` to the recorded state."""

@@ -28,8 +28,13 @@ def read_status(folder: Path) -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path}: not readable as JSON; delete it, the study's driver writes it again") from None
-    if not isinstance(found, dict) or not {"state", "time", "rungs", "epochs", "epochs_if_all_in_full"} <= set(found):
-        raise UserError(f"{path}: not what a study's driver writes; delete it, it is then written again")
+    try:
+        status_table(found)
+        time.time() - found["time"], found["state"]
+        if driver := found.get("driver"):
+            driver["host"], driver["pid"]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):
+        raise UserError(f"{path}: not what a study's driver writes; delete it, it is then written again") from None
     return found
 
 
@@ -102,7 +107,7 @@ def show_status(folder: Path) -> int:
     print("\n".join(status_table(status)))
     silent = time.time() - status["time"]
     if status["state"] == "running" and abs(silent) > STALE_SECONDS:
-        since = f"for {silent:.0f} s" if silent > 0 else f"since the clock was set back by {-silent:.0f} s or more"
+        since = f"for {silent:.0f} s" if silent > 0 else f"by this clock, which is {-silent:.0f} s behind the driver's"
         print(f"no update from its driver {since}; run the same command again to continue")
     return 0
 

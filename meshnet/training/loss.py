@@ -77,19 +77,19 @@ def sums_of(logits: torch.Tensor, target: torch.Tensor, dice: bool = True) -> to
         every[k] = values.sum()
     for k, values in enumerate(probabilities, 1):
         guess[k] = values.sum()
-    own[0] = every[0]
+    own[0], lesion = every[0], False
     for k in range(1, len(logits)):  # the background has what is left: most voxels are looked at once
         mask = target == k
         voxels[k] = torch.count_nonzero(mask)
         if mask.device.type == "cpu" and not voxels[k]:  # as in most parts of a volume; only a CPU knows at once
             continue
-        mask = mask.flatten().float()
+        mask, lesion = mask.flatten().to(losses[k].dtype), True
         voxels[0] -= voxels[k]
-        own[0] -= torch.dot(losses[0].flatten(), mask)
         own[k] = torch.dot(losses[k].flatten(), mask)
         if dice:
             overlap[k] = torch.dot(probabilities[k - 1].flatten(), mask)
-    own[0].clamp_(min=0)
+    if lesion:
+        own[0] = torch.dot(losses[0].flatten(), (target == 0).flatten().to(losses[0].dtype))
     return sums
 
 

@@ -51,8 +51,11 @@ def test_a_changed_configuration_is_refused(place, monkeypatch, flags, message):
 
 def test_a_slip_before_the_first_run_binds_no_folder(place, monkeypatch):
     run_script(place, monkeypatch, FakeLauncher(), "--seed", "3", recipes=("m5", "m6"), restarts="9")
-    shutil.rmtree(place / "out" / "runs")  # as where --workers 0 was refused after the plan was written
+    shutil.rmtree(place / "out" / "runs")
     write_json(place / "data/splits.json", made_up.splits_of(3, 5))
+    with pytest.raises(UserError, match="started with splits"):  # it has run: its runs were only moved away
+        run_script(place, monkeypatch, FakeLauncher(), "--optimizer.lr", "0.5", restarts="1")
+    (place / "out" / "running.json").unlink()  # as where --workers 0 was refused after the plan was written
     run_script(place, monkeypatch, FakeLauncher(), "--optimizer.lr", "0.5", restarts="1")
     plan = load_plan(place / "out")
     assert plan["seed"] == 0 and plan["models"]["m5"]["config"]["optimizer.lr"] == 0.5

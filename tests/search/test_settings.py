@@ -5,6 +5,7 @@ import yaml
 
 from meshnet.config import Config, resolve, to_dict
 from meshnet.errors import UserError
+from meshnet.search.asha import Asha
 from meshnet.search.ledger import Ledger
 from meshnet.search.settings import changes, recipe_of, refuse_other_trial, renew
 from meshnet.search.space import parse_space
@@ -79,8 +80,10 @@ def test_the_data_set_of_an_earlier_study_is_the_one_of_its_trials(tmp_path):
 
 def test_a_ledger_is_brought_up_to_date_once(tmp_path):
     space = parse_space(BLOCK)
+    study = Asha((1, 2), 2, 4)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.settings(recorded_earlier())
+        ledger.started(study.next_decision(lambda number: {"x": 1}), study)
         ledger.settings(wanted(), lambda found: renew(found, wanted(), space, tmp_path), changes)
         ledger.settings(wanted())  # as it is recorded now
         with pytest.raises(UserError) as error:
