@@ -45,7 +45,8 @@ REMEDIES = {  # what a failing system call says about the surroundings, and what
     errno.ENOSPC: f"{SPACE}, {AGAIN}", errno.EDQUOT: f"{SPACE}, {AGAIN}", errno.EFBIG: f"raise ulimit -f, {AGAIN}",
     errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.EROFS: RIGHTS,
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT,
-                     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO), DISK),
+                     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+                     getattr(errno, "EREMOTEIO", errno.EIO)), DISK),  # Linux alone has the last one
     errno.EMFILE: f"raise ulimit -n, {AGAIN}", errno.ENFILE: f"close other programs, {AGAIN}",
 }
 GONE = (errno.ENOENT, errno.ENOTDIR)  # a file that is named in the error

@@ -4,6 +4,7 @@ The file holds the volume that is to be segmented on a grid that agrees with the
 patient.
 """
 
+import hashlib
 import os
 import re
 import subprocess
@@ -35,7 +36,7 @@ def name_of(one: Series) -> str:
 
 def convert(one: Series, folder: Path, command: str = "") -> tuple[Path, list[str]]:
     """The NIfTI file of a series, and what is doubtful about it, in sentences. A file that is there already, made
-    of the same slices, is used.
+    of files with the same content, is used.
 
     command: a name that all processes of one command share: what one of them could not convert the others do not try.
 
@@ -43,7 +44,7 @@ def convert(one: Series, folder: Path, command: str = "") -> tuple[Path, list[st
         UserError: where dcm2niix is missing, or makes no volume of the series.
     """
     target, beside = folder / f"{name_of(one)}.nii.gz", folder / f"{name_of(one)}.json"
-    of = hash_of([__version__, one.frames, sorted(round(place, 2) for place in one.positions)])
+    of = hash_of([__version__, sorted(digest(path) for path in one.files)])
     known = read_json(beside) or {}
     if known.get("of") == of and target.is_file() and "remarks" in known:
         return target, known["remarks"]
@@ -58,6 +59,12 @@ def convert(one: Series, folder: Path, command: str = "") -> tuple[Path, list[st
         raise
     write_json(beside, {"of": of, "remarks": remarks})
     return target, remarks
+
+
+def digest(path: Path) -> str:
+    """The hash of a file's content: headers alone do not tell a file that was copied again from the damaged one."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def convert_anew(one: Series, target: Path) -> list[str]:

@@ -5,6 +5,7 @@ series, and dcm2niix leaves personal fields out of its JSON files.
 """
 
 import lzma
+import os
 import shutil
 import struct
 import sys
@@ -43,37 +44,39 @@ def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wante
     Raises:
         UserError: where there is no scan at all: the first problem.
     """
-    planned, problems, failed = {}, [], []
+    planned, export_of, problems, failed = {}, {}, [], []
 
-    def fail(name: str, error: UserError) -> None:
+    def fail(name: str, error: UserError, export: str) -> None:
         problems.append(error)
-        failed.append({"scan": [name], "error": NOT_CONVERTED, "key": hash_of(name)[:24],
+        failed.append({"scan": [name], "error": NOT_CONVERTED, "key": hash_of([name, export])[:24], "export": export,
                        "case": {"scans": [Path(name)]}})
 
     with ExitStack() as stack:
         for number, path in enumerate(paths, 1):
+            export = hash_of(os.path.abspath(path))[:24]  # a number is one in this call alone, a path may name somebody
             try:
                 root = unpacked(path, stack) if path.is_file() else path
                 series = find_series(root)
             except UserError as error:
-                fail(f"export-{number}", error)
+                fail(f"export-{number}", error, export)
                 continue
             for study in dict.fromkeys(one.study for one in series):
                 mine = [one for one in series if one.study == study]
                 try:
                     chosen = choose(mine, channels, wanted)
                 except UserError as error:
-                    fail(study_name(study), error)
+                    fail(study_name(study), error, export)
                     continue
                 tell(mine, chosen, channels)
                 if name_of(chosen[0]) in planned:
                     print(f"warning: {name_of(chosen[0])}: found twice, the second is passed over", file=sys.stderr)
                 planned.setdefault(name_of(chosen[0]), (chosen, sources and root != path))
+                export_of.setdefault(name_of(chosen[0]), export)
         found = converted_by_all(planned, out, place())
     for name, (chosen, _) in planned.items():
         if isinstance(found[name], UserError):
-            fail(study_name(chosen[0].study), found[name])
-    cases = [found[name] for name in planned if not isinstance(found[name], UserError)]
+            fail(study_name(chosen[0].study), found[name], export_of[name])
+    cases = [found[name] | {"export": export_of[name]} for name in planned if not isinstance(found[name], UserError)]
     if not cases:
         raise problems[0]
     for error in problems:

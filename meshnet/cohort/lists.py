@@ -18,9 +18,10 @@ def tell(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> None:
         return
     write_json(path, {
         "cases": [{"key": case["key"], "mask": os.path.relpath(case["mask"], records.out), "name": case.get("name"),
-                   "shown": case.get("shown"), "scans": [os.path.abspath(scan) for scan in case["scans"]]}
+                   "shown": case.get("shown"), "export": case.get("export"),
+                   "scans": [os.path.abspath(scan) for scan in case["scans"]]}
                   for case in cases],
-        "lost": [{"scan": record["scan"], "error": record["error"], "key": record["key"]} for record in lost]})
+        "lost": [{name: record.get(name) for name in ("scan", "error", "key", "export")} for record in lost]})
     for earlier, told in others(records, path):
         if all(one["key"] in own for one in told["cases"]):
             earlier.unlink(missing_ok=True)
@@ -29,17 +30,26 @@ def tell(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> None:
 def of_others(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> tuple[list[dict], list[dict]]:
     """The cases, and the records of what gave none, of the lists that others have told and this process does not have.
 
-    A case whose scan and mask are both gone is none.
+    A case whose scan and mask are both gone is none. What gave none counts until this process, or one with a later
+    list, has tried the same export again.
     """
-    own, found, gone = {case["key"] for case in cases}, {}, []
-    for _, told in others(records, path_of(records, cases, lost)):
+    own, found, gone = {case["key"] for case in cases}, {}, {}
+    tried = {one.get("export") for one in (*cases, *lost)} - {None}
+    for _, told in sorted(others(records, path_of(records, cases, lost)), key=age, reverse=True):
         for one in told["cases"]:
             mask, scans = records.out / one["mask"], [Path(scan) for scan in one["scans"]]
             if one["key"] not in own and (mask.exists() or scans[0].exists()):
                 named = {name: one[name] for name in ("name", "shown") if one.get(name)}
                 found[one["key"]] = {"key": one["key"], "mask": mask, "scans": scans} | named
-        gone += [record | {"case": {"scans": [Path(record["scan"][0])]}} for record in told["lost"]]
-    return list(found.values()), gone
+        gone |= {record["key"]: record | {"case": {"scans": [Path(record["scan"][0])]}}
+                 for record in told["lost"] if record.get("export") not in tried}
+        tried |= {one.get("export") for one in (*told["cases"], *told["lost"])} - {None}
+    return list(found.values()), list(gone.values())
+
+
+def age(told: tuple[Path, dict]) -> int:
+    """When a list was told, in nanoseconds."""
+    return told[0].stat().st_mtime_ns
 
 
 def others(records: Records, own: Path) -> Iterator[tuple[Path, dict]]:

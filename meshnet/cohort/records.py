@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meshnet.errors import UserError
-from meshnet.files import csv_text, write_json, write_text
+from meshnet.files import csv_text, hash_of, write_json, write_text
 from meshnet.runs.place import Place, place
 from meshnet.runs.shares import FOLDER, Claims, Share, key_of
 
@@ -114,7 +114,10 @@ class Work:
         self.share.wrote(self.state, failed)
 
     def _state(self) -> str:
-        return f"{len(self.records.names())} done, {len(self.records.failures())} failed" if self.where.shared else ""
+        if not self.where.shared:
+            return ""
+        lists = hash_of(sorted(path.name for path in self.records.folder.glob("list-*.json")))[:12]
+        return f"{len(self.records.names())} done, {len(self.records.failures())} failed, lists {lists}"
 
     def _finished(self) -> int:
         return len(self.records.names() & self.by_key.keys())
@@ -142,6 +145,8 @@ class Work:
                 return (self.records.read(key) or {}).get("command") == self.where.command
         if self.overwrite or not case["mask"].exists():
             return False
+        if "source" in case and case["mask"].stat().st_mtime_ns < case["scans"][0].stat().st_mtime_ns:
+            return False  # converted again since, of other files: on another grid, perhaps
         # A claimed mask without a record is of a process that is still at it, or was killed before it had said all.
         if self.records is not None and not self.records.has(key) and self.claims.path(key).exists():
             return False

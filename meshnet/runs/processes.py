@@ -37,7 +37,11 @@ def start_time(pid: int) -> str:
             return ""
         boot = PROC.joinpath("sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{fields[19]}"  # field 22 of proc(5), counted after the name: ticks since boot
-    listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no ps, as on Windows
+        return ""
     state, _, started = listed.stdout.strip().partition(" ")
     return "" if state.startswith("Z") else started.strip()
 

@@ -92,7 +92,8 @@ class Claims:
         try:
             found = json.loads(text)
             here = (found["host"], found["processes"]) == (socket.gethostname(), process_space())
-            gone, killed = here and not alive(found["pid"], found["started"]), int(found.get("killed", 0))
+            gone = here and bool(found["started"]) and not alive(found["pid"], found["started"])
+            killed = int(found.get("killed", 0))
         except (ValueError, KeyError, TypeError, AttributeError):  # being written, or cut off
             gone, killed = False, 0
         return Left((state.st_ino, state.st_mtime_ns), killed + 1) if gone or age > SILENT else None
