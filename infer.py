@@ -260,6 +260,7 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
     from meshnet.files import whole_file
     from meshnet.inference.scan import segment_case, timed
     from meshnet.scans.mask import voxel_volume_mm3
+    from meshnet.scans.ours import replaced_remarks
 
     found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
                          min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
@@ -275,6 +276,8 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
               **asdict(found.decision),
               "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
     batch.before(planned, case, found, result)
+    if not arguments.overwrite:
+        result["warnings"] = [*result["warnings"], *replaced_remarks(mask, found.mask)]
     with timed(parts, "write"), whole_file(mask) as temporary:
         nib.save(found.mask, temporary)  # before it is drawn: an existing mask is a finished case
     if arguments.picture:

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT
 
 SIGNATURE = b"MeshNet"  # in the header's free text
@@ -35,3 +36,19 @@ def is_ours(path: str | Path) -> bool:
         return has_signature(nib.load(path))
     except (*BAD_CONTENT, KeyError, EOFError, zlib.error):
         return False
+
+
+def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:
+    """Whether writing ``mask`` to ``path`` replaces another result: of another model, or with other settings."""
+    if not Path(path).exists():
+        return []
+    try:
+        earlier = nib.load(path)
+        voxels = np.asanyarray(earlier.dataobj)
+    except (*BAD_CONTENT, KeyError, EOFError, zlib.error):
+        return []
+    if np.array_equal(voxels, np.asanyarray(mask.dataobj)) and np.allclose(earlier.affine, mask.affine, atol=1e-3):
+        return []
+    volume_ml = np.count_nonzero(voxels) * voxel_volume_mm3(earlier.affine) / 1000
+    return [f"replaces an earlier mask of {volume_ml:.2f} mL, by another model or with other settings; -o writes "
+            "elsewhere"]

@@ -327,8 +327,12 @@ def test_a_mask_of_another_program_is_kept(tmp_path):
     assert mask.read_bytes() == before
     infer(path, "--model", folder, "--no-picture", "--overwrite")
     written = mask.read_bytes()
-    infer(path, "--model", folder, "--no-picture")  # its own is replaced
-    assert mask.read_bytes() == written != before
+    same = infer(path, "--model", folder, "--no-picture")  # its own is replaced
+    assert mask.read_bytes() == written != before and "replaces" not in same.stderr
+    volume_ml = array(nib.load(mask)).astype(bool).sum() * abs(np.linalg.det(nib.load(mask).affine)) / 1000
+    other = infer(path, "--model", folder, "--no-picture", "--threshold", "0.999999")
+    assert mask.read_bytes() != written
+    assert f"warning: {path}: replaces an earlier mask of {volume_ml:.2f} mL, by another model" in other.stderr
 
 
 def test_whatever_lies_where_a_mask_would_go_is_kept_unless_it_is_of_this_program(model, tmp_path):
