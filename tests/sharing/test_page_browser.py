@@ -251,8 +251,10 @@ def test_a_fault_can_be_reported_and_copied(browser, place, several, tmp_path):
     and DICOM files that are sorted while another scan is cancelled."""
     (tmp_path / "=1+2,x.nii").write_bytes(b"text" * 100)
     sort = """(async () => { const bytes = new Uint8Array(400); bytes.set([68, 73, 67, 77], 128);
-              take([new File([bytes], "a.dcm")]); await new Promise((done) => setTimeout(done, 50));
-              const said = document.getElementById("sorting").textContent; document.getElementById("cancel").click();
+              const line = document.getElementById("sorting"), said = await new Promise((done) => {
+                new MutationObserver(() => line.textContent && done(line.textContent)).observe(line, { childList: true });
+                take([new File([bytes], "a.dcm")]); setTimeout(() => done("nothing"), 10000); });
+              document.getElementById("cancel").click();
               for (let i = 0; i < 100 && document.getElementById("sorting").textContent; ++i)
                 await new Promise((done) => setTimeout(done, 100));
               return [said, document.getElementById("sorting").textContent]; })()"""
