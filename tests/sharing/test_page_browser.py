@@ -252,7 +252,8 @@ def test_a_fault_can_be_reported_and_copied(browser, place, several, tmp_path):
     (tmp_path / "=1+2,x.nii").write_bytes(b"text" * 100)
     sort = """(async () => { const bytes = new Uint8Array(400); bytes.set([68, 73, 67, 77], 128);
               const line = document.getElementById("sorting"), said = await new Promise((done) => {
-                new MutationObserver(() => line.textContent && done(line.textContent)).observe(line, { childList: true });
+                new MutationObserver(() => line.textContent && done(line.textContent))
+                  .observe(line, { childList: true });
                 take([new File([bytes], "a.dcm")]); setTimeout(() => done("nothing"), 10000); });
               document.getElementById("cancel").click();
               for (let i = 0; i < 100 && document.getElementById("sorting").textContent; ++i)
