@@ -83,13 +83,13 @@ def sums_of(logits: torch.Tensor, target: torch.Tensor, dice: bool = True) -> to
         voxels[k] = torch.count_nonzero(mask)
         if mask.device.type == "cpu" and not voxels[k]:  # as in most parts of a volume; only a CPU knows at once
             continue
-        mask, lesion = mask.flatten().to(losses[k].dtype), True
+        mask, lesion = mask.to(losses[k].dtype), True  # no torch.dot: its last bits depend on where memory lies
         voxels[0] -= voxels[k]
-        own[k] = torch.dot(losses[k].flatten(), mask)
+        own[k] = (losses[k] * mask).sum()
         if dice:
-            overlap[k] = torch.dot(probabilities[k - 1].flatten(), mask)
+            overlap[k] = (probabilities[k - 1] * mask).sum()
     if lesion:
-        own[0] = torch.dot(losses[0].flatten(), (target == 0).flatten().to(losses[0].dtype))
+        own[0] = (losses[0] * (target == 0).to(losses[0].dtype)).sum()
     return sums
 
 
