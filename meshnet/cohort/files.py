@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from meshnet.display import count
 from meshnet.errors import UserError
 from meshnet.files import walk
 
@@ -16,6 +17,7 @@ UNWRITTEN = (".mgz", ".mgh", ".nrrd", ".nhdr", ".img", ".hdr", ".mha", ".mhd", "
              ".jpg", ".tif", ".tiff", ".npy", ".npz", ".json", ".csv", ".txt", ".h5")
 MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
 FOREIGN = re.compile(r"(^|[_-])(mask|d?seg|probseg|labels?)$", re.IGNORECASE)  # endings of other programs' masks
+MASK_END = re.compile(rf"{FOREIGN.pattern}|({'|'.join(MASKS)})$", re.IGNORECASE)
 NAMED = re.compile(r"([A-Za-z][\w+.-]*)=(.+)", re.DOTALL)  # FLAIR=a.nii.gz
 SHOWN = 3  # files that a note names
 
@@ -27,15 +29,15 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
         names: files, folders, channels joined by commas, or ``CHANNEL=FILE`` once for each channel of a case.
         channels: called for the names of the model's channels, where they decide.
 
-    Folders are searched with those below them; masks are left out. For a model of several channels the files there are
-    put together by the channel at the end of their names.
+    Folders are searched with those below them; masks are left out, of files given one by one as well. For a model of
+    several channels the files of a folder are put together by the channel at the end of their names.
 
     Raises:
         UserError: where there is no scan, or a channel is unknown, missing or in another's place.
     """
     if not names:
         raise UserError("no scan given; try: python infer.py scan.nii.gz")
-    cases, below, named = [], {}, {}
+    cases, below, named, single = [], {}, {}, []
     for name in names:
         path, pairs = Path(name), channel_files(name)
         if named and (not pairs or named.keys() & pairs.keys()):
@@ -52,7 +54,14 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
             files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
             if len(files) > 1:
                 check_order(files, channels())
+            else:
+                single += files
             cases.append(files)
+    if masks := masks_among(single):
+        cases = [case for case in cases if case[0] not in masks]
+        if not cases and not named:
+            raise UserError(f"{listed(masks, whole=True)}: found a mask or probability map that this program wrote, "
+                            "expected a scan; give the scan that it was made from")
     return cases + ([in_order(named, channels())] if named else []), below
 
 
@@ -67,7 +76,7 @@ def scans_in(folder: Path) -> list[Path]:
     Raises:
         UserError: where there is none.
     """
-    from meshnet.scans.ours import is_ours
+    from meshnet.scans.ours import carries_our_name
 
     below = sorted(Path(here, name) for here, _, names in walk(folder) for name in names
                    if name.lower().endswith(WRITTEN))
@@ -75,22 +84,46 @@ def scans_in(folder: Path) -> list[Path]:
     masks = {p for p in below if stem(p).endswith(MASKS)}
     scans = {(p.parent, stem(p)) for p in below if p not in masks}
     others = {p for p in masks if not any((p.parent, stem(p).removesuffix(end)) in scans for end in MASKS)}
-    foreign = [p for p in below if FOREIGN.search(stem(p)) or (p in others and not is_ours(p))]
-    masks.update(foreign)
+    own = [p for p in below if carries_our_name(p)]  # whatever they are called
+    foreign = [p for p in below if p not in own and (FOREIGN.search(stem(p)) or p in others)]
+    masks.update(own, foreign)
     found = [p for p in below if p not in masks]
-    if foreign:
-        print(f"note: {folder}: passed over as masks by their names: {listed(foreign)}; give a file by itself to "
-              "segment it", file=sys.stderr)
+    say_left_out(own, foreign, f"{folder}: ")
     if not found:
-        raise UserError(f"{folder}: found no .nii or .nii.gz file in this folder and those below it, expected "
+        but = f" but {count(len(below), 'mask')}" if below else ""
+        raise UserError(f"{folder}: found no .nii or .nii.gz file{but} in this folder and those below it, expected "
                         "scans")
     return found
 
 
-def listed(paths: list[Path]) -> str:
-    """The names of the first few files, and how many more there are."""
+def masks_among(files: list[Path]) -> list[Path]:
+    """Which of ``files``, given one by one as a shell does for ``folder/*.nii.gz``, are masks: those that this program
+    wrote, and those that bear the name of another one with the ending of a mask. Says so, unless all are."""
+    from meshnet.scans.ours import carries_our_name
+
+    scans = {(path.parent, stem(path)) for path in files}
+    own = [path for path in files if carries_our_name(path)]
+    foreign = [path for path in files if path not in own and (path.parent, MASK_END.sub("", stem(path))) in scans
+               and MASK_END.search(stem(path))]
+    if len(own) + len(foreign) < len(files):
+        say_left_out(own, foreign)
+    return own + foreign
+
+
+def say_left_out(own: list[Path], foreign: list[Path], where: str = "") -> None:
+    """One line each on files that are taken for masks: those that this program wrote, and those of others."""
+    if own:
+        print(f"note: {where}left out, as {count(len(own), 'mask')} that this program wrote: {listed(own)}",
+              file=sys.stderr)
+    if foreign:
+        print(f"note: {where}passed over as masks by their names: {listed(foreign)}; give a file by itself to "
+              "segment it", file=sys.stderr)
+
+
+def listed(paths: list[Path], whole: bool = False) -> str:
+    """The names of the first few files, with their folders if ``whole``, and how many more there are."""
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(path.name for path in paths[:SHOWN]) + more
+    return ", ".join(str(path) if whole else path.name for path in paths[:SHOWN]) + more
 
 
 # ---------------------------------------------------------------------- channels

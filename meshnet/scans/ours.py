@@ -38,6 +38,15 @@ def is_ours(path: str | Path) -> bool:
         return False
 
 
+def carries_our_name(path: str | Path) -> bool:
+    """Whether a file is a mask or a probability map that this program wrote, corrected by hand since or not: by the
+    header alone, so that every file of a folder can be asked."""
+    try:
+        return bytes(nib.load(path).header["descrip"].item()).startswith(SIGNATURE)
+    except (*BAD_CONTENT, KeyError, EOFError, zlib.error):
+        return False
+
+
 def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:
     """Whether writing ``mask`` to ``path`` replaces another result: of another model, or with other settings."""
     if not Path(path).exists():

@@ -9,6 +9,7 @@ from bright import bright_model, infer, scan_file
 
 from meshnet.cohort.files import case_name, check_order, find_scans, plan_masks, stem
 from meshnet.errors import UserError
+from meshnet.scans.ours import signed
 
 TWO = ["FLAIR", "T2w"]
 
@@ -126,3 +127,25 @@ def test_workers_share_the_scans_and_say_things_once(tmp_path, capfd):
     found = infer(scans, "--model", model, "--workers", 2, check=False)
     assert found.returncode == 2 and "of a command with --workers, such as -o masks" in found.stderr
     assert found.returncode == 2 and found.stderr.count("-o: expected a folder for the masks") == 1
+
+
+def test_its_own_masks_are_no_scans_in_a_folder_and_in_a_list(tmp_path, capsys):
+    """As ``infer.py folder/*.nii.gz`` is typed a second time; whatever the masks are called, corrected or not."""
+    scan, outline = scan_file(tmp_path / "x.nii.gz"), scan_file(tmp_path / "x_mask.nii.gz")
+    mask = signed(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)))
+    corrected = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4), mask.header)
+    (tmp_path / "masks").mkdir()
+    for path, image in (("x_lesion.nii.gz", mask), ("masks/mine.nii", mask), ("corrected.nii", corrected)):
+        nib.save(image, tmp_path / path)
+    every = sorted(str(path) for path in tmp_path.rglob("*.nii*"))
+    for given, where in (([str(tmp_path)], f"{tmp_path}: "), (every, "")):
+        assert find_scans(given, lambda: ["T2w"])[0] == [[scan]]
+        said = capsys.readouterr().err
+        assert f"note: {where}left out, as 3 masks that this program wrote: corrected.nii, mine.nii, x_les" in said
+        assert f"note: {where}passed over as masks by their names: x_mask.nii.gz; give a file by itself" in said
+    assert found(outline, channels=["T2w"]) == [[str(outline)]]
+    for given in (tmp_path / "corrected.nii", tmp_path / "masks/mine.nii"):
+        with pytest.raises(UserError, match=f"{given}: found a mask or .* that this program wrote, expected a scan"):
+            found(given, channels=["T2w"])
+    with pytest.raises(UserError, match="found no .nii or .nii.gz file but 1 mask in this folder"):
+        found(tmp_path / "masks", channels=["T2w"])
