@@ -146,8 +146,8 @@ def bids_cases(arguments: argparse.Namespace, channels: list[str]) -> tuple[list
     ``channels`` are the model's, which are the suffixes where none are given.
     """
     from meshnet.cohort import bids
-    from meshnet.cohort.series import kinds_of
     from meshnet.data.sources.bids import MODALITIES
+    from meshnet.scans.naming import kinds_of
 
     root = Path(arguments.scans[0])
     out = Path(arguments.output) if arguments.output else root / "derivatives" / "meshnet"

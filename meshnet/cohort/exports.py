@@ -18,11 +18,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from meshnet.cohort.dicom import convert, name_of
-from meshnet.cohort.series import Series, choose, find_series, kinds_of, study_name
+from meshnet.cohort.series import Series, choose, find_series, study_name
 from meshnet.errors import UserError
 from meshnet.files import hash_of
 from meshnet.runs.place import Place, place
 from meshnet.runs.shares import FOLDER, POLL, Claims
+from meshnet.scans.naming import kinds_of
 
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, KeyError,
               struct.error)  # what a damaged one is met with, wherever the damage is

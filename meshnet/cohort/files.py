@@ -11,6 +11,7 @@ from pathlib import Path
 from meshnet.display import count
 from meshnet.errors import UserError
 from meshnet.files import walk
+from meshnet.scans.naming import ALIASES, kinds_of
 
 WRITTEN = (".nii", ".nii.gz")
 UNWRITTEN = (".mgz", ".mgh", ".nrrd", ".nhdr", ".img", ".hdr", ".mha", ".mhd", ".mnc", ".dcm", ".gz", ".zip", ".png",
@@ -160,8 +161,6 @@ def in_order(named: dict[str, Path], channels: list[str]) -> list[Path]:
 
 def is_channel(name: str, channel: str) -> bool:
     """Whether ``name`` is one of the kinds of scan that the model takes for a channel."""
-    from meshnet.cohort.series import kinds_of
-
     return name.lower() in {channel.lower(), *map(str.lower, kinds_of(channel))} or (
         kinds_of(name)[0] in kinds_of(channel))
 
@@ -223,8 +222,6 @@ def case_name(scans: list[Path]) -> str:
     first = stem(scans[0])
     if len(scans) == 1:
         return first
-    from meshnet.cohort.series import ALIASES
-
     parts = zip(*(re.findall(r"[^_-]+[_-]?", stem(path)) for path in scans))
     common = "".join(each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, parts)).rstrip("_-")
     if common:

@@ -11,6 +11,7 @@ import numpy as np
 from meshnet.data.sources.ghosts import is_ghost
 from meshnet.errors import UserError
 from meshnet.files import hash_of, walk
+from meshnet.scans.naming import kinds_of
 
 PREAMBLE = 128  # bytes before the letters DICM
 TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality", "SeriesNumber",
@@ -32,8 +33,6 @@ KINDS = (  # channel, words of a description, words that speak against it; the f
     ("T1w", r"t1|mp.?rage|spgr|bravo|\btfl\b|\bfspgr\b", "map"),
     ("PDw", r"\bpd\b|proton", "fat"),
 )
-ALIASES = {"dwi": "DWI", "trace": "DWI", "adc": "ADC", "t2starw": "T2starw", "swi": "T2starw", "ct": "CT", "t1": "T1w",
-           "t2": "T2w", "t1w": "T1w", "t2w": "T2w", "flair": "FLAIR", "pdw": "PDw"}
 
 
 @dataclass
@@ -219,12 +218,6 @@ def choose(series: Sequence[Series], channels: Sequence[str], wanted: Sequence[s
         chosen.append(max(fit, key=lambda one: (not CONTRAST.search(re.sub(r"[_-]+", " ", one.words)), one.frames,
                                                 one.number)))
     return chosen
-
-
-def kinds_of(channel: str) -> list[str]:
-    """The kinds of scan that a model takes for a channel, the preferred first: three of "T1w, T2w or FLAIR"."""
-    names = re.split(r"\s*,\s*(?:or\s+)?|\s+or\s+", channel.strip())
-    return [ALIASES.get(name.lower(), name) for name in names if name] or [channel]
 
 
 def of_kind(series: Sequence[Series], kind: str) -> list[Series]:

@@ -29,6 +29,7 @@ from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import Decision, expected_dice, kept, lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.naming import name_remarks
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
 from meshnet.scans.ours import signed
 
@@ -232,8 +233,10 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
         remarks += checks.content_remarks(volume[0], images[0], models[0].card.voxel_mm)
         for channel, extra, name in zip(volume, extras[0], card.channels):
             remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
-    looks = [extra[0].get(LOOKS) for extra in extras]
-    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), next(filter(None, looks), None))
+    looks = next(filter(None, [extra[0].get(LOOKS) for extra in extras]), None)
+    if not any(isinstance(scan, nib.spatialimages.SpatialImage) for scan in scans):
+        remarks = [*name_remarks(scans, card.channels, looks), *remarks]
+    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), looks)
 
 
 def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
