@@ -15,7 +15,7 @@ from pathlib import Path
 from meshnet.cohort import call
 from meshnet.cohort.files import find_scans, named_channels, plan_masks
 from meshnet.config import parse_size
-from meshnet.display import command
+from meshnet.display import command, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.flags import show_first
 from meshnet.runs import shards
@@ -157,16 +157,22 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 return
             started = time.perf_counter()
             case, read = ahead.pop(0)
+            if said:
+                batch.show(case)
             try:
                 check_output(case, arguments)
                 conformed = read.result()
+                batch.live.clear()
                 if not (said or arguments.json):  # not before a scan is read: a mistake is one line
                     say_what_is_done(models, arguments)
                 said = True
                 if len(case["scans"]) > 1 and not arguments.json:
                     print(printable(named_channels(case["scans"], models[0].card.channels)), file=sys.stderr)
+                batch.show(case)
                 result, volumes = segment_and_write(conformed, models, case, arguments, batch)
+                batch.live.clear()
             except Exception as error:  # noqa: BLE001 - one scan of many; what would end the others as well is raised
+                batch.live.clear()
                 batch.fail(case, error)
                 continue
             result["seconds"] = round(time.perf_counter() - started, 2)
@@ -295,7 +301,8 @@ def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
     """The line under a picture: the scan, its volume, the model, and what is doubtful."""
     from meshnet.cohort.lines import called
 
-    words = [Path(result["scan"][0]).name, f"{result['volume_ml']:.2f} mL", called(arguments.model)]
+    model = called([shown_path(name) for name in arguments.model])
+    words = [Path(result["scan"][0]).name, f"{result['volume_ml']:.2f} mL", model]
     return printable("; ".join([", ".join(words), *result["warnings"]])[:MOST_CAPTION])
 
 

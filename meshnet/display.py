@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from meshnet.errors import TOKEN
 
@@ -51,11 +52,14 @@ def shown_path(path: str | Path) -> str:
 class Live:
     """One line that says what is going on, redrawn on a terminal; in a log file a line every minute.
 
-    ``active`` False shows nothing, for all but one of several processes.
+    Args:
+        active: False shows nothing, for all but one of several processes.
+        stream: what is written to; None: standard output.
     """
 
-    def __init__(self, active: bool = True):
-        self.active, self.terminal = active, sys.stdout.isatty()
+    def __init__(self, active: bool = True, stream: TextIO | None = None):
+        self.stream = stream or sys.stdout
+        self.active, self.terminal = active, self.stream.isatty()
         self.line, self.drawn, self.said = "", 0.0, time.monotonic()
 
     def show(self, line: str) -> None:
@@ -63,12 +67,12 @@ class Live:
         now = time.monotonic()
         if not self.active:
             return
-        if self.terminal and now - self.drawn >= DRAW_SECONDS:
+        if self.terminal and (now - self.drawn >= DRAW_SECONDS or not self.line):
             self.line, self.drawn = line[:shutil.get_terminal_size().columns - 1], now
-            print(f"\r\x1b[K{self.line}", end="", flush=True)
+            print(f"\r\x1b[K{self.line}", end="", flush=True, file=self.stream)
         elif not self.terminal and now - self.said >= QUIET_SECONDS:
             self.said = now
-            print(line, flush=True)
+            print(line, flush=True, file=self.stream)
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the one that is redrawn."""
@@ -76,12 +80,12 @@ class Live:
             return
         self.clear()
         self.said = time.monotonic()
-        print(line, flush=True)
+        print(line, flush=True, file=self.stream)
 
     def clear(self) -> None:
         """Remove the line that is redrawn."""
         if self.terminal and self.line:
-            print("\r\x1b[K", end="", flush=True)
+            print("\r\x1b[K", end="", flush=True, file=self.stream)
             self.line = ""
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
-from meshnet.cohort.records import Records, Work, write_table
+from meshnet.cohort.records import Records, Work, label, progress, write_table
+from meshnet.display import Live
 from meshnet.errors import UserError, decoration
 from meshnet.inference.scan import Case, Segmentation, timed
 from meshnet.networks.card import WEIGHTS
@@ -62,6 +64,8 @@ class Batch:
             lists.tell(self.work.records, cases, self.lost)  # jobs of a launcher have one list
         self.facts: dict[str, dict] = {}
         self.taken = 0
+        # Several processes have a line of their own about all of them (records.py).
+        self.live = Live(len(cases) > 1 and not self.work.where.shared, sys.stderr)
         if self.root is not None:
             weights = AVERAGED if arguments.ema else WEIGHTS
             self.model_facts = model_facts(names, [model.card for model in models], weights)
@@ -137,6 +141,13 @@ class Batch:
             raise error
         self.work.fail(planned, failure_of(planned, error))
 
+    def show(self, planned: dict) -> None:
+        """What is at hand, how many are done and how long the rest takes, in the line that is redrawn."""
+        work = self.work
+        done = work.did + work.failed + len(work.skipped)
+        told = progress(done, len(work.cases), done - work.did, time.monotonic() - work.began)
+        self.live.show(f"{told}; at {label(planned)}")
+
     def close(self) -> None:
         """Give back what was taken from other processes."""
         self.work.close()
@@ -150,7 +161,9 @@ class Batch:
             print(f"{len(work.skipped)} of {len(work.cases)} masks exist, skipped; --overwrite replaces them",
                   file=sys.stderr)
         if failed:
-            print(f"{failed} of {work.did + failed} scans could not be segmented", file=sys.stderr)
+            skipped = f" ({len(work.skipped)} skipped)" if work.skipped else ""
+            print(f"{failed} of {work.did + failed + len(work.skipped)} scans could not be segmented{skipped}",
+                  file=sys.stderr)
         if self.arguments.level == "participant" and self.arguments.report:
             print(f"note: {self.out / PAGE}: is written by the level 'group', with --report", file=sys.stderr)
         if self.arguments.level == "participant":

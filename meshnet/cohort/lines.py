@@ -11,7 +11,8 @@ from meshnet.networks.folder import DEFAULT_NAME
 
 
 def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None) -> str:
-    """One line on what is being done: the models, what they mark, on which scans, and what decides.
+    """What is being done, in one line, or two where the contrast of a scan decides: the models, what they mark, on which
+    scans, and from what probability and size.
 
     Args:
         names: of the models as the user gave them; empty for the built-in one.
@@ -30,18 +31,18 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
             by += f", where a lesion reaches {sure}"
     smallest = in_words(cards, threshold, min_lesion_mm3, "min_lesion_mm3", 1000)
     kept = f"what is below {smallest} mL is dropped" if smallest else "all sizes are kept"
-    return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans; {by}; {kept}"
+    decides = f";\n  {by}, by contrast; " if any(" to " in words for words in (by, smallest)) else f"; {by}; "
+    return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans{decides}{kept}"
 
 
 def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None, name: str,
              divisor: float = 1) -> str:
-    """A field of the models' ``Decision``, and behind it in brackets what it is on scans for which it differs; empty
-    where it is 0 on all."""
-    values = {contrast: getattr(common_decision(cards, contrast, threshold, min_lesion_mm3), name) / divisor
-              for contrast in (None, *cards[0].contrasts)}
-    own = values.pop(None)
-    others = ", ".join(f"{contrast} {value:.3g}" for contrast, value in values.items() if value != own)
-    return f"{own:.3g}" + (f" ({others})" if others else "") if own or others else ""
+    """A field of the models' ``Decision``, from its lowest to its highest value where it is another on scans of some
+    contrast; empty where it is 0 on all."""
+    values = [getattr(common_decision(cards, contrast, threshold, min_lesion_mm3), name) / divisor
+              for contrast in (None, *cards[0].contrasts)]
+    low, high = min(values), max(values)
+    return f"{low:.3g} to {high:.3g}" if low != high else f"{low:.3g}" if high else ""
 
 
 def trust(card: Card, contrast: str | None) -> str | None:
@@ -84,4 +85,5 @@ def result_line(result: dict, volumes: dict[str, float]) -> str:
         said += f" in {result['lesions']} {one if result['lesions'] == 1 else many}"
     if result.get("contrast"):
         said += f"; looks like {result['contrast']}"
-    return f"{result['mask']}: {said} ({result['seconds']:.1f} s)"
+    quality = f"expected Dice {result['quality']:.2f}, " if result["lesions"] and result.get("quality") else ""
+    return f"{result['mask']}: {said} ({quality}{result['seconds']:.1f} s)"

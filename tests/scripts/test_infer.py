@@ -143,6 +143,10 @@ def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path)
     (folder / "b.nii.gz").unlink()
     again = infer(folder, "-o", out, "--model", model, "--no-picture")
     assert masks["a"].stat().st_mtime_ns == stamp and "exists, skipped" in again.stderr
+    (folder / "d.nii.gz").write_bytes(b"nothing")
+    found = infer(folder, "-o", out, "--model", model, "--no-picture", check=False)
+    assert "1 of 3 scans could not be segmented (2 skipped)" in found.stderr
+    (folder / "d.nii.gz").unlink()
     shares = [infer(folder, "-o", tmp_path / "shared", "--model", model, "--no-picture",
                     env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (1, 0)]
     # The first process finds nobody at the other's part and does it as well; the second has nothing left to do.
@@ -190,6 +194,30 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(root):
                            stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_a_terminal_shows_how_far_a_folder_is(root, model, tmp_path):
+    """In a line that is gone once a scan is done; a log file has the lines of the scans alone."""
+    for name in "abc":
+        scan_file(tmp_path / f"{name}.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(b"nothing")
+    given = [sys.executable, "infer.py", tmp_path, "--model", model, "--no-picture", "--overwrite"]
+    main, end = os.openpty()
+    found = subprocess.run(given, cwd=root, stdout=subprocess.PIPE, stderr=end, text=True, check=False)
+    os.close(end)
+    shown = os.read(main, 10_000).decode()
+    os.close(main)
+    for line in ("0 of 3 scans done; at ", "2 of 3 scans done, about 1 min left; at "):
+        assert line in shown, shown
+    assert "\r\x1b[Kerror: " in shown and len(found.stdout.splitlines()) == 2
+    assert "scans done" not in infer(*given[2:], check=False).stderr
+
+
+def test_the_line_of_a_scan_says_what_dice_to_expect():
+    result = {"mask": "m.nii", "volume_ml": 2.0, "lesions": 1, "seconds": 1.5, "remarks": [], "quality": 0.714}
+    assert result_line(result, {"lesion": 2.0}) == "m.nii: 2.00 mL in 1 lesion (expected Dice 0.71, 1.5 s)"
+    assert result_line(result | {"lesions": 0, "volume_ml": 0.0}, {"lesion": 0.0}) == (
+        "m.nii: 0.00 mL; nothing marked (1.5 s)")
 
 
 def test_any_spelling_of_the_ending_is_a_scan(tmp_path):
