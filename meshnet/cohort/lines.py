@@ -11,7 +11,7 @@ from meshnet.networks.folder import DEFAULT_NAME
 
 
 def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None) -> str:
-    """What is being done, in one line, or two where the contrast of a scan decides: the models, what they mark, on which
+    """What is being done, in one line, or two where a scan's contrast decides: the models, what they mark, on which
     scans, and from what probability and size.
 
     Args:

@@ -147,5 +147,5 @@ def test_its_own_masks_are_no_scans_in_a_folder_and_in_a_list(tmp_path, capsys):
     for given in (tmp_path / "corrected.nii", tmp_path / "masks/mine.nii"):
         with pytest.raises(UserError, match=f"{given}: found a mask or .* that this program wrote, expected a scan"):
             found(given, channels=["T2w"])
-    with pytest.raises(UserError, match="found no .nii or .nii.gz file but 1 mask in this folder"):
+    with pytest.raises(UserError, match=r"found no \.nii or \.nii\.gz file but 1 mask in this folder"):
         found(tmp_path / "masks", channels=["T2w"])

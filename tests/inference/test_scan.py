@@ -256,8 +256,8 @@ def test_a_contrast_decides_in_the_mask_the_line_and_the_header(tmp_path):
     assert told["contrast"] == "T2w" and told["expect"] == "not tried." and told["lesions"] == 1
     assert (told["threshold"], told["sure"]) == (0.3, 0.5)
     text = infer(path, "--model", model, "--no-picture")
-    assert (" scans;\n  from probability 0.3 to 0.999, where a lesion reaches 0 to 0.5, by contrast; all sizes are kept\n"
-            in text.stderr)
+    assert (" scans;\n  from probability 0.3 to 0.999, where a lesion reaches 0 to 0.5, by contrast; all sizes are "
+            "kept\n" in text.stderr)
     assert "; looks like T2w (" in text.stdout and "T2w: not tried.\n" in text.stderr
     strict = bright_model(tmp_path / "s", **own, contrasts={"T2w": {"threshold": 0.3, "sure": 1.0}})
     none = segment_scan(path, strict)
