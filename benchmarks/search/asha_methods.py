@@ -8,7 +8,9 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from asha_botorch import botorch
 from asha_curves import Curves
+from asha_smac import Smac
 
 from meshnet.search.asha import Asha, geometric_rungs
 from meshnet.search.sampler import ModelSampler, RandomSampler
@@ -273,5 +275,9 @@ METHODS: dict[str, Callable] = {
     "optuna_tpe_default": lambda problem, seed, workers: OptunaPruner(problem, seed, workers, multivariate=False),
     "syne_tune_asha": lambda problem, seed, workers: SyneTune(problem, seed, workers, "asha"),
     "orion_asha": Orion,
+    "smac": Smac,
+    "botorch": botorch,
+    "ours_not_judging": lambda problem, seed, workers: Ours(
+        problem, seed, workers, lambda space, seed: ModelSampler(space, seed, judging=False)),
     "syne_tune_cqr": lambda problem, seed, workers: SyneTune(problem, seed, workers, "cqr"),
 }
