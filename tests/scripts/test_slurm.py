@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,10 +38,41 @@ def another(cluster, seen: set[int]) -> int:
     return number
 
 
-def trainer_of(cluster, bench, number: int) -> int:
+def trainer_of(cluster, number: int) -> int:
     """The process of a job's run."""
     script = Path(re.search(r"Command=(\S+)", cluster.ask("scontrol", "show", "job", number))[1])
     return wait_for(lambda: runs_of(script.parent), seconds=120)[0]
+
+
+def cancel(cluster, number: int) -> None:
+    cluster.ask("scancel", number)
+
+
+def preempt(cluster, number: int) -> None:
+    cluster.ask("sbatch", "-p", "high", "--exclusive", "-J", "other", "-o", "/dev/null", "--wrap", "sleep 2")
+    wait_for(lambda: number not in cluster.jobs("RUNNING", "COMPLETING"), seconds=120, pause=0.5)
+
+
+def outlast(cluster, number: int) -> None:
+    """Take a job over its time limit."""
+    os.kill(trainer_of(cluster, number), signal.SIGSTOP)  # it would be done before
+    cluster.ask("scontrol", "update", f"JobId={number}", "TimeLimit=1")
+    wait_for(lambda: number not in cluster.jobs("RUNNING", "COMPLETING"), seconds=240, pause=1)
+
+
+def through_the_worst(cluster, seen: set[int], what) -> int:
+    """The number of a job whose run had begun when ``what`` was done to it."""
+    number = another(cluster, seen)
+    trainer_of(cluster, number)
+    what(cluster, number)
+    return number
+
+
+def check_told(cluster, told: str, cancelled: int, preempted: int, limited: int) -> None:
+    assert re.search(rf"job {cancelled} was cancelled; goes on", told), told
+    assert re.search(rf"job {limited} reached its time limit; goes on", told), told
+    assert f"job {preempted} " not in told, told  # requeued by SLURM itself, with the same number
+    assert "adopted" in told and not cluster.jobs("RUNNING", "PENDING"), told
 
 
 def test_a_search_that_a_cluster_does_everything_to_has_the_scores_of_one_at_home(bench, cluster):
@@ -50,39 +80,25 @@ def test_a_search_that_a_cluster_does_everything_to_has_the_scores_of_one_at_hom
     bench.write("driver.py", DRIVER.replace("    import search\n", QUICK + "    import search\n"))
     flags = ("--max_trials", "12", "--launcher", "slurm", "--slurm", "partition=low,time=30")
     driver, seen = bench.start("cluster", *flags, epoch_seconds=3.0), set()
-    cancelled = another(cluster, seen)
-    trainer_of(cluster, bench, cancelled)
-    cluster.ask("scancel", cancelled)
-
-    preempted = another(cluster, seen)
-    trainer_of(cluster, bench, preempted)
-    cluster.ask("sbatch", "-p", "high", "--exclusive", "-J", "other", "-o", "/dev/null", "--wrap", "sleep 2")
-    wait_for(lambda: preempted not in cluster.jobs("RUNNING", "COMPLETING"), seconds=120, pause=0.5)
-
-    limited = another(cluster, seen)
-    os.kill(trainer_of(cluster, bench, limited), signal.SIGSTOP)  # it would be done before its time limit
-    cluster.ask("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
-    wait_for(lambda: limited not in cluster.jobs("RUNNING", "COMPLETING"), seconds=240, pause=1)
-
+    cancelled, preempted, limited = (through_the_worst(cluster, seen, what) for what in (cancel, preempt, outlast))
     another(cluster, seen)
     cluster.restart_slurmd()
-    trainer_of(cluster, bench, another(cluster, seen))
+    trainer_of(cluster, another(cluster, seen))
     driver.send_signal(signal.SIGKILL)
     told = driver.communicate()[0]
     told += bench.run("cluster", *flags)  # with the short epochs of the one at home from here on
 
-    assert re.search(rf"job {cancelled} was cancelled; goes on", told), told
-    assert re.search(rf"job {limited} reached its time limit; goes on", told), told
-    assert f"job {preempted} " not in told  # requeued by SLURM itself, with the same number
-    assert "adopted" in told and not cluster.jobs("RUNNING", "PENDING")
+    check_told(cluster, told, cancelled, preempted, limited)
     home, there = check_accounts(bench, "home", 12), check_accounts(bench, "cluster", 12)
     shared = home.keys() & there.keys()
     assert len({trial for trial, *_ in shared}) == 12
     assert {key: home[key] for key in shared} == {key: there[key] for key in shared}
 
 
-def test_a_cross_validation_has_the_scores_of_one_at_home(cluster, root, tiny_data, tmp_path):
-    (tmp_path / "m3.yaml").write_text("model: {channels: 3, dilations: [1, 2, 1]}\ntraining: {max_epochs: 2}\n"
+def test_a_cross_validation_that_a_cluster_does_everything_to_has_the_scores_of_one_at_home(cluster, root, tiny_data,
+                                                                                             tmp_path):
+    """Runs of train.py itself: one cancelled, one preempted, one at its time limit, a node and the driver lost."""
+    (tmp_path / "m3.yaml").write_text("model: {channels: 3, dilations: [1, 2, 1]}\ntraining: {max_epochs: 60}\n"
                                       "data: {workers: 0}\n")
     driver = tmp_path / "driver.py"
     driver.write_text("import sys\nfrom meshnet.errors import run_script\nfrom meshnet.runs import slurm\n"
@@ -91,27 +107,31 @@ def test_a_cross_validation_has_the_scores_of_one_at_home(cluster, root, tiny_da
     def command(out, *flags):
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen([sys.executable, str(driver), "--data", str(tiny_data), "--recipes",
-                                 str(tmp_path / "m3.yaml"), "--restarts", "1", "--gpus_per_worker", "0", "--workers",
+                                 str(tmp_path / "m3.yaml"), "--restarts", "2", "--gpus_per_worker", "0", "--workers",
                                  "2", "--out", str(tmp_path / out), *flags], cwd=root, env=environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     at_home = command("home")
-    assert at_home.wait(900) == 0, at_home.stdout.read()
-    flags, seen = ("--launcher", "slurm", "--slurm", "partition=low"), set()
+    told_at_home = at_home.communicate(timeout=900)[0]
+    assert at_home.returncode == 0, told_at_home
+    flags, seen = ("--launcher", "slurm", "--slurm", "partition=low,time=30"), set()
     first = command("cluster", *flags)
-    cancelled = another(cluster, seen)
-    time.sleep(1)
-    cluster.ask("scancel", cancelled)
+    cancelled, preempted, limited = (through_the_worst(cluster, seen, what) for what in (cancel, preempt, outlast))
     another(cluster, seen)
+    cluster.restart_slurmd()
+    trainer_of(cluster, another(cluster, seen))
     first.send_signal(signal.SIGKILL)
-    first.communicate()
+    told = first.communicate()[0]
     second = command("cluster", *flags)
-    told = second.communicate(timeout=900)[0]
+    told += second.communicate(timeout=900)[0]
     assert second.returncode == 0, told
-    for path in sorted((tmp_path / "home").rglob("test_cases.csv")):
+
+    check_told(cluster, told, cancelled, preempted, limited)
+    home = sorted((tmp_path / "home").rglob("test_cases.csv"))
+    assert len(home) == 6 == len(list((tmp_path / "cluster").rglob("test_cases.csv")))
+    for path in home:
         there = tmp_path / "cluster" / path.relative_to(tmp_path / "home")
         assert list(csv.DictReader(path.open())) == list(csv.DictReader(there.open()))
-    assert len(list((tmp_path / "cluster").rglob("test_cases.csv"))) == 3
 
 
 def at_work(out: Path) -> list[tuple[int, int]]:
