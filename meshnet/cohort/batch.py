@@ -52,12 +52,12 @@ class Batch:
                 print(f"error: {path}: {reason}", file=sys.stderr)
         else:
             self.out = output_folder(arguments.output, cases)
-        self.alone = self.root is None and len(cases) == 1 and not (arguments.report or place().lines)
-        if self.lost or (arguments.format == "dicom" and place().count > 1):
-            self.alone = False  # a table says what became of the others, and is of all tasks of an array
+        here = place()
+        together = here.lines or (here.count > 1 and self.out is not None)  # a table is of all tasks of an array
+        self.alone = self.root is None and len(cases) == 1 and not (arguments.report or together or self.lost)
         if arguments.report and self.out is None:
             raise UserError("--report: needs -o FOLDER, the folder of the masks and of the page; add it")
-        # The one scan of a task of an array is that task's own: nothing is shared.
+        # One scan whose mask lies where a task of an array says is that task's own: nothing is shared.
         self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone,
                          Place() if self.alone else None)
         if self.root is None and self.work.claims and self.work.where.count > 1 and not self.work.where.lines:

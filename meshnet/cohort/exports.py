@@ -43,7 +43,8 @@ def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wante
     printed on standard error.
 
     Raises:
-        UserError: where there is no scan at all: the first problem.
+        UserError: where there is no scan at all: the first problem. In one task of an array there is then just no case,
+            since others have some.
     """
     planned, export_of, problems, failed = {}, {}, [], []
 
@@ -78,7 +79,7 @@ def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wante
         if isinstance(found[name], UserError):
             fail(study_name(chosen[0].study), found[name], export_of[name])
     cases = [found[name] | {"export": export_of[name]} for name in planned if not isinstance(found[name], UserError)]
-    if not cases:
+    if not cases and place().count == 1:
         raise problems[0]
     for error in problems:
         print(f"error: {error}", file=sys.stderr)

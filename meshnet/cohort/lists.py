@@ -11,9 +11,10 @@ from meshnet.files import hash_of, write_json
 def tell(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> None:
     """Keep the list of this process: its cases, and records of exports and studies that gave none.
 
-    A list that has no case which this one lacks is an earlier one of the same scans, and is removed.
+    A list that has no case and no lost export which this one lacks is an earlier one of the same scans, and is removed.
     """
     path, own = path_of(records, cases, lost), {case["key"] for case in cases}
+    tried = {one.get("export") for one in (*cases, *lost)}
     if path.exists():
         return
     write_json(path, {
@@ -23,7 +24,8 @@ def tell(records: Records, cases: Sequence[dict], lost: Sequence[dict]) -> None:
                   for case in cases],
         "lost": [{name: record.get(name) for name in ("scan", "error", "key", "export")} for record in lost]})
     for earlier, told in others(records, path):
-        if all(one["key"] in own for one in told["cases"]):
+        if (all(one["key"] in own for one in told["cases"])
+                and all(one.get("export") in tried for one in told["lost"])):
             earlier.unlink(missing_ok=True)
 
 

@@ -46,6 +46,39 @@ def test_the_table_and_the_page_are_of_all_tasks(model, tmp_path):
     assert len(list((out / ".meshnet").glob("list-*.json"))) == 2
 
 
+def test_tasks_of_one_scan_each_have_one_table(model, tmp_path):
+    """Also of one that cannot be read; with the name of a mask in place of the folder there is none."""
+    out, scans = tmp_path / "out", [scan_file(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    scans[1].write_bytes(b"broken")
+    flags = ("--model", model, "--no-picture")
+    for number, scan in enumerate(scans):
+        found = infer(scan, "-o", out, *flags, env=task(number, of=3), check=False)
+        assert found.returncode == (number >= 1) and "lesions.csv: " in found.stderr  # of the whole table
+    assert sorted(rows(out)) == [("a.nii.gz", False), ("b.nii.gz", True), ("c.nii.gz", False)]
+    made = (out / "a_lesion.nii.gz").stat().st_mtime_ns
+    assert "3 scans" not in infer(scans[0], "-o", out, *flags, env=task(0, of=3, job="8"), check=False).stderr
+    assert (out / "a_lesion.nii.gz").stat().st_mtime_ns == made and len(rows(out)) == 3
+    for _ in range(2):
+        infer(scans[0], "-o", tmp_path / "mask.nii.gz", *flags, env=task(0, of=3))
+    assert not (tmp_path / "lesions.csv").exists() and not (tmp_path / ".meshnet").exists()
+
+
+def test_an_export_that_gives_no_scan_is_a_row_of_the_table_of_all_tasks(model, tmp_path):
+    for package in ("pydicom", "dcm2niix"):
+        pytest.importorskip(package, reason="pip install -r requirements-dicom.txt")
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    (tmp_path / "in").mkdir()
+    write_series(tmp_path / "in" / "0", slices=9, size=16)
+    run = lambda what, number, **options: infer(what, "-o", tmp_path / "out", "--model", model, "--no-picture",
+                                                "--format", "dicom", env=task(number), check=False)
+    first = run(tmp_path / "bad.zip", 0)
+    assert first.returncode == 1 and "cannot be read as a zip" in first.stderr, first.stderr
+    assert rows(tmp_path / "out") == [("export-1", True)]
+    run(tmp_path / "in", 1)
+    assert len(rows(tmp_path / "out")) == 2
+    assert infer(tmp_path / "bad.zip", "-o", tmp_path / "one", "--model", model, check=False).returncode == 2
+
+
 def test_exports_of_one_study_each_have_one_table_that_names_no_patient(model, tmp_path):
     for package in ("pydicom", "dcm2niix"):
         pytest.importorskip(package, reason="pip install -r requirements-dicom.txt")
