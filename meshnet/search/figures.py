@@ -11,6 +11,8 @@ from meshnet.search.space import Dimension, Space
 
 MIN_TRIALS = 10  # with scores that differ; the importances of fewer would be noise
 NAMED = 6  # the best trials, whose curves carry their number
+LINE = 0.045  # height of a line of text, as a share of the axes
+STEPS = 4  # of the scale of a parameter that is a number
 
 
 def draw(folder: Path, study: Asha, space: Space, curves: list, metric: str) -> list[Path]:
@@ -43,14 +45,15 @@ def draw_curves(study: Asha, curves: list, metric: str):
     for trial, fold, horizon, epoch, score in curves:
         if score is not None:
             lines.setdefault((trial, fold, horizon), []).append((epoch, score))
-    named = best_trials(study, NAMED)
+    named, ends = best_trials(study, NAMED), {}
     for (trial, _, _), points in sorted(lines.items(), key=lambda item: study.trials[item[0][0]].rung):
         rung = max(study.trials[trial].scores, default=study.trials[trial].bracket)
         axes.plot(*zip(*points), color=colours[rung], alpha=0.4 + 0.6 * (rung + 1) / len(study.rungs), linewidth=1.2,
                   marker="." if len(points) < 8 else None)
         if trial in named:
-            axes.annotate(f"trial {trial}", points[-1], (4, 0), textcoords="offset points", va="center", fontsize=7,
-                          color=colours[rung], annotation_clip=False)
+            ends.setdefault(trial, []).append(points[-1])
+    axes.margins(x=0.02)
+    name_at_the_right(axes, {trial: max(points, key=lambda point: point[1]) for trial, points in ends.items()})
     for epochs, colour in zip(study.rungs, colours):
         axes.axvline(epochs, color=plots.GREY, linewidth=0.8, zorder=0)
         axes.plot([], [], color=colour, label=f"finished {count(epochs, 'epoch')}")
@@ -58,6 +61,30 @@ def draw_curves(study: Asha, curves: list, metric: str):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return figure
+
+
+def name_at_the_right(axes, ends: dict[int, tuple[float, float]]) -> None:
+    """Write the number of each trial right of the axes, as high as its line ends (x, y), but none over another; a thin
+    line leads to each."""
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda trial: ends[trial][1])
+    places = spread([(ends[trial][1] - low) / (high - low) for trial in order])
+    for trial, place in zip(order, places):
+        axes.annotate(f"trial {trial}", ends[trial], (1.03, place), textcoords="axes fraction", va="center",
+                      fontsize=8, annotation_clip=False,
+                      arrowprops={"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2})
+
+
+def spread(places: list[float]) -> list[float]:
+    """Ascending ``places`` (0..1) moved apart as little as needed for lines of text at them, none above 1."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + LINE) if found else place)
+    top = 1.0
+    for at in reversed(range(len(found))):
+        found[at] = top = min(found[at], top)
+        top -= LINE
+    return found
 
 
 def best_trials(study: Asha, most: int) -> set[int]:
@@ -112,20 +139,27 @@ def draw_parallel(study: Asha, space: Space, metric: str):
     """A line for each trial across one axis for each parameter, the last one its rank at its highest rung."""
     from matplotlib import colormaps
 
-    figure = plots.new_figure(1.3 * (len(space.dimensions) + 2), 4)
+    figure = plots.new_figure(1.5 * (len(space.dimensions) + 2), 4.5)
     axes = figure.subplots()
-    ranked = ranks(study)
+    ranked, last = ranks(study), len(space.dimensions)
     for number, rank in sorted(ranked.items(), key=lambda one: one[1]):  # the best ones lie on top
         places = [*space.encode(study.trials[number].parameters), rank]
         axes.plot(range(len(places)), places, color=colormaps["viridis"](rank), alpha=0.25 + 0.75 * rank,
                   linewidth=0.8 + 1.2 * rank)
-    for column, dimension in enumerate(space.dimensions):
+    for column, marks in enumerate([*map(marks_of, space.dimensions), [(0.0, "worst"), (1.0, "best")]]):
         axes.axvline(column, color=plots.GREY, linewidth=0.8, zorder=0)
-        for unit, value in marks_of(dimension):
-            axes.annotate(str(value), (column, unit), (3, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set_xticks(range(len(space.dimensions) + 1), [*(one.name for one in space.dimensions), f"rank by {metric}"])
-    axes.set(yticks=[], xlim=(-0.1, len(space.dimensions) + 0.1), ylim=(-0.03, 1.03))
+        for unit, value in marks:
+            axes.annotate(value, (column, unit), (-4, 0), textcoords="offset points", va="center", ha="right",
+                          fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
+            axes.plot([column - 0.02, column], [unit, unit], color=plots.GREY, linewidth=0.8)
+    axes.set_title(f"{count(len(ranked), 'trial')}: values, and rank by {metric}; the best {NAMED} are named")
+    axes.set_xticks(range(last + 1), [*(one.name for one in space.dimensions), f"rank by {metric}"])
+    axes.set(yticks=[], xlim=(-0.45, last), ylim=(-0.03, 1.03))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     axes.grid(visible=False)
+    best = sorted(ranked, key=ranked.get)[-NAMED:]
+    name_at_the_right(axes, {trial: (last, ranked[trial]) for trial in best})
     return figure
 
 
@@ -139,10 +173,12 @@ def ranks(study: Asha) -> dict[int, float]:
     return {number: place / max(len(order) - 1, 1) for place, number in enumerate(order)}
 
 
-def marks_of(dimension: Dimension) -> list[tuple[float, object]]:
-    """(place, value) of what is written on a parameter's axis: its choices, or its ends."""
-    values = dimension.choices or (dimension.decode(0.0), dimension.decode(1.0))
-    return [(dimension.encode(value), value) for value in values]
+def marks_of(dimension: Dimension) -> list[tuple[float, str]]:
+    """(place, value) of what is written on a parameter's axis: its choices, or some values from end to end."""
+    if dimension.choices:
+        return [(dimension.encode(value), str(value)) for value in dimension.choices]
+    values = {dimension.decode(step / STEPS): None for step in range(STEPS + 1)}  # whole numbers may be fewer
+    return [(dimension.encode(value), f"{value:.2g}") for value in values]
 
 
 def importance(study: Asha, space: Space) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Figures of a study: what stands on their axes."""
 
+import itertools
 import subprocess
 import sys
 
 import pytest
 
 from meshnet.search.asha import Asha
-from meshnet.search.figures import draw_curves, draw_parallel, draw_parameters, importance, ranks
+from meshnet.search.figures import LINE, draw_curves, draw_parallel, draw_parameters, importance, ranks, spread
 from meshnet.search.space import parse_space
 
 SPACE = parse_space(
@@ -42,11 +43,24 @@ def test_curves_are_named_and_their_colours_explained():
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == ["finished 1 epoch", "finished 2 epochs", "finished 4 epochs"]
     top = {number for _, number in study.finished[0][2]}
-    assert {text.get_text() for text in axes.texts} == {f"trial {number}" for number in top}
+    assert sorted(text.get_text() for text in axes.texts) == sorted(f"trial {number}" for number in top)
     explained = {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in names}
     assert len(set(explained.values())) == 3
     longest = [line for line in axes.lines if list(line.get_xdata()) == [1, 2, 3, 4]]
     assert {line.get_color() for line in longest} == {explained["finished 4 epochs"]} and len(longest) == len(top)
+
+
+def test_names_of_lines_that_end_together_stand_apart():
+    """In their order, inside the axes, and no further from where they end than needed."""
+    study = play(12, lambda parameters: 0.5 + 1e-6 * parameters["lr"])
+    curves = [(trial.number, fold, 4, epoch, 0.5 + 1e-6 * trial.parameters["lr"]) for trial in study.trials
+              for fold in (0, 1) for epoch in range(1, 1 + study.rungs[max(trial.scores)])]
+    (axes,) = draw_curves(study, curves, "val_dice").axes
+    places = sorted(text.get_position()[1] for text in axes.texts)
+    assert len(places) == 3 and min(b - a for a, b in itertools.pairwise(places)) >= LINE - 1e-9 and places[-1] <= 1
+    assert spread([0.1, 0.5, 0.9]) == [0.1, 0.5, 0.9]
+    assert spread([0.99, 0.99, 0.99]) == pytest.approx([1 - 2 * LINE, 1 - LINE, 1.0])
+    assert spread([0.5, 0.5]) == pytest.approx([0.5, 0.5 + LINE])
 
 
 def test_figures_change_no_setting_of_matplotlib(tmp_path, root):
@@ -88,6 +102,9 @@ def test_a_trial_is_a_line_through_its_values_to_its_rank():
     top = max(rung for trial in study.trials for rung in trial.scores)
     order = sorted(ranks(study), key=ranks(study).get)
     assert [top in study.trials[number].scores for number in order] == [False] * 9 + [True] * 3
-    assert [text.get_text() for text in axes.texts] == ["0.0001", "1.0", "0.0", "1.0", "0.2", "0.02", "0.1"]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[:15] == ["0.0001", "0.001", "0.01", "0.1", "1", "0", "0.25", "0.5", "0.75", "1", "0.2", "0.02", "0.1",
+                          "worst", "best"]
+    assert texts[15:] == [f"trial {number}" for number in order[-6:]] and axes.get_xlim()[0] < -0.3
     assert [label.get_text() for label in axes.get_xticklabels()] == [
         "lr", "bg_weight", "warmup_pct", "rank by val_dice"]
