@@ -56,8 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--report", action="store_true", help="only write the report, from the runs finished so far")
     g.add_argument("--reference", metavar="NAME", help="model that the others are tested against (default: meshnet26, "
                    "else the first recipe)")
-    g.add_argument("--pictures", type=int, default=10, help="worst cases of the reference to draw (default "
-                   "10); 0: no pictures")
+    g.add_argument("--pictures", type=int, default=3, help="how many of the best, middle and worst cases of "
+                   "the reference to draw (default 3); 0: no pictures")
 
     g = p.add_argument_group("where runs are placed")
     g.add_argument("--launcher", choices=LAUNCHERS, default="local", help="default: local")

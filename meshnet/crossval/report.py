@@ -30,14 +30,14 @@ TABLE = "table.txt"
 # ---------------------------------------------------------------------------------------------------------------------
 # From a folder
 
-def write_report(out: str | Path, reference: str | None = None, pictures: int = 10) -> Path:
+def write_report(out: str | Path, reference: str | None = None, pictures: int = 3) -> Path:
     """Write ``OUT/report/`` from the runs that are finished, and return the page's path.
 
     Args:
         out: folder of a cross-validation.
         reference: model that the others are tested against; None: ``meshnet26`` if it is there, else the first.
-        pictures: how many of the reference's worst cases are drawn, beside the best, the median and the worst case of
-            every model (needs the prepared data set).
+        pictures: how many of the best, of the middle and of the worst cases of the reference are drawn; of every other
+            model one each (needs the prepared data set).
 
     Raises:
         UserError: if nothing is finished, or runs must not be compared (see ``results.read_runs``).
@@ -136,7 +136,7 @@ def draw_charts(folder: Path, found: Results, parameters: Mapping[str, int | Non
 def draw_cases(folder: Path, found: Results, out: Path, plan: Mapping,
                count: int) -> tuple[dict[str, list[tuple[Path, str]]], str]:
     """Pictures of the best, the median and the worst case of every model with a caption each (of the reference,
-    ``count`` worst cases), or why there are none; not of ensembles, whose masks are not kept. The cases are segmented
+    ``count`` of each), or why there are none; not of ensembles, whose masks are not kept. The cases are segmented
     again. Existing pictures are kept: their names say which run they are from.
     """
     if not count:

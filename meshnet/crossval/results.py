@@ -175,12 +175,13 @@ class Results:
         """A native-grid score of every test case of a model's chosen restarts."""
         return [row[score] for row in self.pooled[model]]
 
-    def shown(self, model: str, worst: int) -> list[tuple[str, ScoredRun, Mapping]]:
-        """The test cases of a model that a report shows, with the run each is from: the best, the median and the
-        ``worst`` ones by lesion Dice in the scan's own grid."""
+    def shown(self, model: str, each: int) -> list[tuple[str, ScoredRun, Mapping]]:
+        """The test cases of a model that a report shows, with the run each is from: the best, the middle and the worst
+        ones by lesion Dice in the scan's own grid, ``each`` as many as there are cases for."""
         found = [(run, row) for (name, _), run in self.chosen.items() if name == model for row in run.cases]
-        found.sort(key=lambda item: (item[1]["dice"], item[1]["case"]))
-        places = {len(found) - 1: "best", len(found) // 2: "median"} if len(found) > 2 else {}
-        places = {**dict.fromkeys(range(min(worst, len(found))), "worst"), **places}
-        order = sorted(places, key=lambda place: (("best", "median", "worst").index(places[place]), place))
-        return [(places[place], *found[place]) for place in order]
+        found.sort(key=lambda item: (-item[1]["dice"], item[1]["case"]))
+        each = max(1, min(each, len(found) // 3))
+        middle = (len(found) - each) // 2
+        ranks = ["best", "median", "worst"] if len(found) > 2 else ["worst"] * len(found)
+        starts = [0, middle, len(found) - each] if len(found) > 2 else range(len(found))
+        return [(rank, *found[at]) for rank, start in zip(ranks, starts) for at in range(start, start + each)]
