@@ -37,9 +37,9 @@ def main() -> int:
         shell = sys.argv[2] if len(sys.argv) > 2 else ""
         run_script(lambda: print(script_for(shell, VERBS), end=""))
     if given not in VERBS:
-        from difflib import get_close_matches
+        from meshnet.flags import alike
 
-        like = get_close_matches(given, VERBS, 1)
+        like = alike(given, VERBS)
         meant = f"; did you mean {like[0]}?" if like else ""
         print(f"error: found verb '{given}', expected one of {', '.join(VERBS)}{meant}", file=sys.stderr)
         return 2

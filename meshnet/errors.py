@@ -9,7 +9,6 @@
 128+ a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
 """
 
-import argparse
 import contextlib
 import errno
 import importlib.util
@@ -22,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from meshnet.flags import add_version, help_text, meant
+from meshnet.flags import Guessing, add_version, help_text, meant
 from meshnet.numbers import add_numbers
 
 if TYPE_CHECKING:
@@ -334,7 +333,7 @@ def _end_late(told: "socket.socket", over: threading.Event, grace: float, number
             os._exit(128 + byte[0])
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(Guessing):
     """An argument parser whose errors are one line, and whose numbers are those of ``read_number``."""
 
     def __init__(self, *arguments, **options):

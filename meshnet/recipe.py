@@ -29,6 +29,7 @@ from meshnet.config import (
     with_types,
 )
 from meshnet.errors import OneLineParser, UserError
+from meshnet.flags import alike
 from meshnet.mapping import Mapping, dump, parse_yaml, read_file
 
 SEARCH_SECTION = "search"
@@ -86,9 +87,7 @@ def set_field(config: Config, section: str, name: str, value: object, where: str
 
 def nearest(word: str, known: list[str]) -> str:
     """``; did you mean 'lr'?`` or the list of what is known."""
-    import difflib
-
-    match = difflib.get_close_matches(word, known, 1)
+    match = alike(word, known)
     return f"; did you mean '{match[0]}'?" if match else f"; expected one of {', '.join(known)}"
 
 

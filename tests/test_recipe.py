@@ -263,3 +263,47 @@ def test_a_flag_that_is_nearly_right_is_guessed():
         parse("train.py", "", lambda parser: None, ["--optimizer.lrr", "1"])
     with pytest.raises(UserError, match=r"invalid choice: 'Adamw' .*; did you mean AdamW\?"):
         parse("train.py", "", lambda parser: None, ["--optimizer.name", "Adamw"])
+
+
+SLIPS = {  # as people type who know other programs, and what they are told
+    "--epochs": "--training.max_epochs", "--modle": "--model.name", "--lr": "--optimizer.lr",
+    "--learning_rate": "--optimizer.lr", "--batch-size": "--training.batch_size", "--bs": "--training.batch_size",
+    "--max_epoch": "--training.max_epochs", "--run-dir": "--run_dir", "--output": "--run_dir",
+    "--checkpoint": "--init", "--pretrained": "--init", "--num_workers": "--data.workers",
+    "--patience": "--training.early_stopping_patience or --scheduler.patience",
+    "--warmup": "--training.warmup_epochs or --scheduler.pct_start or --ema.warmup", "--dropout": "--model.dropout",
+    "--optimiser": "--optimizer.name", "--training.epochs": "--training.max_epochs", "--training.lr": "--optimizer.lr",
+    "--model.chanels": "--model.channels", "--dry-run": "--dry_run", "--precison": "--training.precision",
+    "--background": "--loss.background_weight", "--early_stop": "--training.early_stopping",
+    "--weight-decay": "--optimizer.weight_decay", "--loss": "--loss.name", "--flod": "--fold",
+    "--network": "--model.name", "--amp": "--training.precision", "-epochs": "--training.max_epochs", "--zzz": "",
+}
+
+
+def test_what_people_type_is_guessed():
+    """With the flags of train.py that are not of the configuration."""
+    def add_flags(parser):
+        for name in ("data", "run_dir", "init", "fold", "stop_epoch", "dry_run", "seed"):
+            parser.add_argument(f"--{name}")
+
+    assert len(SLIPS) == 30
+    for given, meant in SLIPS.items():
+        with pytest.raises(UserError) as end:
+            parse("train.py", "", add_flags, [given, "5"])
+        told = str(end.value).partition("; did you mean ")[2].partition("?")[0]
+        assert told == meant, f"{given}: {told}"
+    for key, name in (("epochs", "max_epochs"), ("batch", "batch_size"), ("amp", "precision")):
+        with pytest.raises(UserError, match=f"unknown key 'training.{key}'; did you mean '{name}'"):
+            parse("train.py", "", add_flags, ["--override", f"training.{key}=5"])
+
+
+def test_a_slip_is_guessed_where_a_flag_is_missing_as_well():
+    import crossval
+    import infer
+
+    for script, given, words in ((crossval, "--output", "required: --out; found --output, did you mean --out?; see"),
+                                 (infer, "--gpu", "arguments: --gpu; did you mean --device?; see"),
+                                 (infer, "--modle", "did you mean --model?"), (infer, "--force", "mean --overwrite?")):
+        with pytest.raises(UserError) as end:
+            script.make_parser().parse_args([given])
+        assert words in str(end.value)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from meshnet.config import Config, check_limits, coerce
 from meshnet.errors import UserError
+from meshnet.flags import alike
 
 SHORT_NAMES = {
     "channels": "model.channels",
@@ -191,10 +192,7 @@ def _config_field(field: str, here: str) -> tuple[type, dict]:
     sections = typing.get_type_hints(Config)
     known = {f"{s}.{item.name}": (s, item) for s, kind in sections.items() for item in dataclasses.fields(kind)}
     if field not in known:
-        import difflib
-
-        names = [*SHORT_NAMES, *known]
-        close = difflib.get_close_matches(field, names, 1)
+        close = alike(field, list(SHORT_NAMES)) or alike(field, list(known))
         short = ", ".join(SHORT_NAMES)
         hint = f"did you mean '{close[0]}'?" if close else f"expected {short} or a field such as loss.dice_weight"
         raise UserError(f"{here}: no config field '{field}'; {hint}")
