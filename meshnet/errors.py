@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ REQUIRED = (*LOADED_FIRST, "yaml", "simple_parsing", "torch", "accelerate", "dat
 USER_ERROR, DIVERGED, SURROUNDINGS, OUT_OF_MEMORY = 2, 3, 4, 5  # exit codes
 TOKEN = "MESHNET_JOB"  # in the environment of every process that search.py or crossval.py started
 WORD = "MESHNET_WORD"  # likewise: the file that takes exit code and last line of the first of a job's processes to fail
+ELASTIC = "TORCHELASTIC_ERROR_FILE"  # likewise of torchrun and accelerate launch, for each process
 GRACE = 10.0  # seconds that a script has to end after a signal
 
 SPACE, AGAIN = "free some space", "then run the same command again"
@@ -142,9 +144,7 @@ def describe_end(error: BaseException) -> tuple[int, str]:
         return DIVERGED, f"error: {' '.join(str(error).split())}"
     if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED:
         return USER_ERROR, f"error: {explain_missing(error.name)}"
-    if not isinstance(error, Exception):
-        return 1, ""
-    line = explain(error)
+    line = explain(error) if isinstance(error, Exception) else ""
     if line:
         return code_of(True), f"error: {line}"
     if is_memory(error):
@@ -210,15 +210,17 @@ def say_last(line: str) -> None:
 
 
 def leave_word(code: int, line: str) -> None:
-    """Leave exit code and last line for the driver that started this job, which launchers of several processes hide.
+    """Leave exit code and last line for the driver that started this job, which launchers of several processes hide, and
+    for torchrun, which then ends with that line instead of with a link.
 
     The first process that fails is the cause; what the others then say of a lost connection, or of the launcher that
     ends them, is kept out.
     """
-    path = os.environ.get(WORD)
-    if path and code < 128:
-        with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
-            json.dump({"code": code, "line": line}, file)
+    told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+    for name, word in ((WORD, {"code": code, "line": line}), (ELASTIC, {"message": told})):
+        if (path := os.environ.get(name)) and code < 128:
+            with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
+                json.dump(word, file)
 
 
 def mute() -> None:

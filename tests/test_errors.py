@@ -13,7 +13,7 @@ import sys
 import pytest
 
 import meshnet
-from meshnet.errors import REQUIRED, TOKEN, WORD, Diverged, OneLineParser, UserError, run_script
+from meshnet.errors import ELASTIC, REQUIRED, TOKEN, WORD, Diverged, OneLineParser, UserError, run_script
 from meshnet.flags import show_first
 
 
@@ -282,6 +282,16 @@ def test_the_first_process_that_fails_leaves_its_word(monkeypatch, tmp_path):
     codes = [ended(raising(error)) for error in (KeyboardInterrupt(), Diverged("the loss\nis nan"), UserError("later"))]
     assert codes == [130, 3, 2]
     assert json.loads(path.read_text()) == {"code": 3, "line": "error: the loss is nan"}
+
+
+def test_torchrun_ends_with_the_line_of_an_error(monkeypatch, tmp_path):
+    """Read by torchrun's own code; without it the end is a link to a page on tracebacks."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    monkeypatch.setenv(ELASTIC, str(tmp_path / "error.json"))
+    assert [ended(raising(error)) for error in (KeyboardInterrupt(), UserError("data/no: no such\nfolder"))] == [130, 2]
+    said = str(ChildFailedError("train.py", {0: ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))})).splitlines()
+    assert said[-2:] == ["  traceback : error: data/no: no such folder", "=" * 60]
 
 
 def test_help_begins_with_the_common_flags(capsys):
