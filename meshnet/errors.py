@@ -210,8 +210,8 @@ def say_last(line: str) -> None:
 
 
 def leave_word(code: int, line: str) -> None:
-    """Leave exit code and last line for the driver that started this job, which launchers of several processes hide, and
-    for torchrun, which then ends with that line instead of with a link.
+    """Leave exit code and last line for the driver that started this job, which launchers of several processes hide,
+    and for torchrun, which then ends with that line instead of with a link.
 
     The first process that fails is the cause; what the others then say of a lost connection, or of the launcher that
     ends them, is kept out.
