@@ -1,5 +1,6 @@
 """The page's steps, run by Node."""
 
+import base64
 import gzip
 import json
 import shutil
@@ -54,6 +55,11 @@ class Page:
                           **more)
         assert "error" not in answer, answer
         return np.fromfile(out, np.float32).reshape(-1, *volume.shape[1:]), answer
+
+
+def content(saved):
+    """The bytes of a file that the page saved, as ``drive.js`` found it, unpacked."""
+    return gzip.decompress(base64.b64decode(saved["content"]))
 
 
 def bad_files() -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
+from meshnet.scans.affines import inverse, product
 from meshnet.scans.contrast import T1W
 from meshnet.scans.grid import LOOKS, Grid, target_affine
 from meshnet.scans.head import head_box
@@ -113,7 +114,7 @@ def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[s
         UserError: for a scan that is no head by its size.
     """
     shape = np.array(grid.size)
-    to_grid = np.linalg.inv(target_affine(image, grid)) @ image.affine
+    to_grid = product(inverse(target_affine(image, grid)), image.affine)
     if not _outside(to_grid, tuple((0, n) for n in image.shape[:3]), shape).any():
         return grid, []
     box = head_box(np.asanyarray(image.dataobj), margin=0)
@@ -133,7 +134,7 @@ def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[s
 def _outside(to_grid: np.ndarray, box, shape: np.ndarray, at_least: float = ROUNDING) -> np.ndarray:
     """Voxels (3,) that a box of the scan reaches beyond the grid, the larger of both sides; 0 up to ``at_least``."""
     corners = np.array(np.meshgrid(*[(a - 0.5, b - 0.5) for a, b in box], [1], indexing="ij")).reshape(4, -1)
-    places = np.nan_to_num((to_grid @ corners)[:3])
+    places = np.nan_to_num(product(to_grid, corners)[:3])
     beyond = np.maximum(-0.5 - places.min(axis=1), places.max(axis=1) - (shape - 0.5))
     return np.where(beyond > at_least, np.ceil(beyond), 0).astype(int)
 
@@ -268,7 +269,7 @@ def mask_remarks(native: nib.Nifti1Image, conformed: nib.Nifti1Image, marks: int
     if not total:
         return []
     voxel_ml = voxel_volume_mm3(native.affine) / 1000
-    to_grid = np.linalg.inv(conformed.affine) @ native.affine
+    to_grid = product(inverse(conformed.affine), native.affine)
     outside = 0
     if _outside(to_grid, box_of(before), np.array(after.shape), at_least=0).any():  # else there is nothing to count
         places = to_grid[:3, :3] @ np.argwhere(before).T + to_grid[:3, 3:]

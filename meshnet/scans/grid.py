@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
+from meshnet.scans.affines import inverse, product
 from meshnet.scans.contrast import T1W, looks_like, turned_round
 from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
 from meshnet.scans.mask import voxel_volume_mm3
@@ -56,12 +57,12 @@ class Grid:
 def target_affine(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     """The (4, 4) affine of ``grid`` for ``image``: axes parallel to the scanner's, centre on the scan's centre."""
     back = CENTRES[grid.centre]
-    centre_mm = image.affine @ [*(np.array(image.shape[:3]) / 2 - back), 1]
+    centre_mm = product(image.affine, [*(np.array(image.shape[:3]) / 2 - back), 1])
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, code in enumerate(grid.orientation):
         affine["LRPAIS".index(code) // 2, axis] = grid.voxel_mm * (1 if code in "RAS" else -1)
-    affine[:3, 3] = centre_mm[:3] - affine[:3, :3] @ (np.array(grid.size) / 2 - back - grid.offset)
+    affine[:3, 3] = centre_mm[:3] - product(affine[:3, :3], np.array(grid.size) / 2 - back - grid.offset)
     return affine
 
 
@@ -161,16 +162,16 @@ def _along(
         nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(grid.orientation)
     )
     data = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), turn)
-    turned = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
-    to_source = np.linalg.inv(turned) @ affine
+    turned = product(image.affine, nib.orientations.inv_ornt_aff(turn, image.shape))
+    to_source = product(inverse(turned), affine)
     if reference is None or (reference.shape[:3] == image.shape and np.array_equal(reference.affine, image.affine)):
         back = CENTRES[grid.centre]
         centre = np.empty(3)
         for axis, (target, sign) in enumerate(turn):
             middle = image.shape[axis] / 2 - back
             centre[int(target)] = middle if sign > 0 else image.shape[axis] - 1 - middle
-        to_source[:3, :3] = np.linalg.inv(turned[:3, :3]) @ affine[:3, :3]
-        to_source[:3, 3] = centre - to_source[:3, :3] @ (np.array(grid.size) / 2 - back - grid.offset)
+        to_source[:3, :3] = product(inverse(turned[:3, :3]), affine[:3, :3])
+        to_source[:3, 3] = centre - product(to_source[:3, :3], np.array(grid.size) / 2 - back - grid.offset)
     return data, to_source
 
 
@@ -191,7 +192,7 @@ def conform_mask(
     """
     affine = target_affine(reference or mask_image, grid)
     classes = mask_classes(mask_image, labels)
-    to_source = np.linalg.inv(mask_image.affine) @ affine
+    to_source = product(inverse(mask_image.affine), affine)
     return _image(resample(classes, to_source, grid.size, order=0, nudge=1, covers=not exact), affine)
 
 
@@ -206,11 +207,11 @@ def to_native(
     where a network has seen nothing.
     """
     array = np.asarray(array)
-    to_source = np.linalg.inv(conformed_affine) @ like.affine
+    to_source = product(inverse(conformed_affine), like.affine)
     shape = tuple(like.shape[:3])
     if array.dtype.kind == "f":
         if seen_only:
-            array = _carried_past_faces(array, np.linalg.inv(to_source), shape)
+            array = _carried_past_faces(array, inverse(to_source), shape)
         if array.ndim == 4:
             result = np.empty((len(array), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)  # as NIfTI files are read
             for one, a in zip(result, array.astype(np.float32, copy=False)):

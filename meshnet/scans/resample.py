@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from meshnet.scans.affines import product
+
 # In voxels. Header affines are float32, so grids that are meant to coincide differ by about 1e-5 voxels.
 TOLERANCE = 1e-3
 POINTS = 4  # samples along each axis of a voxel at most, for its mean
@@ -32,7 +34,7 @@ def resample(
     if nudge > 0:
         offset += TOLERANCE
     elif nudge < 0:
-        offset -= matrix @ np.full(3, TOLERANCE)
+        offset -= product(matrix, np.full(3, TOLERANCE))
     if reach is None:
         reach = covering_reach(matrix) if covers else np.zeros(3)
     axes = _aligned_axes(matrix, shape)
@@ -67,7 +69,7 @@ def resample_mean(data: np.ndarray, to_source: np.ndarray, shape: tuple[int, int
     near = covering_reach(matrix)  # of a voxel's middle; its samples lie up to half a voxel further
     reach = near + np.abs(matrix).sum(axis=1) / 2 if covers else None
     fine[:3, :3] /= counts
-    fine[:3, 3] -= fine[:3, :3] @ ((counts - 1) / 2)
+    fine[:3, 3] -= product(fine[:3, :3], (counts - 1) / 2)
     out = np.empty(shape, np.float32)
     planes = max(1, SAMPLES // int(counts.prod() * shape[1] * shape[2]))
     for first in range(0, shape[0], planes):

@@ -25,6 +25,16 @@ const steps = {
       lasted: performance.now(),
     }));
   },
+  // A folder by its button, which only Chromium can be given; Firefox is given what it would make of it.
+  async folder(page, count, path) {
+    const files = fs.readdirSync(path, { recursive: true, withFileTypes: true }).filter((one) => one.isFile()).map(({ parentPath, path: where, name }) => `${parentPath || where}/${name}`);
+    if (request.browser === "chrome") await (await page.$("#folder")).uploadFile(path);
+    else await page.evaluate(async (all) => take(await Promise.all(all.map(async ([below, content]) => Object.assign(
+      new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], below.split("/").pop()), { below, inFolder: true })))),
+    files.map((file) => [file.slice(path.lastIndexOf("/") + 1), fs.readFileSync(file).toString("base64")]));
+    await page.waitForFunction((n) => window.page.cases.length >= n && !window.page.running, { timeout: LIMIT }, count);
+    return page.evaluate(() => ({ states: window.page.cases.map((one) => one.state), names: window.page.cases.map((one) => one.name) }));
+  },
   // Files or folders dragged from the desktop, which Chromium alone can be made to do; waits until `count` cases are done.
   async drop(page, count, ...paths) {
     const desk = await page.createCDPSession(), { x, y } = await (await page.$("#target")).boundingBox();
@@ -105,6 +115,44 @@ const steps = {
   async axe(page) {
     await page.evaluate(fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
     return page.evaluate(async () => (await axe.run()).violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).slice(0, 3)}`));
+  },
+  // The whole way by keys alone: a scan opened and cancelled, another one opened, its slices and threshold changed, its mask
+  // saved. No mouse, and no focus but by Tab.
+  async alone(page, large, small) {
+    const press = (...keys) => keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve());
+    const at = () => page.evaluate(() => document.activeElement.id);
+    const tab = async (id, key = "Tab") => {
+      for (let i = 0; i < 80 && (await at()) !== id; ++i) key === "Tab" ? await press("Tab") : (await page.keyboard.down("Shift"), await press("Tab"), await page.keyboard.up("Shift"));
+      if ((await at()) !== id) throw new Error(`${id} is not reached`);
+    };
+    const open = async (path) => {
+      await tab("files", "back");
+      const [chooser] = await Promise.all([page.waitForFileChooser(), press("Space")]);
+      await chooser.accept([path]);
+    };
+    await tab("files");
+    await open(large);
+    await page.waitForFunction(() => window.page.running, { timeout: LIMIT });
+    await tab("cancel");
+    await press("Enter");
+    await page.waitForFunction(() => !window.page.running, { timeout: LIMIT });
+    const kept = await at();
+    await open(small);
+    await page.waitForFunction(() => window.page.cases.length === 2 && !window.page.running, { timeout: LIMIT });
+    await tab("canvas");
+    const places = [await page.evaluate(() => String(viewer.at))];
+    await press("ArrowLeft", "ArrowUp", "PageUp");
+    places.push(await page.evaluate(() => String(viewer.at)));
+    await tab("opacity");
+    await press("ArrowRight");
+    await tab("threshold");
+    await press("ArrowUp");
+    await page.waitForFunction(() => window.page.result.decision.threshold !== window.page.result.own.threshold, { timeout: LIMIT });
+    await tab("save-mask");
+    await press("Enter");
+    await page.waitForFunction(() => window.page.saved, { timeout: LIMIT });
+    return page.evaluate((found, focus) => ({ places: found, focus, states: window.page.cases.map((one) => one.state), saved: window.page.saved.name,
+      opacity: viewer.opacity, threshold: window.page.result.decision.threshold }), places, kept);
   },
   async keyboard(page, ...paths) {  // everything by Tab, Enter and the arrows
     const reached = [];

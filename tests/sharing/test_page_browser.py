@@ -1,86 +1,16 @@
-"""The page in real browsers: a scan in, the mask out, nothing leaves, bad files, keyboard, accessibility."""
+"""The page in real browsers: a scan in, the mask out, nothing leaves, bad files, results of several scans."""
 
 import base64
-import functools
 import gzip
 import json
-import os
 import shutil
 import socket
-import subprocess
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
-from page_steps import Page, bad_files, model_of, scan
-
-from meshnet import ROOT
-from meshnet.sharing.to_web import write_page
+from page_steps import Page, bad_files, content
 
 pytestmark = pytest.mark.slow
-FOLDER = ROOT / "tests/browser"
-PROGRAMS = {"chrome": ("chromium", "google-chrome"), "firefox": ("firefox-esr", "firefox")}
-
-
-@pytest.fixture(params=["chrome", "firefox"])
-def browser(request):
-    program = next(filter(None, map(shutil.which, PROGRAMS[request.param])), None)
-    modules = [folder for folder in (FOLDER / "node_modules", *map(Path, os.environ.get("NODE_PATH", "").split(":")))
-               if (folder / "puppeteer-core").is_dir()]
-    if program is None or not modules or not shutil.which("node"):
-        pytest.skip(f"needs {request.param}, Node, and npm install in {FOLDER}")
-
-    def drive(address, *steps, **more):
-        wanted = {"browser": request.param, "program": program, "address": address, "do": steps, **more}
-        done = subprocess.run(["node", str(FOLDER / "drive.js"), json.dumps(wanted)], capture_output=True, text=True,
-                              encoding="utf-8", check=False, timeout=900,
-                              env={**os.environ, "NODE_PATH": str(modules[0])})
-        found = [json.loads(line) for line in done.stdout.splitlines()]
-        assert found and found[-1] == {"step": "end", "found": []}, (done.stdout[-2000:], done.stderr[-2000:])
-        return [one["found"] for one in found[:-1]]
-
-    drive.name = request.param
-    return drive
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A page of a small model, a scan, and the page's folder on a web server that notes what is asked of it."""
-    folder = tmp_path_factory.mktemp("place")
-    model_of(folder / "model", "instance", min_lesion_mm3=300, shifted=True, averaged=True, centre="middle")
-    write_page(folder / "model", folder / "page")
-    scan(folder / "scan.nii")
-    asked = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            asked.append((self.command, self.path))
-
-        def end_headers(self):
-            if self.path.endswith("?isolated"):  # with the headers that a Space's card asks for
-                self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-                self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-            super().end_headers()
-
-        def do_GET(self):
-            if not self.path.endswith("?opened"):
-                return super().do_GET()
-            self.send_response(204)
-            return self.end_headers()
-
-        def do_POST(self):
-            asked.append(("POST", self.path))
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder / "page")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/index.html", asked
-    server.shutdown()
-
-
-def content(saved):
-    return gzip.decompress(base64.b64decode(saved["content"]))
 
 
 @pytest.mark.parametrize("where", ["file", "http", "isolated"])
@@ -159,13 +89,6 @@ TYPE = 'const t = document.getElementById("threshold"); t.value = "%s"; t.dispat
 TABLE = "page.cases.map((one) => [one.name, one.state, one.found ? one.found.volume_ml : one.error])"
 WAIT = "new Promise((done) => setTimeout(() => done([document.getElementById('answer').textContent, page.result."\
        "decision.threshold, document.getElementById('threshold').value, page.result.warnings]), 1200))"
-
-
-@pytest.fixture(scope="module")
-def several(place):
-    """Four scans of different size."""
-    folder = place[0]
-    return [str(scan(folder / f"s{i}.nii", (40 + 2 * i, 44, 36), seed=i)) for i in range(4)]
 
 
 @pytest.mark.parametrize("typed", ["50", "0.1", ""])
@@ -325,19 +248,3 @@ def test_without_webgl_and_with_too_little_memory(browser, place, tmp_path):
                             ["files", str(folder / "scan.nii")])
     assert first["states"] == ["refused"] and "out of memory" in first["errors"][0]
     assert second["states"] == ["refused", "done"]
-
-
-def test_keyboard_and_accessibility(browser, place):
-    folder, address, _ = place
-    empty, _, full, keys = browser(address, ["axe"], ["files", str(folder / "scan.nii")], ["axe"], ["keyboard"])
-    assert not empty and not full, (empty, full)
-    assert {"files", "canvas", "threshold", "smallest", "save-mask", "save-json"} <= set(keys["reached"])
-    assert keys["places"][0] != keys["places"][1]
-
-
-def test_fits_every_screen(browser, place, tmp_path):
-    folder, address, _ = place
-    _, *wide = browser(address, ["files", str(folder / "scan.nii")],
-                       *[["picture", str(tmp_path / f"{n}.png"), *size] for n, size in enumerate(
-                           ([1280, 900, False], [640, 450, True], [360, 740, True]))])
-    assert wide == [0, 0, 0]  # nothing sticks out; 640 is 1280 at 200 % zoom

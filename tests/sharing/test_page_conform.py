@@ -17,6 +17,8 @@ from meshnet.errors import UserError
 from meshnet.inference.scan import read_case
 from meshnet.networks.build import Model
 from meshnet.networks.card import Card
+from meshnet.scans.grid import _along, target_affine
+from meshnet.scans.nifti import read_image
 
 TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8", ">i2", ">f4", "i8"]
 CARDS = [{}, {"voxel_mm": 2.0, "orientation": "RAS", "averaged": True, "centre": "middle"},
@@ -58,7 +60,7 @@ def check(page, paths, card):
     assert answer["remarks"] == case.remarks
     assert len(case.inputs[0]) == len(answer["written"])
     for (volume, affine), names, other in zip(case.inputs[0], answer["written"], answer["affines"]):
-        np.testing.assert_allclose(affine, other, atol=1e-9)
+        np.testing.assert_array_equal(affine, other)
         for channel, name in zip(volume, names):
             found = np.fromfile(name, np.float32).reshape(channel.shape)
             differ = np.count_nonzero(found != channel)
@@ -89,7 +91,9 @@ def scans(draw):
     affine[:3, :3] = np.diag(sizes)[axes] * draw(st.sampled_from([[1, 1, 1], [-1, 1, 1], [-1, -1, 1], [1, -1, -1]]))
     tilt = draw(st.sampled_from([0, 0, 0.05, 0.4]))
     turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
-    affine[:3, :3] = turn @ affine[:3, :3]
+    lean = draw(st.sampled_from([0, 0, 0.03, -0.5]))
+    nod = np.array([[1, 0, 0], [0, np.cos(lean), -np.sin(lean)], [0, np.sin(lean), np.cos(lean)]])
+    affine[:3, :3] = nod @ turn @ affine[:3, :3]
     affine[:3, 3] = draw(st.lists(st.sampled_from([0.0, -37.25, 11.1]), min_size=3, max_size=3))
     form = nib.Nifti2Image if draw(st.booleans()) and kind.byteorder != ">" else nib.Nifti1Image
     header = form.header_class(endianness=">" if kind.byteorder == ">" else "<")
@@ -117,6 +121,38 @@ def test_made_up_scans_are_conformed_to_the_byte(page, content, values):
 def test_many_made_up_scans_are_conformed_to_the_byte(page, content, values):
     (path := Path(page.folder.name) / "scan.nii").write_bytes(content)
     check(page, [path], card_of(**values))
+
+
+def turns(count):
+    """Quaternions (3,) of headers: any, of half turns, of small angles, and longer than 1 by a rounding."""
+    generator = np.random.default_rng(0)
+    for n in range(count):
+        four = generator.normal(size=4)
+        three = four[1:] / np.linalg.norm(four) if n % 4 else np.eye(3)[n % 3] * (1 + 1e-8 * (n % 5 - 2))
+        yield three * (generator.choice([1e-3, 1e-7]) if n % 7 == 0 else 1)
+
+
+def test_matrices_have_the_same_bits(page, tmp_path):
+    """From the header's quaternion and voxel sizes, or its rows, to the matrix from a grid to the scan."""
+    generator = np.random.default_rng(1)
+    for n, turn in enumerate(turns(60)):
+        form = (nib.Nifti1Image, nib.Nifti2Image)[n % 2]
+        image = form(generator.integers(1, 200, generator.integers(4, 9, 3)).astype(np.uint8), None)
+        image.header["qform_code"], image.header["pixdim"][1:4] = 1, generator.choice([5, 9.375, 8.1, 13.3], 3)
+        for name, value in zip("bcd", turn):
+            image.header[f"quatern_{name}"] = value
+        if n % 3 == 0:
+            image.set_sform(image.header.get_qform(), 1)
+        image.header["qoffset_x"] = -37.25
+        nib.save(form(image.dataobj, None, image.header), path := tmp_path / "scan.nii")
+        card = card_of(**CARDS[n % 3], scaling="minmax") if n % 3 else card_of()
+        answer = page.ask("conform", scans=[str(path)], card=card.to_dict(), out=page.folder.name + "/view")
+        assert "error" not in answer, answer
+        image = read_image(path)
+        np.testing.assert_array_equal(answer["affine"], image.affine)
+        for grid, matrix in zip(card.grids(), answer["sources"]):
+            _, expected = _along(image, grid, target_affine(image, grid), None)
+            np.testing.assert_array_equal(np.array(matrix)[:3], expected[:3])
 
 
 def test_several_channels(page, tmp_path):

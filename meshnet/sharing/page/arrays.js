@@ -74,15 +74,12 @@ function dot(a, b) {
   return a.reduce((sum, value, i) => sum + value * b[i], 0);
 }
 
-function transpose(a) {
-  return a[0].map((_, j) => a.map((row) => row[j]));
-}
-
 function corner(a) {  // the upper left 3x3
   return a.slice(0, 3).map((row) => row.slice(0, 3));
 }
 
-// By LU with partial pivoting, as LAPACK does it; null where the matrix is singular.
+// By elimination with partial pivoting, operation by operation as in meshnet/scans/affines.py; null where the matrix is
+// singular.
 function inverse(matrix) {
   const n = matrix.length, a = matrix.map((row) => row.slice()), x = identity(n);
   for (let c = 0; c < n; ++c) {

@@ -25,8 +25,6 @@ const KINDS = [  // channel, words of a description, words that speak against it
   ["T2starw", /t2 ?\*|t2.?star|\bswi\b|\bgre\b|hemo|fl2d/], ["T2w", /t2/, /map/],
   ["T1w", /t1|mp.?rage|spgr|bravo|\btfl\b|\bfspgr\b/, /map/], ["PDw", /\bpd\b|proton/, /fat/],
 ];
-const ALIASES = { dwi: "DWI", trace: "DWI", adc: "ADC", t2starw: "T2starw", swi: "T2starw", ct: "CT", t1: "T1w", t2: "T2w",
-                  t1w: "T1w", t2w: "T2w", flair: "FLAIR", pdw: "PDw" };
 const PARTS = /_(ph|real|imaginary|phMag|ADC|Eq|MoCo|ROI\d+)[a-z0-9]*$/;  // what dcm2niix adds to a name
 
 // ---------------------------------------------------------------- the header of a file
@@ -154,11 +152,6 @@ function kindOf(one) {
   const [echo, repetition, inversion] = ["EchoTime", "RepetitionTime", "InversionTime"].map((name) => Number(one.header[name]?.[0]) || 0);
   if (echo > 70 && repetition > 2000) return inversion > 1500 ? "FLAIR" : "T2w";
   return echo > 0 && echo < 30 && ((repetition > 0 && repetition < 1000) || inversion > 0) ? "T1w" : null;
-}
-
-function kindsOf(channel) {
-  const names = channel.trim().split(/\s*,\s*(?:or\s+)?|\s+or\s+/).filter(Boolean);
-  return names.length ? names.map((name) => ALIASES[name.toLowerCase()] || name) : [channel];
 }
 
 // The series of a study for each channel; null where none fits it. Of a channel that may be of several kinds the first that

@@ -66,19 +66,18 @@ function scaled(volume, low, high, scaling) {
 // The scan with its axes in the order and direction of the grid's (a view), and the matrix from the grid to it.
 function along(image, grid, affine, reference) {
   const world = orientation(image.affine), axes = [], wanted = axesOf(grid);
-  let volume = image.volume, turned = transpose(image.affine);
-  const source = image.volume.shape, middle = [];
+  let volume = image.volume;
+  const source = image.volume.shape, middle = [], back = [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]];  // to the file's index
   wanted.forEach(([axisOfWorld, sign], target) => {
     const axis = world.findIndex(([w]) => w === axisOfWorld);
     axes[target] = axis;
     const centre = source[axis] / 2 - grid.back;
-    middle[target] = world[axis][1] === sign ? centre : source[axis] - 1 - centre;
-    if (world[axis][1] === sign) return;
-    volume = flipped(volume, axis);
-    for (let r = 0; r < 3; ++r) turned[3][r] += turned[axis][r] * (source[axis] - 1);
-    turned[axis] = turned[axis].map((value) => -value);
+    const same = world[axis][1] === sign;
+    middle[target] = same ? centre : source[axis] - 1 - centre, back[axis][target] = same ? 1 : -1;
+    if (same) return;
+    volume = flipped(volume, axis), back[axis][3] = source[axis] - 1;
   });
-  turned = transpose([...axes.map((axis) => turned[axis]), turned[3]]);
+  const turned = multiply(image.affine, back);
   const toSource = multiply(inverse(turned), affine);
   const same = image === reference || (String(reference.volume.shape) === String(source) &&
     reference.affine.every((row, r) => row.every((value, c) => value === image.affine[r][c])));

@@ -32,38 +32,60 @@ async function below(entry, folder = "") {
   return (await Promise.all(entries.map((one) => below(one, `${folder}${entry.name}/`)))).flat();
 }
 
-// Files to cases: with several channels, those that are given at once are one case. DICOM files are sorted first.
+const pathOf = (file) => file.below || file.webkitRelativePath || file.name;
+
+// Files to cases; DICOM files are sorted first. What lies in a folder is grouped by its names, what is given by itself is
+// segmented whatever its name.
 async function take(files) {
   $("errors").replaceChildren(), $("channels").hidden = true;
-  const where = (file) => file.below || file.webkitRelativePath || file.name, scans = [], dicom = [];
-  const folder = files.some((file) => file.inFolder || file.webkitRelativePath);
-  for (const file of files) state.names.add(where(file)).add(file.name);
-  files = files.filter((file) => !/(^|\/)(\.|__MACOSX)/.test(where(file)));  // what systems leave behind
-  if (folder) files.sort((a, b) => (where(a) < where(b) ? -1 : 1));
+  const inFolder = [], alone = [], dicom = [];
+  for (const file of files) state.names.add(pathOf(file)).add(belowOf(pathOf(file))).add(file.name).add(pathOf(file).split("/")[0]);
   for (const file of files) {
-    if (/\.nii(\.gz)?$/i.test(file.name)) scans.push(file);
-    else if (await isImage(file)) dicom.push(file);
-    else if (!folder) scans.push(file);  // which is refused in a line
+    const path = pathOf(file), folder = path.includes("/") || file.inFolder === true, one = { path, file };
+    if (folder && /(^|\/)(\.|__MACOSX)/.test(path)) continue;  // what systems leave behind
+    if (/\.nii(\.gz)?$/i.test(file.name)) (folder ? inFolder : alone).push(one);
+    else if (await isImage(file)) dicom.push(one);
+    else if (!folder) alone.push(one);  // which is refused in a line
   }
-  if (folder && !scans.length && !dicom.length) complain(say("noScan", where(files[0] || { name: "folder" }).split("/")[0]));
   if (dicom.length) {
     sorting(`DICOM, ${dicom.length === 1 ? "1 file" : `${dicom.length} files`}`);
-    state.sorts.push(dicom.sort((a, b) => (where(a) < where(b) ? -1 : 1)));  // until it is answered: a new worker is asked again
-    state.worker.postMessage({ what: "sort", files: dicom });
+    state.sorts.push(dicom.sort(byPath).map(({ file }) => file));  // until it is answered: a new worker is asked again
+    state.worker.postMessage({ what: "sort", files: state.sorts.at(-1) });
   }
-  if (!scans.length) return;
+  takeFolder(inFolder, files.length > 0 && !alone.length && !dicom.length ? pathOf(files[0]).split("/")[0] : null);
+  takeAlone(alone);
+}
+
+// `name`: of the folder where nothing else was given, which then has to hold scans.
+function takeFolder(files, name) {
+  const { cases, notes, error } = casesOf(files, card.channels);
+  if (error && files.length === card.channels.length) return askOrder(files);
+  for (const text of notes) note(text);
+  if (error) complain(error);
+  else if (name !== null && !cases.length) complain(say("noScan", name));
+  for (const files of cases) add(files);
+}
+
+// With several channels, files that are given at once are one case, or as many as their names tell.
+function takeAlone(files) {
   const { channels } = card;
-  if (channels.length > 1 && scans.length > 1) return scans.length === channels.length ? askOrder(scans)
-    : complain(say("channels", scans[0].name, scans.length, channels.length, channels.join(", "), channels.map((c) => `${c}.nii.gz`).join(",")));
-  for (const file of scans) add([{ name: file.name, file }]);
+  if (channels.length === 1 || files.length < 2) return files.forEach((file) => add([file]));
+  if (files.length === channels.length) return askOrder(files);
+  const [cases, rest] = together(files, channels);
+  if (rest.length) return complain(say("channels", files[0].path, files.length, channels.length, channels.join(", "), channels.map((c) => `${c}.nii.gz`).join(",")));
+  for (const files of cases) add(files);
 }
 
 async function isImage(file) {
   return (await file.slice(128, 132).text().catch(() => "")) === "DICM" && file.name.toUpperCase() !== "DICOMDIR";
 }
 
+// A case of files {path, file} or {path, series}.
 function add(files) {
-  state.cases.push({ id: state.cases.length, name: files[0].name, files, state: "waiting" });
+  const { names, mask } = namesOf(files.map(({ path }) => path), state.cases.map(({ name }) => name));
+  for (const name of [...names, mask]) state.names.add(name).add(stem(name));
+  const read = files.map(({ path, ...rest }, i) => ({ name: names[i], ...rest }));
+  state.cases.push({ id: state.cases.length, name: names[0], mask, files: read, state: "waiting" });
   next();
 }
 
@@ -84,12 +106,13 @@ function choice(label, options, chosen) {
 // Which file is which channel: by its name where that says it, and the user decides.
 function askOrder(files) {
   const { channels } = card, left = [...files];
-  const guess = channels.map((channel) => {
-    const at = left.findIndex((file) => file.name.toLowerCase().includes(channel.toLowerCase()));
+  const says = (path, c) => ending(path, channels) === c || (ending(path, channels) === null && baseOf(path).toLowerCase().includes(channels[c].toLowerCase()));
+  const guess = channels.map((_, c) => {
+    const at = left.findIndex(({ path }) => says(path, c));
     return at < 0 ? null : left.splice(at, 1)[0];
   }).map((file) => file || left.shift());
-  const choices = channels.map((channel, c) => choice(channel, files.map((file) => file.name), files.indexOf(guess[c])));
-  ask("Which file is which channel?", choices.map(([field]) => field), () => add(choices.map(([, select]) => files[select.value]).map((file) => ({ name: file.name, file }))));
+  const choices = channels.map((channel, c) => choice(channel, files.map(({ path }) => path), files.indexOf(guess[c])));
+  ask("Which file is which channel?", choices.map(([field]) => field), () => add(choices.map(([, select]) => files[select.value])));
 }
 
 // ---------------------------------------------------------------- DICOM
@@ -132,5 +155,5 @@ function askSeries(studies) {
 // A series as a scan; its name tells nothing about the patient.
 function scanOf(series, before) {
   const shown = `series ${series.number} '${series.description || "without a description"}'`;
-  return { name: `${before}series-${String(series.number).padStart(3, "0")}.nii`, series: { ...series, shown } };
+  return { path: `${before}series-${String(series.number).padStart(3, "0")}.nii`, series: { ...series, shown } };
 }

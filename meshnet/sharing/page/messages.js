@@ -54,6 +54,9 @@ const MESSAGES = {
   volume: "the mask holds {} mL, more than a lesion can; check the scan (inverted, no head, of another kind?) and the model",
   extremes: "{}: {} from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
   fewGreys: "{}: 98 % of the head lies within {} of 256 grey levels, so the mask is doubtful; check the intensities of the scan",
+  // meshnet/cohort/files.py
+  passedOver: "note: {}: passed over as masks by their names: {}; give a file by itself to segment it",
+  leftOut: "note: {}: left out, as none or not all of the channels {}: {}",
   // meshnet/cohort/dicom.py
   missing: "{} slice(s) of the series are missing: what lies there is interpolated or left out",
   uneven: "the distance between slices varies: dcm2niix made it even, which resamples the scan",
@@ -75,6 +78,7 @@ const OWN_MESSAGES = {
   noDicom: "{}: found no image in these DICOM files, expected a series of slices; choose the folder with the images",
   noConverter: "{}: dcm2niix.js could not be loaded, expected it beside this page; copy the whole folder of the page",
   noScan: "{}: found no scan in this folder, expected .nii, .nii.gz or DICOM files; choose another folder",
+  noCase: "{}: found no case with the channels {} of the model, expected names such as sub-1_{}.nii.gz; or choose the files of one case by themselves",
   noFolder: "{}: this browser does not let a page read a dropped folder, expected its files; choose it by 'or a folder'",
   fault: "{}: could not be segmented ({}); please report this with the details below",
 };

@@ -140,18 +140,12 @@ function sformOf(header) {
 }
 
 function qformOf(header, nifti2) {
-  const [x, y, z] = header.quatern, left = 1 - (x * x + y * y + z * z);
-  const near = nifti2 ? 3 * 2 ** -52 : 3 * 2 ** -23;
-  if (Math.abs(left) >= near && !(left >= 0)) throw new Error(`w2 should be positive, but is ${left.toExponential(6)}`);
-  const w = Math.abs(left) < near ? 0 : Math.sqrt(left);
-  const s = 2 / (w * w + x * x + y * y + z * z);
-  const turn = [
-    [1 - s * (y * y + z * z), s * (x * y - w * z), s * (x * z + w * y)],
-    [s * (x * y + w * z), 1 - s * (x * x + z * z), s * (y * z - w * x)],
-    [s * (x * z - w * y), s * (y * z + w * x), 1 - s * (x * x + y * y)],
-  ];
   const sizes = [header.pixdim[1], header.pixdim[2], header.pixdim[3] * header.pixdim[0]];
-  return [...turn.map((row, r) => [...row.map((value, c) => value * sizes[c]), header.qoffset[r]]), [0, 0, 0, 1]];
+  if (![...header.quatern, ...sizes].every(Number.isFinite)) return [0, 1, 2, 3].map(() => [NaN, NaN, NaN, NaN]);
+  const xyz = Array.from(header.quatern, extended), { w, left } = firstOf(xyz, nifti2 ? 3 * 2 ** -52 : 3 * 2 ** -23);
+  if (!w) throw new Error(`w2 should be positive, but is ${left.toExponential(6)}`);
+  const turn = matrixOf(w, xyz, sizes);
+  return [...turn.map((row, r) => [...row, header.qoffset[r]]), [0, 0, 0, 1]];
 }
 
 function checked(content, header, nifti2, name, channels) {

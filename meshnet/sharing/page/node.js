@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "inflate", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "grid", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -45,11 +45,12 @@ const answers = {
       }
     });
   },
-  // {scans, card} -> each view conformed, in a file; remarks
+  // {scans, card} -> each view conformed, in a file; remarks; the matrix from each view to the first file
   async conform({ scans, card, out }) {
     const { images, views, remarks } = await readCase(filesOf(scans), card, () => {}, {});
     const written = views.map((view, v) => view.channels.map((data, c) => (write(`${out}.${v}.${c}`, data), `${out}.${v}.${c}`)));
-    return { written, affines: views.map((view) => view.affine), shapes: views.map((view) => view.shape), remarks, affine: images[0].affine };
+    const sources = gridsOf(card).map((grid) => along(images[0], grid, targetAffine(images[0], grid), images[0]).toSource);
+    return { written, affines: views.map((view) => view.affine), shapes: views.map((view) => view.shape), remarks, affine: images[0].affine, sources };
   },
   // {shape, layers...} -> probabilities of a volume in a file
   async network({ model, volume, shape, out, engine, whole, threads = 1 }) {

@@ -1,10 +1,9 @@
-// What the user sees: progress, and results out (intake.js: files in). All computing is the worker's (worker.js).
+// What the user sees: progress and results (intake.js: files in, report.js: files out). All computing is the worker's.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const { card, build } = MODEL;
 const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-const stem = (name) => name.replace(/\.nii(\.gz)?$/i, "");
 const state = { cases: [], running: null, shown: null, result: null, worker: null, started: 0, sorts: [], names: new Set(), typing: 0 };
 window.page = state;  // for whoever wants to look, and for tests
 const viewer = new Viewer($("canvas"), describe);
@@ -32,8 +31,8 @@ function restartWorker() {
 
 // Every answer names its case; what is of another than the page waits for or shows is dropped.
 const heard = {
-  ready({ threads }) { state.ready = true, state.threads = threads; },
-  step({ name }) { state.step = name; tick(); },
+  ready({ threads, plan }) { Object.assign(state, { ready: true, threads, plan }), showExpected(); },
+  step({ name, shape }) { state.step = name, state.running && shape && (state.running.voxels = voxelsOf(shape)); tick(); },
   sorting({ name }) { sorting(name); },
   series({ studies }) { state.sorts.shift(), askSeries(studies); },
   progress({ share }) { $("progress").value = share; },
@@ -41,6 +40,7 @@ const heard = {
     const one = state.running;
     if (one?.id !== found.id) return;
     Object.assign(one, { state: "done", found: rowOf(found) });
+    learn(voxelsOf(found.scan.shape), (performance.now() - state.started) / 1000);
     state.result = found, state.shown = one;
     viewer.open(found.scan, found.labels);
     finished();
@@ -55,7 +55,7 @@ const heard = {
     showResult(false), showList();
   },
   file({ id, kind, content }) {
-    if (state.shown?.id === id) save(content, `${stem(state.shown.name)}_lesion${kind === "mask" ? "" : "_probability"}.nii.gz`);
+    if (state.shown?.id === id) save(content, `${state.shown.mask}_lesion${kind === "mask" ? "" : "_probability"}.nii.gz`);
   },
   // Only what went wrong while a scan is segmented is the scan's; all else is said, and the scan goes on.
   error({ asked, id, message, restart }) {
@@ -98,13 +98,15 @@ function finished() {
 
 function tick() {
   if (!state.running) return;
-  const seconds = ((performance.now() - state.started) / 1000).toFixed(0);
-  $("doing").textContent = `${state.running.name}: ${state.step}, ${seconds} s`;
+  const { name, voxels } = state.running, seconds = ((performance.now() - state.started) / 1000).toFixed(0);
+  const { time, memory } = expected(voxels);
+  $("doing").textContent = `${name}: ${state.step}, ${seconds} s${time ? ` of about ${time}, ${memory} of memory` : ""}`;
 }
 
 function cancel() {
   if (!state.running) return;
   state.running.state = state.running.found ? "done" : "cancelled";  // where it was shown before, its result stands
+  if (document.activeElement === $("cancel")) $("files").focus();  // that button goes
   restartWorker();
   finished();
 }
@@ -128,6 +130,31 @@ function decide() {
   if (wrong === null) return askWorker("decide", { threshold, smallest: 1000 * smallest });
   if (wrong) complain(wrong);
   if (state.result) showDecision();
+}
+
+// ---------------------------------------------------------------- what a scan takes
+
+const USUAL_VOXELS = 256 ** 3;
+const voxelsOf = (shape) => shape.reduce((n, size) => n * size, 1);
+
+// Of a scan of so many voxels, in words, by the speed that the worker measured on this device and by the scans before;
+// nothing before it is known.
+function expected(voxels) {
+  const { plan, learnt = 1 } = state;
+  if (!plan || !voxels) return {};
+  const seconds = Math.max(1, Math.round(learnt * (plan.network + plan.voxel * voxels)));
+  return { time: seconds < 100 ? `${seconds} s` : `${Math.round(seconds / 60)} min`, memory: `${((plan.bytes + plan.voxelBytes * voxels) / 1e9).toFixed(1)} GB` };
+}
+
+// How much longer than planned a scan took.
+function learn(voxels, seconds) {
+  if (state.plan) state.learnt = seconds / (state.plan.network + state.plan.voxel * voxels);
+  showExpected();
+}
+
+function showExpected() {
+  const { time, memory } = expected(USUAL_VOXELS);
+  $("expected").textContent = `A scan of 256 × 256 × 256 voxels takes about ${time} and ${memory} of memory on this device.`;
 }
 
 // ---------------------------------------------------------------- results out
@@ -177,70 +204,16 @@ function describe(view) {
     : "Three planes of the scan; nothing is marked");
 }
 
-// A result's line in the table and in the CSV.
-function rowOf({ volume_ml, lesions, largest_ml, warnings, remarks, decision: { threshold, min_lesion_mm3 } }) {
-  return { volume_ml, lesions: lesions.length, largest_ml, threshold, min_lesion_mm3, remarks: [...warnings, ...remarks] };
-}
-
-function reportOf() {
-  const { result } = state, name = stem(state.shown.name);
-  return { scan: state.shown.files.map((file) => file.name), mask: `${name}_lesion.nii.gz`, volume_ml: result.volume_ml,
-           lesions: result.lesions.length, largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks,
-           parts: result.parts, quality: result.quality, seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision, model: build.model };
-}
-
-// For a report of a fault: with a result or without one.
-function details() {
-  const { result, fault } = state, named = $("with-name").checked;
-  const page = { page: `${build.version}, engine ${build.engine.slice(0, 12)}, model ${build.model.slice(0, 12)}`, browser: navigator.userAgent };
-  const lines = { ...page, ...(fault ? { error: named ? fault : withoutNames(fault) } : {}), ...(result ? detailsOf(result) : {}) };
-  if (named && state.shown) lines.scan = state.shown.name;
-  return Object.entries(lines).map(([name, value]) => `${name}: ${value}`).join("\n");
-}
-
-function withoutNames(text) {
-  const names = [...state.names].filter(Boolean).sort((a, b) => b.length - a.length);  // of what was given: none is put into a report unasked
-  return names.reduce((left, name) => left.replaceAll(name, "scan"), text);
-}
-
-function detailsOf(result) {
-  return {
-    grid: result.scan.shape.join(" x "), seconds: `${result.seconds} (${Object.entries(result.parts).map(([k, v]) => `${k} ${v}`).join(", ")})`,
-    memory: `${(result.bytes / 1e6).toFixed(0)} MB for the network`, threads: String(result.threads), said: [...result.warnings, ...result.remarks].join("; ") || "nothing",
-  };
-}
-
-function showDetails() {
-  $("details").textContent = details(), $("copied").textContent = "";
-}
-
-// Where a page may not write to the clipboard (plain http) the text is selected and copied as by hand.
-async function copyDetails() {
-  let done = await (navigator.clipboard ? navigator.clipboard.writeText(details()).then(() => true, () => false) : false);
-  if (!done) getSelection().selectAllChildren($("details")), done = document.execCommand("copy");
-  $("copied").textContent = done ? "Copied." : "Not copied: the browser refuses it. The text is selected, copy it by hand.";
-}
-
-function csv() {
-  const quote = (text) => (/[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
-  const safe = (text) => (/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);  // no formula in a spreadsheet
-  const cell = (value) => (typeof value === "number" ? String(value) : quote(safe(value))), numbers = ["volume_ml", "lesions", "largest_ml", "threshold", "min_lesion_mm3"];
-  const lines = state.cases.map(({ name, state: how, found, error }) => [name, how, ...numbers.map((one) => found?.[one] ?? ""), error || (found?.remarks || []).join("; ")]);
-  return [["scan", "state", ...numbers, "remarks"], ...lines].map((line) => line.map(cell).join(",")).join("\n") + "\n";
-}
-
-function save(content, name, type = "application/octet-stream") {
-  state.saved = { name, content };
-  const link = document.createElement("a"), address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
-  Object.assign(link, { href: address, download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 10000);
-}
-
 // ---------------------------------------------------------------- small parts
 
 function loadScript(name) {
   return new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), { src: name, onload: () => done(), onerror: failed })));
+}
+
+function note(text) {
+  const line = paragraph(text);
+  line.className = "note";
+  $("errors").append(line);
 }
 
 function complain(message) {
@@ -286,7 +259,9 @@ document.addEventListener("dragover", () => $("target").classList.add("over"));
 document.addEventListener("dragleave", () => $("target").classList.remove("over"));
 document.addEventListener("drop", async (event) => { $("target").classList.remove("over"); await takeDropped(event.dataTransfer); });
 $("cancel").onclick = cancel;
+$("made-up").onclick = () => takeMadeUp();
 $("shown").onchange = (event) => { viewer.shown = event.target.checked; viewer.draw(); };
+$("opacity").oninput = (event) => { viewer.opacity = Number(event.target.value) / 100; viewer.draw(); };
 for (const id of ["threshold", "smallest"]) {  // while typing too, once that pauses
   $(id).oninput = () => {  // the step is for the arrows; numbers between are as good
     const { badInput, rangeUnderflow, rangeOverflow } = $(id).validity;
@@ -296,8 +271,8 @@ for (const id of ["threshold", "smallest"]) {  // while typing too, once that pa
 }
 $("reset").onclick = () => askWorker("decide", { threshold: state.result.own.threshold, smallest: state.result.own.min_lesion_mm3 });
 for (const kind of ["mask", "probability"]) $(`save-${kind}`).onclick = () => askWorker("file", { kind });
-$("save-picture").onclick = () => $("canvas").toBlob((blob) => save(blob, `${stem(state.shown.name)}_lesion.png`));
-$("save-json").onclick = () => save(JSON.stringify(reportOf()) + "\n", `${stem(state.shown.name)}_lesion.json`, "application/json");
+$("save-picture").onclick = () => $("canvas").toBlob((blob) => save(blob, `${state.shown.mask}_lesion.png`));
+$("save-json").onclick = () => save(JSON.stringify(reportOf()) + "\n", `${state.shown.mask}_lesion.json`, "application/json");
 $("csv").onclick = () => save(csv(), "lesions.csv", "text/csv");
 $("with-name").onchange = showDetails;
 $("copy").onclick = copyDetails;

@@ -2,6 +2,11 @@
 "use strict";
 
 const MOST_ML = 1000;  // of lesions; a hemisphere has some 600
+const TRIAL = [12, 48, 48];  // a volume by which the network's speed is told; a thinner one takes longer for each voxel
+const TRIAL_MS = 60;
+const HEAD_SHARE = 0.6;  // of a grid
+const REST = 5500;  // operations that the network makes in the time that a voxel of a scan takes beside it
+const VOXEL_BYTES = 20, PAGE_BYTES = 6e7;  // that are taken for each voxel of a scan and of a grid, and by an empty page
 
 // A model from its config.json and model.safetensors: {card, layers, hash}.
 function readModel(card, weights) {
@@ -18,6 +23,7 @@ function readModel(card, weights) {
 async function readCase(files, card, step, parts) {
   step("reading");
   const images = await timed(parts, "read", () => readChannels(files, card.channels));
+  step("checking", 0, 1, images[0].volume.shape);
   const remarks = images.flatMap(headerRemarks);
   images.forEach((image, c) => remarks.push(...valuesRemarks(image, card.channels[c])));
   remarks.push(...extentRemarks(images[0], card.voxel_mm));
@@ -71,6 +77,24 @@ function needed(engine, layers, channels, shape) {
   if (layers[0].norm) return planMemory(engine, layers, shape).bytes;
   const content = contentBox(channels, shape, borderValues(channels, shape));
   return planMemory(engine, layers, shape, contentOrHeadBox(channels, shape, content), content).bytes;
+}
+
+// What scans will take, by the network's speed here: seconds {network, voxel}, for the network and for each voxel of a scan,
+// and bytes {bytes, voxelBytes}.
+function planScan(engine, { card, layers }) {
+  const inputs = card.channels.length, grids = gridsOf(card), normed = layers[0].norm !== null;
+  const time = (shape) => {
+    const n = count(shape), trial = Float32Array.from({ length: n }, (_, i) => (i * 7919) % 251), started = now();
+    runNetwork(engine, layers, Array(inputs).fill(trial), shape, true);
+    return (now() - started) / 1000 / n;
+  };
+  const until = now() + TRIAL_MS;  // the first ones take longer, as the kernels are still being compiled
+  let each = Infinity;
+  do each = Math.min(each, time(TRIAL)); while (now() < until);
+  const work = 2 * layers.reduce((sum, { weight }) => sum + weight.length, 0);
+  const voxels = grids.map(({ size }) => count(size)), whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + VOXEL_BYTES * count(size));
+  return { network: each * (normed ? 1 : HEAD_SHARE) * voxels.reduce((sum, n) => sum + n, 0), voxel: (REST * inputs * each) / work,
+           bytes: Math.max(...whole) + PAGE_BYTES, voxelBytes: VOXEL_BYTES * inputs };
 }
 
 // Everything about one case; `step` is told what begins. Raises UserError, one line, for what the user can correct.

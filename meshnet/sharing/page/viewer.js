@@ -9,7 +9,7 @@ const PLANES = [  // axis of the world cut through, axis that runs right, letter
 
 class Viewer {
   constructor(canvas, moved) {
-    this.canvas = canvas, this.moved = moved, this.shown = true, this.scan = null;
+    this.canvas = canvas, this.moved = moved, this.shown = true, this.opacity = 0.4, this.scan = null;
     canvas.addEventListener("pointerdown", (event) => this.point(event));
     canvas.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.draw()).observe(canvas.parentElement);
@@ -110,7 +110,7 @@ class Viewer {
         if (this.shown && this.labels[at]) {
           const beside = [[x - 1, y], [x + 1, y], [x, y - 1], [x, y + 1]];
           const edge = beside.some(([i, j]) => !marked(columns[i] ?? -1, rows[j] ?? -1));
-          const share = edge ? 1 : 0.4;
+          const share = edge && this.opacity > 0 ? 1 : this.opacity;
           colour = colour.map((value, c) => value * (1 - share) + MASK_COLOUR[c] * share);
         }
         picture.data.set([...colour, 255], p);

@@ -34,7 +34,7 @@ const answers = {
     kept.model = readModel(config, weights);
     if (threaded) kept.engine = await engineWithThreads(new WebAssembly.Module(threaded), Math.min(threads, MOST_THREADS), helperWorker, said).catch(() => null);
     kept.engine = kept.engine || new Engine(new WebAssembly.Module(engine), said);
-    tell({ what: "ready", threads: kept.engine.threads });
+    tell({ what: "ready", threads: kept.engine.threads, plan: planScan(kept.engine, kept.model) });
   },
   // dcm2niix, which is loaded when DICOM files are given for the first time.
   async converter({ script, wasm }) {
@@ -55,7 +55,7 @@ const answers = {
       const { content, remarks } = series ? await convertSeries(kept.converter, series, reading) : { content: new Uint8Array(await file.arrayBuffer()), remarks: [] };
       read.push({ name, content }), said.push(...remarks);
     }
-    const step = (name, number, of) => tell({ what: "step", name: of > 1 ? `${name}, grid ${number + 1} of ${of}` : name });
+    const step = (name, number, of, shape) => tell({ what: "step", name: of > 1 ? `${name}, grid ${number + 1} of ${of}` : name, shape });
     const result = await segment(kept.engine, kept.model, read, step, settings);
     result.ofScan.unshift(...said), result.warnings.unshift(...said);
     kept.result = result, kept.id = id;  // not before: where a scan is refused, the one before it stays in sight
