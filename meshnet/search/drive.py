@@ -131,7 +131,7 @@ def publish(study, state: str, began: float) -> dict:
     status["confirmed"] = confirmed_now(study)
     status["driver"] = {"host": socket.gethostname(), "pid": os.getpid()}
     write_json(study.plan.folder / "status.json", status)
-    study.ledger.write_export(study.plan.folder / "trials.csv")
+    study.ledger.write_export(study.plan.folder / "trials.csv", over=state == "finished")
     return status
 
 

@@ -307,8 +307,9 @@ class Ledger:
         return self.database.execute(query, (trial,)).fetchone()[0]
 
     # ---------------------------------------------------------------- for people
-    def export(self) -> str:
-        """The study as CSV: one line for each trial, with its parameters and the score of each finished rung."""
+    def export(self, over: bool = False) -> str:
+        """The study as CSV: one line for each trial, with its parameters and the score of each finished rung. A trial
+        that waits between rungs is paused, and finished once the study is ``over``."""
         trials = self.database.execute(
             "SELECT trial, parameters, bracket, rung, state, reason FROM trials ORDER BY trial"
         ).fetchall()
@@ -321,8 +322,8 @@ class Ledger:
         names = list(dict.fromkeys(name for row in trials for name in json.loads(row[1])))
         lines = [["trial", *names, "bracket", "rung", "state", *(f"score_rung_{rung}" for rung in rungs),
                   "attempts", "where", "reason"]]
-        for trial, parameters, bracket, rung, state, reason in trials:
-            values = json.loads(parameters)
+        for trial, parameters, bracket, rung, kept, reason in trials:
+            values, state = json.loads(parameters), "finished" if over and kept == "paused" else kept
             at_rungs = [scores.get(trial, {}).get(number) for number in rungs]
             lines.append([trial, *(values.get(name) for name in names), bracket, rung, state, *at_rungs,
                           attempts.get(trial, 0), where.get(trial, ""), reason])
@@ -340,6 +341,6 @@ class Ledger:
             "SELECT trial, fold, horizon, epoch, score FROM scores ORDER BY trial, fold, horizon, epoch"
         ).fetchall()
 
-    def write_export(self, path: Path) -> None:
+    def write_export(self, path: Path, over: bool = False) -> None:
         """The CSV, whole or not at all."""
-        write_text(path, self.export())
+        write_text(path, self.export(over))

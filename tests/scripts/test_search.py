@@ -37,7 +37,7 @@ def test_a_search_from_beginning_to_end(bench):
     assert config.training.max_epochs == 4
     lines = (bench.folder / "study" / "trials.csv").read_text().splitlines()
     assert lines[0] == "trial,lr,bracket,rung,state,score_rung_0,score_rung_1,score_rung_2,attempts,where,reason"
-    assert len(lines) == 9
+    assert len(lines) == 9 and all(",finished," in line for line in lines[1:])
     written = ("curves.png", "parallel.png", "study.html")
     assert all((bench.folder / "study" / name).stat().st_size > 5000 for name in written)
     assert status["belief"]["trial"] in tops and "going on: " in bench.run("study", "--status")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from meshnet.errors import UserError
-from meshnet.search.asha import Asha
+from meshnet.search.asha import Asha, Decision
 from meshnet.search.ledger import Ledger, network_file_system
 
 
@@ -148,6 +148,9 @@ def test_export_by_hand(begun):
         '0,1,0,1,running,0.25,2,"a slot 0,b slot 1",',
         "1,2,0,0,failed,,0,,out of memory",
     ]
+    ledger.ended(Decision(0, 1, 2, 1), 0.5)
+    for over, state in ((False, "paused"), (True, "finished")):
+        assert f"0,1,0,1,{state},0.25,0.5," in ledger.export(over) and "1,2,0,0,failed" in ledger.export(over)
 
 
 def test_the_file_system_of_a_ledger(tmp_path, monkeypatch):
