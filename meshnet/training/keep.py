@@ -34,9 +34,11 @@ def validate_and_keep(run: Run, heart: Heartbeat, pace: Pace, scheduled: bool = 
                        f"learning rate {run.schedule.rates()[0]:.3g}; try a lower --optimizer.lr")
     name = SCORES[run.config.training.score_at]
     epoch, kept = progress.epoch + 1, scheduled or progress.best_epoch < 0
-    if summary[name] > progress.best_dice and kept:
+    rank = rank_of(summary, name)
+    if is_better(rank, progress.best_dice, progress.best_rank) and kept:
         threshold = threshold_of(run, found)
         if scheduled:
+            progress.best_rank = rank
             progress.best_dice, progress.best_epoch, progress.best_half = summary[name], epoch, summary["val_dice"]
             progress.threshold = threshold
         if main:
@@ -67,14 +69,25 @@ def keep_averaged(run: Run, heart: Heartbeat, pace: Pace, kept: bool, scheduled:
     progress = run.progress
     found = validate(run, run.ema.module, heart, pace)
     summary = summarise(found)
-    score = summary[SCORES[run.config.training.score_at]]
-    if score > progress.best_dice_ema and kept:
+    rank = rank_of(summary, SCORES[run.config.training.score_at])
+    if is_better(rank, progress.best_dice_ema, progress.best_rank_ema) and kept:
         threshold = threshold_of(run, found)
         if scheduled:
-            progress.best_dice_ema, progress.threshold_ema = score, threshold
+            progress.best_dice_ema, progress.best_rank_ema, progress.threshold_ema = rank[0], rank, threshold
         if run.accelerator.is_main_process:
             save_weights(run.folder / AVERAGED, run.ema.module.state_dict())
     return {f"{name}_ema": value for name, value in summary.items()}
+
+
+def rank_of(summary: dict, name: str) -> list[float]:
+    """What decides which weights are kept: the score called ``name``, and between equal ones (all 0 as long as no
+    probability reaches 0.5) the Dice at the best threshold, then the loss, lower first."""
+    return [summary[name], summary.get("val_dice_swept") or 0.0, -summary["val_loss"]]
+
+
+def is_better(rank: list[float], best: float, best_rank: list[float] | None) -> bool:
+    """Whether a validation is better than the best one so far, of the score ``best`` and of ``best_rank``."""
+    return rank[0] > best or (best_rank is not None and rank[0] == best and rank > best_rank)
 
 
 def threshold_of(run: Run, found: Validation) -> float | None:

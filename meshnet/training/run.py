@@ -26,6 +26,8 @@ class Progress:
     best_dice: float = -1.0  # at the threshold of training.score_at
     best_epoch: int = -1
     best_dice_ema: float = -1.0
+    best_rank: list[float] | None = None  # of the best epoch: ``keep.rank_of``; None: of an earlier version's run
+    best_rank_ema: list[float] | None = None
     best_half: float | None = None  # of the best epoch, at 0.5
     threshold: float | None = None  # of the best epoch; None: 0.5
     threshold_ema: float | None = None

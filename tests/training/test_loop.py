@@ -22,6 +22,7 @@ from meshnet.data.reader import PreparedData
 from meshnet.networks.build import load_model
 from meshnet.networks.meshnet import MeshNet
 from meshnet.training import assemble
+from meshnet.training.keep import is_better, rank_of
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.run import Progress
 from meshnet.training.said import judged
@@ -160,7 +161,8 @@ def test_a_run_of_an_earlier_version_goes_on_by_the_dice_at_a_half(tiny_data, tm
     (point,) = (cut / "state").glob("*.pt")
     state = torch.load(point, weights_only=True)
     for rank in state["ranks"]:
-        for name in ("losses", "warned", "best_half", "threshold", "threshold_ema", "threshold_last"):
+        for name in ("losses", "warned", "best_rank", "best_rank_ema", "best_half", "threshold", "threshold_ema",
+                     "threshold_last"):
             del rank["progress"][name]
     torch.save(state, point)
     train(tiny_data, cut, *flags)
@@ -174,6 +176,25 @@ def test_a_run_of_an_earlier_version_goes_on_by_the_dice_at_a_half(tiny_data, tm
     assert card["threshold"] == done["threshold"] == best["val_threshold"]
     last = lines(tmp_path / "new")[-1]["val_threshold"]
     assert load_model(tmp_path / "new", "last.safetensors").card.threshold == last
+
+
+def test_of_equal_dice_the_best_at_its_threshold_is_kept_and_then_the_lowest_loss(tiny_data, tmp_path):
+    """As long as nothing, or everything, is marked all Dice are equal: the weights of the first epoch are not the best.
+    """
+    steps = [(0.0, 0.2, 1.0), (0.0, 0.3, 1.1), (0.0, 0.3, 1.2), (0.0, 0.3, 1.05), (0.4, 0.4, 2.0), (0.3, 0.9, 0.1)]
+    best, kept = None, []
+    for dice, swept, loss in steps:
+        rank = rank_of({"val_dice": dice, "val_dice_swept": swept, "val_loss": loss}, "val_dice")
+        if is_better(rank, -1.0 if best is None else best[0], best):
+            best = rank
+            kept.append(steps.index((dice, swept, loss)))
+    assert kept == [0, 1, 3, 4]
+    assert not is_better([0.0, 0.9, -1.0], 0.0, None) and is_better([0.1, 0.0, -1.0], 0.0, None)  # earlier versions'
+    train(tiny_data, tmp_path, "--training.max_epochs", 6, "--stop_epoch", 2, "--optimizer.lr", 0.005,
+          "--model.norm", "none", "--loss.lesion_weight", 0.3, "--loss.label_smoothing", 0)
+    one, two = lines(tmp_path)  # everything is marked after both
+    assert one["val_dice"] == two["val_dice"] and one["val_dice_swept"] < two["val_dice_swept"]
+    assert json.loads((tmp_path / "config.json").read_text())["metrics"]["epoch"] == 2
 
 
 def kill_one_process(data, folder, after):
