@@ -33,19 +33,18 @@ def main() -> int:
     call("infer.py", scan, "-o", FOLDER / "scan_lesion.nii.gz", "--model", run)
     print(f"\nheld-out lesion Dice {dice:.3f}, mean of {cases} synthetic cases that training never saw")
     print(f"best single intensity threshold on the same cases {threshold:.3f}")
-    print("\nthe built-in weights on a new 1 mm head of each contrast:")
-    for contrast, found in draw_contrasts(FOLDER / "contrasts.png").items():
-        print(f"{contrast:8} Dice {found:.2f}")
+    print("\nthe built-in weights on a new 1 mm head of each contrast, about a minute:", flush=True)
+    draw_contrasts(FOLDER / "contrasts.png")
     print("\nmask     demo/scan_lesion.nii.gz\npictures demo/scan_lesion.png, demo/contrasts.png")
     print("run      demo/run (curves.png, metrics.jsonl)")
     return 0
 
 
 def call(script: str, *arguments: object) -> None:
-    """Run one of the scripts as a user would; exit with its code if it fails."""
-    shown = [str(a.relative_to(ROOT)) if isinstance(a, Path) else str(a) for a in arguments]
-    print(f"\n$ python {script} {' '.join(shown)}", flush=True)
-    code = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=ROOT, check=False).returncode
+    """Run one of the scripts as a user would, with paths as a user types them; exit with its code if it fails."""
+    given = [str(a.relative_to(ROOT)) if isinstance(a, Path) else str(a) for a in arguments]
+    print(f"\n$ python {script} {' '.join(given)}", flush=True)
+    code = subprocess.run([sys.executable, ROOT / script, *given], cwd=ROOT, check=False).returncode
     if code:
         sys.exit(code)
 
@@ -90,8 +89,8 @@ def write_scan(path: Path) -> None:
 
 
 def draw_contrasts(path: Path) -> dict[str, float]:
-    """Segment a synthetic 1 mm head of each contrast with the built-in weights, draw all in one picture, and return the
-    lesion Dice of each."""
+    """Segment a synthetic 1 mm head of each contrast with the built-in weights, print the lesion Dice of each as it is
+    found, draw all in one picture, and return the Dice."""
     import nibabel as nib
     import numpy as np
 
@@ -106,6 +105,7 @@ def draw_contrasts(path: Path) -> dict[str, float]:
         found = segment_scan(image, device="cpu").mask
         scan, truth, marked = (np.asarray(nib.as_closest_canonical(each).dataobj) for each in (image, mask, found))
         scores[contrast] = overlap_metrics(marked > 0, truth == 1)["dice"]
+        print(f"{contrast:8} Dice {scores[contrast]:.2f}", flush=True)
         level = int(np.argmax((truth == 1).sum((0, 1))))
         panel.imshow(scan[..., level].T, origin="lower", cmap="gray", vmin=0, vmax=np.quantile(scan[scan > 0], 0.995))
         for volume, colour in ((truth == 1, "gold"), (marked > 0, "red")):
