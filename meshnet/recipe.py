@@ -180,19 +180,26 @@ def flatten(sections: typing.Mapping) -> dict[str, object]:
 
 
 def list_recipes(folder: Path = ROOT / "recipes") -> str:
-    """The recipes of the program as text, a line each: what the first sentences of their comments say."""
+    """The recipes of the program as two tables, networks by size, from what the first sentences of their comments say.
+    """
     networks, others = [], []
     for path in sorted(folder.glob("*.*")):
         text = path.read_text(encoding="utf-8")
         comment = " ".join(line.strip().lstrip("#/ ").strip() for line in itertools.takewhile(
             lambda line: line.startswith(("#", "//")), text.splitlines()))
-        said = re.split(r"(?<=[^.][a-z0-9)])\.\s", f"{comment} ")[:2]
-        line = f"  {path.name:<26} {'. '.join(part.strip() for part in said if part.strip())}"
-        (networks if re.search(r"^\s*\"?model\"?:", text, re.MULTILINE) else others).append(line)
+        said = [part.strip() for part in re.split(r"(?<=[^.][a-z0-9)])\.\s", f"{comment} ")]
+        size = re.search(r"[:,] ([\d,]+) parameters", comment)
+        score = re.search(r"result on ARC T2w[^:]*: (?:macro DICE|dice_macro) (\d\.\d+ \(\d\.\d+\))", comment)
+        if re.search(r"^\s*\"?model\"?:", text, re.MULTILINE):
+            what = re.sub(r" of arXiv [\d.]+|[:,] [\d,]+ parameters|, with the paper's settings.*", "", said[0])
+            networks.append((int(size[1].replace(",", "")) if size else 0, path.stem, score[1] if score else "", what))
+        else:
+            others.append(f"  {path.stem:<20}  {said[0].partition(': train.py')[0]}")
+    rows = [f"  {name:<20}  {size:>10,}  {score:<13}  {what}" for size, name, score, what in sorted(networks)]
     return "\n".join([
-        "Networks (train.py --recipe recipes/NAME); the paper's scores: T2w, chronic stroke, mean (SD) over 3 folds",
-        *networks, "",
-        "Settings to stack on a network (--recipe recipes/NETWORK recipes/SETTINGS), and the search space", *others])
+        "Networks (train.py --recipe NAME), with the macro Dice of arXiv 2503.05531: T2w, chronic stroke, mean (SD) "
+        "over 3 folds", "", f"  {'name':<20}  {'parameters':>10}  {'macro Dice':<13}  what it is", *rows, "",
+        "Settings to stack on a network (train.py --recipe NETWORK SETTINGS), and spaces of a search", "", *others])
 
 
 def load_search(paths: list[str | Path]) -> dict:

@@ -1,8 +1,12 @@
 """The table of networks and their counts."""
 
+import re
 import sys
 
 from meshnet.networks import __main__, baselines
+from meshnet.networks.memory import count_parameters
+from meshnet.networks.meshnet import MeshNet
+from meshnet.recipe import find_recipe, list_recipes, load_recipes
 
 HEADS_OF_DEEP_SUPERVISION = sum(2 * c + 2 for c in (32, 64, 128))  # unused 1x1x1 layers to 2 classes
 
@@ -21,6 +25,18 @@ def test_counts_are_the_papers():
     unlike = {row["name"]: row["paper"] - row["parameters"] for row in rows if row["why"]}
     assert unlike == {"umamba_bot": 454, "umamba_enc": 454, "mednext_s": 1, "mednext_b": 1, "mednext_m": 1,
                       "residual_unet": 1_979_610 - 4_806_481}
+    listed = {line.split()[0]: line for line in list_recipes().splitlines() if line.startswith("  ")}
+    told = {name: int(line.split()[1].replace(",", "")) for name, line in listed.items()
+            if re.match(r"[\d,]+$", line.split()[1])}
+    own = {f"meshnet{channels}": found.pop(f"meshnet (channels {channels})") for channels in (5, 16, 26)}
+    for name in ("tiny", "demo", "meshnet16-synthetic"):
+        model = load_recipes([find_recipe(name)]).model
+        own[name] = count_parameters(MeshNet(model.channels, 1, 4 if "synthetic" in name else 2, model.dilations,
+                                             norm=model.norm))
+    assert told == found | own | {"meshnet26_tuned": 147_474}
+    assert "0.876 (0.016)  MeshNet-26" in listed["meshnet26"] and "(" not in listed["meshnet26_tuned"]
+    assert listed["unet"].split("  ")[-1] != listed["residual_unet"].split("  ")[-1]
+    assert max(map(len, listed.values())) <= 140
 
 
 def test_the_command_prints_every_network(capsys, monkeypatch):
