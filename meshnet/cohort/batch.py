@@ -1,6 +1,7 @@
 """The scans of one call of ``infer.py``: planned, shared among processes, and what is written about all of them."""
 
 import argparse
+import os
 import sys
 import time
 import zlib
@@ -14,6 +15,7 @@ import numpy as np
 from meshnet.cohort import bids, call, lists
 from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
+from meshnet.cohort.lines import purpose
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import Records, Work, label, progress, write_table
@@ -122,7 +124,10 @@ class Batch:
 
     def done(self, planned: dict, result: dict) -> None:
         """A scan is segmented, and all its files are written."""
-        self.work.done(planned, {key: value for key, value in result.items() if key != "parts"})
+        # By the model's name alone: the page is handed on, and a path may name its owner.
+        names = [Path(os.path.abspath(name)).name if os.path.exists(name) else name for name in self.arguments.model]
+        self.work.done(planned, {key: value for key, value in result.items() if key != "parts"} | {
+            "model": purpose(names, self.models[0].card)})
 
     @property
     def suspect(self) -> bool:

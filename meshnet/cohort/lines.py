@@ -20,10 +20,6 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
         threshold, min_lesion_mm3: the user's own, None for the models'.
     """
     card = cards[0]
-    who = called(names) + (f" ({', '.join(names)})" if len(names) > 1 else "")
-    about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
-    of = f" of {about['disease']}" if about.get("disease") else ""
-    contrasts = about.get("contrasts") or " + ".join(card.channels)
     by = "the most probable class"
     if len(class_names(card)) == 1:
         by = f"from probability {in_words(cards, threshold, min_lesion_mm3, 'threshold')}"
@@ -32,7 +28,16 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
     smallest = in_words(cards, threshold, min_lesion_mm3, "min_lesion_mm3", 1000)
     kept = f"what is below {smallest} mL is dropped" if smallest else "all sizes are kept"
     decides = f";\n  {by}, by contrast; " if any(" to " in words for words in (by, smallest)) else f"; {by}; "
-    return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans{decides}{kept}"
+    return f"{purpose(names, card)}{decides}{kept}"
+
+
+def purpose(names: Sequence[str], card: Card) -> str:
+    """The models, what they mark, and on which scans; ``names`` as for ``header``, ``card`` of the first."""
+    who = called(names) + (f" ({', '.join(names)})" if len(names) > 1 else "")
+    about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
+    of = f" of {about['disease']}" if about.get("disease") else ""
+    contrasts = about.get("contrasts") or " + ".join(card.channels)
+    return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans"
 
 
 def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None, name: str,

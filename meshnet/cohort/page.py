@@ -26,9 +26,9 @@ DISAGREE = 0.5  # agreement of two looks below which a scan is odd in any compan
 AGREEMENT = "agreement of two looks"
 LEAST = 8  # scans from which "unlike the others" has a meaning
 EDGES_ML = (0.0, 0.001, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, math.inf)  # of the histogram's bars
-INTRODUCTION = ("{done} scans, {failed} failed, {empty} with nothing marked; median {median}. Odd scans come first: "
-                "volume, extent of the head, brightness{more} unlike those of the others. The half is by the axes that "
-                "the file's header declares, and no statement about anatomy.")
+INTRODUCTION = ("{model}{done} scans, {failed} failed, {empty} with nothing marked; median {median}. Odd scans come "
+                "first: volume, extent of the head, brightness{more} unlike those of the others. The half is by the "
+                "axes that the file's header declares, and no statement about anatomy.")
 
 
 def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Sequence[dict], title: str) -> list[Path]:
@@ -36,7 +36,7 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
 
     Args:
         done: records with ``name``, ``key``, ``volume_ml``, ``lesions``, ``largest_ml``, and where they are known
-            ``mask``, ``side``, ``head``, ``warnings`` and ``remarks``.
+            ``mask``, ``side``, ``head``, ``warnings``, ``remarks`` and ``model``, what made the mask in words.
         failed: records with ``name``, ``key`` and ``error``.
     """
     reasons = oddities(done)
@@ -45,7 +45,9 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
               "odd": 1e6} for record in failed]
     rows.sort(key=lambda row: (-row["odd"], row["name"]))
     volumes = [record["volume_ml"] for record in done]
-    text = INTRODUCTION.format(done=len(done), failed=len(failed), empty=sum(not record["lesions"] for record in done),
+    models = "; ".join(dict.fromkeys(record["model"] for record in done if record.get("model")))
+    text = INTRODUCTION.format(model=f"{models}. " if models else "", done=len(done), failed=len(failed),
+                               empty=sum(not record["lesions"] for record in done),
                                median=f"{np.median(volumes):.1f} mL" if volumes else "unknown",
                                more=", or agreement of two looks" if any("agreement" in one for one in done) else "")
     count = max(1, math.ceil(len(rows) / MOST))

@@ -253,6 +253,9 @@ def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nift
     if len(images) != len(wanted):
         example = ",".join(f"{name}.nii.gz" for name in wanted)
         what = scans[0] if isinstance(scans[0], (str, Path)) else "scan"
+        if len(wanted) == 1:
+            raise UserError(f"{what}: found {len(images)} files of one case, expected 1, since the model has one "
+                            f"channel ({wanted[0]}); put a space between scans, not a comma")
         raise UserError(f"{what}: found {len(images)} channel(s), expected {len(wanted)} ({', '.join(wanted)}); "
                         f"give the files of a case joined by commas, as {example}")
     return images

@@ -42,6 +42,18 @@ def test_odd_scans_come_first_with_the_reason_and_failed_ones_before_them(tmp_pa
     assert not re.search(r"(src|href)=[\"']?(https?:|//)", text)
 
 
+def test_the_page_says_which_models_made_the_masks(model, tmp_path):
+    """By name alone, since a path may name its owner; nothing of records that do not know it."""
+    done = [record(1, model="a: marks lesion on T2w scans"), record(2, model="b: marks lesion on DWI scans"), record(3)]
+    text = write_pages(tmp_path, Records(tmp_path), done, [], "A")[0].read_text()
+    assert "a: marks lesion on T2w scans; b: marks lesion on DWI scans. 3 scans, 0 failed" in text
+    assert "marks lesion" not in write_pages(tmp_path, Records(tmp_path), [record(1)], [], "A")[0].read_text()
+    scan_file(tmp_path / "a.nii.gz")
+    infer(tmp_path / "a.nii.gz", "-o", tmp_path / "out", "--model", model, "--report")
+    text = (tmp_path / "out/report.html").read_text()
+    assert f"{model.name}: marks lesion on T2w scans. 1 scans" in text and str(model.parent) not in text
+
+
 def test_deviations_by_hand():
     assert deviations([1, 2, 3]) == [0, 0, 0]  # too few to be unlike the others
     values = [1, 2, 3, 4, 5, 6, 7, 8, 100, None]  # median 5, MAD 2

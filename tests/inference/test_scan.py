@@ -267,6 +267,13 @@ def test_a_contrast_decides_in_the_mask_the_line_and_the_header(tmp_path):
     assert segment_scan(path, strict, threshold=0.3).volume_ml == told["volume_ml"]  # the user's decides alone
 
 
+def test_scans_joined_by_a_comma_for_a_model_of_one_channel(tmp_path):
+    model = bright_model(tmp_path / "m")
+    with pytest.raises(UserError, match=r"found 2 files of one case, expected 1, since the model has one channel "
+                                        r"\(T2w\); put a space between scans, not a comma"):
+        segment_scan([scan_file(tmp_path / "a.nii.gz"), scan_file(tmp_path / "b.nii.gz")], model)
+
+
 @needs_kernels
 @pytest.mark.parametrize("norm", ["batch", "none", "group", "instance"])
 def test_no_meshnet_needs_pytorch(tmp_path, norm):
