@@ -104,5 +104,7 @@ def test_every_command_of_the_readme_ends_as_printed(tmp_path):
         else:
             wrong += compare(command, expected, done.stdout)
     assert not wrong, "\n".join(wrong)
+    dirty = subprocess.run(["git", "status", "--short"], cwd=clone, capture_output=True, text=True, check=True).stdout
+    assert not dirty, dirty
     assert (clone / "runs/table/report/report.html").stat().st_size > 10_000
-    assert (clone / "scan_lesion.png").is_file() and (clone / "data/tiny/cases.html").is_file()
+    assert (clone / "tiny_lesion.png").is_file() and (clone / "data/tiny/cases.html").is_file()
