@@ -18,14 +18,14 @@ from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
 from meshnet.cohort.lines import purpose
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
-from meshnet.cohort.records import Records, Work, label, progress, write_table
+from meshnet.cohort.records import TABLE, Records, Work, label, progress, write_table
 from meshnet.display import Live
 from meshnet.errors import UserError, decoration
 from meshnet.inference.scan import Case, Segmentation, timed
 from meshnet.networks.card import WEIGHTS
 from meshnet.runs.folder import AVERAGED
 from meshnet.runs.place import Place, place
-from meshnet.runs.shares import key_of
+from meshnet.runs.shares import FOLDER, key_of
 from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.nifti import read_image
 
@@ -55,15 +55,17 @@ class Batch:
         else:
             self.out = output_folder(arguments.output, cases)
         here = place()
-        together = here.lines or (here.count > 1 and self.out is not None)  # a table is of all tasks of an array
+        together = here.lines or (here.command and self.out is not None)  # a table is of all tasks of an array
         self.alone = self.root is None and len(cases) == 1 and not (arguments.report or together or self.lost)
         if arguments.report and self.out is None:
             raise UserError("--report: needs -o FOLDER, the folder of the masks and of the page; add it")
+        self.list = None  # the file of this list, where other tasks may have other ones
+        if self.root is None and self.out is not None and here.command and not here.lines:
+            cases = self.tell_list(cases)
         # One scan whose mask lies where a task of an array says is that task's own: nothing is shared.
         self.work = Work(cases, None if self.alone else self.out, arguments.overwrite or self.alone,
                          Place() if self.alone else None)
-        if self.root is None and self.work.claims and self.work.where.count > 1 and not self.work.where.lines:
-            lists.tell(self.work.records, cases, self.lost)  # jobs of a launcher have one list
+        self.earlier = earlier_records(self.out, cases[0]) if self.alone else None
         self.facts: dict[str, dict] = {}
         self.taken = 0
         # Several processes have a line of their own about all of them (records.py).
@@ -72,6 +74,15 @@ class Batch:
             weights = AVERAGED if arguments.ema else WEIGHTS
             self.model_facts = model_facts(names, [model.card for model in models], weights)
             bids.describe(self.out, self.root, self.model_facts)
+
+    def tell_list(self, cases: list[dict]) -> list[dict]:
+        """Tell the other tasks of an array of this one's list; the cases of it that are its own."""
+        records = Records(self.out)
+        for case in cases:
+            case["key"] = key_of(case["mask"], self.out)
+        self.list = lists.path_of(records, cases, self.lost)
+        cases, self.lost = lists.tell(records, self.list, cases, self.lost)
+        return cases
 
     def take(self) -> dict | None:
         """The next scan to segment; None where others do all that are left."""
@@ -97,7 +108,7 @@ class Batch:
             result |= {"warnings": [*result["warnings"], *said]} if said else {"dicom_seg": str(planned["seg"])}
         if self.arguments.agreement:
             self.look_again(case, found, result)
-        if self.alone:
+        if self.alone and not self.earlier:
             return
         volume, affine = case.inputs[0][0]
         facts = head_facts(np.asarray(volume[0]), affine)
@@ -126,8 +137,11 @@ class Batch:
         """A scan is segmented, and all its files are written."""
         # By the model's name alone: the page is handed on, and a path may name its owner.
         names = [Path(os.path.abspath(name)).name if os.path.exists(name) else name for name in self.arguments.model]
-        self.work.done(planned, {key: value for key, value in result.items() if key != "parts"} | {
-            "model": purpose(names, self.models[0].card)})
+        kept = {key: value for key, value in result.items() if key != "parts"} | {
+            "model": purpose(names, self.models[0].card)}
+        self.work.done(planned, kept)
+        if self.earlier:
+            renew(self.earlier, key_of(planned["mask"], self.out), kept)
 
     @property
     def suspect(self) -> bool:
@@ -165,6 +179,8 @@ class Batch:
         if self.root is not None and work.skipped:
             print(f"{len(work.skipped)} of {len(work.cases)} masks exist, skipped; --overwrite replaces them",
                   file=sys.stderr)
+        if work.where.shared and not (self.taken or failed or self.lost):
+            print(f"nothing left to do of {len(work.cases)} scans; --overwrite does them again", file=sys.stderr)
         if failed:
             skipped = f" ({len(work.skipped)} skipped)" if work.skipped else ""
             print(f"{failed} of {work.did + failed + len(work.skipped)} scans could not be segmented{skipped}",
@@ -181,7 +197,8 @@ class Batch:
     def merge(self) -> int:
         """Write the table of all scans; the number that failed, in whichever process."""
         records = self.work.records
-        others, lost = lists.of_others(records, self.work.cases, self.lost) if self.root is None else ([], [])
+        others, lost = lists.of_others(records, self.list, self.work.cases, self.lost, self.work.where.command
+                                       ) if self.list else ([], [])
         done, failed = self.work.results(others)
         failed += [*self.lost, *lost]
         for at, record in reversed(list(enumerate(done))):
@@ -204,7 +221,25 @@ class Batch:
             for record in [*done, *failed]:  # of other tasks' lists
                 record["name"] = record["name"] if often[record["name"]] == 1 else str(record["image"])
             write_report(self.out, records, done, failed)
-        return len(failed)
+        own = self.work.by_key.keys() | {record["key"] for record in self.lost}
+        return sum(record["key"] in own for record in failed)
+
+
+def earlier_records(out: Path | None, case: dict) -> Records | None:
+    """Where an earlier command on several scans has told of the one scan of this command; None if none has."""
+    if out is None or not (out / FOLDER).is_dir():
+        return None
+    records, key = Records(out), key_of(case["mask"], out)
+    return records if records.has(key) or records.read_failure(key) else None
+
+
+def renew(records: Records, key: str, result: dict) -> None:
+    """Have the next table say what is now there of a scan that was done again by itself."""
+    (records.folder / f"{key}.jpg").unlink(missing_ok=True)
+    records.write(key, result | {"command": ""})
+    if (records.out / TABLE).exists():
+        print(f"note: {records.out / TABLE}: still has the scan's earlier row; the command that wrote it renews it",
+              file=sys.stderr)
 
 
 def write_report(out: Path, records: Records, done: list[dict], failed: list[dict]) -> None:

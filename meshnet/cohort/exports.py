@@ -60,7 +60,8 @@ def dicom_cases(paths: Sequence[Path], out: Path, channels: Sequence[str], wante
                 root = unpacked(path, stack) if path.is_file() else path
                 series = find_series(root)
             except UserError as error:
-                fail(f"export-{number}", error, export)
+                apart = f"-{export[:6]}" if place().command else ""  # the tasks of an array each have a first one
+                fail(f"export-{number}{apart}", error, export)
                 continue
             for study in dict.fromkeys(one.study for one in series):
                 mine = [one for one in series if one.study == study]

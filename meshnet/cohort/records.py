@@ -16,6 +16,9 @@ TABLE = "lesions.csv"
 COLUMNS = ("scan", "mask", "volume_ml", "lesions", "largest_ml", "side", "quality", "agreement", "warnings", "error")
 PROGRESS_SECONDS = 30.0
 FAILED, UNDECIDED = ".failed", ".undecided"  # before .json, in the name of the record of what is not done
+AGAIN = ".again"  # ends the name of an empty file that says that this command did a scan that had a record
+FOLDERS = 200  # of masks, up to which a process looks at each of them
+CHANGED = "the mask was changed after it was written; its numbers here are those of the file"
 KILLS = 3  # processes that were killed while they had a scan, after which it is given up
 
 
@@ -41,8 +44,7 @@ class Work:
             self.by_key[case["key"]] = case
         # A process alone claims as well: of a scan that it was killed at the next one knows.
         self.claims = Claims(self.records.folder) if self.records else None
-        self.share = Share(list(self.by_key), self.where, self.claims, self._is_over,
-                           lambda: set() if overwrite else self.records.names() if self.records else set())
+        self.share = Share(list(self.by_key), self.where, self.claims, self._is_over, self._recorded)
         self.suspect = False  # the last scan taken was the end of a process before
         self.skipped: list[dict] = []  # finished before this command looked at them
         self.did, self.failed = 0, 0
@@ -72,7 +74,9 @@ class Work:
         """A scan is segmented, and all its files are written."""
         self.did += 1
         if self.records is not None:
+            again = self.records.has(case["key"]) or self.records.read_failure(case["key"])
             self.records.write(case["key"], result | {"command": self.where.command})
+            self.records.note_again(case["key"], self.where) if again else None
         self.share.finished(case["key"])
         self.say_progress()
 
@@ -81,8 +85,10 @@ class Work:
         print(f"error: {error}", file=sys.stderr, flush=True)
         self.failed += 1
         if self.records is not None:
+            again = self.records.read_failure(case["key"])
             self.records.write_failure(case["key"], self.shown(case) | {
                 "error": str(error), "command": self.where.command})
+            self.records.note_again(case["key"], self.where) if again else None
         self.share.finished(case["key"])
 
     def keep(self, case: dict) -> None:
@@ -112,12 +118,15 @@ class Work:
     def merged(self, failed: bool) -> None:
         """What is about all scans is written; ``failed``: some of them are not segmented."""
         self.share.wrote(self.state, failed)
+        self.records.forget_again(self.where)
 
     def _state(self) -> str:
+        """What there is, in words that are other ones as soon as the table would be another one."""
         if not self.where.shared:
             return ""
         lists = hash_of(sorted(path.name for path in self.records.folder.glob("list-*.json")))[:12]
-        return f"{len(self.records.names())} done, {len(self.records.failures())} failed, lists {lists}"
+        return (f"{len(self.records.names())} done, {len(self.records.failures())} failed, "
+                f"{self.records.count_again(self.where)} again, lists {lists}")
 
     def _finished(self) -> int:
         return len(self.records.names() & self.by_key.keys())
@@ -132,6 +141,8 @@ class Work:
                 failed.append(failure | {"key": case["key"], "case": case})
             elif case["mask"].exists():
                 found = record or self.shown(case)
+                if record and self.records.changed_since(case["key"], case["mask"]):
+                    found = self.shown(case) | {"warnings": [CHANGED]}
                 done.append(found | {"mask": str(case["mask"]), "key": case["key"], "case": case})
         return done, failed
 
@@ -148,10 +159,26 @@ class Work:
         if "source" in case and case["mask"].stat().st_mtime_ns < case["scans"][0].stat().st_mtime_ns:
             return False  # converted again since, of other files: on another grid, perhaps
         # A claimed mask without a record is of a process that is still at it, or was killed before it had said all.
-        if self.records is not None and not self.records.has(key) and self.claims.path(key).exists():
-            return False
+        if self.records is not None and not self.records.has(key):
+            from meshnet.scans.ours import is_ours
+
+            if self.claims.path(key).exists() or not is_ours(case["mask"]):  # nor does one that somebody drew count
+                return False
         self.skipped.append(case) if not shared else None
         return True
+
+    def _recorded(self) -> set[str]:
+        """The keys of scans that are probably finished: with a record and a mask, by one look at each folder of masks.
+        Where these are very many the records alone are believed: whoever has a scan in its own part asks for its mask.
+        """
+        if self.overwrite or self.records is None or any("seg" in case for case in self.cases):
+            return set()
+        names, folders = self.records.names(), {case["mask"].parent for case in self.cases}
+        if len(folders) > FOLDERS:
+            return names
+        there = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}
+        masks = {key: case["mask"] for key, case in self.by_key.items()}
+        return {key for key in names & masks.keys() if masks[key].name in there[masks[key].parent]}
 
     def say_progress(self) -> None:
         """A line about all processes together, from the first of them, twice a minute at most."""
@@ -200,6 +227,31 @@ class Records:
     def read(self, key: str) -> dict | None:
         """The record of a finished scan; None where there is none that can be read."""
         return read_json(self.folder / f"{key}.json")
+
+    def changed_since(self, key: str, mask: Path) -> bool:
+        """Whether a mask is not the one that its record tells of: it is newer, and another one by its checksum."""
+        from meshnet.scans.ours import is_ours
+
+        written = (self.folder / f"{key}.json").stat().st_mtime
+        return mask.stat().st_mtime > written and not is_ours(mask)
+
+    def note_again(self, key: str, where: Place) -> None:
+        """A scan that had a record has another one: what was written about all scans is out of date."""
+        if where.shared:
+            (self.folder / f"{key}{self._again(where)}").touch()
+
+    def count_again(self, where: Place) -> int:
+        """How many scans with a record this command did again."""
+        return sum(name.endswith(self._again(where)) for name in os.listdir(self.folder))
+
+    def forget_again(self, where: Place) -> None:
+        """Remove what earlier commands noted."""
+        for name in os.listdir(self.folder) if where.shared else ():
+            if name.endswith(AGAIN) and not name.endswith(self._again(where)):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _again(self, where: Place) -> str:
+        return f".{hash_of(where.command)[:8]}{AGAIN}"
 
     def write_failure(self, key: str, record: dict) -> None:
         write_json(self.folder / f"{key}{FAILED}.json", record)

@@ -46,20 +46,45 @@ def case(records, key, export):
     return {"key": key, "mask": mask, "scans": [mask], "export": export}
 
 
+def tell(records, *given):
+    return lists.tell(records, lists.path_of(records, *given), *given)
+
+
+def of_others(records, cases, command=""):
+    return lists.of_others(records, lists.path_of(records, cases, []), cases, [], command)
+
+
 def test_a_lost_export_counts_until_it_is_tried_again(records):
     a, b = case(records, "a", "A"), case(records, "b", "B")
-    lists.tell(records, [a], [lost("B")])
-    assert [one["key"] for one in lists.of_others(records, [], [])[1]] == ["kB"]
-    assert lists.of_others(records, [b], [])[1] == []  # by this process
-    lists.tell(records, [b], [])
-    found, gone = lists.of_others(records, [], [])  # by the later list of another
+    tell(records, [a], [lost("B")])
+    assert [one["key"] for one in of_others(records, [])[1]] == ["kB"]
+    assert of_others(records, [b])[1] == []  # by this process
+    tell(records, [b], [])
+    found, gone = of_others(records, [])  # by the later list of another
     assert {one["key"] for one in found} == {"a", "b"} and gone == []
 
 
 def test_exports_of_two_tasks_with_one_number_are_two_rows(records):
-    lists.tell(records, [case(records, "a", "A")], [lost("X")])
-    lists.tell(records, [case(records, "b", "B")], [lost("Y")])
-    assert {one["key"] for one in lists.of_others(records, [], [])[1]} == {"kX", "kY"}
+    tell(records, [case(records, "a", "A")], [lost("X")])
+    tell(records, [case(records, "b", "B")], [lost("Y")])
+    assert {one["key"] for one in of_others(records, [])[1]} == {"kX", "kY"}
+
+
+def test_a_list_of_what_is_lost_alone_stays_until_that_is_tried(records):
+    tell(records, [], [lost("X")])
+    tell(records, [case(records, "a", "A")], [])
+    assert [one["key"] for one in of_others(records, [])[1]] == ["kX"]
+    tell(records, [case(records, "x", "X")], [])
+    assert of_others(records, [])[1] == []
+
+
+def test_a_scan_without_file_and_mask_counts_while_its_failure_is_of_this_command(records):
+    gone = case(records, "a", None)
+    tell(records, [gone], [])
+    records.write_failure("a", {"scan": ["a"], "error": "not there", "command": "array 7"})
+    gone["mask"].unlink()
+    assert [one["key"] for one in of_others(records, [], "array 7")[0]] == ["a"]
+    assert of_others(records, [], "array 8")[0] == []
 
 
 def test_where_there_is_no_ps_a_process_has_no_start(tmp_path, monkeypatch):

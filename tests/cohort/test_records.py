@@ -5,6 +5,8 @@ import errno
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from bright import infer, scan_file
 
@@ -13,6 +15,7 @@ from meshnet.errors import UserError
 from meshnet.inference import scan
 from meshnet.runs import shares
 from meshnet.runs.place import Place
+from meshnet.scans.ours import signed
 
 
 def work(out, names="ab", index=0, count=1, overwrite=False, command="array 5"):
@@ -69,7 +72,7 @@ def test_a_mask_of_which_a_killed_process_said_nothing_is_made_again(tmp_path, m
     killed = work(out, count=count)
     case = killed.take()
     case["mask"].touch()
-    (out / "b_lesion.nii.gz").touch()  # of an earlier version, or drawn by hand: nobody claims it
+    nib.save(signed(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))), out / "b_lesion.nii.gz")  # unclaimed
     leave(killed, case)
     assert do_all(work(out, count=count)) == "a"
 
