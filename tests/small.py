@@ -103,3 +103,18 @@ needs_kernels = pytest.mark.skipif(not calls.available(), reason="no C++ compile
 def draw(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def smearing(toward: tuple[int, int, int], dilations=(1, 2, 4, 8), marked=1) -> MeshNet:
+    """A network that gives class ``marked`` to each voxel above 0.5, and to what lies up to ``sum(dilations)`` voxels
+    beyond it."""
+    model = MeshNet(1, dilations=dilations, norm="none", bias=False, final_bias=True).eval()
+    for block in model.blocks:
+        nn.init.zeros_(block.conv.weight)
+        block.conv.weight.data[0, 0, 1, 1, 1] = 1
+        block.conv.weight.data[(0, 0, *(1 - t for t in toward))] = 1
+    model.head.weight.data[:] = 0
+    model.head.weight.data[marked] = 20
+    model.head.bias.data = torch.zeros(2)
+    model.head.bias.data[marked] = -10
+    return model

@@ -8,7 +8,9 @@ slow suite. Neither shows a speed or a number: see docs/log/gpu.md.
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -18,6 +20,8 @@ from meshnet.inference import on_gpu
 from meshnet.inference.boxes import layer_boxes as boxes_of
 from meshnet.networks import fuse, gpu_memory, gpu_step, memory
 from meshnet.networks.meshnet import MeshNet
+from meshnet.scans.mask import Marks
+from meshnet.training import validation
 
 SIZE = 256
 MAP = 26 * SIZE**3 * 2  # bytes of a map in half precision
@@ -107,3 +111,31 @@ def test_a_network_on_a_volume(gpu, norm):
             assert 0.9 < account.peak / foretold <= 1.01
             assert not account.small and not account.waits
             del logits
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_validation_waits_once_a_case(gpu, norm, classes, monkeypatch):
+    """For whether the head's box is large enough; and once for what all cases have counted. No copy is waited for."""
+    monkeypatch.setattr(validation, "row_of", lambda run, case, numbers: case.position)
+    marks = Marks(("background", "lesion", "fluid")[:classes], None)
+    generator, shape, cases = np.random.default_rng(0), (48, 40, 44), 4
+    volumes = np.zeros((cases, 1, *shape), np.float32)
+    volumes[:, :, 12:30, 10:25, 9:30] = generator.random((cases, 1, 18, 15, 21), np.float32)
+    with device.simulated_gpu(), torch.no_grad():
+        network = MeshNet(26, classes=classes, norm=norm).eval().to("cuda:0", memory_format=torch.channels_last_3d)
+        accelerator = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cuda:0"),
+                                      autocast=lambda: torch.autocast("cuda", torch.float16))
+        data = SimpleNamespace(image=lambda i: volumes[i], read=lambda i, name: np.zeros(shape, np.uint8),
+                               marking=marks)
+        run = SimpleNamespace(accelerator=accelerator, val=list(range(cases)), data=data, seen={},
+                              config=SimpleNamespace(loss=SimpleNamespace(name="dice_ce")))
+        with device.Account() as account:
+            found = validation.score_share(run, network, SimpleNamespace(beat=lambda: None))
+        with monkeypatch.context() as patch:
+            patch.setattr(validation.predict, "seen_by", lambda *given: pytest.fail("looked at again"))
+            validation.score_share(run, network, SimpleNamespace(beat=lambda: None))
+    assert [position for position, _ in found] == list(range(cases))
+    assert (run.seen[0] is None) == (norm == "instance")
+    assert sum(account.waits.values()) == cases
+    assert sum(account.transfers.values()) == 1

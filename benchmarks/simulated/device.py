@@ -1,7 +1,8 @@
 """Answers of a machine with one GPU, for fake tensors on ``cuda:0``; what happens on it is counted.
 
 ``Account`` sees every operation: live bytes and their peak, what convolutions copy because their operands lie in
-another layout, the number of kernels, the bytes that they move, and how often the host waits for the device.
+another layout, the number of kernels, the bytes that they move, and how often the host waits for the device, for a
+number or for a copy.
 """
 
 import contextlib
@@ -18,7 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 LAST = torch.channels_last_3d
 WRITTEN = ("out", "grad_input")  # arguments that a kernel only writes
+COPIES = ("aten._to_copy.", "aten.to.", "aten.copy_.")
 CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
+PINNED: set[int] = set()  # addresses of memory that a device copies from by itself
+SMALL = 64 << 10  # bytes that a driver takes at once from any memory
 # Not run on the device: views, and what only makes or describes tensors.
 FREE = {"aten." + name for name in (
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "expand",
@@ -52,6 +56,17 @@ def lies_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
+def waited_for(func, args, kwargs, out) -> bool:
+    """Whether the host waits for this copy: between host and device, unless it is told not to and the host's memory is
+    pinned, or there is little of it to be read."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args)) | kwargs
+    source = given.get("src", given.get("self"))
+    if fake(source) == fake(out):
+        return False
+    at_once = fake(source) or source.nbytes <= SMALL or getattr(source, "address", None) in PINNED
+    return not (given.get("non_blocking") and at_once)
+
+
 class Account(TorchDispatchMode):
     """What happens on the simulated device while this mode is on. Bytes, kernels and waits are those since the start,
     or by ``phase`` in ``peaks``, ``kernels`` and ``moved``."""
@@ -61,6 +76,7 @@ class Account(TorchDispatchMode):
         self.live, self.peak, self.at, self.phase = {}, 0, "", ""
         self.peaks, self.kernels, self.moved, self.flops = Counter(), Counter(), Counter(), Counter()
         self.names, self.copies, self.waits, self.small = Counter(), [], Counter(), []
+        self.transfers = Counter()  # copies between host and device that the host waits for
         self.log = []  # (phase, operation, bytes, floating-point operations) of each kernel
 
     def held(self) -> int:
@@ -106,6 +122,8 @@ class Account(TorchDispatchMode):
         inputs = [t for t in tree_leaves((args, kwargs)) if fake(t)]
         if name.startswith("aten._local_scalar_dense") and inputs:
             self.waits[self.phase] += 1
+        if name.startswith(COPIES) and waited_for(func, args, kwargs, out):
+            self.transfers[self.phase] += 1
         kind = name.rsplit(".", 1)[0]
         if (results or inputs) and kind not in FREE and not name.startswith(("prim.", "aten._local_scalar_dense")):
             read = tree_leaves((args, {key: value for key, value in kwargs.items() if key not in WRITTEN}))
@@ -164,6 +182,7 @@ def simulated_gpu(engine: bool = False):
                "set_device": lambda d: None, "get_device_capability": lambda *a: (9, 0),
                "get_device_name": lambda *a: "simulated", "mem_get_info": lambda *a: (140_000_000_000, 141_000_000_000),
                "manual_seed_all": lambda s: None, "synchronize": lambda *a: None}
+    PINNED.clear()
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
@@ -171,6 +190,10 @@ def simulated_gpu(engine: bool = False):
             stack.enter_context(mock.patch.object(FakeTensor, name, answer))
         stack.enter_context(mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda self: True)))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", apply_in_place))
+        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", pinned))
+        stack.enter_context(mock.patch.object(  # in which fake tensors fail
+            torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else contextlib.nullcontext()))
+        stack.enter_context(mock.patch.object(torch, "from_numpy", with_address(torch.from_numpy)))
         real = torch._C._conv_determine_backend_memory_format
         if not engine:  # a build without cuDNN knows no layout of its own
             stack.enter_context(mock.patch.object(torch._C, "_conv_determine_backend_memory_format",
@@ -187,6 +210,22 @@ def cudnn_layout(real, x, weight, backend):
     if not fake(x):
         return real(x, weight, backend)
     return LAST if lies_channels_last(x) or lies_channels_last(weight) else torch.contiguous_format
+
+
+def pinned(tensor, device=None):
+    """A copy of ``tensor`` that counts as pinned."""
+    copy = tensor.clone()
+    PINNED.add(copy.data_ptr())
+    return copy
+
+
+def with_address(from_numpy):
+    """``torch.from_numpy`` whose tensors, fake ones too, know where their memory is."""
+    def convert(array):
+        tensor = from_numpy(array)
+        tensor.address = array.ctypes.data
+        return tensor
+    return convert
 
 
 def number_of(value):

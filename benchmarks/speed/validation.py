@@ -57,7 +57,6 @@ def main() -> int:
     from meshnet.data.splits import fold_subjects, load_splits
     from meshnet.inference import by_kernels, predict
     from meshnet.networks.build import load_model
-    from meshnet.networks.meshnet import MeshNet
     from meshnet.recipe import read_mapping
     from meshnet.scans.intensity import as_input
     from meshnet.training.loss import SegmentationLoss
@@ -68,7 +67,8 @@ def main() -> int:
     data = PreparedData(about["data_path"])
     subjects = fold_subjects(load_splits(data.path / "splits.json"), about["fold"], about["inner_fold"])["val"]
     index = data.indices(subjects)[0]
-    small = predict.predict_logits(load_model(options.run).network, data.image(index))
+    network = load_model(options.run).network
+    small = predict.predict_logits(network, data.image(index))
     logits = enlarged(small, options.factor)
     volume, labels = (enlarged(data.read(index, name), options.factor) for name in ("image", "mask"))
     if options.share < 1:
@@ -77,8 +77,6 @@ def main() -> int:
         kept = np.zeros(labels.shape, bool)
         kept[inside] = True
         volume, labels = volume * kept, labels * kept
-    network = MeshNet(2, dilations=(1,)).eval()  # stands for any MeshNet with batch norm: only the box is computed
-
     network_seconds = [0.0]
 
     def given(task):
@@ -95,7 +93,7 @@ def main() -> int:
                              rows=[{"case": "one", "subject": "one"}], info={"voxel_mm": 1.0}, marking=data.marking)
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"), autocast=torch.no_grad)
     run = SimpleNamespace(data=copies, val=[0], accelerator=accelerator, criterion=criterion,
-                          config=SimpleNamespace(loss=LossConfig()))
+                          config=SimpleNamespace(loss=LossConfig()), seen={})
     heart = SimpleNamespace(beat=lambda: None)
     ways = {"before": lambda: before(network, copies.image(0), copies.read(0, "mask"), criterion),
             "now": lambda: score_share(run, network, heart)[0][1]}

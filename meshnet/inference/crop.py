@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,25 @@ NOTICED = 0.1  # probability above that of air from which something is marked; w
 Face = tuple[int, bool]  # of a box: its axis, and whether it is the upper one
 
 
+class Seen(NamedTuple):
+    """What ``look`` finds in a volume: the value of ``air`` (C,), the box of its ``content``, that of the ``head``."""
+
+    air: np.ndarray
+    content: Box
+    head: Box
+
+    def in_order(self, axes) -> Seen:
+        """The same of the volume with its axes X, Y, Z in the order ``axes``."""
+        return Seen(self.air, *(tuple(box[axis] for axis in axes) for box in self[1:]))
+
+
+def look(volume: np.ndarray) -> Seen:
+    """What cropping to the head in ``volume`` (C, X, Y, Z) needs to know of it, whatever the network."""
+    air = border_values(volume)
+    content = content_box(volume, air)
+    return Seen(air, content, content_or_head_box(volume, content))
+
+
 def content_or_head_box(volume: np.ndarray, content: Box | None = None) -> Box:
     """The box around the head in ``volume`` (C, X, Y, Z).
 
@@ -37,10 +57,11 @@ def content_or_head_box(volume: np.ndarray, content: Box | None = None) -> Box:
     return intersection(content, around_heads)
 
 
-def content_box(volume: np.ndarray) -> Box:
-    """The box around all voxels of ``volume`` (C, X, Y, Z) that differ, in any channel, from the median of the border;
-    the whole volume where none do."""
-    differs = (volume != border_values(volume)[:, None, None, None]).any(axis=0)
+def content_box(volume: np.ndarray, air: np.ndarray | None = None) -> Box:
+    """The box around all voxels of ``volume`` (C, X, Y, Z) that differ, in any channel, from the median of the border
+    (``air``, where it is known); the whole volume where none do."""
+    air = border_values(volume) if air is None else air
+    differs = volume[0] != air[0] if len(volume) == 1 else (volume != air[:, None, None, None]).any(axis=0)
     return box_of(differs) or whole_box(volume.shape[1:])
 
 
@@ -91,14 +112,12 @@ def check_crop(volume: np.ndarray, crop) -> str | Box:
     return intersection(box, whole_box(shape))
 
 
-def box_to_compute(volume: np.ndarray, crop, content: Box | None = None) -> Box:
-    """The box of ``volume`` (C, X, Y, Z) to compute, for ``crop`` = "head", "none" or a box within the volume.
-
-    ``content`` is ``content_box(volume)``; None where it is not known.
-    """
-    if isinstance(crop, str):
-        return content_or_head_box(volume, content) if crop == "head" else whole_box(volume.shape[1:])
-    return crop
+def inner_faces(box: Box, shape: tuple[int, ...]) -> Iterator[tuple[Face, Box]]:
+    """Each face of ``box`` that does not lie at an end of the volume, and the box of its voxels."""
+    for axis, ((a, b), size) in enumerate(zip(box, shape)):
+        for upper, at, end in ((False, a, 0), (True, b - 1, size - 1)):
+            if at != end:
+                yield (axis, upper), (*box[:axis], (at, at + 1), *box[axis + 1:])
 
 
 def marked_faces(result: np.ndarray, box: Box, fill: np.ndarray, output: str) -> list[Face]:
@@ -112,22 +131,19 @@ def marked_faces(result: np.ndarray, box: Box, fill: np.ndarray, output: str) ->
         fill: the same for air, from ``fill_value``.
     """
     faces = []
-    for axis, (a, b) in enumerate(box):
-        for upper, at, end in ((False, a, 0), (True, b - 1, result.shape[axis - 3] - 1)):
-            if at == end:
-                continue
-            face = result[(..., *slices((*box[:axis], (at, at + 1), *box[axis + 1:])))]
-            face = face if isinstance(face, np.ndarray) else face.cpu().numpy()
-            if output == "labels":
-                marked = face != fill
-            else:
-                others = np.arange(len(fill)) != fill.argmax()
-                of_air = fill[:, None, None, None]
-                if output == "logits":
-                    face, of_air = softmax(face), softmax(of_air)
-                marked = face[others] > of_air[others] + NOTICED
-            if marked.any():
-                faces.append((axis, upper))
+    for face, where in inner_faces(box, result.shape[-3:]):
+        values = result[(..., *slices(where))]
+        values = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+        if output == "labels":
+            marked = values != fill
+        else:
+            others = np.arange(len(fill)) != fill.argmax()
+            of_air = fill[:, None, None, None]
+            if output == "logits":
+                values, of_air = softmax(values), softmax(of_air)
+            marked = values[others] > of_air[others] + NOTICED
+        if marked.any():
+            faces.append(face)
     return faces
 
 
@@ -151,29 +167,31 @@ def grow_box(box: Box, faces: list[Face], again: set[Face], shape: tuple[int, ..
     return box, added
 
 
-def compute_cropped(task: Pass, box: Box, compute: Callable[[Box], None], grows: bool) -> tuple[Box, np.ndarray]:
+def compute_cropped(task: Pass, box: Box, compute: Callable[[Box], None], fill: np.ndarray,
+                    marked: Callable[[Box], list[Face]] | None) -> Box:
     """Write ``task.result``: compute ``box``, and if it is to be ``filled`` the network's answer to air in the rest.
 
-    If ``grows``, the box is enlarged for as long as the network marks something at one of its faces.
+    The box is enlarged for as long as the network marks something at one of its faces.
 
     Args:
         compute: writes one box of ``task.result``, by the kernels or by PyTorch.
+        fill: the network's answer to air, of ``fill_value``.
+        marked: the faces of a computed box at which the network marks something; None for a box that does not grow.
 
     Returns:
-        The box that was computed in the end, and the answer to air.
+        The box that was computed in the end.
     """
-    fill = fill_value(task.layers, border_values(task.volume), task.output)
     if task.filled:
         task.result.T[...] = fill  # in T the classes, if any, are the last axis
     compute(box)
     moved: set[Face] = set()
-    while grows and (faces := marked_faces(task.result, box, fill, task.output)):
+    while marked and (faces := marked(box)):
         larger, added = grow_box(box, faces, moved, task.shape)
         box, parts = cheapest(task.layers, larger, added, task.shape, task.content)
         moved.update(faces)
         for part in parts:
             compute(part)
-    return box, fill
+    return box
 
 
 def cheapest(layers: list[Layer], box: Box, added: list[Box], shape: tuple[int, ...],

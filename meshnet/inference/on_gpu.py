@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from meshnet.inference.boxes import Box, Pass, grow_beyond, layer_boxes, voxels
 from meshnet.inference.by_torch import activate, as_output
+from meshnet.inference.crop import NOTICED, Face, compute_cropped, inner_faces
 from meshnet.inference.tiles import plan_tiles, refuse_beyond
 from meshnet.networks import gpu_norm
 from meshnet.networks.fuse import Layer
@@ -25,12 +26,60 @@ SHARE = 0.8  # of the memory that is free on the card, where no limit is given
 SINGLE = torch.float32
 
 
-def make_compute(task: Pass) -> Callable[[Box], None]:
-    """A function that computes a box of ``task.result``, tile by tile."""
+def compute_on_card(task: Pass, box: Box, air: np.ndarray | None, grows: bool) -> tuple[Box, torch.Tensor]:
+    """``predict.compute_task`` for a result that stays on the card.
+
+    The host waits once for all that it has to know: whether the result is finite, and at which faces of the box the
+    network marks something; once more for each time that the box grows or is computed again.
+    """
+    fill = task.result.new_zeros(len(task.result)) if air is None else answer_to_air(task.layers, air)
+    unchecked: list[tuple[Box, torch.Tensor]] = []
+    compute = make_compute(task, unchecked)
+
+    def marked(computed: Box) -> list[Face]:
+        faces = list(inner_faces(computed, task.shape)) if grows else []
+        while True:
+            at_faces = [is_marked(task.result[(..., *slices(where))], fill) for _, where in faces]
+            flags = [*(wrong for _, wrong in unchecked), *at_faces]
+            found = torch.stack(flags).tolist() if flags else []
+            again = [tile for (tile, _), wrong in zip(unchecked, found) if wrong]
+            found = found[len(unchecked):]
+            unchecked.clear()
+            if not again:
+                return [face for (face, _), wanted in zip(faces, found) if wanted]
+            for tile in again:
+                compute(tile, SINGLE)
+
+    return compute_cropped(task, box, compute, fill, marked), fill
+
+
+def answer_to_air(layers: list[Layer], air: np.ndarray) -> torch.Tensor:
+    """``crop.fill_value`` where the layers are: the logits (K,) in a volume that is ``air`` (C,) everywhere."""
+    x = torch.from_numpy(air).to(layers[0].weight.device, non_blocking=True)
+    with torch.autocast("cuda", enabled=False):
+        for layer in layers:
+            x = activate(layer.weight.sum((2, 3, 4)) @ x + layer.bias, layer.activation)
+    return x
+
+
+def is_marked(logits: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    """Whether a network marks anything in ``logits`` (K, …), as ``crop.marked_faces`` has it; a boolean on the card."""
+    others = torch.arange(len(fill), device=fill.device) != fill.argmax()
+    wide = (slice(None), *[None] * (logits.dim() - 1))
+    return ((logits.softmax(0) > fill.softmax(0)[wide] + NOTICED) & others[wide]).any()
+
+
+def make_compute(task: Pass, unchecked: list[tuple[Box, torch.Tensor]] | None = None) -> Callable[[Box], None]:
+    """A function that computes a box of ``task.result``, tile by tile.
+
+    What is not finite is computed again in float32. Where ``unchecked`` is given, that is left to the caller: each
+    tile is appended to it with whether it is so, on the card.
+    """
     kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float16
     limit = task.max_memory or int(SHARE * free_bytes(task.device))
     task = replace(task, max_memory=limit, budget=limit - torch.cuda.memory_allocated(task.device))
-    source = torch.from_numpy(task.volume).to(task.device, kind)
+    source = torch.from_numpy(task.volume).to(task.device, non_blocking=True)  # changes its type there, not on the host
+    source = source.to(kind)
     layers = {kind: [in_type(layer, kind, task.device) for layer in task.layers]}
 
     def compute(box: Box, kind: torch.dtype = kind) -> None:
@@ -39,10 +88,14 @@ def make_compute(task: Pass) -> Callable[[Box], None]:
         for tile in tiles_of(task, box, kind.itemsize):
             volume = source if kind == source.dtype else torch.from_numpy(task.volume).to(task.device, kind)
             logits = run_box(layers[kind], volume, tile)
-            if kind != SINGLE and not torch.isfinite(logits).all():
-                del logits
-                compute(tile, SINGLE)
-                continue
+            if kind != SINGLE:
+                wrong = ~torch.isfinite(logits).all()
+                if unchecked is not None:
+                    unchecked.append((tile, wrong))
+                elif wrong:
+                    del logits
+                    compute(tile, SINGLE)
+                    continue
             on_card = isinstance(task.result, torch.Tensor)  # logits that stay where they were computed
             task.result[(..., *slices(tile))] = logits if on_card else as_output(logits, task.output)
 
@@ -57,7 +110,9 @@ def free_bytes(device: torch.device) -> int:
 
 def in_type(layer: Layer, kind: torch.dtype, device: torch.device) -> Layer:
     """``layer`` with weights of that type on the device, and its norm there."""
-    norm = None if layer.norm is None else copy.deepcopy(layer.norm).to(device)
+    norm = layer.norm
+    if norm is not None and any(part.device != device for part in [*norm.parameters(), *norm.buffers()]):
+        norm = copy.deepcopy(norm).to(device)
     return replace(layer, weight=layer.weight.to(device, kind).contiguous(memory_format=LAST),
                    bias=layer.bias.to(device, kind), norm=norm)
 

@@ -22,6 +22,7 @@ A ``FusedMeshNet`` is run by the compiled kernels without importing PyTorch.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,7 +30,16 @@ import numpy as np
 from meshnet.errors import UserError
 from meshnet.inference import by_kernels
 from meshnet.inference.boxes import Box, Pass, whole_box
-from meshnet.inference.crop import box_to_compute, check_crop, compute_cropped, content_box
+from meshnet.inference.crop import (
+    Seen,
+    border_values,
+    check_crop,
+    compute_cropped,
+    content_box,
+    fill_value,
+    look,
+    marked_faces,
+)
 from meshnet.inference.light import FusedMeshNet
 from meshnet.kernels import calls
 from meshnet.machine import resident_bytes
@@ -45,11 +55,11 @@ if TYPE_CHECKING:
 
 class Answer(NamedTuple):
     """The logits of a volume (X, Y, Z), where they were computed: ``logits``, a tensor (K, *box) of the device, within
-    ``box``, and ``fill`` (K,) everywhere else."""
+    ``box``, and ``fill``, a tensor (K,), everywhere else."""
 
     logits: torch.Tensor
     box: Box
-    fill: np.ndarray
+    fill: torch.Tensor
 
 
 def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
@@ -89,14 +99,23 @@ def predict_logits(model: nn.Module, volume, crop: str | Box = "head", max_memor
     return run_network(model, volume, crop, max_memory, device, threads, "logits")
 
 
-def answer(model: nn.Module, volume, device=None) -> Answer:
+def answer(model: nn.Module, volume, device=None, seen: Seen | None = None) -> Answer:
     """The same logits as ``predict_logits`` with ``crop="head"``, left on the device that computed them and without a
-    whole volume of them being written. Arguments as ``predict``; ``model`` is no ``FusedMeshNet``."""
-    return run_network(model, volume, "head", None, device, None, "logits", whole=False)
+    whole volume of them being written. Arguments as ``predict``; ``model`` is no ``FusedMeshNet``. ``seen`` is
+    ``seen_by(model, volume)``, where that is known."""
+    return run_network(model, volume, "head", None, device, None, "logits", False, seen)
+
+
+def seen_by(model: nn.Module, volume: np.ndarray) -> Seen | None:
+    """What ``model`` needs to know of ``volume`` (C, X, Y, Z) to compute only the head; None for a network that always
+    computes everything."""
+    from meshnet.networks.meshnet import MeshNet
+
+    return look(volume) if isinstance(model, MeshNet) and model.arguments["norm"] in ("batch", "none") else None
 
 
 def run_network(model: nn.Module, volume, crop, max_memory, device, threads, output: str,
-                whole: bool = True) -> np.ndarray | Answer:
+                whole: bool = True, seen: Seen | None = None) -> np.ndarray | Answer:
     """What ``predict``, ``predict_labels``, ``predict_logits`` and ``answer`` share; ``output`` is "probabilities",
     "labels" or "logits". Where ``whole`` is False the logits are returned as an ``Answer``."""
     volume = check_volume(model, volume)
@@ -121,9 +140,10 @@ def run_network(model: nn.Module, volume, crop, max_memory, device, threads, out
                 logits = run_other(model, torch.from_numpy(np.ascontiguousarray(volume)), device)
                 if whole:
                     return as_output(logits, output)
-                return Answer(logits.float(), whole_box(volume.shape[1:]), np.zeros(len(logits), np.float32))
-            found, box, fill = run_meshnet(model, volume, crop, max_memory, device, output, whole)
-            return found if whole else Answer(torch.as_tensor(found)[(..., *slices(box))], box, fill)
+                return Answer(logits.float(), whole_box(volume.shape[1:]), logits.new_zeros(len(logits)).float())
+            found, box, fill = run_meshnet(model, volume, crop, max_memory, device, output, whole, seen)
+            found = found if whole else torch.as_tensor(found)[(..., *slices(box))]
+            return found if whole else Answer(found, box, torch.as_tensor(fill, dtype=torch.float32))
     finally:
         torch.set_num_threads(before)
 
@@ -155,32 +175,34 @@ def run_other(model: nn.Module, volume: torch.Tensor, device: torch.device) -> t
     model = model.to(device)
     patch = getattr(model, "patch", None)
     if patch is None:
-        return model(volume[None].to(device))[0]
+        return model(volume[None].to(device, non_blocking=True))[0]
     from monai.inferers import sliding_window_inference
 
     size = (patch,) * 3 if isinstance(patch, int) else tuple(patch)
-    return sliding_window_inference(volume[None].to(device), size, 1, model, overlap=0.5, mode="gaussian")[0]
+    volume = volume[None].to(device, non_blocking=True)
+    return sliding_window_inference(volume, size, 1, model, overlap=0.5, mode="gaussian")[0]
 
 
 def run_meshnet(model: MeshNet, volume: np.ndarray, crop, max_memory, device: torch.device, output: str,
-                whole: bool) -> tuple:
+                whole: bool, seen: Seen | None) -> tuple:
     """``run_layers`` for a MeshNet, by the kernels where they can be used, else by PyTorch."""
     from meshnet.networks.fuse import fuse
 
     layers = [replace(layer, weight=layer.weight.to(device), bias=layer.bias.to(device)) for layer in fuse(model)]
-    return run_layers(layers, volume, crop, output, max_memory, device=device, whole=whole)
+    return run_layers(layers, volume, crop, output, max_memory, device=device, whole=whole, seen=seen)
 
 
 def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output: str, max_memory: int | None = None,
-               threads: int | None = None, device: torch.device | None = None,
-               whole: bool = True) -> tuple[np.ndarray | torch.Tensor, Box, np.ndarray]:
+               threads: int | None = None, device: torch.device | None = None, whole: bool = True,
+               seen: Seen | None = None) -> tuple[np.ndarray | torch.Tensor, Box, np.ndarray | torch.Tensor]:
     """``output`` of ``layers`` on ``volume``: crop, cut into tiles, compute them.
 
     Args:
         layers: of ``networks.fuse``. Where ``device`` is None they hold numpy arrays, which only the kernels take.
         volume: (C, X, Y, Z), float32.
         crop, max_memory, threads: as in ``predict``.
-        whole: False leaves what was not computed unwritten, and the result of PyTorch on ``device``.
+        whole: False leaves what was not computed unwritten, and what PyTorch computes on ``device``.
+        seen: ``look(volume)``, where that is known.
 
     Returns:
         (K, X, Y, Z) float32, or labels (X, Y, Z) uint8, with the axes in memory in the order of ``volume``'s; the box
@@ -196,8 +218,12 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
         volume, crop = permute_axes(volume, axes), crop if isinstance(crop, str) else tuple(crop[axis] for axis in axes)
     volume = np.ascontiguousarray(volume)
     shape, labels = volume.shape[1:], output == "labels"
-    content = content_box(volume) if local and crop != "none" else None
-    box = box_to_compute(volume, crop, content) if local else whole_box(shape)
+    air, content, box = None, None, whole_box(shape)
+    if local and crop == "head":
+        air, content, box = look(volume) if seen is None else seen.in_order(axes)
+    elif local and crop != "none":
+        air, box = border_values(volume), crop
+        content = content_box(volume, air)
     size = shape if labels else (layers[-1].weight.shape[0], *shape)
     if whole or compiled:
         result = np.empty(size, np.uint8 if labels else np.float32)
@@ -207,23 +233,37 @@ def run_layers(layers: list[Layer], volume: np.ndarray, crop: str | Box, output:
     budget = None if max_memory is None else max_memory - resident_bytes() - result.nbytes
     task = Pass(layers, volume, result, output, max_memory, budget, content if compiled else None, threads, device,
                 whole)
+    box, fill = compute_task(task, box, air, crop == "head", compiled)
+    back = np.argsort(axes)
+    return permute_axes(result, back), tuple(box[axis] for axis in back), fill
+
+
+def compute_task(task: Pass, box: Box, air: np.ndarray | None, grows: bool,
+                 compiled: bool) -> tuple[Box, np.ndarray | torch.Tensor]:
+    """Compute ``box`` of ``task.result``; if it ``grows``, more where the network marks something at a face of it.
+    ``air`` is the volume's value there, (C,); None where ``box`` is the whole volume.
+
+    Returns:
+        The box that was computed in the end, and what stands outside it.
+    """
     if compiled:
         compute = by_kernels.make_compute(task)
-    elif device.type == "cuda":
+    elif task.device.type == "cuda":
         from meshnet.inference import on_gpu
 
+        if not task.filled:
+            return on_gpu.compute_on_card(task, box, air, grows)
         compute = on_gpu.make_compute(task)
     else:
         from meshnet.inference import by_torch
 
         compute = by_torch.make_compute(task)
-    fill = np.zeros(1 if labels else size[0], np.float32)
-    if box == whole_box(shape):
+    if box == whole_box(task.shape):
         compute(box)
-    else:
-        box, fill = compute_cropped(task, box, compute, grows=crop == "head")
-    back = np.argsort(axes)
-    return permute_axes(result, back), tuple(box[axis] for axis in back), fill
+        return box, np.zeros(1 if task.output == "labels" else len(task.result), np.float32)
+    fill = fill_value(task.layers, air, task.output)
+    marked = partial(marked_faces, task.result, fill=fill, output=task.output)
+    return compute_cropped(task, box, compute, fill, marked if grows else None), fill
 
 
 def memory_axes(volume: np.ndarray) -> tuple[int, int, int]:

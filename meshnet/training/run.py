@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from meshnet.config import Config
 from meshnet.data.reader import PreparedData
+from meshnet.inference.crop import Seen
 from meshnet.networks.card import Card
 from meshnet.training.leave import Leave
 from meshnet.training.optim import Schedule
@@ -46,6 +47,9 @@ class Progress:
 class Run:
     """Everything that a run consists of. ``network`` is the plain module, ``model`` the one that Accelerate prepared.
 
+    ``seen`` is what ``predict.seen_by`` has found in the cases of ``val``, by their positions, so that each is looked
+    at once and not in every epoch.
+
     ``train`` and ``val`` are cases, as indices into ``data``. ``box`` (x0, x1, y0, y1, z0, z1), in voxels, is what
     training reads of each; None for the whole volume.
     """
@@ -70,6 +74,7 @@ class Run:
     progress: Progress = dataclasses.field(default_factory=Progress)
     leave: Leave = dataclasses.field(default_factory=Leave)
     layout: torch.memory_format = torch.channels_last_3d  # of the maps
+    seen: dict[int, Seen | None] = dataclasses.field(default_factory=dict)
 
 
 def cases_per_step(config: Config, processes: int) -> int:

@@ -1,7 +1,9 @@
 """Scores of the validation cases during training, segmented as infer.py does it, and pictures of some of them.
 
-Everything is decided, counted and added up where the logits are: a few hundred numbers of a case leave the device, and
-they are read once all cases have been computed. The next case is read meanwhile.
+Everything is decided, counted and added up where the logits are (``tally.py``): a few hundred numbers of a case leave
+the device, and they are read once all cases have been computed. The next case is read and looked at meanwhile. So the
+host waits for a GPU once a case, to know whether the head's box is large enough (``inference.on_gpu``), and once at the
+end.
 """
 
 import math
@@ -14,30 +16,23 @@ import numpy as np
 import torch
 
 from meshnet.inference import predict
-from meshnet.inference.by_torch import most_likely
 from meshnet.runs.folder import Heartbeat
 from meshnet.scans import metrics
-from meshnet.scans.mask import Marks, slices
-from meshnet.training.loss import sums_of
+from meshnet.scans.mask import slices
 from meshnet.training.run import Run
-from meshnet.training.sweep import THRESHOLDS, best_threshold, dice_by_threshold, histograms
+from meshnet.training.sweep import best_threshold, dice_by_threshold
+from meshnet.training.tally import as_numbers, from_numbers, tally
 
-SLAB = 1 << 20  # voxels that are counted at once on a CPU
-MANY = 0.2  # share of voxels from which on picking them takes longer than counting all
 SWEPT = "dice_swept"  # the Dice at the threshold with the highest mean Dice over the validation cases
 
 
-class Tally(NamedTuple):
-    """What a case's box counts, on the device that computed it.
+class Counted(NamedTuple):
+    """A case that is counted: its ``position`` in ``run.val``, the ``numbers`` of its box (``as_numbers``) where they
+    were computed, and how many voxels of each class lie ``beside`` the box."""
 
-    ``confusion`` (true label, predicted label) and ``sums`` (``loss.sums_of``) hold numbers of voxels; ``bins``
-    (``sweep.histograms``) and ``highest``, the highest probability of lesion, are None where no threshold decides.
-    """
-
-    confusion: torch.Tensor
-    sums: torch.Tensor
-    bins: torch.Tensor | None
-    highest: torch.Tensor | None
+    position: int
+    numbers: torch.Tensor
+    beside: list[int]
 
 
 class Validation(NamedTuple):
@@ -61,28 +56,36 @@ def score_share(run: Run, network: torch.nn.Module, heart: Heartbeat, shown=None
     accelerator, marks = run.accelerator, run.data.marking
     network.eval()
     positions = range(accelerator.process_index, len(run.val), accelerator.num_processes)
-    dice = run.config.loss.name != "ce"
-    counted = []
-    for position, image, labels in read_ahead(run, positions):
+    dice, counted = run.config.loss.name != "ce", []
+    for position, image, labels in read_ahead(run, network, positions):
         with accelerator.autocast():
-            answer = predict.answer(network, image, device=accelerator.device)
-        truth = np.ascontiguousarray(labels[slices(answer.box)])
-        beside = [np.count_nonzero(labels == k) - np.count_nonzero(truth == k) for k in range(1, len(answer.logits))]
-        beside.insert(0, labels.size - truth.size - sum(beside))
-        truth = torch.from_numpy(truth).to(answer.logits.device, non_blocking=True)
-        fill = torch.from_numpy(np.asarray(answer.fill, np.float32))[:, None]
-        outside = [tally(fill, torch.tensor([k]), marks, dice) for k in range(len(beside))] if any(beside) else []
-        counted.append((position, tally(answer.logits, truth, marks, dice), list(zip(beside, outside))))
+            answer = predict.answer(network, image, accelerator.device, run.seen[position])
+        inside = labels[slices(answer.box)]
+        beside = [np.count_nonzero(labels == k) - np.count_nonzero(inside == k) for k in range(1, len(answer.logits))]
+        beside.insert(0, labels.size - inside.size - sum(beside))
+        truth = torch.from_numpy(labels).to(answer.logits.device, non_blocking=True)[slices(answer.box)].contiguous()
+        counted.append(Counted(position, as_numbers(tally(answer.logits, truth, marks, dice), answer.fill), beside))
         heart.beat()
         if shown:
             shown(len(counted), len(positions))
-    return [(position, row_of(run, position, inside, outside)) for position, inside, outside in counted]
+    if not counted:
+        return []
+    numbers = torch.cat([case.numbers for case in counted]).cpu()  # here a GPU is waited for
+    found = numbers.split([len(case.numbers) for case in counted])
+    return [(case.position, row_of(run, case, each)) for case, each in zip(counted, found)]
 
 
-def read_ahead(run: Run, positions: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(position, image (C, X, Y, Z), mask (X, Y, Z)) of each validation case; the next one is read meanwhile."""
+def read_ahead(run: Run, network: torch.nn.Module,
+               positions: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(position, image (C, X, Y, Z), mask (X, Y, Z)) of each validation case. The next one is read meanwhile, and
+    looked at for the head if no earlier epoch has done that."""
     def read(position: int) -> tuple[int, np.ndarray, np.ndarray]:
-        return position, run.data.image(run.val[position]), run.data.read(run.val[position], "mask")
+        image, labels = run.data.image(run.val[position]), run.data.read(run.val[position], "mask")
+        if run.accelerator.device.type == "cuda":  # it copies from such memory by itself
+            image, labels = (torch.from_numpy(volume).pin_memory().numpy() for volume in (image, labels))
+        if position not in run.seen:
+            run.seen[position] = predict.seen_by(network, image)
+        return position, image, labels
 
     with ThreadPoolExecutor(1) as reader:
         coming = [reader.submit(read, position) for position in positions[:1]]
@@ -95,59 +98,20 @@ def read_ahead(run: Run, positions: Sequence[int]) -> Iterator[tuple[int, np.nda
             yield found
 
 
-def tally(logits: torch.Tensor, truth: torch.Tensor, marks: Marks, dice: bool) -> Tally:
-    """Count a part of a case: ``logits`` (K, …), float32, and ``truth`` (…), class numbers, on the same device.
-
-    ``dice`` asks for the sums of the soft Dice. A voxel is marked as ``Marks.labels`` does it, but for two classes
-    with the same probability, of which it is the background here.
-    """
-    if logits.device.type != "cpu":
-        return tally_part(logits, truth, marks, dice)
-    thick = max(1, SLAB // max(1, logits[0, 0].numel()))  # what is computed at once stays in the cache
-    parts = [tally_part(*each, marks, dice) for each in zip(logits.split(thick, 1), truth.split(thick))]
-    confusion, sums, bins, highest = zip(*parts)
-    if bins[0] is None:
-        return Tally(sum(confusion), sum(sums), None, None)
-    return Tally(sum(confusion), sum(sums), sum(bins), torch.stack(highest).amax())
-
-
-def tally_part(logits: torch.Tensor, truth: torch.Tensor, marks: Marks, dice: bool) -> Tally:
-    """``tally`` in one piece."""
-    sums = sums_of(logits, truth, dice)
-    if marks.marks is None and len(logits) > 2:
-        table = torch.bincount((len(logits) * truth.long() + most_likely(logits)).flatten(), minlength=len(logits) ** 2)
-        return Tally(table.view(len(logits), -1), sums, None, None)
-    one = 1 if marks.marks is None else marks.classes.index(marks.marks)
-    truth = truth == one
-    true, voxels = torch.count_nonzero(truth), truth.numel()
-    if len(logits) == 2:
-        score, level = logits[one] - logits[1 - one], math.log(marks.threshold / (1 - marks.threshold))
-    else:
-        score, level = logits.softmax(0)[one], marks.threshold
-    highest = score.amax()
-    if logits.device.type == "cpu":  # nearly all voxels lie below the lowest threshold and are not looked at again
-        lowest = math.log(THRESHOLDS[0] / (1 - THRESHOLDS[0])) - 1e-3 if len(logits) == 2 else THRESHOLDS[0]
-        likely = score >= lowest
-        if torch.count_nonzero(likely) < MANY * voxels:
-            score, truth = score[likely], truth[likely]
-    found = score > level if len(logits) == 2 else score >= level
-    both, predicted = torch.count_nonzero(found & truth), torch.count_nonzero(found)
-    bins = histograms(score.sigmoid() if len(logits) == 2 else score, truth)
-    bins[0, 0], bins[1, 0] = voxels - true - bins[0, 1:].sum(), true - bins[1, 1:].sum()
-    confusion = torch.stack([voxels - predicted - true + both, predicted - both, true - both, both]).view(2, 2)
-    return Tally(confusion, sums, bins, highest.sigmoid() if len(logits) == 2 else highest)
-
-
-def row_of(run: Run, position: int, inside: Tally, outside: list[tuple[int, Tally]]) -> dict:
-    """The row of a case, from its box and from one voxel of each class outside it, of which there are so many."""
-    parts = [(1, inside), *outside]
-    confusion = sum(times * part.confusion.cpu() for times, part in parts)
-    sums = sum(times * part.sums.cpu() for times, part in parts)
-    case = run.data.rows[run.val[position]]
-    row = {"case": case["case"], "subject": case["subject"], "loss": run.criterion.of_sums(sums),
+def row_of(run: Run, case: Counted, numbers: torch.Tensor) -> dict:
+    """The row of a case, from the ``numbers`` of its box and from one voxel of each class beside it."""
+    classes, marks = len(case.beside), run.data.marking
+    inside, fill = from_numbers(numbers, classes, marks)
+    parts = [(1, inside)]
+    if any(case.beside):
+        dice = run.config.loss.name != "ce"
+        parts += [(times, tally(fill[:, None], torch.tensor([k]), marks, dice)) for k, times in enumerate(case.beside)]
+    confusion, sums = (sum(times * part[field] for times, part in parts) for field in (0, 1))
+    about = run.data.rows[run.val[case.position]]
+    row = {"case": about["case"], "subject": about["subject"], "loss": run.criterion.of_sums(sums),
            **metrics.confusion_metrics(confusion.tolist(), [run.data.info["voxel_mm"]] * 3)}
     if inside.bins is not None:
-        bins = sum(times * part.bins.cpu() for times, part in parts)
+        bins = sum(times * part.bins for times, part in parts)
         row["curve"] = dice_by_threshold(bins.tolist())
         row["highest"] = max(float(part.highest) for times, part in parts if times)
     return row

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from small import by_model, network, scan
-from torch import nn
+from small import by_model, network, scan, smearing
 
 from meshnet.inference import by_kernels, by_torch, crop, predict
 from meshnet.inference.boxes import layer_boxes, voxels
 from meshnet.inference.tiles import plan_tiles
 from meshnet.kernels import calls
-from meshnet.networks.meshnet import MeshNet
 
 
 @pytest.mark.parametrize("box", [((20, 40), (18, 33), (25, 44)), ((3, 20), (0, 33), (1, 44)), ((0, 1), (5, 6), (7, 8))])
@@ -36,21 +34,6 @@ def test_outside_the_head_stands_the_answer_to_air(way):
     far = (slice(None),) + (slice(5, 20),) * 3
     assert np.abs(cropped - expected)[far].max() < 1e-5
     assert np.ptp(cropped[:, :30], axis=(1, 2, 3)).max() == 0
-
-
-def smearing(toward: tuple[int, int, int], dilations=(1, 2, 4, 8), marked=1) -> MeshNet:
-    """A network that gives class ``marked`` to each voxel above 0.5, and to what lies up to ``sum(dilations)`` voxels
-    beyond it."""
-    model = MeshNet(1, dilations=dilations, norm="none", bias=False, final_bias=True).eval()
-    for block in model.blocks:
-        nn.init.zeros_(block.conv.weight)
-        block.conv.weight.data[0, 0, 1, 1, 1] = 1
-        block.conv.weight.data[(0, 0, *(1 - t for t in toward))] = 1
-    model.head.weight.data[:] = 0
-    model.head.weight.data[marked] = 20
-    model.head.bias.data = torch.zeros(2)
-    model.head.bias.data[marked] = -10
-    return model
 
 
 def block_of_ones(shape=(40, 36, 38)) -> np.ndarray:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import steps_of_a_gpu
-from small import by_model, network, scan
+from small import by_model, network, scan, smearing
 
 from meshnet.errors import UserError
-from meshnet.inference import on_gpu
+from meshnet.inference import crop, on_gpu, predict
 from meshnet.inference.boxes import Pass, whole_box
 from meshnet.networks import fuse
 
@@ -64,3 +64,53 @@ def test_what_overflows_is_computed_again_in_single_precision():
     found = compute(model, volume)
     assert np.isfinite(found).all() and np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     assert np.array_equal(compute(model, volume, "labels"), found.argmax(0))
+
+
+def on_card(model, volume, box, air):
+    """What validation asks of a card: the box, its logits and what is beside it."""
+    result = torch.full((2, *volume.shape[1:]), float("nan"))
+    task = Pass(fuse.fuse(model), volume, result, "logits", device=CPU, filled=False)
+    with torch.no_grad(), steps_of_a_gpu():
+        box, fill = on_gpu.compute_on_card(task, box, air, True)
+    return box, result[(slice(None), *crop.slices(box))], fill
+
+
+@pytest.mark.parametrize(("model", "grows"), [
+    (network(4, (1, 2)), False), (network(4, (1, 2), activation="gelu"), False), (smearing((1, 0, 0)), True),
+    (network(4, (1, 2), norm="instance"), False)])
+def test_the_box_of_a_card_grows_as_that_of_a_cpu(model, grows):
+    volume = np.zeros((1, 60, 20, 24), np.float32)
+    volume[:, 22:35, 5:15, 6:17] = 1
+    seen, expected = predict.seen_by(model, volume), predict.answer(model, volume)
+    assert (seen is None) == isinstance(getattr(model.blocks[0], "norm", None), torch.nn.InstanceNorm3d)
+    if not grows:
+        model.head.bias.data[0] += 30
+        expected = predict.answer(model, volume)
+    box, logits, fill = on_card(model, volume, *((seen.head, seen.air) if seen else (expected.box, None)))
+    assert box == expected.box and (seen is None or (box != seen.head) == grows)
+    assert (logits - expected.logits).abs().max() < 0.02 * expected.logits.abs().max()
+    assert (fill - expected.fill).abs().max() < 1e-5
+
+
+def test_a_card_is_waited_for_once(monkeypatch):
+    """Also where the box has to grow or what is not finite is computed again: once for each of these."""
+    model, volume = network(4, (1, 2)), scan(1, (60, 20, 24), ((22, 35), (5, 15), (6, 17)), 0.25)
+    seen, waits = predict.seen_by(model, volume), []
+    model.head.bias.data[0] += 30
+
+    def waited() -> tuple[int, torch.Tensor]:
+        waits.clear()
+        with monkeypatch.context() as patch:
+            read = torch.Tensor.tolist
+            patch.setattr(torch.Tensor, "tolist", lambda self: waits.append(1) or read(self))
+            for forbidden in ("item", "__bool__", "cpu", "numpy"):
+                patch.setattr(torch.Tensor, forbidden, lambda self: pytest.fail("the host waits"))
+            return len(waits), on_card(model, volume, seen.head, seen.air)[1]
+
+    waited()
+    assert len(waits) == 1
+    with torch.no_grad():
+        model.blocks[1].conv.weight *= 1e6
+        model.head.bias[0] += 1e9
+    _, logits = waited()
+    assert len(waits) == 2 and torch.isfinite(logits).all()

@@ -11,7 +11,8 @@ from meshnet.scans import metrics
 from meshnet.scans.mask import Marks, slices
 from meshnet.training import sweep
 from meshnet.training.loss import SegmentationLoss, sums_of
-from meshnet.training.validation import choose, tally
+from meshnet.training.tally import as_numbers, from_numbers, tally
+from meshnet.training.validation import choose
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -88,6 +89,49 @@ def test_a_tally_has_the_scores_of_the_mask(classes, marks):
         assert found.highest == pytest.approx(probability.max())
     else:
         assert found.bins is None
+
+
+class OnGPU(torch.Tensor):
+    """Computed on the CPU by what is meant for a GPU."""
+
+    device = torch.device("meta")
+
+
+@pytest.mark.parametrize("dice", [False, True])
+@pytest.mark.parametrize(("classes", "marks"), [(2, None), (3, None), (3, "fluid")])
+def test_a_gpu_counts_the_same(classes, marks, dice):
+    marking = Marks(("background", "lesion", "fluid")[:classes], marks)
+    logits = 3 * torch.randn(classes, 17, 16, 15, generator=GENERATOR)
+    truth = torch.randint(0, classes, (17, 16, 15), generator=GENERATOR).to(torch.uint8)
+    truth[5:] = 0
+    here = tally(logits, truth, marking, dice)
+    there = tally(logits.as_subclass(OnGPU), truth.as_subclass(OnGPU), marking, dice)
+    assert torch.equal(here.confusion, there.confusion.as_subclass(torch.Tensor))
+    assert torch.allclose(here.sums, there.sums.as_subclass(torch.Tensor), rtol=1e-6)
+    assert here.bins is None or (here.bins - there.bins.as_subclass(torch.Tensor)).abs().sum() <= 4
+
+
+@pytest.mark.parametrize(("classes", "marks"), [(2, None), (3, None), (3, "fluid")])
+def test_a_tally_comes_back_whole_from_its_numbers(classes, marks):
+    marking = Marks(("background", "lesion", "fluid")[:classes], marks)
+    logits = torch.randn(classes, 9, 8, 7, generator=GENERATOR)
+    found = tally(logits, torch.randint(0, classes, (9, 8, 7), generator=GENERATOR).to(torch.uint8), marking, True)
+    fill = torch.randn(classes, generator=GENERATOR)
+    back, beside = from_numbers(as_numbers(found, fill), classes, marking)
+    assert torch.equal(beside, fill) and back.sums.dtype == torch.float64
+    for one, other in zip(found, back, strict=True):
+        assert (one is None and other is None) or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+def test_what_is_seen_once_gives_the_same_answer(monkeypatch):
+    model, volume = network(4), scan(1, (40, 36, 28), box=((9, 30), (7, 25), (5, 20)), air=0.2)
+    for given in (volume, np.asarray(volume, order="F")):
+        first, seen = predict.answer(model, given), predict.seen_by(model, given)
+        with monkeypatch.context() as patch:
+            patch.setattr(predict, "look", lambda volume: pytest.fail("looked at again"))
+            again = predict.answer(model, given, seen=seen)
+        assert again.box == first.box
+        assert torch.equal(again.logits, first.logits) and torch.equal(again.fill, first.fill)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
