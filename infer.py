@@ -116,17 +116,20 @@ def main() -> int | None:
         segment_all(batch, models, arguments)
         code = batch.end()
     if cases and not arguments.json and place().count == 1:
-        print(printable(next_step(cases, arguments)), file=sys.stderr)
+        print(printable(next_step(cases, arguments, models[0].card)), file=sys.stderr)
     return code
 
 
-def next_step(cases: list[dict], arguments: argparse.Namespace) -> str:
-    """What to do after the last scan: look at it, or at all of them."""
-    if len(cases) == 1:
-        look = f"look at {cases[0]['picture']}; " if arguments.picture and cases[0]["picture"].exists() else ""
-        return f"Next: {look}a lower --threshold marks more, a higher one less"
+def next_step(cases: list[dict], arguments: argparse.Namespace, card) -> str:
+    """What to do after the last scan: look at it, or at all of them. ``card``: of the first model."""
+    from meshnet.cohort.lines import class_names
+
     if arguments.report:
         return f"Next: open {Path(arguments.output) / 'report.html'} in a browser"
+    if len(cases) == 1:
+        look = [f"look at {cases[0]['picture']}"] if arguments.picture and cases[0]["picture"].exists() else []
+        more = ["a lower --threshold marks more, a higher one less"] if len(class_names(card)) == 1 else []
+        return f"Next: {'; '.join(look + more) or 'look at ' + str(cases[0]['mask'])}"
     given = [word for word in sys.argv[1:] if word != "--report"]
     return f"Next: {command('python', 'infer.py', *given, *([] if arguments.output else ['-o', 'masks']), '--report')}"
 
@@ -294,7 +297,10 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
             draw_overlay(np.asanyarray(like.dataobj), np.asanyarray(found.mask.dataobj), picture, affine=like.affine,
                          caption=picture_caption(result, arguments), names=class_names(models[0].card))
             result["picture"] = str(picture)
-    return result, class_volumes(models[0].card, np.asanyarray(found.mask.dataobj), voxel_volume_mm3(like.affine))
+    volumes = class_volumes(models[0].card, np.asanyarray(found.mask.dataobj), voxel_volume_mm3(like.affine))
+    if len(volumes) > 1:
+        result["classes_ml"] = {name: round(volume, 3) for name, volume in volumes.items()}
+    return result, volumes
 
 
 def picture_caption(result: dict, arguments: argparse.Namespace) -> str:

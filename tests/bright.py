@@ -14,7 +14,8 @@ CARD = {"channels": ["T2w"], "classes": ["background", "lesion"], "voxel_mm": 8.
 
 def bright_model(folder, channels=1, scale=40.0, level=0.6, **card):
     """A network whose lesion logit is ``scale * (first channel - level)``: bright is lesion, worked by hand."""
-    model = MeshNet(channels=1, in_channels=channels, dilations=[1], norm="none")
+    model = MeshNet(channels=1, in_channels=channels, classes=len(card.get("classes", CARD["classes"])), dilations=[1],
+                    norm="none")
     for parameter in model.parameters():
         parameter.data.zero_()
     model.blocks[0].conv.weight.data[0, 0, 1, 1, 1] = 1

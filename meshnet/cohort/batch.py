@@ -19,7 +19,7 @@ from meshnet.cohort.lines import purpose
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import TABLE, Records, Work, label, progress, write_table
-from meshnet.display import Live
+from meshnet.display import Live, count
 from meshnet.errors import UserError, decoration
 from meshnet.inference.scan import Case, Segmentation, timed
 from meshnet.networks.card import WEIGHTS
@@ -212,7 +212,7 @@ class Batch:
             write_bids(self.out, self.root, records, self.arguments.report)
             return len(failed)
         table = write_table(self.out, done, failed)
-        print(f"{table}: {len(done)} scans, {len(failed)} failed", file=sys.stderr)
+        print(f"{table}: {count(len(done), 'scan')}, {len(failed)} failed", file=sys.stderr)
         if self.arguments.report:
             for record in [*done, *failed]:
                 record["image"] = record["case"]["scans"][0]
@@ -252,8 +252,9 @@ def write_report(out: Path, records: Records, done: list[dict], failed: list[dic
         if not (records.folder / f"{record['key']}.jpg").is_file():
             with decoration(f"{record['mask']}: not drawn", "the page shows no picture of it"):
                 draw(records, record["key"], read_image(record["image"]), nib.load(record["mask"]))
-    pages = write_pages(out, records, done, failed, f"Lesions of {len(done) + len(failed)} scans")
-    print(f"{pages[0]}: the page of {len(done)} scans", file=sys.stderr)
+    what = "Masks" if any(record.get("classes_ml") for record in done) else "Lesions"
+    pages = write_pages(out, records, done, failed, f"{what} of {count(len(done) + len(failed), 'scan')}")
+    print(f"{pages[0]}: the page of {count(len(done), 'scan')}", file=sys.stderr)
 
 
 def draw(records: Records, key: str, scan: nib.Nifti1Image, mask: nib.Nifti1Image) -> None:
@@ -279,7 +280,7 @@ def write_bids(out: Path, root: Path, records: Records, report: bool) -> int:
     rows = bids.rows_of(out, failed)
     bids.write_table(out, rows)
     bids.describe(out, root, None)
-    print(f"{out / 'lesions.tsv'}: {len(rows)} scans, {len(failed)} failed", file=sys.stderr)
+    print(f"{out / 'lesions.tsv'}: {count(len(rows), 'scan')}, {len(failed)} failed", file=sys.stderr)
     if report:
         done = []
         for row in rows:

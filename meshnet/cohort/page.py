@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from meshnet.cohort.records import Records
+from meshnet.display import count
 from meshnet.files import write_text
 
 PAGE = "report.html"
@@ -26,7 +27,7 @@ DISAGREE = 0.5  # agreement of two looks below which a scan is odd in any compan
 AGREEMENT = "agreement of two looks"
 LEAST = 8  # scans from which "unlike the others" has a meaning
 EDGES_ML = (0.0, 0.001, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, math.inf)  # of the histogram's bars
-INTRODUCTION = ("{model}{done} scans, {failed} failed, {empty} with nothing marked; median {median}. Odd scans come "
+INTRODUCTION = ("{model}{done}, {failed} failed, {empty} with nothing marked; median {median}. Odd scans come "
                 "first: volume, extent of the head, brightness{more} unlike those of the others. The half is by the "
                 "axes that the file's header declares, and no statement about anatomy.")
 
@@ -36,7 +37,8 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
 
     Args:
         done: records with ``name``, ``key``, ``volume_ml``, ``lesions``, ``largest_ml``, and where they are known
-            ``mask``, ``side``, ``head``, ``warnings``, ``remarks`` and ``model``, what made the mask in words.
+            ``mask``, ``side``, ``head``, ``warnings``, ``remarks``, ``model``, what made the mask in words,
+            and ``classes_ml``, the volume of each class.
         failed: records with ``name``, ``key`` and ``error``.
     """
     reasons = oddities(done)
@@ -46,17 +48,17 @@ def write_pages(out: Path, records: Records, done: Sequence[dict], failed: Seque
     rows.sort(key=lambda row: (-row["odd"], row["name"]))
     volumes = [record["volume_ml"] for record in done]
     models = "; ".join(dict.fromkeys(record["model"] for record in done if record.get("model")))
-    text = INTRODUCTION.format(model=f"{models}. " if models else "", done=len(done), failed=len(failed),
+    text = INTRODUCTION.format(model=f"{models}. " if models else "", done=count(len(done), "scan"), failed=len(failed),
                                empty=sum(not record["lesions"] for record in done),
                                median=f"{np.median(volumes):.1f} mL" if volumes else "unknown",
                                more=", or agreement of two looks" if any("agreement" in one for one in done) else "")
-    count = max(1, math.ceil(len(rows) / MOST))
-    names = [PAGE if i == 0 else PAGE.replace(".", f"_{i + 1}.") for i in range(count)]
+    pages = max(1, math.ceil(len(rows) / MOST))
+    names = [PAGE if i == 0 else PAGE.replace(".", f"_{i + 1}.") for i in range(pages)]
     for i, name in enumerate(names):
-        links = "" if count == 1 else "Pages, the oddest first: " + " ".join(
+        links = "" if pages == 1 else "Pages, the oddest first: " + " ".join(
             f"<b>{j + 1}</b>" if j == i else f'<a href="{other}">{j + 1}</a>' for j, other in enumerate(names))
         write_page(out / name, rows[i * MOST:(i + 1) * MOST], records, title, text, links)
-    for i in range(count, count + 100):  # of an earlier, larger list
+    for i in range(pages, pages + 100):  # of an earlier, larger list
         (out / PAGE.replace(".", f"_{i + 1}.")).unlink(missing_ok=True)
     return [out / name for name in names]
 
@@ -81,7 +83,8 @@ def row_of(record: dict, why: list[str], score: float) -> dict:
     """What the page shows of a finished scan."""
     return {"name": record["name"], "key": record["key"], "volume": record["volume_ml"], "lesions": record["lesions"],
             "largest": record["largest_ml"], "side": record.get("side"), "quality": record.get("quality"),
-            "agreement": record.get("agreement"), "why": why, "odd": round(score, 2),
+            "agreement": record.get("agreement"), "classes": record.get("classes_ml"), "why": why,
+            "odd": round(score, 2),
             "warnings": [*record.get("warnings", []), *record.get("remarks", [])]}
 
 

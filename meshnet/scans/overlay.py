@@ -76,15 +76,17 @@ def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: 
     """A small JPEG of the three slices through the largest connected lesion, the mask as in ``draw_overlay``.
 
     Args:
-        volume: (X, Y, Z), any numbers. mask: (X, Y, Z), lesion where > 0. affine: (4, 4), from voxel to RAS+ mm.
+        volume: (X, Y, Z), any numbers. mask: (X, Y, Z), lesion where > 0, each label in its own colour. affine: (4, 4),
+            from voxel to RAS+ mm.
         height: of the tallest slice, in pixels. quality: of the JPEG, 1 to 95.
     """
     import io
 
     from PIL import Image
 
-    mask = np.asarray(mask) > 0
-    panels = [panel for panel, _ in _panels(np.asarray(volume), mask, None, affine, height, largest=True)]
+    labels = np.asarray(mask) if np.max(mask, initial=0) > 1 else None
+    marked = np.asarray(mask) > 0
+    panels = [panel for panel, _ in _panels(np.asarray(volume), marked, None, affine, height, True, labels)]
     size = max(panel.shape[0] for panel in panels), sum(panel.shape[1] + 2 for panel in panels)
     strip = np.zeros((*size, 3), np.uint8)
     left = 0

@@ -319,7 +319,7 @@ def test_the_page_of_a_bids_app_is_written_by_its_last_level(model, tmp_path):
     for path in (out / ".meshnet").glob("*.jpg"):
         path.unlink()  # as of an earlier call without --report
     told = infer(root, out, "group", "--report")
-    assert "report.html: the page of 1 scans" in told.stderr
+    assert "report.html: the page of 1 scan\n" in told.stderr
     text = (out / "report.html").read_text()
     assert "sub-02_T2w.nii.gz" in text and '"picture": 0' in text
 

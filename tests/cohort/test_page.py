@@ -1,18 +1,21 @@
 """The page of a cohort: what it holds, which scans are odd, and that Chromium opens it without a request."""
 
+import io
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from bright import infer, scan_file
+from bright import bright_model, infer, scan_file
 from chromium import Browser
+from PIL import Image
 from stand_in import wait_for
 
 from meshnet.cohort import page
 from meshnet.cohort.page import deviations, oddities, write_pages
 from meshnet.cohort.records import Records
+from meshnet.scans.overlay import thumbnail
 
 
 def record(number: int, **values) -> dict:
@@ -51,7 +54,29 @@ def test_the_page_says_which_models_made_the_masks(model, tmp_path):
     scan_file(tmp_path / "a.nii.gz")
     infer(tmp_path / "a.nii.gz", "-o", tmp_path / "out", "--model", model, "--report")
     text = (tmp_path / "out/report.html").read_text()
-    assert f"{model.name}: marks lesion on T2w scans. 1 scans" in text and str(model.parent) not in text
+    assert f"{model.name}: marks lesion on T2w scans. 1 scan, 0 failed" in text and str(model.parent) not in text
+
+
+def test_classes_are_told_apart_on_the_page(tmp_path):
+    """By name and volume, and in colours of their own."""
+    scan_file(tmp_path / "a.nii.gz")
+    model = bright_model(tmp_path / "m", classes=["background", "grey", "white"])
+    found = infer(tmp_path / "a.nii.gz", "-o", tmp_path / "out", "--model", model, "--report")
+    told = json.loads(next((tmp_path / "out/.meshnet").glob("*.json")).read_text())["classes_ml"]
+    assert list(told) == ["grey", "white"] and f"mL: grey {told['grey']:.2f}, white {told['white']:.2f}" in found.stdout
+    assert "report.html in a browser" in found.stderr.splitlines()[-1] and "Masks of 1 scan" in (
+        tmp_path / "out/report.html").read_text()
+    assert content(tmp_path / "out/report.html")["rows"][0]["classes"] == told
+    one = infer(tmp_path / "a.nii.gz", "--model", model)
+    assert one.stderr.splitlines()[-1] == f"Next: look at {tmp_path}/a_lesion.png"  # no threshold decides
+    volume, affine = np.random.default_rng(0).random((20, 20, 20)), np.eye(4)
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[5:15, 5:10, 5:15] = 1
+    several = mask.copy()
+    several[5:15, 10:15, 5:15] = 2
+    green = [np.asarray(Image.open(io.BytesIO(thumbnail(volume, each, affine, quality=95)))).astype(int)
+             for each in (mask, several)]
+    assert [bool(((rgb[..., 1] - rgb[..., 0]) > 60).any()) for rgb in green] == [False, True]
 
 
 def test_deviations_by_hand():

@@ -246,7 +246,7 @@ def test_infer_and_prepare_by_jobs_of_this_machine(root, model, tmp_path):
     assert found.stdout == "masks/lesions.csv: 5 scans, 1 failed\nmasks/report.html: the page of 5 scans\n"
     assert len(list((tmp_path / "masks").glob("*_lesion.nii.gz"))) == 5
     one = call(root / "infer.py", "scans/s0.nii.gz", "-o", "one", "--model", model, *jobs)
-    assert (one.returncode, one.stdout) == (0, "one/lesions.csv: 1 scans, 0 failed\n")
+    assert (one.returncode, one.stdout) == (0, "one/lesions.csv: 1 scan, 0 failed\n")
     wrong = call(root / "infer.py", "scans", "-o", "masks", "--model", "none", *jobs)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "found no such model" in wrong.stderr
 
