@@ -89,7 +89,7 @@ def scans_in(folder: Path) -> list[Path]:
     foreign = [p for p in below if p not in own and (FOREIGN.search(stem(p)) or p in others)]
     masks.update(own, foreign)
     found = [p for p in below if p not in masks]
-    say_left_out(own, foreign, f"{folder}: ")
+    say_left_out(own, foreign, folder)
     if not found:
         but = f" but {count(len(below), 'mask')}" if below else ""
         raise UserError(f"{folder}: found no .nii or .nii.gz file{but} in this folder and those below it, expected "
@@ -107,17 +107,17 @@ def masks_among(files: list[Path]) -> list[Path]:
     foreign = [path for path in files if path not in own and (path.parent, MASK_END.sub("", stem(path))) in scans
                and MASK_END.search(stem(path))]
     if len(own) + len(foreign) < len(files):
-        say_left_out(own, foreign)
+        say_left_out(own, foreign, "the files given")
     return own + foreign
 
 
-def say_left_out(own: list[Path], foreign: list[Path], where: str = "") -> None:
-    """One line each on files that are taken for masks: those that this program wrote, and those of others."""
+def say_left_out(own: list[Path], foreign: list[Path], folder: Path | str) -> None:
+    """One line each on files of a folder or a list that are taken for masks: those of this program, and of others."""
     if own:
-        print(f"note: {where}left out, as {count(len(own), 'mask')} that this program wrote: {listed(own)}",
+        print(f"note: {folder}: left out, as {count(len(own), 'mask')} that this program wrote: {listed(own)}",
               file=sys.stderr)
     if foreign:
-        print(f"note: {where}passed over as masks by their names: {listed(foreign)}; give a file by itself to "
+        print(f"note: {folder}: passed over as masks by their names: {listed(foreign)}; give a file by itself to "
               "segment it", file=sys.stderr)
 
 

@@ -138,11 +138,11 @@ def test_its_own_masks_are_no_scans_in_a_folder_and_in_a_list(tmp_path, capsys):
     for path, image in (("x_lesion.nii.gz", mask), ("masks/mine.nii", mask), ("corrected.nii", corrected)):
         nib.save(image, tmp_path / path)
     every = sorted(str(path) for path in tmp_path.rglob("*.nii*"))
-    for given, where in (([str(tmp_path)], f"{tmp_path}: "), (every, "")):
+    for given, where in (([str(tmp_path)], tmp_path), (every, "the files given")):
         assert find_scans(given, lambda: ["T2w"])[0] == [[scan]]
         said = capsys.readouterr().err
-        assert f"note: {where}left out, as 3 masks that this program wrote: corrected.nii, mine.nii, x_les" in said
-        assert f"note: {where}passed over as masks by their names: x_mask.nii.gz; give a file by itself" in said
+        assert f"note: {where}: left out, as 3 masks that this program wrote: corrected.nii, mine.nii, x_les" in said
+        assert f"note: {where}: passed over as masks by their names: x_mask.nii.gz; give a file by itself" in said
     assert found(outline, channels=["T2w"]) == [[str(outline)]]
     for given in (tmp_path / "corrected.nii", tmp_path / "masks/mine.nii"):
         with pytest.raises(UserError, match=f"{given}: found a mask or .* that this program wrote, expected a scan"):
