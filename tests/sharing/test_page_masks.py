@@ -146,7 +146,8 @@ def test_messages_are_those_of_the_program():
 # and models of a caller in Python.
 NOT_IN_A_PAGE = ("--labels", "of the lesion lie outside", "cannot be read (", "scan; check the path", "the lesion of",
                  "of the lesion lies",
-                 "--device", "without a card", "found an empty list", "threads: found", "has classes", "{}: marks")
+                 "--device", "without a card", "found an empty list", "threads: found", "has classes", "{}: marks",
+                 "files of one case")  # of one channel a page takes each file by itself
 
 
 def test_every_message_about_a_scan_has_its_twin():
