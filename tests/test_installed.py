@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 
 import nibabel as nib
@@ -45,6 +46,18 @@ def test_completion_offers_verbs_flags_and_recipes(root):
     assert found.stdout.split("\n")[:4] == ["train", "push pull", "--optimizer.weight_decay", "meshnet26_tuned"]
     with pytest.raises(UserError, match=r"found 'fish', expected one of bash, zsh"):
         script_for("fish", VERBS)
+
+
+def test_the_container_takes_what_is_there(root):
+    """No container can be built here: that its files exist, and its Python is the one that was tested."""
+    lines = (root / "Dockerfile").read_text().splitlines()
+    steps = [line.split() for line in lines if line and not line.startswith("#")]
+    assert {step[0] for step in steps} <= {"FROM", "RUN", "ARG", "WORKDIR", "COPY", "ENV", "ENTRYPOINT", "CMD"}
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    assert steps[0] == ["FROM", f"python:{version}-slim"]
+    assert all((root / source).exists() for step in steps if step[0] == "COPY" for source in step[1:-1])
+    ignored = (root / ".dockerignore").read_text().split()
+    assert not {"meshnet", "recipes", "weights", "setup.py", "requirements.txt", "README.md", "LICENSE"} & set(ignored)
 
 
 @pytest.mark.slow
