@@ -6,12 +6,14 @@ import html
 import re
 from pathlib import Path
 
-from meshnet.networks.card import Card
+from meshnet.config import SCORES
+from meshnet.networks.card import WEIGHTS, Card
 from meshnet.networks.readme import LIMITS, summarise_cases
-from meshnet.runs.folder import TEST_CASES
+from meshnet.runs.folder import AVERAGED, LAST, TEST_CASES, read_metrics
 
 SECTIONS = ("What it reaches", "What it can and cannot do")  # of a README.md, that belong on a page
 DETAILS = "How the model sees a scan"
+OTHERS = {AVERAGED: ", averaged over training", LAST: " of the last epoch"}  # weights of a run beside its best ones
 
 
 def marked_by(card: Card) -> str:
@@ -30,8 +32,9 @@ def lead_of(card: Card) -> str:
             "that there are none.")
 
 
-def about_html(folder: Path, card: Card) -> str:
-    """What the model is, what it reached and on what, and its limits, as HTML."""
+def about_html(weights: Path, card: Card) -> str:
+    """What the model is, what these weights reached and on what, and its limits, as HTML."""
+    folder, best = weights.parent, is_best(weights)
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
@@ -39,10 +42,12 @@ def about_html(folder: Path, card: Card) -> str:
     sections = dict(part.split("\n", 1) for part in rest if "\n" in part)
     parts = [markdown(re.sub(r"^# .*\n", "", introduction))]
     for name in SECTIONS:
-        if name in sections:
+        if name in sections and (best or name != SECTIONS[0]):
             parts += [f"<h3>{html.escape(name)}</h3>", markdown(sections[name])]
-    scores = summarise_cases(folder / TEST_CASES)
-    if scores:
+    scores = summarise_cases(folder / TEST_CASES) if best else []
+    if not best:
+        parts += ["<h3>Scores</h3>", own_scores(weights, card)]
+    elif scores:
         parts += ["<h3>Scores on held-out cases: mean (standard deviation)</h3>", table([("score", "value"), *scores])]
     elif SECTIONS[0] not in sections:
         known = [(key.replace("_", " "), str(value)) for key, value in card.metrics.items()
@@ -59,6 +64,40 @@ def about_html(folder: Path, card: Card) -> str:
               for name, own in card.contrasts.items()],
             ("lesions are dropped", f"under {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else "never")]
     return "\n".join([*parts, f"<h3>{DETAILS}</h3>", table([("field", "value"), *seen])])
+
+
+def is_best(weights: Path) -> bool:
+    """Whether these are the weights of a run whose scores the folder holds."""
+    return weights.name == WEIGHTS or not (weights.name in OTHERS or (weights.parent / WEIGHTS).is_file())
+
+
+def own_scores(weights: Path, card: Card) -> str:
+    """What is known of weights that are not the best ones of a run, as HTML."""
+    said = (f"<p>This page has the weights <code>{html.escape(weights.name)}</code>{OTHERS.get(weights.name, '')}: the "
+            "scores of the run's best weights are not theirs.")
+    chosen_by = SCORES["best" if weights.name in card.thresholds else "half"]
+    known = metrics_of(weights.name, read_metrics(weights.parent), chosen_by)
+    if not known:
+        return f"{said} No scores were recorded of these.</p>"
+    rows = [(key.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+            for key, value in known.items()]
+    return f"{said} Theirs on the validation cases:</p>{table([('score', 'value'), *rows])}"
+
+
+def metrics_of(name: str, rows: list[dict], chosen_by: str) -> dict:
+    """The epoch and the validation scores of the averaged weights that a run kept, or of its last ones; {} if unknown.
+
+    ``rows`` are the lines of metrics.jsonl, of which the averaged weights with the highest ``chosen_by`` were kept.
+    """
+    if name == LAST and rows and "val_dice" in rows[-1]:
+        return {"epoch": rows[-1].get("epoch"), **{key: value for key, value in rows[-1].items()
+                                                   if key.startswith("val_") and not key.endswith("_ema")}}
+    own = [{key.removesuffix("_ema"): value for key, value in row.items()
+            if key.startswith("val_") and key.endswith("_ema")} for row in rows]
+    if name != AVERAGED or not any(own):
+        return {}
+    best = max(range(len(rows)), key=lambda i: own[i].get(chosen_by, -1.0))
+    return {"epoch": rows[best].get("epoch"), **own[best]}
 
 
 def markdown(text: str) -> str:

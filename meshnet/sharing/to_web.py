@@ -26,7 +26,7 @@ from meshnet.kernels.wasm import MODULE, THREADED, record
 from meshnet.networks.build import load_model
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.folder import find_weights
-from meshnet.sharing.about import about_html, lead_of, marked_by
+from meshnet.sharing.about import about_html, is_best, lead_of, marked_by
 
 PARTS = Path(__file__).parent / "page"
 STEPS = ("messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "grid", "checks",
@@ -69,7 +69,7 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     page = (PARTS / "page.html").read_text(encoding="utf-8")
     for key, value in values.items():
         page = page.replace(f"@{key}@", html.escape(value, quote=False).replace('"', "&quot;"))
-    files = {"index.html": page.replace("@about@", about_html(weights.parent, card)),
+    files = {"index.html": page.replace("@about@", about_html(weights, card)),
              "page.css": (PARTS / "page.css").read_text(encoding="utf-8"), "data.js": data_script(),
              "model.js": model_script(card, weights), "README.md": space_card(title, notice or NOTICE),
              "dcm2niix.js": converter_script(), "threads.js": threads_script(), "LICENSES.txt": licences(),
@@ -176,7 +176,7 @@ def model_script(card: Card, weights: Path) -> str:
     content = weights.read_bytes()
     build = {"by": SIGN, "version": __version__, "engine": record()["modules"][MODULE.name]["sha256"],
              "model": hashlib.sha256(content).hexdigest()}
-    own = public_card(card).changed(thresholds={})  # those are of other files
+    own = public_card(card).changed(thresholds={}, **({} if is_best(weights) else {"metrics": {}}))  # of other files
     values = {"build": build, "card": own.to_dict(), "weights": base64.b64encode(content).decode()}
     return f"{MODEL}{json.dumps(values)};\n"
 

@@ -1,6 +1,7 @@
 """ONNX: parity with PyTorch of trained networks, at sizes that were not traced; needs requirements-export.txt."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +54,21 @@ def read_metadata(path: Path) -> dict:
     import onnx
 
     return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+
+
+def test_the_card_inside_has_the_threshold_of_the_exported_weights(tmp_path):
+    """Of averaged weights theirs, and none that belongs to another file of the folder."""
+    from meshnet.sharing.to_onnx import write_onnx
+
+    pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
+    thresholds = {"model_ema.safetensors": 0.52, "last.safetensors": 0.7}
+    card = Card(**{**CARD, "threshold": 0.3, "sure": 0.6, "thresholds": thresholds})
+    folder.save_model(tmp_path / "m", MeshNet(3), card)
+    shutil.copyfile(tmp_path / "m/model.safetensors", tmp_path / "m/model_ema.safetensors")
+    for weights, threshold, sure in (("model.safetensors", 0.3, 0.6), ("model_ema.safetensors", 0.52, 0)):
+        write_onnx(*build.load_model(tmp_path / "m" / weights), tmp_path / "m.onnx")
+        inside = json.loads(read_metadata(tmp_path / "m.onnx")["meshnet"])
+        assert (inside["threshold"], inside.get("sure", 0), inside.get("thresholds") or {}) == (threshold, sure, {})
 
 
 def test_half_precision_rounds_each_weight_once(tmp_path):

@@ -125,6 +125,37 @@ def test_a_page_decides_as_infer_does_with_the_same_weights(tmp_path):
     assert re.search(r" [1-9]\d+ of 63360 voxels differ|Node is not installed", said), said
 
 
+def test_a_page_shows_the_scores_of_its_own_weights(tmp_path):
+    """Of averaged weights those of the epoch that they were kept at; of weights without any it says so."""
+    made = page_steps.model_of(tmp_path / "model", "instance", metrics={"val_dice": 0.123})
+    (made / "test_cases.csv").write_text("subject,dice\na,0.321\nb,0.321\n", encoding="utf-8")
+    rows = [{"epoch": 1, "val_dice": 0.1, "val_dice_ema": 0.7, "val_dice_swept_ema": 0.71},
+            {"epoch": 2, "val_dice": 0.2, "val_dice_ema": 0.6, "val_dice_swept_ema": 0.72},
+            {"epoch": 3, "val_dice": 0.3, "val_dice_ema": 0.5, "val_dice_swept_ema": 0.4}]
+    for name in ("model_ema", "last", "other"):
+        shutil.copyfile(made / "model.safetensors", made / f"{name}.safetensors")
+
+    def text(name):
+        to_web.write_page(made / f"{name}.safetensors", tmp_path / "page")
+        kept = constant((tmp_path / "page/model.js").read_text(encoding="utf-8"), "MODEL")["card"]["metrics"]
+        assert kept == ({"val_dice": 0.123} if name == "model" else {})
+        page = (tmp_path / "page/index.html").read_text(encoding="utf-8")
+        return re.sub("<[^>]*>", " ", page[page.index("This model"):])
+
+    assert "0.321 (0.000), 2 cases" in text("model") and "model.safetensors" not in text("model")
+    assert "model_ema.safetensors , averaged over training: the scores of the run's best weights are not" in (
+        averaged := text("model_ema")) and "No scores were recorded of these" in averaged and "0.321" not in averaged
+    (made / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert re.search(r"epoch\s+1\s+val dice\s+0.700\s+val dice swept\s+0.710", text("model_ema"))
+    assert "last.safetensors  of the last epoch: " in (last := text("last"))
+    assert re.search(r"epoch\s+3\s+val dice\s+0.300\s+(?!val)", last)
+    assert "No scores were recorded" in text("other")
+    card = json.loads((made / "config.json").read_text(encoding="utf-8"))
+    card["thresholds"] = {"model_ema.safetensors": 0.4}
+    (made / "config.json").write_text(json.dumps(card), encoding="utf-8")
+    assert re.search(r"epoch\s+2\s+val dice\s+0.600", text("model_ema"))  # chosen by the best threshold
+
+
 def test_a_page_goes_to_a_space(server, tmp_path):
     model = model_of(tmp_path / "model")
     to_web.write_page(model, tmp_path / "page")

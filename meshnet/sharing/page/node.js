@@ -97,3 +97,4 @@ async function main() {
 }
 
 if (require.main === module) main();
+else module.exports = { answers };
