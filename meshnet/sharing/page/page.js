@@ -154,7 +154,7 @@ function learn(voxels, seconds) {
 
 function showExpected() {
   const { time, memory } = expected(USUAL_VOXELS);
-  $("expected").textContent = `A scan of 256 × 256 × 256 voxels takes about ${time} and ${memory} of memory on this device.`;
+  $("expected").textContent = !time ? "" : `A scan of 256 × 256 × 256 voxels takes about ${time} and ${memory} of memory on this device.`;
 }
 
 // ---------------------------------------------------------------- results out

@@ -22,6 +22,15 @@ function lesionTable(result) {
   return result.lesions.map(({ ml, centre, voxel }) => ({ ml: roundTo(ml, 3), centre, voxel, side: side(centre[0]) }));
 }
 
+// What scans take, or null where the device cannot even tell: that is said of a scan, when there is one.
+function planned({ engine, model }) {
+  try {
+    return planScan(engine, model);
+  } catch {
+    return null;
+  }
+}
+
 function helperWorker(source) {
   const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
   return new Worker(address);  // its address is kept: Safari reads it later
@@ -34,7 +43,7 @@ const answers = {
     kept.model = readModel(config, weights);
     if (threaded) kept.engine = await engineWithThreads(new WebAssembly.Module(threaded), Math.min(threads, MOST_THREADS), helperWorker, said).catch(() => null);
     kept.engine = kept.engine || new Engine(new WebAssembly.Module(engine), said);
-    tell({ what: "ready", threads: kept.engine.threads, plan: planScan(kept.engine, kept.model) });
+    tell({ what: "ready", threads: kept.engine.threads, plan: planned(kept) });
   },
   // dcm2niix, which is loaded when DICOM files are given for the first time.
   async converter({ script, wasm }) {
