@@ -3,13 +3,19 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from meshnet.cohort.files import find_scans, plan_masks
 from meshnet.errors import UserError
+from meshnet.scans.naming import name_remarks
+from meshnet.scans.ours import signed
 from meshnet.sharing.to_web import script
 
+EVERY = ["T1w, T2w, FLAIR or DWI"]
 ONE, TWO = ["T2w"], ["FLAIR", "T1w, T2w or DWI"]
 FOLDERS = {
     "masks of both kinds": (ONE, ["a/FLAIR.nii", "a/FLAIR_lesion.nii", "b/FLAIR.nii.gz",
@@ -18,6 +24,8 @@ FOLDERS = {
                                   "c/unmasked.nii", "c/lesion.nii", "c/x_Lesion.nii"]),
     "folders in order": (ONE, ["a-b/c.nii", "a/b.nii", "a/d.nii.gz", "a.nii", "Z.nii", "a/b/c.nii", ".hidden/d.nii",
                                "a/.trash.nii"]),
+    "masks by their headers": (ONE, ["a/OURS.nii", "a/x OURS.nii.gz", "a/OURS two.nii.gz", "a/OURS_lesion.nii.gz",
+                                     "b.nii", "a/ours too OURS.nii", "a/OURS_seg.nii"]),
     "masks alone": (ONE, ["seg.nii", "s_lesion.nii.gz", "t_probseg.nii", "u_label.nii", "v_mask.nii"]),
     "two channels": (TWO, ["sub-1/sub-1_FLAIR.nii", "sub-1/sub-1_T2w.nii", "sub-2/flair.nii.gz", "sub-2/t1.nii.gz",
                            "x_FLAIR.nii", "x_DWI.nii", "x_T2.nii", "y-flair.nii", "y-constructor.nii", "z.nii",
@@ -29,20 +37,35 @@ FOLDERS = {
 def by_javascript(code):
     if not shutil.which("node"):
         pytest.skip("Node is not installed, so the page's steps are not tested")
-    source = "".join(script(name).replace('"use strict";', "") for name in ("messages", "cases"))
-    done = subprocess.run(["node", "-e", f"{source}console.log(JSON.stringify({code}))"], capture_output=True,
-                          text=True, check=True)
+    source = "".join(script(name).replace('"use strict";', "")
+                     for name in ("messages", "arrays", "cases", "intensity", "naming"))
+    source += """const fs = require("fs"), known = async (path, name = path) => ({ path: name,
+                 own: await carriesOurName(new File([fs.readFileSync(path)], path)) });"""
+    run = f"{source}(async () => console.log(JSON.stringify(await ({code}))))();"
+    done = subprocess.run(["node", "-e", run], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+def write(path):
+    """An empty file; of a name with OURS a mask as this program writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    if "OURS" in path.name:
+        form = nib.Nifti2Image if "two" in path.name else nib.Nifti1Image
+        noise = np.random.default_rng(0).integers(0, 2, (60, 60, 60)).astype(np.uint8)  # packed, it is more than is read
+        nib.save(signed(form(noise, np.eye(4))), path)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_put_together_as_by_infer(name, tmp_path, capsys):
     channels, paths = FOLDERS[name]
     for path in paths:
-        (tmp_path / "top" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "top" / path).write_bytes(b"")
-    given = [{"path": f"top/{path}"} for path in paths if not any(part.startswith(".") for part in path.split("/"))]
-    found = by_javascript(f"casesOf({json.dumps(given[::-1])}, {json.dumps(channels)})")
+        write(tmp_path / "top" / path)
+    given = [f"top/{path}" for path in paths if not any(part.startswith(".") for part in path.split("/"))]
+    files = ", ".join(f"known({json.dumps(str(tmp_path / path))}, {json.dumps(path)})" for path in given[::-1])
+    found, names = by_javascript(f"""(async () => {{
+        const found = casesOf(await Promise.all([{files}]), {json.dumps(channels)});
+        return [found, found.cases.map((files) => namesOf(files.map(({{ path }}) => path), []))]; }})()""")
     try:
         cases, below = find_scans([str(tmp_path / "top")], lambda: channels)
     except UserError as error:
@@ -50,8 +73,6 @@ def test_a_folder_is_put_together_as_by_infer(name, tmp_path, capsys):
     else:
         assert [[file["path"] for file in case] for case in found["cases"]] == [
             [path.relative_to(tmp_path).as_posix() for path in case] for case in cases]
-        names = by_javascript(f"{json.dumps([[f['path'] for f in case] for case in found['cases']])}"
-                              ".map((paths) => namesOf(paths, []))")
         for one, planned in zip(names, plan_masks(cases, below, str(tmp_path / "out"))):
             folder = planned["mask"].parent.relative_to(tmp_path / "out").parts
             own = planned["mask"].name.removesuffix("_lesion.nii.gz")
@@ -59,6 +80,35 @@ def test_a_folder_is_put_together_as_by_infer(name, tmp_path, capsys):
             assert one["mask"] == "_".join([*(folder[:-1] if own in folder[-1:] else folder), own])
     notes = [line.replace(str(tmp_path) + "/", "") for line in capsys.readouterr().err.splitlines()]
     assert found["notes"] == notes
+
+
+@pytest.mark.parametrize("paths", [
+    ["a.nii", "a_lesion.nii", "b_mask.nii", "a_seg.nii.gz", "OURS.nii.gz", "OURS two.nii"],
+    ["OURS.nii", "x OURS.nii.gz"], ["b_mask.nii"], ["a.nii"]])
+def test_masks_among_files_given_by_themselves_are_left_out_as_by_infer(paths, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in paths:
+        write(Path(path))
+    files = ", ".join(f"known({json.dumps(str(tmp_path / path))}, {json.dumps(path)})" for path in paths)
+    found = by_javascript(f"Promise.all([{files}]).then(withoutGivenMasks)")
+    try:
+        cases, _ = find_scans(paths, lambda: ONE)
+    except UserError as error:
+        assert found["scans"] == [] and found["error"] == str(error)
+    else:
+        assert [file["path"] for file in found["scans"]] == [str(case[0]) for case in cases] and not found["error"]
+    assert found["notes"] == capsys.readouterr().err.splitlines()
+
+
+def test_names_say_kinds_of_scans_as_in_the_program():
+    names = ["T2w/x_FLAIR.nii.gz", "sub-1_acq-T2_space-T1w_FLAIR.nii", "p3.t2_flair.nii", "CT_004.nii", "head CT.nii",
+             "FLAIR_to_T1.nii", "case_adc.nii", "constructor.nii", "flairmont.nii", "x_DWI_b1000.nii.gz", "scan.nii"]
+    asked = [(paths, channels, looks) for looks in (None, "T1w", "T2w", "FLAIR or DWI")
+             for channels in (EVERY, ["FLAIR"], ["image"], ["CT or ADC"], ["T2w", "FLAIR"])
+             for paths in [*([name] * len(channels) for name in names), ["a_T2w.nii"], ["a.nii", "b_DWI.nii"]]]
+    found = by_javascript(f"{json.dumps(asked)}.map((one) => nameRemarks(...one))")
+    for one, remarks in zip(asked, found):
+        assert remarks == name_remarks(*one), one
 
 
 def test_a_name_that_is_taken_has_its_folder():

@@ -156,7 +156,7 @@ def test_every_message_about_a_scan_has_its_twin():
     table = {json.loads(entry) for entry in re.findall(r'^\s*\w+: (".*"),$', text, re.MULTILINE)}
     messages = runpy.run_path(str(ROOT / "docs/checks.py"))["messages"]
     seen = 0
-    for name in ("scans/nifti.py", "scans/checks.py", "inference/scan.py"):
+    for name in ("scans/nifti.py", "scans/checks.py", "scans/naming.py", "inference/scan.py"):
         refused, said = messages(ROOT / "meshnet" / name)
         for sentence in {re.sub(r"\{\w*\}", "{}", one) for one in refused | said}:
             if not any(part in sentence for part in NOT_IN_A_PAGE):

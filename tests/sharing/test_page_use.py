@@ -50,8 +50,8 @@ def test_what_a_scan_takes_is_told_before_it_starts(browser, place):
         ["evaluate", FAINTER % 0], ["evaluate", ORANGE], ["evaluate", FAINTER % 100], ["evaluate", ORANGE])
     words = r"A scan of 256 × 256 × 256 voxels takes about \d+ s and 0\.\d GB of memory on this device\."
     assert re.fullmatch(words, before) and re.fullmatch(words, after)
-    assert re.fullmatch(r"made-up_T2w\.nii: [a-z ,0-9]+, \d+ s of about \d+ s, 0\.\d GB of memory", said), said
-    assert name == ["made-up_T2w.nii", "done", "made-up_T2w"]
+    assert re.fullmatch(r"made-up\.nii: [a-z ,0-9]+, \d+ s of about \d+ s, 0\.\d GB of memory", said), said
+    assert name == ["made-up.nii", "done", "made-up"]
     assert full > some > none
 
 

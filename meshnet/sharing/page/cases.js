@@ -4,6 +4,7 @@
 
 const MASKS = ["_lesion", "_lesion_probability"];  // endings of what this program writes
 const FOREIGN = /(^|[_-])(mask|d?seg|probseg|labels?)$/i;  // endings of other programs' masks
+const MASK_END = new RegExp(`${FOREIGN.source}|(${MASKS.join("|")})$`, "i"), OUR_NAME = "MeshNet";
 const SHOWN = 3;  // files that a note names
 const ALIASES = new Map(Object.entries({ dwi: "DWI", trace: "DWI", adc: "ADC", t2starw: "T2starw", swi: "T2starw", ct: "CT",
   t1: "T1w", t2: "T2w", t1w: "T1w", t2w: "T2w", flair: "FLAIR", pdw: "PDw" }));
@@ -36,14 +37,47 @@ function ending(path, channels) {
   return found.length === 1 ? found[0] : null;
 }
 
-// The NIfTI files of a folder without masks, and those left out for their names alone: [scans, passed over]. (Masks of this
-// program that lie beside no scan are named too: whether they are its own is not looked up.)
-function withoutMasks(files) {
+// Whether a file is a mask or a probability map that this program wrote, by its header (meshnet/scans/ours.py).
+async function carriesOurName(file) {
+  const start = await beginning(file).catch(() => new Uint8Array());
+  if (start.length < OUR_NAME.length + 240) return false;
+  const view = new DataView(start.buffer, start.byteOffset), sizes = [view.getInt32(0, true), view.getInt32(0, false)];
+  const at = sizes.includes(348) ? 148 : sizes.includes(540) ? 240 : null;
+  return at !== null && [...OUR_NAME].every((letter, i) => start[at + i] === letter.charCodeAt(0));
+}
+
+// The first bytes of a file, unpacked. What follows is never read, so the stream does not learn that it is cut off.
+async function beginning(file) {
+  const bytes = new Uint8Array(await file.slice(0, 1 << 14).arrayBuffer());
+  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
+  const stream = new DecompressionStream("gzip"), reader = stream.readable.getReader(), writer = stream.writable.getWriter();
+  for (const broken of [writer.write(bytes), writer.closed]) broken.catch(() => {});
+  const { value } = await reader.read();
+  reader.cancel().catch(() => {});
+  return value || new Uint8Array();
+}
+
+// The NIfTI files of a folder without masks, with what is said of those. A file that this program wrote is `own`.
+function withoutMasks(files, where) {
   const masks = files.filter(({ path }) => MASKS.some((end) => stem(path).endsWith(end)));
   const scans = new Set(files.filter((file) => !masks.includes(file)).map(({ path }) => stem(path)));
   const besideNone = masks.filter(({ path }) => !MASKS.some((end) => stem(path).endsWith(end) && scans.has(stem(path).slice(0, -end.length))));
-  const foreign = files.filter((file) => FOREIGN.test(stem(baseOf(file.path))) || besideNone.includes(file));
-  return [files.filter((file) => !masks.includes(file) && !foreign.includes(file)), foreign];
+  const foreign = files.filter((file) => !file.own && (FOREIGN.test(stem(baseOf(file.path))) || besideNone.includes(file)));
+  return [files.filter((file) => !file.own && !masks.includes(file) && !foreign.includes(file)), leftOut(files.filter(({ own }) => own), foreign, where)];
+}
+
+// Of files that are given by themselves, those that are no masks: ones that this program wrote, and ones that have the name
+// of another one with the ending of a mask. {scans, notes, error}
+function withoutGivenMasks(files) {
+  const names = files.map(({ path }) => stem(path)), own = files.filter((file) => file.own);
+  const foreign = files.filter((file) => !file.own && MASK_END.test(stem(file.path)) && names.includes(stem(file.path).replace(MASK_END, "")));
+  const scans = files.filter((file) => !own.includes(file) && !foreign.includes(file)), all = files.length > 0 && !scans.length;
+  return { scans, notes: all ? [] : leftOut(own, foreign, ""), error: all ? say("onlyMasks", listed(files)) : null };
+}
+
+function leftOut(own, foreign, where) {
+  return [...(own.length ? [say("ours", where, own.length === 1 ? "1 mask" : `${own.length} masks`, listed(own))] : []),
+          ...(foreign.length ? [say("passedOver", where, listed(foreign))] : [])];
 }
 
 // The cases of several channels: files of one subfolder with the same name but for the channel at its end, in the order of
@@ -66,13 +100,12 @@ function listed(files) {
 
 // The NIfTI files that a folder holds as cases, each a list of files in the order of the channels: {cases, notes, error}.
 function casesOf(files, channels) {
-  const [scans, foreign] = withoutMasks(files.slice().sort(byPath)), folder = files.length ? files[0].path.split("/")[0] : "";
-  const notes = foreign.length ? [say("passedOver", folder, listed(foreign))] : [];
+  const folder = files.length ? files[0].path.split("/")[0] : "", [scans, notes] = withoutMasks(files.slice().sort(byPath), `${folder}: `);
   if (channels.length === 1) return { cases: scans.map((file) => [file]), notes, error: null };
   const [cases, alone] = together(scans, channels), all = channels.join(", ");
   let error = null;
   if (scans.length && !cases.length) error = say("noCase", folder, all, channels[0]);
-  else if (alone.length) notes.push(say("leftOut", folder, all, listed(alone)));
+  else if (alone.length) notes.push(say("lacking", folder, all, listed(alone)));
   return { cases, notes, error };
 }
 

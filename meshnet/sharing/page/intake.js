@@ -34,8 +34,7 @@ async function below(entry, folder = "") {
 
 const pathOf = (file) => file.below || file.webkitRelativePath || file.name;
 
-// Files to cases; DICOM files are sorted first. What lies in a folder is grouped by its names, what is given by itself is
-// segmented whatever its name.
+// Files to cases; DICOM files are sorted first. What lies in a folder is grouped by its names.
 async function take(files) {
   $("errors").replaceChildren(), $("channels").hidden = true;
   const inFolder = [], alone = [], dicom = [];
@@ -43,7 +42,7 @@ async function take(files) {
   for (const file of files) {
     const path = pathOf(file), folder = path.includes("/") || file.inFolder === true, one = { path, file };
     if (folder && /(^|\/)(\.|__MACOSX)/.test(path)) continue;  // what systems leave behind
-    if (/\.nii(\.gz)?$/i.test(file.name)) (folder ? inFolder : alone).push(one);
+    if (/\.nii(\.gz)?$/i.test(file.name)) (folder ? inFolder : alone).push({ ...one, own: await carriesOurName(file) });
     else if (await isImage(file)) dicom.push(one);
     else if (!folder) alone.push(one);  // which is refused in a line
   }
@@ -69,7 +68,12 @@ function takeFolder(files, name) {
 // With several channels, files that are given at once are one case, or as many as their names tell.
 function takeAlone(files) {
   const { channels } = card;
-  if (channels.length === 1 || files.length < 2) return files.forEach((file) => add([file]));
+  if (channels.length === 1 || files.length < 2) {
+    const { scans, notes, error } = withoutGivenMasks(files);
+    for (const text of notes) note(text);
+    if (error) complain(error);
+    return scans.forEach((file) => add([file]));
+  }
   if (files.length === channels.length) return askOrder(files);
   const [cases, rest] = together(files, channels);
   if (rest.length) return complain(say("channels", files[0].path, files.length, channels.length, channels.join(", "), channels.map((c) => `${c}.nii.gz`).join(",")));
@@ -84,7 +88,7 @@ async function isImage(file) {
 function add(files) {
   const { names, mask } = namesOf(files.map(({ path }) => path), state.cases.map(({ name }) => name));
   for (const name of [...names, mask]) state.names.add(name).add(stem(name));
-  const read = files.map(({ path, ...rest }, i) => ({ name: names[i], ...rest }));
+  const read = files.map(({ file, series }, i) => ({ name: names[i], ...(series ? { series } : { file }) }));
   state.cases.push({ id: state.cases.length, name: names[0], mask, files: read, state: "waiting" });
   next();
 }

@@ -60,8 +60,8 @@ function madeUpScan(kind) {
 // Of a channel that may be of several kinds one on which lesions are bright.
 function takeMadeUp() {
   const kinds = card.channels.map((channel) => kindsOf(channel)).map((names) => names.find((name) => name in GREY && name !== "T1w") || names[0]);
-  add(kinds.map((kind) => {
-    const path = `made-up_${kind.replace(/[^\p{L}\p{N}]+/gu, "-")}.nii`;
+  add(kinds.map((kind, c) => {
+    const path = `made-up${kinds.length > 1 ? `_${c + 1}` : ""}.nii`;  // of no kind by its name, since it is a scan of none
     return { path, file: new File([madeUpScan(kind)], path) };
   }));
 }

@@ -54,9 +54,14 @@ const MESSAGES = {
   volume: "the mask holds {} mL, more than a lesion can; check the scan (inverted, no head, of another kind?) and the model",
   extremes: "{}: {} from {} to {} lie far outside all others, which go from {} to {}; they were clipped",
   fewGreys: "{}: 98 % of the head lies within {} of 256 grey levels, so the mask is doubtful; check the intensities of the scan",
+  // meshnet/scans/naming.py
+  named: "its name says {}, but the model is for {} scans{}; do not trust the mask, or take another model",
+  namedLooks: "its name says {}, but it looks like {} and was segmented as such; check the scan",
   // meshnet/cohort/files.py
-  passedOver: "note: {}: passed over as masks by their names: {}; give a file by itself to segment it",
-  leftOut: "note: {}: left out, as none or not all of the channels {}: {}",
+  ours: "note: {}left out, as {} that this program wrote: {}",
+  passedOver: "note: {}passed over as masks by their names: {}; give a file by itself to segment it",
+  onlyMasks: "{}: found a mask or probability map that this program wrote, expected a scan; give the scan that it was made from",
+  lacking: "note: {}: left out, as none or not all of the channels {}: {}",
   // meshnet/cohort/dicom.py
   missing: "{} slice(s) of the series are missing: what lies there is interpolated or left out",
   uneven: "the distance between slices varies: dcm2niix made it even, which resamples the scan",

@@ -45,7 +45,8 @@ async function readCase(files, card, step, parts) {
       if (views[0].looks[c] === T1W) remarks.push(say("turned"));
     });
   });
-  return { images, views, remarks: [...new Set(remarks)], contrast: views[0].looks[0] };
+  const contrast = views[0].looks[0], ofNames = nameRemarks(files.map(({ name }) => name), card.channels, contrast);
+  return { images, views, remarks: [...new Set([...ofNames, ...remarks])], contrast };
 }
 
 // The probabilities that decide, on the scan's own grid: the mean over the views.
