@@ -52,7 +52,7 @@ def write(path):
     path.write_bytes(b"")
     if "OURS" in path.name:
         form = nib.Nifti2Image if "two" in path.name else nib.Nifti1Image
-        noise = np.random.default_rng(0).integers(0, 2, (60, 60, 60)).astype(np.uint8)  # packed, it is more than is read
+        noise = np.random.default_rng(0).integers(0, 2, (60, 60, 60)).astype(np.uint8)  # more than is read
         nib.save(signed(form(noise, np.eye(4))), path)
 
 
