@@ -72,7 +72,7 @@ function withoutGivenMasks(files) {
   const names = files.map(({ path }) => stem(path)), own = files.filter((file) => file.own);
   const foreign = files.filter((file) => !file.own && MASK_END.test(stem(file.path)) && names.includes(stem(file.path).replace(MASK_END, "")));
   const scans = files.filter((file) => !own.includes(file) && !foreign.includes(file)), all = files.length > 0 && !scans.length;
-  return { scans, notes: all ? [] : leftOut(own, foreign, ""), error: all ? say("onlyMasks", listed(files)) : null };
+  return { scans, notes: all ? [] : leftOut(own, foreign, "the files given"), error: all ? say("onlyMasks", listed(files)) : null };
 }
 
 function leftOut(own, foreign, where) {
@@ -100,7 +100,7 @@ function listed(files) {
 
 // The NIfTI files that a folder holds as cases, each a list of files in the order of the channels: {cases, notes, error}.
 function casesOf(files, channels) {
-  const folder = files.length ? files[0].path.split("/")[0] : "", [scans, notes] = withoutMasks(files.slice().sort(byPath), `${folder}: `);
+  const folder = files.length ? files[0].path.split("/")[0] : "", [scans, notes] = withoutMasks(files.slice().sort(byPath), folder);
   if (channels.length === 1) return { cases: scans.map((file) => [file]), notes, error: null };
   const [cases, alone] = together(scans, channels), all = channels.join(", ");
   let error = null;

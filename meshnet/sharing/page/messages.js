@@ -58,8 +58,8 @@ const MESSAGES = {
   named: "its name says {}, but the model is for {} scans{}; do not trust the mask, or take another model",
   namedLooks: "its name says {}, but it looks like {} and was segmented as such; check the scan",
   // meshnet/cohort/files.py
-  ours: "note: {}left out, as {} that this program wrote: {}",
-  passedOver: "note: {}passed over as masks by their names: {}; give a file by itself to segment it",
+  ours: "note: {}: left out, as {} that this program wrote: {}",
+  passedOver: "note: {}: passed over as masks by their names: {}; give a file by itself to segment it",
   onlyMasks: "{}: found a mask or probability map that this program wrote, expected a scan; give the scan that it was made from",
   lacking: "note: {}: left out, as none or not all of the channels {}: {}",
   // meshnet/cohort/dicom.py
