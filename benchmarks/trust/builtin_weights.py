@@ -102,8 +102,8 @@ def lesions_of(probability: np.ndarray, truth: np.ndarray) -> tuple[int, dict]:
     return count, rows
 
 
-def row_of(network, head: dict, seed: int, contrast: str, way: str) -> dict:
-    """What a network finds on a head."""
+def row_of(network, card, head: dict, seed: int, contrast: str, way: str) -> dict:
+    """What the network of a card finds on a head."""
     from meshnet.inference.predict import predict
     from meshnet.scans.contrast import T1W, looks_like, turned_round
     from meshnet.scans.grid import to_native
@@ -116,7 +116,7 @@ def row_of(network, head: dict, seed: int, contrast: str, way: str) -> dict:
         view = head[f"v{number}"]
         looks.append(looks_like(view, round(float(np.abs(head["a0"][:3, 0]).max()), 3)))
         view = turned_round(view) if looks[-1] == T1W else view
-        found = predict(network, as_input(view[None]), threads=1)[1:2]
+        found = card.marking.of(predict(network, as_input(view[None]), threads=1), card.decision(looks[0]).also)
         maps.append(to_native(found, head[f"a{number}"], like, seen_only=True)[0])
     probability = maps[0] / np.float32(2) + maps[1] / np.float32(2)
     count, rows = lesions_of(probability, truth)
@@ -142,7 +142,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 name = f"{seed}_{contrast}_{arguments.way.replace(' ', '')}.npz"
                 path = Path(arguments.heads) / name if arguments.heads else None
                 head = head_of(path, seed, contrast, arguments.way, card.grids(), maps, masks)
-                file.write(json.dumps(row_of(network, head, seed, contrast, arguments.way)) + "\n")
+                file.write(json.dumps(row_of(network, card, head, seed, contrast, arguments.way)) + "\n")
                 file.flush()
 
 

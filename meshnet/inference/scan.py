@@ -309,11 +309,12 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
     and for each model over its views."""
     total, marks = None, models[0].card.marking
-    for (network, _), views in zip(models, case.inputs):
+    for (network, card), views in zip(models, case.inputs):
+        also = card.decision(case.contrast).also
         for volume, affine in views:
             with timed(case.parts, "compute"):
                 found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)
-            found = marks.of(found)
+            found = marks.of(found, also)
             with timed(case.parts, "back"):
                 native = to_native(found, affine, case.images[0], seen_only=True)
                 native = native if len(views) == 1 else native / np.float32(len(views))

@@ -46,7 +46,7 @@ class Card:
     thresholds: dict[str, float] = field(default_factory=dict)  # the same of other weights in the folder, by file name
     min_lesion_mm3: float = 0  # smaller lesions are dropped
     sure: float = 0  # probability that a lesion reaches somewhere; others are dropped
-    contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # the last three for scans that look so
+    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # a ``Decision`` for scans that look so
     training_data: Any = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str | None = __version__
@@ -81,7 +81,8 @@ class Card:
     def decision(self, contrast: str | None = None) -> Decision:
         """What makes a lesion on a scan that looks like ``contrast``, one of ``scans.contrast.CONTRASTS``."""
         own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
-        return replace(own, **self.contrasts.get(contrast, {}))
+        given = self.contrasts.get(contrast, {})
+        return replace(own, **given | {"also": tuple(given.get("also", ()))})
 
     def grids(self) -> list[Grid]:
         """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
@@ -102,12 +103,12 @@ def common_decision(cards: Sequence[Card], contrast: str | None = None, threshol
                     min_lesion_mm3: float | None = None) -> Decision:
     """What makes a lesion of averaged probabilities on a scan that looks like ``contrast``.
 
-    Threshold and ``sure`` are the means of the models' own, the least size is that of the first. A ``threshold`` that a
+    Threshold and ``sure`` are the means of the models' own, the rest is the first one's. A ``threshold`` that a
     user gives decides alone, a ``min_lesion_mm3`` that a user gives replaces the size.
     """
     own = [card.decision(contrast) for card in cards]
     found = Decision(statistics.fmean(one.threshold for one in own), statistics.fmean(one.sure for one in own),
-                     own[0].min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3)
+                     own[0].min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3, own[0].also)
     return found if threshold is None else replace(found, threshold=threshold, sure=0.0)
 
 
@@ -179,8 +180,14 @@ def check_decision(values: dict, path: Path) -> None:
                         "which looks at the contrast")
     if unknown := set(given) - set(CONTRASTS):
         raise UserError(f"{path}: found contrasts for {min(unknown)!r}, expected some of {', '.join(CONTRASTS)}")
+    others = [] if values.get("marks") is None else [name for name in values["classes"][1:] if name != values["marks"]]
     for one in ({"sure": values.get("sure", 0)}, *given.values()):
         for key, value in one.items():
+            if key == "also":
+                if not isinstance(value, list) or not all(each in others for each in value):
+                    raise UserError(f"{path}: found also = {value!r}, expected a list of classes beside the one that "
+                                    "is marked")
+                continue
             top = {"threshold": 1, "sure": 1, "min_lesion_mm3": math.inf}.get(key, -1)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
                 raise UserError(f"{path}: found {key} = {value!r}, expected a threshold or sure from 0 to 1, or a "

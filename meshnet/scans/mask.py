@@ -10,12 +10,14 @@ class Decision:
     """What makes a lesion of probabilities.
 
     A voxel is lesion from probability ``threshold`` on. A 26-connected lesion is kept if some voxel of it reaches the
-    probability ``sure``, and if it is not smaller than ``min_lesion_mm3``.
+    probability ``sure``, and if it is not smaller than ``min_lesion_mm3``. ``also`` names the classes whose probability
+    counts as that of the marked one: a voxel that is surely one of the two is marked, whichever it is.
     """
 
     threshold: float = 0.5
     sure: float = 0.0
     min_lesion_mm3: float = 0.0
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,18 @@ class Marks:
         """The number of labels of a mask, background included."""
         return len(self.classes) if self.marks is None else 2
 
-    def of(self, probabilities: np.ndarray) -> np.ndarray:
+    def of(self, probabilities: np.ndarray, also: tuple[str, ...] = ()) -> np.ndarray:
         """The probabilities that decide about a mask: (1, X, Y, Z) where one class is marked, else all of them.
 
-        ``probabilities`` are an array or a tensor (K, X, Y, Z).
+        ``probabilities`` are an array or a tensor (K, X, Y, Z). ``also`` is that of a ``Decision``.
         """
         if self.marks is not None:
             one = self.classes.index(self.marks)
-            return probabilities[one:one + 1]
+            found = probabilities[one:one + 1]
+            for name in also:
+                other = self.classes.index(name)
+                found = found + probabilities[other:other + 1]
+            return found
         return probabilities[1:] if len(probabilities) == 2 else probabilities
 
     def labels(self, probabilities: np.ndarray, threshold: float | None = None) -> np.ndarray:

@@ -60,8 +60,9 @@ def about_html(weights: Path, card: Card) -> str:
     seen = [("channels", ", ".join(card.channels)), ("classes", ", ".join(card.classes)),
             ("voxels", f"{grid.voxel_mm:g} mm"), ("grid", " x ".join(map(str, grid.size))),
             ("marked from a probability of", f"{card.threshold:g}"),
-            *[(f"on {name}", ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in own.items()))
-              for name, own in card.contrasts.items()],
+            *[(f"on {name}", ", ".join(f"{key.replace('_', ' ')} "
+                                       f"{', '.join(value) if key == 'also' else format(value, 'g')}"
+                                       for key, value in own.items())) for name, own in card.contrasts.items()],
             ("lesions are dropped", f"under {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else "never")]
     return "\n".join([*parts, f"<h3>{DETAILS}</h3>", table([("field", "value"), *seen])])
 

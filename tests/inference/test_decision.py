@@ -1,9 +1,15 @@
-"""The benchmark that chooses what makes a lesion, by hand-worked heads."""
+"""What makes a lesion: a class that counts as well, and the benchmark that chooses, both worked by hand."""
 
+import json
 import sys
 
+import numpy as np
 import pytest
+from bright import bright_model, infer, scan_file
 
+from meshnet import load_model, segment_scan
+from meshnet.networks.folder import save_model
+from meshnet.networks.meshnet import MeshNet
 from meshnet.scans.mask import Decision
 
 
@@ -37,3 +43,25 @@ def test_a_sure_voxel_is_asked_for_where_that_spares_healthy_heads(decision):
     rows = [head(False, [[250, 0.85, 150.0, 250, [1, 2]]], 2.0), head(True, [[500, 0.55, 200.0, 0, []]])]
     found, value, best = decision.choose(rows)
     assert value == best == 1.0 and max(found.threshold, found.sure) > 0.55
+
+
+def test_what_is_surely_one_of_two_classes_is_marked_where_the_contrast_says_so(tmp_path):
+    """Two classes that share what is bright: each has half of the probability, 0.5 at most."""
+    bright_model(tmp_path / "two", threshold=0.6)
+    network, own = load_model(tmp_path / "two")
+    three = MeshNet(channels=1, classes=3, dilations=[1], norm="none")
+    three.blocks.load_state_dict(network.blocks.state_dict())
+    for name in ("weight", "bias"):
+        given = getattr(network.head, name).data
+        getattr(three.head, name).data[:] = given[[0, 1, 1]]
+    found = {}
+    for also in ((), ("spots",)):
+        card = own.changed(classes=["background", "lesion", "spots"], marks="lesion", scaling="lesions_bright",
+                                contrasts={"T2w": {"sure": 0.9, "also": list(also)}})
+        save_model(tmp_path / "three", three, card)
+        found[also] = segment_scan(scan_file(tmp_path / "a.nii.gz"), tmp_path / "three", probabilities=True)
+    assert found[()].lesions == 0 and found["spots",].lesions == 1 and found["spots",].decision.also == ("spots",)
+    apart = [np.asarray(one.probabilities.dataobj).max() for one in found.values()]
+    assert apart == pytest.approx([0.5, 1.0], abs=1e-3)
+    told = json.loads(infer(tmp_path / "a.nii.gz", "--model", tmp_path / "three", "--no-picture", "--json").stdout)
+    assert told["also"] == ["spots"] and told["volume_ml"] == found["spots",].volume_ml

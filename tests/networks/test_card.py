@@ -30,6 +30,19 @@ def test_a_contrast_may_have_its_own_decision(tmp_path):
     assert read_card(tmp_path, "last.safetensors").decision("T1w") == Decision(0.7, 0.0, 50)  # of other weights
 
 
+def test_another_class_may_count_as_the_marked_one(tmp_path):
+    write_model(tmp_path, classes=3)
+    edit(tmp_path / "config.json", scaling="lesions_bright", classes=["background", "lesion", "spots"], marks="lesion",
+         contrasts={"T1w": {"also": ["spots"]}})
+    card = read_card(tmp_path)
+    assert [card.decision(name).also for name in (None, "T2w", "T1w")] == [(), (), ("spots",)]
+    assert common_decision([card, card], "T1w", threshold=0.3) == Decision(0.3, 0.0, card.min_lesion_mm3, ("spots",))
+    for also, marks in (("spots", "lesion"), (["lesion"], "lesion"), (["background"], "lesion"), (["spots"], None)):
+        edit(tmp_path / "config.json", marks=marks, contrasts={"T1w": {"also": also}})
+        with pytest.raises(UserError, match="found also = .*, expected a list of classes beside the one that is marked"):
+            read_card(tmp_path)
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"sure": 1.2}, "found sure = 1.2, expected a threshold or sure from 0 to 1"), ({"sure": True}, "sure = True"),
     ({"contrasts": {"CT": {}}}, "found contrasts for 'CT', expected some of T1w, T2w, FLAIR or DWI"),

@@ -83,6 +83,16 @@ def test_the_contrast_and_a_sure_voxel_decide_as_in_the_program(page, tmp_path):
     assert check(page, [tmp_path / "scan.nii"], model, tmp_path, threshold=0.5)["sure"] == 0
 
 
+def test_a_class_that_counts_as_well_does_so_on_the_page(page, tmp_path):
+    values = {"scaling": "lesions_bright", "threshold": 0.5, "shifted": True, "averaged": True, "centre": "middle",
+              "classes": ("background", "lesion", "spots"), "marks": "lesion"}
+    looks = segment_scan(scan(tmp_path / "scan.nii"), model_of(tmp_path / "any", "instance", **values)).contrast
+    alone, with_spots = (check(page, [tmp_path / "scan.nii"], model_of(
+        tmp_path / f"model{len(also)}", "instance", **values, contrasts={looks: {"also": also}}), tmp_path)
+        for also in ([], ["spots"]))
+    assert 1.1 * alone["volume_ml"] < with_spots["volume_ml"]
+
+
 def test_masks_of_several_channels(page, tmp_path):
     model = model_of(tmp_path / "model", "batch", ("FLAIR", "T2w"), marks="lesion")
     paths = [scan(tmp_path / "a.nii"), scan(tmp_path / "b.nii", (30, 34, 20), sizes=(3.0, 3.0, 4.0), seed=1)]

@@ -1,16 +1,17 @@
 // From probabilities to a mask: meshnet/scans/mask.py.
 "use strict";
 
-// Which probabilities decide: indices into the classes (Marks.of).
-function decisive(card) {
-  if (card.marks !== null) return [card.classes.indexOf(card.marks)];
-  return card.classes.length === 2 ? [1] : card.classes.map((_, k) => k);
+// Which probabilities decide on a scan that looks like `contrast`: lists of indices into the classes, of which each list is
+// summed (Marks.of).
+function decisive(card, contrast) {
+  if (card.marks !== null) return [[card.marks, ...decisionOf(card, contrast).also].map((name) => card.classes.indexOf(name))];
+  return card.classes.length === 2 ? [[1]] : card.classes.map((_, k) => [k]);
 }
 
-// What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3} (Card.decision).
+// What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3, also} (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  return { threshold, sure, min_lesion_mm3, ...((card.contrasts || {})[contrast] || {}) };
+  return { threshold, sure, min_lesion_mm3, also: [], ...((card.contrasts || {})[contrast] || {}) };
 }
 
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).

@@ -50,7 +50,7 @@ async function readCase(files, card, step, parts) {
 }
 
 // The probabilities that decide, on the scan's own grid: the mean over the views.
-async function probabilitiesOf(engine, model, { images, views }, step, parts, name) {
+async function probabilitiesOf(engine, model, { images, views, contrast }, step, parts, name) {
   const { card, layers } = model, total = [];
   for (const [number, { channels, shape, affine }] of views.entries()) {
     step("computing", number, views.length);
@@ -58,8 +58,9 @@ async function probabilitiesOf(engine, model, { images, views }, step, parts, na
     if (need > MOST_MEMORY) refuse("tooLarge", name, (need / 1e9).toFixed(1), (MOST_MEMORY / 1e9).toFixed(1));
     const found = await timed(parts, "compute", () => runNetwork(engine, layers, channels, shape));
     step("going back", number, views.length);
-    await timed(parts, "back", () => decisive(card).forEach((k, at) => {
-      const native = toNative(found[k], shape, affine, images[0]);
+    await timed(parts, "back", () => decisive(card, contrast).forEach(([first, ...others], at) => {
+      const one = others.length ? found[first].map((value, i) => others.reduce((sum, k) => f32(sum + found[k][i]), value)) : found[first];
+      const native = toNative(one, shape, affine, images[0]);
       if (views.length > 1) for (let i = 0; i < native.length; ++i) native[i] /= views.length;
       if (!total[at]) total[at] = native;
       else for (let i = 0; i < native.length; ++i) total[at][i] += native[i];
