@@ -70,7 +70,7 @@ def class_names(card: Card) -> list[str]:
 def class_volumes(card: Card, mask: np.ndarray, voxel_mm3: float) -> dict[str, float]:
     """The volume of each class of a mask (X, Y, Z), in mL, by name."""
     names = class_names(card)
-    counts = np.bincount(np.asarray(mask, np.uint8).ravel(), minlength=len(names) + 1)[1:]
+    counts = np.bincount(np.asarray(mask, np.uint8).ravel("K"), minlength=len(names) + 1)[1:]
     return {name: float(count) * voxel_mm3 / 1000 for name, count in zip(names, counts)}
 
 

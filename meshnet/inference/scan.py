@@ -317,8 +317,9 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
             found = marks.of(found, also)
             with timed(case.parts, "back"):
                 native = to_native(found, affine, case.images[0], seen_only=True)
-                native = native if len(views) == 1 else native / np.float32(len(views))
-                total = native if total is None else total + native
+                if len(views) > 1:
+                    native /= np.float32(len(views))
+                total = native if total is None else np.add(total, native, out=total)
     return total if len(models) == 1 else total / len(models)
 
 

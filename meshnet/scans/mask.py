@@ -146,5 +146,6 @@ def expected_dice(probability: np.ndarray, marked: np.ndarray, voxel_mm3: float)
         voxel_mm3: volume of a voxel.
     """
     one = 1000 / voxel_mm3
-    inside = float(probability[marked].sum(dtype=np.float64))
+    box = slices(box_of(marked) or ((0, 0),) * 3)
+    inside = float(probability[box][marked[box]].sum(dtype=np.float64))
     return (2 * inside + one) / (float(probability.sum(dtype=np.float64)) + float(marked.sum()) + one)

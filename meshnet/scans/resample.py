@@ -8,6 +8,7 @@ from meshnet.scans.affines import product
 TOLERANCE = 1e-3
 POINTS = 4  # samples along each axis of a voxel at most, for its mean
 SAMPLES = 1 << 24  # computed at once
+BLOCK = 1 << 17  # values interpolated at once along the last axis
 
 
 def resample(
@@ -155,27 +156,39 @@ def _as_slices(kept: list[np.ndarray]) -> tuple[slice, ...]:
 def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: np.ndarray | None) -> np.ndarray:
     """Trilinear interpolation, one axis after another, on the part of the result that lies inside ``data``."""
     out = np.empty([len(p) for p in points], np.float32) if out is None else out
-    out[...] = fill
     region = []
     for p, n in zip(points, data.shape):
         inside = np.flatnonzero((p >= -TOLERANCE) & (p <= n - 1 + TOLERANCE))
-        if not len(inside):
-            return out
-        region.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    volume = data
+        region.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0))
+    if any(part.stop - part.start < n for part, n in zip(region, out.shape)):
+        out[...] = fill
+    if not out[tuple(region)].size:
+        return out
     # The axis that shrinks most is interpolated first, which leaves least work for the others.
-    for axis in sorted(range(3), key=lambda a: (region[a].stop - region[a].start) / data.shape[a]):
-        p = np.clip(points[axis][region[axis]], 0, data.shape[axis] - 1)
-        low = np.minimum(np.floor(p).astype(np.intp), max(data.shape[axis] - 2, 0))
-        weight = (p - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-        below = np.take(volume, low, axis).astype(np.float32, copy=False)
-        above = np.take(volume, np.minimum(low + 1, data.shape[axis] - 1), axis).astype(np.float32)
-        above -= below
-        above *= weight
-        above += below
-        volume = above
-    out[tuple(region)] = volume
+    order = sorted(range(3), key=lambda a: (region[a].stop - region[a].start) / data.shape[a])
+    volume, target = data, out[tuple(region)]
+    points = [np.clip(p[part], 0, n - 1) for p, part, n in zip(points, region, data.shape)]
+    if out.flags.f_contiguous and not out.flags.c_contiguous:  # rows are computed as they lie in memory
+        volume, target, points, order = volume.T, target.T, points[::-1], [2 - axis for axis in order]
+    for axis in order[:2]:
+        volume = _blend(volume, points[axis], axis)
+    along = 0 if order[2] else 1
+    rows = max(1, BLOCK // max(1, target.size // target.shape[along]))
+    for first in range(0, target.shape[along], rows):  # in parts that stay in the cache
+        part = (slice(None),) * along + (slice(first, first + rows),)
+        _blend(volume[part], points[order[2]], order[2], target[part])
     return out
+
+
+def _blend(volume: np.ndarray, points: np.ndarray, axis: int, out: np.ndarray | None = None) -> np.ndarray:
+    """``volume`` at ``points`` within one of its axes, by linear interpolation, float32."""
+    low = np.minimum(np.floor(points).astype(np.intp), max(volume.shape[axis] - 2, 0))
+    weight = (points - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    below = np.take(volume, low, axis).astype(np.float32, copy=False)
+    above = np.take(volume, np.minimum(low + 1, volume.shape[axis] - 1), axis).astype(np.float32, copy=False)
+    above -= below
+    above *= weight
+    return np.add(above, below, out=out)
 
 
 def _oblique(data: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], order: int,
