@@ -69,9 +69,8 @@ def class_names(card: Card) -> list[str]:
 
 def class_volumes(card: Card, mask: np.ndarray, voxel_mm3: float) -> dict[str, float]:
     """The volume of each class of a mask (X, Y, Z), in mL, by name."""
-    names = class_names(card)
-    counts = np.bincount(np.asarray(mask, np.uint8).ravel("K"), minlength=len(names) + 1)[1:]
-    return {name: float(count) * voxel_mm3 / 1000 for name, count in zip(names, counts)}
+    return {name: float(np.count_nonzero(mask == label)) * voxel_mm3 / 1000
+            for label, name in enumerate(class_names(card), 1)}
 
 
 def result_line(result: dict, volumes: dict[str, float]) -> str:

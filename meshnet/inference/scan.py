@@ -27,6 +27,7 @@ from meshnet.networks.card import WEIGHTS, Card, common_decision
 from meshnet.networks.folder import default_model
 from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
+from meshnet.scans.head import head_box
 from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import Decision, expected_dice, kept, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.naming import name_remarks
@@ -220,9 +221,10 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     remarks += [line for image, name in zip(images, card.channels) for line in checks.values_remarks(image, name)]
     remarks += checks.extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
+    head = functools.cache(lambda: head_box(np.asanyarray(images[0].dataobj), margin=0))
     inputs, extras = [], []
     for _, each in models:
-        grids = [checks.fitted(grid, images[0], where) for grid in each.grids()]
+        grids = [checks.fitted(grid, images[0], where, head) for grid in each.grids()]
         remarks += [line for _, lines in grids for line in lines]
         seen = [view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids]
         inputs.append([one for one, _ in seen])

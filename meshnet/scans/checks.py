@@ -5,7 +5,7 @@ and ``segment_scan`` pass on. A sound scan draws none.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import nibabel as nib
@@ -105,10 +105,11 @@ def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
     return remarks
 
 
-def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[str]]:
+def fitted(grid: Grid, image: nib.Nifti1Image, where: str, head: Callable | None = None) -> tuple[Grid, list[str]]:
     """``grid``, made larger on both sides where the head of ``image`` does not fit into it, and a remark that says so.
 
-    The voxels' places in the world stay the same.
+    The voxels' places in the world stay the same. ``head`` returns ``head_box`` of the image; it is called where it is
+    needed, so that several grids can share what it finds.
 
     Raises:
         UserError: for a scan that is no head by its size.
@@ -117,7 +118,7 @@ def fitted(grid: Grid, image: nib.Nifti1Image, where: str) -> tuple[Grid, list[s
     to_grid = product(inverse(target_affine(image, grid)), image.affine)
     if not _outside(to_grid, tuple((0, n) for n in image.shape[:3]), shape).any():
         return grid, []
-    box = head_box(np.asanyarray(image.dataobj), margin=0)
+    box = head() if head else head_box(np.asanyarray(image.dataobj), margin=0)
     lacks = _outside(to_grid, box, shape)
     if not lacks.any():
         return grid, []

@@ -159,7 +159,7 @@ def _interpolate(data: np.ndarray, points: list[np.ndarray], fill: float, out: n
     region = []
     for p, n in zip(points, data.shape):
         inside = np.flatnonzero((p >= -TOLERANCE) & (p <= n - 1 + TOLERANCE))
-        region.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0))
+        region.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
     if any(part.stop - part.start < n for part, n in zip(region, out.shape)):
         out[...] = fill
     if not out[tuple(region)].size:

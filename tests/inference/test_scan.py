@@ -237,6 +237,15 @@ def test_what_cannot_be_segmented_is_told_in_one_line(model, tmp_path):
         assert "\n" not in str(told.value)
 
 
+def test_the_head_of_a_scan_is_looked_for_once(tmp_path, monkeypatch):
+    """However many grids it is fitted to."""
+    calls, find = [], scan.head_box
+    monkeypatch.setattr(scan, "head_box", lambda *given, **more: calls.append(1) or find(*given, **more))
+    model = load_model(bright_model(tmp_path / "model", shape=[20, 20, 20], shifted=True))
+    views = read_case([scan_file(tmp_path / "a.nii.gz")], [model]).inputs[0]
+    assert len(views) == 2 and len(calls) == 1 and all(max(volume.shape) > 20 for volume, _ in views)
+
+
 def test_remarks_say_what_was_dropped(model, tmp_path):
     path = scan_file(tmp_path / "a.nii.gz")
     every = segment_scan(path, model, min_lesion_mm3=0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, map_coordinates
 from small import affine_of, array, image_of
 
 from meshnet.scans.grid import Grid, conform, target_affine
@@ -89,3 +89,21 @@ def test_the_rim_of_an_oblique_volume_is_scipys_nearest_to_the_last_bit():
         found = resample(data, to_source, shape, 1, fill=-5.0, covers=True)
         assert (found == np.where(within, nearest, np.float32(-5))).all()
     assert rim > 1000
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 30])
+def test_the_last_axis_may_be_interpolated_in_parts(monkeypatch, block):
+    """Of every size, along every axis, into either order of memory: the same bits."""
+    generator = np.random.default_rng(0)
+    monkeypatch.setattr("meshnet.scans.resample.BLOCK", block)
+    for steps in ((0.3, 0.5, 0.7), (0.7, 0.3, 0.5), (0.5, 0.7, 0.3), (0.6, 0.6, 0.9)):
+        data, to_source = generator.random((9, 8, 7), np.float32), np.diag([*steps, 1.0])
+        to_source[:3, 3] = 0.2, -0.4, 1.3
+        x, y, z = (np.clip(start + step * np.arange(n), 0, m - 1)
+                   for start, step, n, m in zip(to_source[:3, 3], steps, (11, 12, 6), data.shape))
+        expected = map_coordinates(data, np.meshgrid(x, y, z, indexing="ij"), order=1)
+        for out in (np.empty((11, 12, 6), np.float32), np.empty((6, 12, 11), np.float32).T):
+            found = resample(data, to_source, out.shape, order=1, out=out, covers=True)
+            assert found is out
+            np.testing.assert_allclose(out, expected, atol=1e-5)
+        assert np.array_equal(out, resample(data, to_source, out.shape, order=1, covers=True))

@@ -103,6 +103,14 @@ def test_classes_are_told_by_name_with_their_own_volumes():
     assert "the most probable class" in header(["m"], [card], None, None)
 
 
+def test_a_scan_takes_no_import_of_pydicom_along(model, root, tmp_path):
+    """nibabel imports it, and with it a client of the web, where it is installed."""
+    path = scan_file(tmp_path / "a.nii.gz")
+    found = subprocess.run([sys.executable, "-X", "importtime", "infer.py", path, "--model", model], cwd=root,
+                           capture_output=True, text=True, check=True)
+    assert re.search(r"\| +nibabel\n", found.stderr) and not re.search(r"\| +(pydicom|requests)\n", found.stderr)
+
+
 def test_averaged_weights_are_used_on_request(tmp_path):
     folder = bright_model(tmp_path / "model")
     other = bright_model(tmp_path / "other", level=2.0)  # finds nothing anywhere
