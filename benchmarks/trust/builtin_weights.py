@@ -80,14 +80,14 @@ def head_of(path: Path | None, seed: int, contrast: str, way: str, grids: list, 
     return found
 
 
-def lesions_of(probability: np.ndarray, truth: np.ndarray) -> tuple[int, dict]:
+def lesions_of(probability: np.ndarray, truth: np.ndarray, own: np.ndarray) -> tuple[int, dict]:
     """How many lesions there are, and by threshold the marked ones, each as its voxels, highest probability, sum of
-    probabilities, voxels that are right, and the numbers of the true lesions that it touches."""
+    the lesion's ``own`` probability (``Marks.of``), voxels that are right, and the true lesions that it touches."""
     parts, count = ndimage.label(truth, EVERYWHERE)
     near = ndimage.find_objects(((probability >= np.float32(THRESHOLDS[0])) | truth).astype(np.uint8))
     if not near:
         return count, {f"{threshold:g}": [] for threshold in THRESHOLDS}
-    probability, truth, parts = probability[near[0]], truth[near[0]], parts[near[0]]
+    probability, truth, own, parts = (one[near[0]] for one in (probability, truth, own, parts))
     rows = {}
     for threshold in THRESHOLDS:
         labels, number = ndimage.label(probability >= np.float32(threshold), EVERYWHERE)
@@ -96,7 +96,7 @@ def lesions_of(probability: np.ndarray, truth: np.ndarray) -> tuple[int, dict]:
             touched.setdefault(one, []).append(other)
         sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
         found = zip(every, sizes, *(over(values, labels, every) for over, values in (
-            (ndimage.maximum, probability), (ndimage.sum, probability), (ndimage.sum, truth))))
+            (ndimage.maximum, probability), (ndimage.sum, own), (ndimage.sum, truth))))
         rows[f"{threshold:g}"] = [[int(size), round(float(peak), 4), round(float(total), 2), int(right),
                                    touched.get(int(k), [])] for k, size, peak, total, right in found]
     return count, rows
@@ -117,13 +117,13 @@ def row_of(network, card, head: dict, seed: int, contrast: str, way: str) -> dic
         looks.append(looks_like(view, round(float(np.abs(head["a0"][:3, 0]).max()), 3)))
         view = turned_round(view) if looks[-1] == T1W else view
         found = card.marking.of(predict(network, as_input(view[None]), threads=1), card.decision(looks[0]).also)
-        maps.append(to_native(found, head[f"a{number}"], like, seen_only=True)[0])
-    probability = maps[0] / np.float32(2) + maps[1] / np.float32(2)
-    count, rows = lesions_of(probability, truth)
+        maps.append(to_native(found, head[f"a{number}"], like, seen_only=True))
+    found = maps[0] / np.float32(2) + maps[1] / np.float32(2)
+    count, rows = lesions_of(found[-1], truth, found[0])
     return {"seed": seed, "contrast": contrast, "way": way, "map": int(head["map"]), "acute": bool(head["acute"]),
             "extracted": bool(head["extracted"]), "healthy": bool(head["healthy"]), "looks": looks[0],
             "ml": float(truth.sum() * VOXEL_MM ** 3 / 1000), "n": count,
-            "sum": float(probability.sum(dtype=np.float64)), "parts": rows}
+            "sum": float(found[0].sum(dtype=np.float64)), "parts": rows}
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -296,7 +296,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     with timed(parts, "clean"):
         labels, *dropped = kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
-        lesion = found[0] if len(found) == 1 else found[1:].sum(0, dtype=np.float32)
+        lesion = found[0] if len(found) <= 2 else found[1:].sum(0, dtype=np.float32)
         quality = expected_dice(lesion, labels > 0, voxel_mm3)
     if "lesion" in (card.marks or card.classes[-1]):
         case.remarks = list(dict.fromkeys([*case.remarks, *checks.volume_remarks(float(sum(sizes)) / 1000)]))
@@ -311,8 +311,8 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
     and for each model over its views."""
     total, marks = None, models[0].card.marking
-    for (network, card), views in zip(models, case.inputs):
-        also = card.decision(case.contrast).also
+    also = models[0].card.decision(case.contrast).also
+    for (network, _), views in zip(models, case.inputs):
         for volume, affine in views:
             with timed(case.parts, "compute"):
                 found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)

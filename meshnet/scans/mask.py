@@ -41,15 +41,15 @@ class Marks:
     def of(self, probabilities: np.ndarray, also: tuple[str, ...] = ()) -> np.ndarray:
         """The probabilities that decide about a mask: (1, X, Y, Z) where one class is marked, else all of them.
 
-        ``probabilities`` are an array or a tensor (K, X, Y, Z). ``also`` is that of a ``Decision``.
+        ``probabilities`` are an array or a tensor (K, X, Y, Z). ``also`` is that of a ``Decision``: with it the result,
+        an array, is (2, X, Y, Z), the marked class's own probability and that with the others, which decides.
         """
         if self.marks is not None:
             one = self.classes.index(self.marks)
-            found = probabilities[one:one + 1]
-            for name in also:
-                other = self.classes.index(name)
-                found = found + probabilities[other:other + 1]
-            return found
+            if not also:
+                return probabilities[one:one + 1]
+            every = sum((probabilities[self.classes.index(name)] for name in also), start=probabilities[one])
+            return np.stack([probabilities[one], every])
         return probabilities[1:] if len(probabilities) == 2 else probabilities
 
     def labels(self, probabilities: np.ndarray, threshold: float | None = None) -> np.ndarray:

@@ -108,7 +108,7 @@ def test_a_scan_takes_no_import_of_pydicom_along(model, root, tmp_path):
     path = scan_file(tmp_path / "a.nii.gz")
     found = subprocess.run([sys.executable, "-X", "importtime", "infer.py", path, "--model", model], cwd=root,
                            capture_output=True, text=True, check=True)
-    assert re.search(r"\| +nibabel\n", found.stderr) and not re.search(r"\| +(pydicom|requests)\n", found.stderr)
+    assert re.search(r"\| +nibabel\n", found.stderr) and not re.search(r"\| +pydicom\.", found.stderr)
 
 
 def test_averaged_weights_are_used_on_request(tmp_path):

@@ -2,16 +2,17 @@
 "use strict";
 
 // Which probabilities decide on a scan that looks like `contrast`: lists of indices into the classes, of which each list is
-// summed (Marks.of).
+// summed. Where other classes count as well, the marked one alone comes first (Marks.of).
 function decisive(card, contrast) {
-  if (card.marks !== null) return [[card.marks, ...decisionOf(card, contrast).also].map((name) => card.classes.indexOf(name))];
-  return card.classes.length === 2 ? [[1]] : card.classes.map((_, k) => [k]);
+  if (card.marks === null) return card.classes.length === 2 ? [[1]] : card.classes.map((_, k) => [k]);
+  const one = card.classes.indexOf(card.marks), { also = [] } = decisionOf(card, contrast);
+  return also.length ? [[one], [one, ...also.map((name) => card.classes.indexOf(name))]] : [[one]];
 }
 
-// What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3, also} (Card.decision).
+// What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3}, and `also` (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  return { threshold, sure, min_lesion_mm3, also: [], ...((card.contrasts || {})[contrast] || {}) };
+  return { threshold, sure, min_lesion_mm3, ...((card.contrasts || {})[contrast] || {}) };
 }
 
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).
@@ -22,8 +23,8 @@ function expectOf(card, contrast) {
 // Labels, uint8, from the decisive probabilities.
 function labelsOf(probabilities, threshold) {
   const found = new Uint8Array(probabilities[0].length);
-  if (probabilities.length === 1) {
-    const [one] = probabilities, least = f32(threshold);  // numpy compares in float32
+  if (probabilities.length <= 2) {
+    const one = probabilities[probabilities.length - 1], least = f32(threshold);  // numpy compares in float32
     for (let i = 0; i < found.length; ++i) found[i] = Number(one[i] >= least);
     return found;
   }

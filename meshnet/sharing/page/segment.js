@@ -132,7 +132,7 @@ function checkSettings(threshold, smallest) {
 
 // The probability of lesion: of several classes the sum of all but the background (segment_case).
 function lesionProbability(probabilities) {
-  if (probabilities.length === 1) return probabilities[0];
+  if (probabilities.length <= 2) return probabilities[0];
   const sum = probabilities[1].slice();
   for (const one of probabilities.slice(2)) for (let i = 0; i < sum.length; ++i) sum[i] += one[i];
   return sum;
