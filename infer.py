@@ -18,6 +18,7 @@ from meshnet.config import parse_size
 from meshnet.display import command, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.flags import show_first
+from meshnet.machine import without
 from meshnet.runs import shards
 from meshnet.runs.folder import AVERAGED
 from meshnet.runs.place import place
@@ -121,19 +122,6 @@ def main() -> int | None:
     if cases and not arguments.json and place().count == 1:
         print(printable(next_step(cases, arguments, models[0].card)), file=sys.stderr)
     return code
-
-
-@contextlib.contextmanager
-def without(name: str):
-    """Meanwhile an import of the package ``name`` fails, as if it were not installed; not if it was imported before."""
-    hidden = name not in sys.modules
-    if hidden:
-        sys.modules[name] = None
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules[name]
 
 
 def next_step(cases: list[dict], arguments: argparse.Namespace, card) -> str:

@@ -1,9 +1,12 @@
-"""The machine that the program runs on: its cores, its memory, sizes of memory in words, and the cache folder."""
+"""The machine that the program runs on: its cores, its memory, sizes of memory in words, the cache folder, and imports that are not needed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from meshnet.errors import UserError
@@ -43,3 +46,16 @@ def parse_size(text: str, where: str) -> int:
     if not match or match[2].upper() not in SIZE_UNITS:
         raise UserError(f"{where}: found {text!r}, expected a size such as 2GB or 800MB")
     return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Meanwhile an import of the package ``name`` fails, as if it were not installed; not if it was imported before."""
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
