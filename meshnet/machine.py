@@ -1,4 +1,4 @@
-"""The machine that the program runs on: its cores, its memory, sizes of memory in words, the cache folder, and imports that are not needed."""
+"""The machine that the program runs on: its cores, its memory, sizes in words, the cache folder; packages left out."""
 
 from __future__ import annotations
 
