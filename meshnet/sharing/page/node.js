@@ -76,6 +76,8 @@ const answers = {
     const series = found.map(({ number, kind, whyNot, frames, study }) => ({ number, kind, whyNot, frames, study }));
     return { series, chosen: chooseSeries(found, channels).map((one) => one && one.number), written };
   },
+  // {model} -> what scans will take
+  plan: ({ model, engine }) => planScan(engineOf({ engine }), modelOf(model)),
   // {model, scans, mask, probability} -> files and the line of infer.py --json
   async segment({ model, scans, mask, probability, engine, settings }) {
     const files = filesOf(scans), result = await segment(engineOf({ engine }), modelOf(model), files, () => {}, settings);
