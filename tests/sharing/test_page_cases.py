@@ -1,5 +1,6 @@
 """Files of a folder to cases in the page (``page/cases.js``), as ``infer.py`` puts them together."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -98,6 +99,19 @@ def test_masks_among_files_given_by_themselves_are_left_out_as_by_infer(paths, t
     else:
         assert [file["path"] for file in found["scans"]] == [str(case[0]) for case in cases] and not found["error"]
     assert found["notes"] == capsys.readouterr().err.splitlines()
+
+
+def test_broken_files_carry_no_name(tmp_path):
+    """And each is answered, as a packed one of which nothing comes out."""
+    whole = gzip.compress(bytes(range(256)) * 9)
+    files = {"empty": b"", "short": bytes(4), "start": whole[:10], "cut": whole[:-9],
+             "junk": whole[:10] + b"junk" * 9000,
+             "nothing": gzip.compress(b""), "late": whole[:3] + b"\4" + whole[4:10] + b"\xff\xff" + bytes(70_000),
+             "many": whole * 99}
+    for name, content in files.items():
+        (tmp_path / f"{name}.nii.gz").write_bytes(content)
+    known = ", ".join(f"known({json.dumps(str(tmp_path / f'{name}.nii.gz'))})" for name in files)
+    assert by_javascript(f"Promise.all([{known}]).then((all) => all.map((one) => one.own))") == [False] * len(files)
 
 
 def test_names_say_kinds_of_scans_as_in_the_program():

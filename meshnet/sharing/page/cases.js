@@ -46,14 +46,14 @@ async function carriesOurName(file) {
   return at !== null && [...OUR_NAME].every((letter, i) => start[at + i] === letter.charCodeAt(0));
 }
 
-// The first bytes of a file, unpacked. What follows is never read, so the stream does not learn that it is cut off.
+// The first bytes of a file, unpacked: what comes out before the stream learns that it is cut off, or that it is none.
 async function beginning(file) {
   const bytes = new Uint8Array(await file.slice(0, 1 << 14).arrayBuffer());
   if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
   const stream = new DecompressionStream("gzip"), reader = stream.readable.getReader(), writer = stream.writable.getWriter();
-  for (const broken of [writer.write(bytes), writer.closed]) broken.catch(() => {});
-  const { value } = await reader.read();
-  reader.cancel().catch(() => {});
+  const first = reader.read();
+  for (const end of [writer.write(bytes), writer.close(), writer.closed, reader.closed]) end.catch(() => {});
+  const { value } = await first;
   return value || new Uint8Array();
 }
 
