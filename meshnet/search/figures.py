@@ -39,7 +39,6 @@ def draw_curves(study: Asha, curves: list, metric: str):
     """A line for each trial and inner fold, coloured by its highest finished rung; the best trials are named."""
     figure = plots.new_figure(8, 5)
     axes = figure.subplots()
-    axes.set_title(f"{count(len(study.trials), 'trial')}: {metric} of each epoch; the best {NAMED} are named")
     colours = rung_colours(study)
     lines: dict[tuple, list] = {}
     for trial, fold, horizon, epoch, score in curves:
@@ -52,6 +51,7 @@ def draw_curves(study: Asha, curves: list, metric: str):
                   marker="." if len(points) < 8 else None)
         if trial in named:
             ends.setdefault(trial, []).append(points[-1])
+    axes.set_title(f"{count(len(study.trials), 'trial')}: {metric} of each epoch; the best {len(ends)} are named")
     axes.margins(x=0.02)
     name_at_the_right(axes, {trial: max(points, key=lambda point: point[1]) for trial, points in ends.items()})
     for epochs, colour in zip(study.rungs, colours):
@@ -142,6 +142,7 @@ def draw_parallel(study: Asha, space: Space, metric: str):
     figure = plots.new_figure(1.5 * (len(space.dimensions) + 2), 4.5)
     axes = figure.subplots()
     ranked, last = ranks(study), len(space.dimensions)
+    best = sorted(ranked, key=ranked.get)[-NAMED:]
     for number, rank in sorted(ranked.items(), key=lambda one: one[1]):  # the best ones lie on top
         places = [*space.encode(study.trials[number].parameters), rank]
         axes.plot(range(len(places)), places, color=colormaps["viridis"](rank), alpha=0.25 + 0.75 * rank,
@@ -152,13 +153,12 @@ def draw_parallel(study: Asha, space: Space, metric: str):
             axes.annotate(value, (column, unit), (-4, 0), textcoords="offset points", va="center", ha="right",
                           fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
             axes.plot([column - 0.02, column], [unit, unit], color=plots.GREY, linewidth=0.8)
-    axes.set_title(f"{count(len(ranked), 'trial')}: values, and rank by {metric}; the best {NAMED} are named")
+    axes.set_title(f"{count(len(ranked), 'trial')}: values, and rank by {metric}; the best {len(best)} are named")
     axes.set_xticks(range(last + 1), [*(one.name for one in space.dimensions), f"rank by {metric}"])
     axes.set(yticks=[], xlim=(-0.45, last), ylim=(-0.03, 1.03))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    best = sorted(ranked, key=ranked.get)[-NAMED:]
     name_at_the_right(axes, {trial: (last, ranked[trial]) for trial in best})
     return figure
 
@@ -178,7 +178,7 @@ def marks_of(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.choices:
         return [(dimension.encode(value), str(value)) for value in dimension.choices]
     values = {dimension.decode(step / STEPS): None for step in range(STEPS + 1)}  # whole numbers may be fewer
-    return [(dimension.encode(value), f"{value:.2g}") for value in values]
+    return [(dimension.encode(value), f"{value:.3g}") for value in values]
 
 
 def importance(study: Asha, space: Space) -> dict[str, float]:

@@ -43,6 +43,7 @@ def test_curves_are_named_and_their_colours_explained():
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == ["finished 1 epoch", "finished 2 epochs", "finished 4 epochs"]
     top = {number for _, number in study.finished[0][2]}
+    assert axes.get_title() == f"12 trials: val_dice of each epoch; the best {len(top)} are named"
     assert sorted(text.get_text() for text in axes.texts) == sorted(f"trial {number}" for number in top)
     explained = {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in names}
     assert len(set(explained.values())) == 3
