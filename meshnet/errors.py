@@ -209,16 +209,16 @@ def say_last(line: str) -> None:
         mute()
 
 
-def leave_word(code: int, line: str) -> None:
-    """Leave exit code and last line for the driver that started this job, which launchers of several processes hide,
-    and for torchrun, which then ends with that line instead of with a link.
+def leave_word(code: int, line: str, ended: bool = True) -> None:
+    """Leave exit code and last line for the driver that started this job, if it ``ended`` there; launchers of several
+    processes hide them. And for torchrun, which then ends with that line instead of with a link.
 
     The first process that fails is the cause; what the others then say of a lost connection, or of the launcher that
     ends them, is kept out.
     """
     told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
     for name, word in ((WORD, {"code": code, "line": line}), (ELASTIC, {"message": told})):
-        if (path := os.environ.get(name)) and code < 128:
+        if (path := os.environ.get(name)) and code < 128 and (ended or name == ELASTIC):
             with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
                 json.dump(word, file)
 

@@ -20,7 +20,7 @@ from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import TABLE, Records, Work, label, progress, write_table
 from meshnet.display import Live, count
-from meshnet.errors import UserError, decoration
+from meshnet.errors import UserError, decoration, leave_word
 from meshnet.inference.scan import Case, Segmentation, timed
 from meshnet.networks.card import WEIGHTS
 from meshnet.runs.folder import AVERAGED
@@ -184,8 +184,9 @@ class Batch:
             print(f"nothing left to do of {len(work.cases)} scans; --overwrite does them again", file=sys.stderr)
         if failed:
             skipped = f" ({len(work.skipped)} skipped)" if work.skipped else ""
-            print(f"{failed} of {work.did + failed + len(work.skipped)} scans could not be segmented{skipped}",
-                  file=sys.stderr)
+            said = f"{failed} of {work.did + failed + len(work.skipped)} scans could not be segmented{skipped}"
+            print(said, file=sys.stderr)
+            leave_word(1, f"{said}; the lines that begin with 'error:' say why", ended=False)
         if self.arguments.level == "participant" and self.arguments.report:
             print(f"note: {self.out / PAGE}: is written by the level 'group', with --report", file=sys.stderr)
         if self.arguments.level == "participant":

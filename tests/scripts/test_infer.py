@@ -14,7 +14,7 @@ import pytest
 from bright import bright_model, infer, scan_file
 
 from meshnet.cohort.lines import class_volumes, header, result_line
-from meshnet.errors import UserError
+from meshnet.errors import ELASTIC, UserError
 from meshnet.networks.card import Card
 
 
@@ -143,8 +143,10 @@ def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path)
     for name in ("a", "b", "c"):
         scan_file(folder / f"{name}.nii.gz")
     (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:2000])  # cut off
-    found = infer(folder, "-o", out, "--model", model, "--no-picture", check=False)
+    word = tmp_path / "error.json"  # torchrun ends with it
+    found = infer(folder, "-o", out, "--model", model, "--no-picture", check=False, env={ELASTIC: str(word)})
     assert found.returncode == 1 and "b.nii.gz" in found.stderr and "1 of 3" in found.stderr
+    assert json.loads(word.read_text())["message"]["message"].startswith("1 of 3 scans could not be segmented; ")
     masks = {name: out / f"{name}_lesion.nii.gz" for name in "abc"}
     assert masks["a"].is_file() and masks["c"].is_file() and not masks["b"].exists()
     stamp = masks["a"].stat().st_mtime_ns
