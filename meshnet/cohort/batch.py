@@ -184,9 +184,8 @@ class Batch:
             print(f"nothing left to do of {len(work.cases)} scans; --overwrite does them again", file=sys.stderr)
         if failed:
             skipped = f" ({len(work.skipped)} skipped)" if work.skipped else ""
-            said = f"{failed} of {work.did + failed + len(work.skipped)} scans could not be segmented{skipped}"
-            print(said, file=sys.stderr)
-            leave_word(1, f"{said}; the lines that begin with 'error:' say why", ended=False)
+            print(f"{failed} of {work.did + failed + len(work.skipped)} scans could not be segmented{skipped}",
+                  file=sys.stderr)
         if self.arguments.level == "participant" and self.arguments.report:
             print(f"note: {self.out / PAGE}: is written by the level 'group', with --report", file=sys.stderr)
         if self.arguments.level == "participant":
@@ -194,7 +193,11 @@ class Batch:
         elif not self.alone and work.merges():
             failed = self.merge() or failed
             work.merged(bool(failed or self.unclear))
-        return 1 if failed or self.unclear or self.lost else 0
+        code = 1 if failed or self.unclear or self.lost else 0
+        if code:
+            leave_word(code, f"{failed or 'some'} of {len(work.cases)} scans could not be segmented; the lines above "
+                       "that begin with 'error:' say why", ended=False)
+        return code
 
     def merge(self) -> int:
         """Write the table of all scans; the number that failed, in whichever process."""
