@@ -89,5 +89,5 @@ def result_line(result: dict, volumes: dict[str, float]) -> str:
         said += f" in {result['lesions']} {one if result['lesions'] == 1 else many}"
     if result.get("contrast"):
         said += f"; looks like {result['contrast']}"
-    quality = f"expected Dice {result['quality']:.2f}, " if result["lesions"] and result.get("quality") else ""
+    quality = f"the model expects Dice {result['quality']:.2f}, " if result["lesions"] and result.get("quality") else ""
     return f"{result['mask']}: {said} ({quality}{result['seconds']:.1f} s)"

@@ -225,7 +225,7 @@ def test_a_terminal_shows_how_far_a_folder_is(root, model, tmp_path):
 
 def test_the_line_of_a_scan_says_what_dice_to_expect():
     result = {"mask": "m.nii", "volume_ml": 2.0, "lesions": 1, "seconds": 1.5, "remarks": [], "quality": 0.714}
-    assert result_line(result, {"lesion": 2.0}) == "m.nii: 2.00 mL in 1 lesion (expected Dice 0.71, 1.5 s)"
+    assert result_line(result, {"lesion": 2.0}) == "m.nii: 2.00 mL in 1 lesion (the model expects Dice 0.71, 1.5 s)"
     assert result_line(result | {"lesions": 0, "volume_ml": 0.0}, {"lesion": 0.0}) == (
         "m.nii: 0.00 mL; nothing marked (1.5 s)")
 
