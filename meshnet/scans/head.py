@@ -15,7 +15,7 @@ def head_box(volume: np.ndarray, margin: float = 0.02) -> tuple[tuple[int, int],
     from scipy.ndimage import find_objects, label
 
     steps = [2 if n >= 64 else 1 for n in volume.shape]
-    small = volume[tuple(slice(None, None, step) for step in steps)]
+    small = np.ascontiguousarray(volume[tuple(slice(None, None, step) for step in steps)])
     whole = tuple((0, n) for n in volume.shape)
     low, high = float(small.min()), float(small.max())
     if not high > low:
