@@ -5,15 +5,17 @@ Research software, not for diagnosis. See README.md and ``python infer.py --help
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from meshnet.cohort import call
+from meshnet.cohort.behind import Behind
 from meshnet.cohort.files import find_scans, named_channels, plan_masks
+from meshnet.cohort.said import printable, report
 from meshnet.config import parse_size
 from meshnet.display import command, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
@@ -139,7 +141,8 @@ def next_step(cases: list[dict], arguments: argparse.Namespace, card) -> str:
 
 
 def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
-    """Segment the scans of ``batch`` that no other process does, one after the other."""
+    """Segment the scans of ``batch`` that no other process does, one after the other. The next scan is read and
+    conformed, and the last one written, while one is computed."""
     from meshnet.inference.scan import read_case
 
     # Scans read ahead: none under a limit of this process's memory; several for a GPU, which computes sooner than it
@@ -147,44 +150,73 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
     on_gpu = any(hasattr(network, "parameters") and next(network.parameters()).device.type == "cuda"
                  for network, _ in models)
     beside = 3 if on_gpu else 1 if arguments.max_memory is None else 0
-    # Reading and conforming the next scan overlaps with computing this one.
-    with ThreadPoolExecutor(max(1, beside)) as reader:
+    told: set[str] = set()
+    with ThreadPoolExecutor(max(1, beside)) as reader, Behind(beside > 0 and not arguments.agreement) as behind:
         ahead: list[tuple] = []
-        said, told = False, set()
+        said = False
         while True:
-            while len(ahead) <= (0 if batch.suspect else beside) and (case := batch.take()):
+            while len(ahead) <= (0 if batch.suspect else beside) and (case := take(batch, behind)):
                 ahead.append((case, reader.submit(read_case, case["scans"], models)))
                 if batch.taken == 1:
                     loaded = reader.submit(import_ahead, arguments.picture)
                     if arguments.max_memory is not None:
                         loaded.result()  # before the free memory is measured
             if not ahead:
+                behind.wait()
                 if batch.wait():
                     continue
                 return
             started = time.perf_counter()
             case, read = ahead.pop(0)
             if said:
-                batch.show(case)
+                behind.do(batch.show, case)
             try:
                 check_output(case, arguments)
                 conformed = read.result()
-                batch.live.clear()
-                if not (said or arguments.json):  # not before a scan is read: a mistake is one line
-                    say_what_is_done(models, arguments)
+                behind.do(say_before, batch, case, models, arguments, said)
                 said = True
-                if len(case["scans"]) > 1 and not arguments.json:
-                    print(printable(named_channels(case["scans"], models[0].card.channels)), file=sys.stderr)
-                batch.show(case)
-                result, volumes = segment_and_write(conformed, models, case, arguments, batch)
-                batch.live.clear()
+                write = segment(conformed, models, case, arguments, batch)
             except Exception as error:  # noqa: BLE001 - one scan of many; what would end the others as well is raised
+                behind.wait()
                 batch.live.clear()
                 batch.fail(case, error)
                 continue
-            result["seconds"] = round(time.perf_counter() - started, 2)
-            batch.done(case, result)
-            report(result, volumes, arguments.json, told)
+            behind.wait()  # for the scan before, so that no more than one is held for it
+            behind.do(finish, batch, case, write, started, arguments.json, told, behind.lock)
+            if batch.suspect:
+                behind.wait()
+
+
+def take(batch, behind: Behind) -> dict | None:
+    """``batch.take``, while another thread may tell it of a scan that is done."""
+    with behind.lock:
+        return batch.take()
+
+
+def say_before(batch, case: dict, models: list, arguments: argparse.Namespace, said: bool) -> None:
+    """What is said before a scan is computed; not before it is read, since a mistake is one line."""
+    batch.live.clear()
+    if not (said or arguments.json):
+        say_what_is_done(models, arguments)
+    if len(case["scans"]) > 1 and not arguments.json:
+        print(printable(named_channels(case["scans"], models[0].card.channels)), file=sys.stderr)
+    batch.show(case)
+
+
+def finish(batch, case: dict, write, started: float, as_json: bool, told: set, lock) -> None:
+    """Write the files of a scan by ``write`` of ``segment``, and say what was found. Another scan may be at hand."""
+    try:
+        result, volumes = write()
+        batch.live.clear()
+    except Exception as error:  # noqa: BLE001 - as in segment_all
+        batch.live.clear()
+        with lock:
+            batch.fail(case, error)
+        return
+    result["seconds"] = round(time.perf_counter() - started, 2)
+    with lock:
+        batch.done(case, result)
+    report(result, volumes, as_json, told)
 
 
 def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
@@ -261,8 +293,18 @@ def import_ahead(picture: bool) -> None:
         import meshnet.scans.overlay  # noqa: F401
 
 
-def segment_and_write(case, models: list, planned: dict, arguments: argparse.Namespace, batch) -> tuple[dict, dict]:
-    """Segment one case, write the requested files, and return what to report, and the volume of each class in mL."""
+def segment(case, models: list, planned: dict, arguments: argparse.Namespace, batch):
+    """Segment one case; returns a function that writes it, see ``write_files``."""
+    from meshnet.inference.scan import segment_case
+
+    found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
+                         min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
+                         max_memory=arguments.max_memory, threads=arguments.threads)
+    return partial(write_files, case, found, models, planned, arguments, batch)
+
+
+def write_files(case, found, models: list, planned: dict, arguments: argparse.Namespace, batch) -> tuple[dict, dict]:
+    """Write the requested files, and return what to report, and the volume of each class in mL."""
     from dataclasses import asdict
 
     import nibabel as nib
@@ -271,13 +313,10 @@ def segment_and_write(case, models: list, planned: dict, arguments: argparse.Nam
     from meshnet.cohort.lines import class_names, class_volumes, trust
     from meshnet.errors import decoration
     from meshnet.files import whole_file
-    from meshnet.inference.scan import segment_case, timed
+    from meshnet.inference.scan import timed
     from meshnet.scans.mask import voxel_volume_mm3
     from meshnet.scans.ours import replaced_remarks
 
-    found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
-                         min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
-                         max_memory=arguments.max_memory, threads=arguments.threads)
     mask, like, parts, written = planned["mask"], case.images[0], case.parts, ["mask"]
     if found.probabilities is not None:
         written.append("probability")
@@ -314,28 +353,6 @@ def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
     model = called([shown_path(name) for name in arguments.model])
     words = [Path(result["scan"][0]).name, f"{result['volume_ml']:.2f} mL", model]
     return printable("; ".join([", ".join(words), *result["warnings"]])[:MOST_CAPTION])
-
-
-def report(result: dict, volumes: dict[str, float], as_json: bool, told: set) -> None:
-    """Print the result of one scan; what is doubtful about it goes to standard error, and once for each contrast, if it
-    is not among those ``told``, what to expect of the model there."""
-    from meshnet.cohort.lines import result_line
-
-    for warning in result["warnings"]:
-        print(printable(f"warning: {result['scan'][0]}: {warning}"), file=sys.stderr)
-    if as_json:
-        print(json.dumps(result), flush=True)  # in ASCII
-        return
-    print(printable(result_line(result, volumes)), flush=True)
-    if result["expect"] and result["contrast"] not in told:
-        print(printable(f"{result['contrast']}: {result['expect']}"), file=sys.stderr, flush=True)
-        told.add(result["contrast"])
-
-
-def printable(text: str) -> str:
-    """``text`` with what a terminal's encoding cannot show, such as the bytes of a foreign file name, as escapes."""
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """From a scan to its mask: channels, grids and classes of one model or of several."""
 
 import argparse
+import errno
 import json
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -45,7 +47,7 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
     import infer as script
 
     scans = [scan_file(tmp_path / f"{name}.nii.gz") for name in "abc"]
-    events, (read, segment) = [], (scan.read_case, script.segment_and_write)
+    events, (read, segment) = [], (scan.read_case, script.segment)
 
     def reading(paths, models):
         events.append(f"read {paths[0].name[0]}")
@@ -57,12 +59,96 @@ def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, cei
         return segment(case, models, plan, *arguments)
 
     monkeypatch.setattr(scan, "read_case", reading)
-    monkeypatch.setattr(script, "segment_and_write", segmenting)
+    monkeypatch.setattr(script, "segment", segmenting)
     flags = [] if ceiling is None else ["--max_memory", ceiling]
     monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, scans), "--model", str(model), "--no-picture", *flags])
     assert not script.main()
     order = ["read a", "read b", "done a", "read c", "done b", "done c"]
     assert events == (order if ceiling is None else [f"{what} {name}" for name in "abc" for what in ("read", "done")])
+
+
+def many(monkeypatch, folder, model, *flags):
+    """Runs infer.py in this process on three scans of ``folder``, and returns it and the module."""
+    import infer as script
+
+    scans = [scan_file(folder / f"{name}.nii.gz") for name in "abc"]
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, scans), "--model", str(model), "-o", str(folder / "out"),
+                                      *flags])
+    return script
+
+
+@pytest.mark.parametrize("flags", [(), ("--max_memory", "10GB"), ("--agreement",)])
+def test_a_scan_is_written_while_the_next_is_computed(model, tmp_path, monkeypatch, flags):
+    """But not under a limit of this process's memory, nor where a second look computes as well."""
+    script, begun = many(monkeypatch, tmp_path, model, "--no-picture", *flags), []
+    write, compute, second = script.write_files, scan.segment_case, threading.Event()
+
+    def computing(case, *arguments, **settings):
+        begun.append(case)
+        if len(begun) > 1:
+            second.set()
+        return compute(case, *arguments, **settings)
+
+    def writing(case, *arguments):
+        overlapped.append(case is not begun[0] or second.wait(0.5 if flags else 20))
+        return write(case, *arguments)
+
+    overlapped = []
+    monkeypatch.setattr(scan, "segment_case", computing)
+    monkeypatch.setattr(script, "write_files", writing)
+    assert not script.main()
+    assert overlapped == [not flags, True, True]
+
+
+def test_what_fails_while_it_is_written_is_a_failure_of_that_scan(model, tmp_path, monkeypatch, capsys):
+    script = many(monkeypatch, tmp_path, model, "--no-picture")
+    write = script.write_files
+
+    def failing(case, found, models, planned, *others):
+        if planned["mask"].name.startswith("b"):
+            time.sleep(0.3)  # the next one is being computed
+            raise UserError("b cannot be written")
+        return write(case, found, models, planned, *others)
+
+    monkeypatch.setattr(script, "write_files", failing)
+    assert script.main() == 1
+    said = capsys.readouterr()
+    assert [line.split("_lesion")[0][-1] for line in said.out.splitlines()] == ["a", "c"]
+    assert "error: b cannot be written\n1 of 3 scans could not be segmented" in said.err
+    assert not (tmp_path / "out" / "b_lesion.nii.gz").exists()
+
+
+def test_a_full_disk_ends_all_and_leaves_no_part(model, tmp_path, monkeypatch):
+    script = many(monkeypatch, tmp_path, model, "--no-picture")
+    monkeypatch.setattr(nib, "save", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space"):
+        script.main()
+    assert not list((tmp_path / "out").glob("*.nii*"))
+
+
+def test_ctrl_c_lets_what_is_being_written_become_whole(model, tmp_path, monkeypatch):
+    script, begun = many(monkeypatch, tmp_path, model, "--no-picture"), threading.Event()
+    write, compute = script.write_files, scan.segment_case
+
+    def computing(case, *arguments, **settings):
+        if seen and begun.wait(20):
+            raise KeyboardInterrupt
+        seen.append(case)
+        return compute(case, *arguments, **settings)
+
+    def writing(*arguments):
+        begun.set()
+        time.sleep(0.5)
+        return write(*arguments)
+
+    seen = []
+    monkeypatch.setattr(scan, "segment_case", computing)
+    monkeypatch.setattr(script, "write_files", writing)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    out = tmp_path / "out"
+    assert [path.name for path in out.glob("*.nii*")] == ["a_lesion.nii.gz"] and nib.load(out / "a_lesion.nii.gz")
+    assert len(list((out / ".meshnet").glob("*.json"))) == 1  # and it is recorded as done
 
 
 def test_each_model_of_an_ensemble_sees_its_own_grid(tmp_path):
