@@ -15,7 +15,7 @@ from pathlib import Path
 from meshnet.cohort import call
 from meshnet.cohort.behind import Behind
 from meshnet.cohort.files import find_scans, named_channels, plan_masks
-from meshnet.cohort.said import printable, report
+from meshnet.cohort.said import printable
 from meshnet.config import parse_size
 from meshnet.display import command, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
@@ -155,7 +155,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
         ahead: list[tuple] = []
         said = False
         while True:
-            while len(ahead) <= (0 if batch.suspect else beside) and (case := take(batch, behind)):
+            while len(ahead) <= (0 if batch.suspect else beside) and (case := behind.take(batch)):
                 ahead.append((case, reader.submit(read_case, case["scans"], models)))
                 if batch.taken == 1:
                     loaded = reader.submit(import_ahead, arguments.picture)
@@ -182,15 +182,9 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 batch.fail(case, error)
                 continue
             behind.wait()  # for the scan before, so that no more than one is held for it
-            behind.do(finish, batch, case, write, started, arguments.json, told, behind.lock)
+            behind.do(behind.finish, batch, case, write, started, arguments.json, told)
             if batch.suspect:
                 behind.wait()
-
-
-def take(batch, behind: Behind) -> dict | None:
-    """``batch.take``, while another thread may tell it of a scan that is done."""
-    with behind.lock:
-        return batch.take()
 
 
 def say_before(batch, case: dict, models: list, arguments: argparse.Namespace, said: bool) -> None:
@@ -201,22 +195,6 @@ def say_before(batch, case: dict, models: list, arguments: argparse.Namespace, s
     if len(case["scans"]) > 1 and not arguments.json:
         print(printable(named_channels(case["scans"], models[0].card.channels)), file=sys.stderr)
     batch.show(case)
-
-
-def finish(batch, case: dict, write, started: float, as_json: bool, told: set, lock) -> None:
-    """Write the files of a scan by ``write`` of ``segment``, and say what was found. Another scan may be at hand."""
-    try:
-        result, volumes = write()
-        batch.live.clear()
-    except Exception as error:  # noqa: BLE001 - as in segment_all
-        batch.live.clear()
-        with lock:
-            batch.fail(case, error)
-        return
-    result["seconds"] = round(time.perf_counter() - started, 2)
-    with lock:
-        batch.done(case, result)
-    report(result, volumes, as_json, told)
 
 
 def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:

@@ -1,15 +1,18 @@
 """What is written and said of a scan while the next one is computed."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+
+from meshnet.cohort.said import report
 
 
 class Behind:
     """Does what it is given in a thread of its own, in that order; at once where it is not ``beside``.
 
     So files are written, and lines printed, in the order of the scans. Leaving the ``with`` block waits for what was
-    begun, also on Ctrl-C: a file is whole or not there. ``lock`` is for what both threads ask and tell others about.
+    begun, also on Ctrl-C: a file is whole or not there.
     """
 
     def __init__(self, beside: bool):
@@ -36,3 +39,26 @@ class Behind:
         begun, self.begun = self.begun, []
         for each in begun:
             each.result()
+
+    def take(self, batch) -> dict | None:
+        """``Batch.take``, while the other thread may tell the batch of a scan that is done."""
+        with self.lock:
+            return batch.take()
+
+    def finish(self, batch, case: dict, write: Callable[[], tuple], started: float, as_json: bool, told: set) -> None:
+        """Write the files of a scan by ``write``, tell the ``batch`` and say what was found, as ``said.report`` does.
+
+        ``started`` is when the scan was at hand, by ``time.perf_counter``.
+        """
+        try:
+            result, volumes = write()
+            batch.live.clear()
+        except Exception as error:  # noqa: BLE001 - one scan of many; what would end the others as well is raised
+            batch.live.clear()
+            with self.lock:
+                batch.fail(case, error)
+            return
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        with self.lock:
+            batch.done(case, result)
+        report(result, volumes, as_json, told)
