@@ -125,6 +125,15 @@ def test_names_say_kinds_of_scans_as_in_the_program():
         assert remarks == name_remarks(*one), one
 
 
+def test_names_are_hidden_in_a_report_whatever_they_are_made_of():
+    odd = ["null_affine.nii", "=1+2,x.nii", "a (1) [b] {c} ^$.*+?|\\/-_#&~ .nii", "Müller", "a", ""]
+    hidden = by_javascript(f"{json.dumps(odd)}.map((name) => withoutNames(`${{name}}: found an axis, ${{name}}`, "
+                           f"new Set({json.dumps(odd)})))")
+    assert hidden == ["scan: found an axis, scan"] * 5 + [": found an axis, "]
+    hidden = by_javascript("withoutNames('Müllers a/b.nii, b.nii', ['Müller', 'a/b.nii', 'b.nii'])")
+    assert hidden == "Müllers scan, scan"
+
+
 def test_a_name_that_is_taken_has_its_folder():
     assert by_javascript("[namesOf(['one/a/x.nii'], ['x.nii']), namesOf(['one/a/x.nii'], ['a/x.nii']), "
                          "namesOf(['x.nii.gz'], [])]") == [

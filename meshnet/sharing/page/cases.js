@@ -128,3 +128,9 @@ function namesOf(paths, taken) {
   if (own === folders[folders.length - 1]) folders.pop();
   return { names, mask: [...folders, own].join("_") };
 }
+
+// A text with "scan" for each of some names, the longest first: none is put into a report unasked.
+function withoutNames(text, names) {
+  const whole = (name) => new RegExp(`(?<![\\p{L}\\p{N}])${name.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")}(?![\\p{L}\\p{N}])`, "gu");
+  return [...names].filter(Boolean).sort((a, b) => b.length - a.length).reduce((left, name) => left.replace(whole(name), "scan"), text);
+}

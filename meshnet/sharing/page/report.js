@@ -17,15 +17,9 @@ function reportOf() {
 function details() {
   const { result, fault } = state, named = $("with-name").checked;
   const page = { page: `${build.version}, engine ${build.engine.slice(0, 12)}, model ${build.model.slice(0, 12)}`, browser: navigator.userAgent };
-  const lines = { ...page, ...(fault ? { error: named ? fault : withoutNames(fault) } : {}), ...(result ? detailsOf(result) : {}) };
+  const lines = { ...page, ...(fault ? { error: named ? fault : withoutNames(fault, state.names) } : {}), ...(result ? detailsOf(result) : {}) };
   if (named && state.shown) lines.scan = state.shown.name;
   return Object.entries(lines).map(([name, value]) => `${name}: ${value}`).join("\n");
-}
-
-function withoutNames(text) {
-  const names = [...state.names].filter(Boolean).sort((a, b) => b.length - a.length);  // of what was given: none is put into a report unasked
-  const whole = (name) => new RegExp(`(?<![\\p{L}\\p{N}])${name.replace(/[^\p{L}\p{N}]/gu, "\\$&")}(?![\\p{L}\\p{N}])`, "gu");
-  return names.reduce((left, name) => left.replace(whole(name), "scan"), text);
 }
 
 function detailsOf(result) {
