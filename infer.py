@@ -14,7 +14,7 @@ from pathlib import Path
 
 from meshnet.cohort import call
 from meshnet.cohort.behind import Behind
-from meshnet.cohort.files import find_scans, named_channels, plan_masks
+from meshnet.cohort.files import WRITTEN, find_scans, named_channels, plan_masks
 from meshnet.cohort.said import printable
 from meshnet.config import parse_size
 from meshnet.display import command, shown_path
@@ -136,7 +136,9 @@ def next_step(cases: list[dict], arguments: argparse.Namespace, card) -> str:
         look = [f"look at {cases[0]['picture']}"] if arguments.picture and cases[0]["picture"].exists() else []
         more = ["a lower --threshold marks more, a higher one less"] if len(class_names(card)) == 1 else []
         return f"Next: {'; '.join(look + more) or 'look at ' + str(cases[0]['mask'])}"
-    given = [word for word in sys.argv[1:] if word != "--report"]
+    scans = {str(path) for case in cases for path in case["scans"]}
+    given = [word for word in sys.argv[1:] if word != "--report" and (
+        word in scans or not (word.lower().endswith(WRITTEN) and os.path.isfile(word)))]  # without masks in a list
     return f"Next: {command('python', 'infer.py', *given, *([] if arguments.output else ['-o', 'masks']), '--report')}"
 
 

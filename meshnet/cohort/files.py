@@ -114,7 +114,7 @@ def masks_among(files: list[Path]) -> list[Path]:
 def say_left_out(own: list[Path], foreign: list[Path], folder: Path | str) -> None:
     """One line each on files of a folder or a list that are taken for masks: those of this program, and of others."""
     if own:
-        print(f"note: {folder}: left out, as {count(len(own), 'mask')} that this program wrote: {listed(own)}",
+        print(f"note: {folder}: left out, as {count(len(own), 'file')} that this program wrote: {listed(own)}",
               file=sys.stderr)
     if foreign:
         print(f"note: {folder}: passed over as masks by their names: {listed(foreign)}; give a file by itself to "

@@ -141,9 +141,14 @@ def test_its_own_masks_are_no_scans_in_a_folder_and_in_a_list(tmp_path, capsys):
     for given, where in (([str(tmp_path)], tmp_path), (every, "the files given")):
         assert find_scans(given, lambda: ["T2w"])[0] == [[scan]]
         said = capsys.readouterr().err
-        assert f"note: {where}: left out, as 3 masks that this program wrote: corrected.nii, mine.nii, x_les" in said
+        assert f"note: {where}: left out, as 3 files that this program wrote: corrected.nii, mine.nii, x_les" in said
         assert f"note: {where}: passed over as masks by their names: x_mask.nii.gz; give a file by itself" in said
     assert found(outline, channels=["T2w"]) == [[str(outline)]]
+    other, model = scan_file(tmp_path / "y.nii.gz"), bright_model(tmp_path / "model")
+    told = infer(*every, other, "--model", model, "--no-picture")
+    assert told.stderr.splitlines()[-1] == (
+        f"Next: python infer.py {scan} {other} --model {model} --no-picture -o masks --report")
+    other.unlink()
     for given in (tmp_path / "corrected.nii", tmp_path / "masks/mine.nii"):
         with pytest.raises(UserError, match=f"{given}: found a mask or .* that this program wrote, expected a scan"):
             found(given, channels=["T2w"])
