@@ -4,6 +4,7 @@ The same command again continues where the run stopped. See docs/training.md and
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import sys
@@ -216,6 +217,8 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     except Diverged as error:
         mark_failed(run.folder, str(error))
         live.clear()
+        with contextlib.suppress(RuntimeError):  # all end with these words, before their launcher ends the others
+            run.accelerator.wait_for_everyone()
         raise Diverged(f"{run.folder}: {error}; the last resume point is kept") from None
     except KeyboardInterrupt:
         live.say(f"{run.folder}: stopping; the same command continues it")

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from accelerate.utils import broadcast_object_list
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
 
 from meshnet.errors import UserError
 
@@ -28,3 +29,18 @@ def by_main(state, decide: Callable[[], T]) -> T:
     if said[1] is not None:
         raise said[1]
     return said[0]
+
+
+def with_others(state, loss: torch.Tensor) -> torch.Tensor:
+    """(2,), on the device of ``loss``: this process's loss, and on how many processes it is NaN or infinite.
+
+    All processes must call this. Without it the others would wait in the backward pass for the one that ends.
+    """
+    wrong = (~torch.isfinite(loss)).float()
+    return torch.stack([loss.float(), wrong if state.num_processes == 1 else state.reduce(wrong, "sum")])
+
+
+def first_line_of(state, line: str | None) -> str:
+    """The first ``line`` that is not None, of all processes; all must call this, and one at least has one."""
+    lines = [line] if state.num_processes == 1 else gather_object([line])
+    return next(each for each in lines if each is not None)

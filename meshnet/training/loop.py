@@ -25,6 +25,7 @@ from meshnet.runs.folder import (
     append_metrics,
     keep_metrics,
 )
+from meshnet.training.agree import first_line_of, with_others
 from meshnet.training.keep import keep_thresholds, validate_and_keep
 from meshnet.training.resume import load_state, random_state, save_state, set_random_state
 from meshnet.training.run import Progress, Run, cases_per_step
@@ -191,10 +192,11 @@ def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
         logits = run.model(image.contiguous(memory_format=run.layout))
     with watch("loss"):
         loss = run.criterion(logits, batch["mask"].to(accelerator.device, non_blocking=True))
-        value = loss.detach().to("cpu", non_blocking=True)  # a GPU goes on, and is read once it has been waited for
+        both = with_others(accelerator, loss.detach())
+        value = both.to("cpu", non_blocking=True)  # a GPU goes on, and is read once it has been waited for
     del logits, image
     if not on_gpu:
-        check_loss(run, batch, value.item())
+        check_loss(run, batch, *value.tolist())
     with watch("backward"):
         accelerator.backward(loss)
     with watch("optimizer"):
@@ -203,17 +205,21 @@ def train_batch(run: Run, batch: dict, watch=contextlib.nullcontext) -> float:
         run.optimizer.step()
         run.optimizer.zero_grad()
         if on_gpu and not (accelerator.scaler is not None and accelerator.sync_gradients):
-            value = loss.detach()  # the optimizer has not waited, as it does to look for gradients that overflow
-        found = value.item()
+            value = both  # the optimizer has not waited, as it does to look for gradients that overflow
+        found, wrong = value.tolist()
     if on_gpu:
-        check_loss(run, batch, found)
+        check_loss(run, batch, found, wrong)
     return found
 
 
-def check_loss(run: Run, batch: dict, value: float) -> None:
-    """Raise Diverged for a loss that is NaN or infinite."""
-    if not math.isfinite(value):
-        raise Diverged(explain_divergence(run, value, batch["index"].tolist()))
+def check_loss(run: Run, batch: dict, value: float, wrong: float) -> None:
+    """Raise Diverged where the loss is NaN or infinite on this process or on another, on all with the same words.
+
+    ``wrong`` is the number of such processes, by ``agree.with_others``.
+    """
+    if wrong:
+        mine = None if math.isfinite(value) else explain_divergence(run, value, batch["index"].tolist())
+        raise Diverged(first_line_of(run.accelerator, mine))
 
 
 def explain_divergence(run: Run, value: float, indices: list[int]) -> str:

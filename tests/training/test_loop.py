@@ -19,9 +19,10 @@ from training_runs import RICH, SMALL, TWO, assert_same_run, children, lines, tr
 from meshnet.config import LossConfig
 from meshnet.data.batches import epoch_order
 from meshnet.data.reader import PreparedData
+from meshnet.errors import Diverged
 from meshnet.networks.build import load_model
 from meshnet.networks.meshnet import MeshNet
-from meshnet.training import assemble
+from meshnet.training import agree, assemble
 from meshnet.training.keep import is_better, rank_of
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.run import Progress
@@ -429,3 +430,17 @@ def test_a_resume_point_of_an_earlier_version_is_taken_up(tiny_data, tmp_path):
     out = train(tiny_data, tmp_path / "cut", *flags).stdout
     assert "continuing after epoch 1" in out
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_loss_that_is_nan_on_another_process_ends_this_one_with_its_words(monkeypatch):
+    from meshnet.training import loop
+
+    state = SimpleNamespace(num_processes=2, reduce=lambda wrong, how: wrong + 1)
+    monkeypatch.setattr(agree, "gather_object", lambda mine: [*mine, "the loss is nan at case b"])
+    value, wrong = agree.with_others(state, torch.tensor(0.25)).tolist()
+    assert (value, wrong) == (0.25, 1)
+    with pytest.raises(Diverged, match="^the loss is nan at case b$"):
+        loop.check_loss(SimpleNamespace(accelerator=state), {}, value, wrong)
+    alone = SimpleNamespace(num_processes=1)
+    assert agree.with_others(alone, torch.tensor(0.25)).tolist() == [0.25, 0]
+    assert agree.with_others(alone, torch.tensor(float("inf"))).tolist() == [float("inf"), 1]

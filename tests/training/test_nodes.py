@@ -43,6 +43,38 @@ def test_a_machine_that_does_not_see_the_run_folder_goes_on_with_the_others(tiny
     assert taken.returncode and taken.stderr.count("seed was 0 and is now 3") == 2  # the one that saw nothing, too
 
 
+NAN = """
+    import os, runpy, sys, torch
+    sys.path.insert(0, {root!r})
+    from meshnet.training import loss
+    forward, calls = loss.SegmentationLoss.forward, []
+    def planted(self, logits, target):
+        calls.append(1)
+        value = forward(self, logits, target)
+        return value * float("nan") if os.environ["RANK"] == "1" and len(calls) == 3 else value
+    loss.SegmentationLoss.forward = planted
+    runpy.run_path({root!r} + "/train.py", run_name="__main__")
+"""
+
+
+def test_a_loss_that_is_nan_on_one_process_ends_all_with_the_same_words(tiny_data, tmp_path):
+    """Without a word between them the other one would say that a connection is lost, and the exit code would be chance.
+    """
+    script, folder = tmp_path / "nan.py", tmp_path / "run"
+    script.write_text(textwrap.dedent(NAN).format(root=str(ROOT)))
+    started = time.monotonic()
+    given = [*torchrun(), script, "--data", tiny_data, "--run_dir", folder, *SMALL, "--training.max_epochs", 500]
+    found = subprocess.run([str(part) for part in given], cwd=ROOT, capture_output=True, text=True, check=False,
+                           env={**os.environ, "OMP_NUM_THREADS": "1", **GLOO}, timeout=300)
+    assert found.returncode and time.monotonic() - started < 200
+    begins = f"error: {folder}: the loss is nan at epoch 2,"
+    said = [line for line in found.stderr.splitlines() if line.startswith(begins)]
+    assert len(said) == 2 and said[0] == said[1], found.stderr
+    assert "exitcode  : 3 " in found.stderr
+    assert "the loss is nan at epoch" in (folder / "failed.json").read_text()
+    assert "Connection closed" not in found.stderr and not (folder / "DONE").exists()
+
+
 @pytest.mark.kills
 def test_a_process_that_fails_on_one_machine_ends_the_other(tiny_data, tmp_path):
     """Over gloo, whose connections break. NCCL is not tried here, for it srun has --kill-on-bad-exit."""
