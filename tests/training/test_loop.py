@@ -439,7 +439,7 @@ def test_a_loss_that_is_nan_on_another_process_ends_this_one_with_its_words(monk
     monkeypatch.setattr(agree, "gather_object", lambda mine: [*mine, "the loss is nan at case b"])
     value, wrong = agree.with_others(state, torch.tensor(0.25)).tolist()
     assert (value, wrong) == (0.25, 1)
-    with pytest.raises(Diverged, match="^the loss is nan at case b$"):
+    with pytest.raises(Diverged, match=r"^the loss is nan at case b$"):
         loop.check_loss(SimpleNamespace(accelerator=state), {}, value, wrong)
     alone = SimpleNamespace(num_processes=1)
     assert agree.with_others(alone, torch.tensor(0.25)).tolist() == [0.25, 0]
