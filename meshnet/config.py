@@ -43,7 +43,7 @@ class DataConfig:
 
     crop: str = knob("head", choices=("head", "none"))  # train on one box around all heads, or on whole volumes (always for a MeshNet with instance or group norm)
     scaling: str | None = knob(None, choices=SCALINGS)  # refuse data prepared with another scaling; null: accept any
-    workers: int | None = knob(None, low=0, high=256)  # processes that read and augment cases; null: 2, and on a GPU as many as its training process has cores, at most 8
+    workers: int | None = knob(None, low=0, high=256)  # processes that read and augment cases; null: 2, and on a GPU as many as its training process has cores, at most 8, or 16 where cases are augmented
 
 
 @dataclass

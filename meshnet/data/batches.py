@@ -75,16 +75,16 @@ def batches_of_rank(order: list[int], batch_size: int, rank: int, world: int) ->
     return [order[start:start + batch_size] for start in range(rank * batch_size, len(order), world * batch_size)]
 
 
-def choose_workers(asked: int | None, on_gpu: bool) -> int:
-    """``data.workers``: on a GPU all cores that this process has, at most 8 and at least 2, since a step there takes
-    less time than to augment a case does on one core."""
+def choose_workers(asked: int | None, on_gpu: bool, augmented: bool = False) -> int:
+    """``data.workers``: on a GPU all cores that this process has, at least 2 and at most 8, or 16 to augment cases,
+    which takes one core several times as long as a step takes a GPU."""
     if asked is not None:
         return asked
     if not on_gpu:
         return 2
     given = os.environ.get("OMP_NUM_THREADS", "") if os.environ.get(TOKEN) else ""  # its driver's share
     cores = int(given) if given.isdecimal() else usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(2, cores))
+    return min(16 if augmented else 8, max(2, cores))
 
 
 def load_batches(cases: TrainingCases, batches: list[list[int]], epoch: int, workers: int,

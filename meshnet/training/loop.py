@@ -115,7 +115,7 @@ def train_epoch(run: Run, heart: Heartbeat, pace: Pace) -> dict:
     batches = batches_of_rank(order, config.training.batch_size, accelerator.process_index, accelerator.num_processes)
     cases = TrainingCases(run.data, run.box, config.model.patch, run.seed, run.augment)
     on_gpu = accelerator.device.type == "cuda"
-    workers = choose_workers(config.data.workers, on_gpu)
+    workers = choose_workers(config.data.workers, on_gpu, run.augment is not None)
     todo = load_batches(cases, batches[progress.batches:], progress.epoch, workers, on_gpu)
     started = time.monotonic()
     earlier, rate = progress.seconds, run.schedule.rates()[0]

@@ -127,3 +127,4 @@ def test_how_many_processes_read(monkeypatch, asked, on_gpu, environment, found)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert module.choose_workers(asked, on_gpu) == found
+    assert module.choose_workers(asked, on_gpu, augmented=True) == (16 if found == 8 else found)
