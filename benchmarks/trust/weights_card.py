@@ -42,9 +42,11 @@ def synthetic(results: dict) -> list[str]:
 
 def decision(card: dict) -> list[str]:
     """What makes a lesion, for each contrast that a scan may look like."""
-    rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}"] for name, own in
-            [*card["contrasts"].items(), ("anything else", card)]]
-    return table(["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL"], rows)
+    decisions = [*card["contrasts"].items(), ("anything else", card)]
+    rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}",
+             ", ".join(own.get("also", [])) or "–"] for name, own in decisions]
+    return table(["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL",
+                  "counts as lesion too"], rows)
 
 
 def real(results: dict) -> list[str]:
