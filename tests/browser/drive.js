@@ -127,7 +127,7 @@ const steps = {
     };
     const open = async (path) => {
       await tab("files", "back");
-      const [chooser] = await Promise.all([page.waitForFileChooser(), press("Space")]);
+      const [chooser] = await Promise.all([page.waitForFileChooser(), press(" ")]);
       await chooser.accept([path]);
     };
     await tab("files");

@@ -48,9 +48,9 @@ def test_what_a_scan_takes_is_told_before_it_starts(browser, place):
         place[1], told, ["evaluate", MADE_UP],
         ["evaluate", "[page.cases[0].name, page.cases[0].state, page.cases[0].mask]"], told, ["evaluate", ORANGE],
         ["evaluate", FAINTER % 0], ["evaluate", ORANGE], ["evaluate", FAINTER % 100], ["evaluate", ORANGE])
-    words = r"A scan of 256 × 256 × 256 voxels takes about \d+ s and 0\.\d GB of memory on this device\."
+    words = r"A scan of 256 × 256 × 256 voxels takes about \d+ (s|min) and 0\.\d GB of memory on this device\."
     assert re.fullmatch(words, before) and re.fullmatch(words, after)
-    assert re.fullmatch(r"made-up\.nii: [a-z ,0-9]+, \d+ s of about \d+ s, 0\.\d GB of memory", said), said
+    assert re.fullmatch(r"made-up\.nii: [a-z ,0-9]+, \d+ s of about \d+ (s|min), 0\.\d GB of memory", said), said
     assert name == ["made-up.nii", "done", "made-up"]
     assert full > some > none
 
