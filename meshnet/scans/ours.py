@@ -11,7 +11,8 @@ from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT
 
 SIGNATURE = b"MeshNet"  # in the header's free text
-DESCRIP = slice(148, 228)  # bytes of that text in a NIfTI-1 file
+DESCRIP, DESCRIP_2 = slice(148, 228), slice(240, 320)  # bytes of that text in a NIfTI-1 and a NIfTI-2 file
+SIZE_2 = 540  # of a NIfTI-2 header, with which it begins
 GZIP = b"\x1f\x8b"  # with which a compressed file begins
 
 
@@ -48,10 +49,11 @@ def carries_our_name(path: str | Path) -> bool:
         with open(path, "rb") as file:
             zipped = file.read(2) == GZIP
             file.seek(0)
-            header = (gzip.GzipFile(fileobj=file) if zipped else file).read(DESCRIP.stop)
+            header = (gzip.GzipFile(fileobj=file) if zipped else file).read(DESCRIP_2.stop)
     except (OSError, EOFError, zlib.error):
         return False
-    return header[DESCRIP].startswith(SIGNATURE)
+    size = min(int.from_bytes(header[:4], order) for order in ("little", "big"))
+    return header[DESCRIP_2 if size == SIZE_2 else DESCRIP].startswith(SIGNATURE)
 
 
 def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:

@@ -9,7 +9,7 @@ from bright import bright_model, infer, scan_file
 
 from meshnet.cohort.files import case_name, check_order, find_scans, plan_masks, stem
 from meshnet.errors import UserError
-from meshnet.scans.ours import signed
+from meshnet.scans.ours import carries_our_name, signed
 
 TWO = ["FLAIR", "T2w"]
 
@@ -154,3 +154,13 @@ def test_its_own_masks_are_no_scans_in_a_folder_and_in_a_list(tmp_path, capsys):
             found(given, channels=["T2w"])
     with pytest.raises(UserError, match=r"found no \.nii or \.nii\.gz file but 1 mask in this folder"):
         found(tmp_path / "masks", channels=["T2w"])
+
+
+@pytest.mark.parametrize("form", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_mask_of_this_program_is_known_by_either_header(form, order, ending, tmp_path):
+    image = form(np.ones((4, 4, 4), np.uint8), np.eye(4), form.header_class(endianness=order))
+    nib.save(image, tmp_path / f"scan{ending}")
+    nib.save(signed(image), tmp_path / f"mask{ending}")
+    assert carries_our_name(tmp_path / f"mask{ending}") and not carries_our_name(tmp_path / f"scan{ending}")

@@ -76,7 +76,7 @@ function withoutGivenMasks(files) {
 }
 
 function leftOut(own, foreign, where) {
-  return [...(own.length ? [say("ours", where, own.length === 1 ? "1 mask" : `${own.length} masks`, listed(own))] : []),
+  return [...(own.length ? [say("ours", where, own.length === 1 ? "1 file" : `${own.length} files`, listed(own))] : []),
           ...(foreign.length ? [say("passedOver", where, listed(foreign))] : [])];
 }
 
