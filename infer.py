@@ -178,13 +178,14 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
                 behind.do(say_before, batch, case, models, arguments, said)
                 said = True
                 write = segment(conformed, models, case, arguments, batch)
+                seconds = time.perf_counter() - started
             except Exception as error:  # noqa: BLE001 - one scan of many; what would end the others as well is raised
                 behind.wait()
                 batch.live.clear()
                 batch.fail(case, error)
                 continue
             behind.wait()  # for the scan before, so that no more than one is held for it
-            behind.do(behind.finish, batch, case, write, started, arguments.json, told)
+            behind.do(behind.finish, batch, case, write, seconds, arguments.json, told)
             if batch.suspect:
                 behind.wait()
 
