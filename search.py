@@ -14,10 +14,10 @@ from pathlib import Path
 
 from meshnet.config import SCORES, Config
 from meshnet.data.schema import SPLITS
-from meshnet.display import command, say_next
+from meshnet.display import command, say_next, shown_path
 from meshnet.errors import UserError, run_script
 from meshnet.flags import show_first
-from meshnet.recipe import as_begun, dump_config, load_search, parse
+from meshnet.recipe import as_begun, dump_config, load_search, parse, read_mapping
 from meshnet.runs.command import check_config
 from meshnet.runs.launch import LAUNCHERS
 from meshnet.search.asha import Asha, eta_rungs, geometric_rungs
@@ -153,8 +153,16 @@ def say_more(arguments: argparse.Namespace, folder: Path, state: str) -> None:
     if state == "interrupted":
         say_next("the same command, which continues this study")
     elif (folder / "best.yaml").is_file():
-        say_next(command("python", "crossval.py", "--data", arguments.data, "--recipes", folder / "best.yaml", "--out",
-                         f"{folder}_crossval"))
+        workers = ["--workers", arguments.workers] if arguments.workers else []
+        say_next(command("python", "crossval.py", "--data", arguments.data, "--recipes", *begun_with(arguments.recipe),
+                         folder / "best.yaml", "--restarts", 1, *workers, "--out", f"{folder}_crossval"))
+
+
+def begun_with(recipes: list[str]) -> list[str]:
+    """The recipe that the best trial is to be compared with: the one that holds more than a search space. None where
+    several were stacked, which crossval.py would take for a model each, or where it would have best.yaml's name."""
+    networks = [shown_path(one) for one in recipes if set(read_mapping(one)) - {"search"}]
+    return networks if len(networks) == 1 and Path(networks[0]).stem != "best" else []
 
 
 def confirm(arguments: argparse.Namespace, study, launcher, screen: Screen, began: float) -> str:

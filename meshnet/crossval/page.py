@@ -47,8 +47,8 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
             tables.html(found.rows("conformed", parameters)),
             f"Table 1. {caption(found, 'conformed')} {BESIDE}")),
         ("Size and accuracy", webpage.picture(
-            drawn.get("pareto"), "Parameters against macro Dice (mean and SD over folds). Step line: Pareto front. "
-            "Hollow points: published values.", "Parameters against macro Dice")),
+            drawn.get("pareto"), "Parameters against macro Dice (mean and SD over folds). "
+            f"{front_line(found, parameters)}Hollow points: published values.", "Parameters against macro Dice")),
         ("Scores on the native grid", webpage.table(
             tables.html(found.rows("native", parameters), beside=False), f"Table 2. {caption(found, 'native')}")),
         ("Means over folds, runs and subjects", three_means(found)),
@@ -67,6 +67,13 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
         ("Provenance", provenance(found, plan)),
     ]
     return webpage.whole("Cross-validation of lesion segmentation", lead, sections)
+
+
+def front_line(found: "Results", parameters: Mapping[str, int | None]) -> str:
+    """What the step line of the chart is; "" where no larger model is better than a smaller one, and none is seen."""
+    rows = found.rows("conformed", parameters)
+    front = charts.pareto_front([(row.parameters, row.scores["dice_macro"].mean) for row in rows if row.parameters])
+    return "Step line: Pareto front of the models measured here. " if len(front) > 1 else ""
 
 
 def three_means(found: "Results") -> str:

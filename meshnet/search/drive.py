@@ -141,8 +141,8 @@ def write_best(study, status: dict, recipe) -> None:
     if not best:
         return
     horizon = best["epochs"] if study.plan.own_schedule else study.asha.rungs[-1]
-    head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} after "
-            f"{best['epochs']} epochs\n")
+    head = (f"# trial {best['trial']} of {study.plan.folder}: {study.plan.metric} {best['score']:.4f} by epoch "
+            f"{best['epochs']}\n")
     parameters = best["parameters"]
     if confirmed:
         parameters = study.asha.trials[confirmed["trial"]].parameters

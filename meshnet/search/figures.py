@@ -44,14 +44,16 @@ def draw_curves(study: Asha, curves: list, metric: str):
     for trial, fold, horizon, epoch, score in curves:
         if score is not None:
             lines.setdefault((trial, fold, horizon), []).append((epoch, score))
-    named, ends = best_trials(study, NAMED), {}
+    ranked, ends = ranks(study), {}
+    named = sorted(ranked, key=ranked.get)[-NAMED:]  # as in parallel.png: where few reach the last rung, others too
     for (trial, _, _), points in sorted(lines.items(), key=lambda item: study.trials[item[0][0]].rung):
         rung = max(study.trials[trial].scores, default=study.trials[trial].bracket)
         axes.plot(*zip(*points), color=colours[rung], alpha=0.4 + 0.6 * (rung + 1) / len(study.rungs), linewidth=1.2,
                   marker="." if len(points) < 8 else None)
         if trial in named:
             ends.setdefault(trial, []).append(points[-1])
-    axes.set_title(f"{count(len(study.trials), 'trial')}: {metric} of each epoch; the best {len(ends)} are named")
+    shown = named_words(len(ends), len(study.trials))
+    axes.set_title(f"{count(len(study.trials), 'trial')}: {metric} of each epoch; {shown}")
     axes.margins(x=0.02)
     name_at_the_right(axes, {trial: max(points, key=lambda point: point[1]) for trial, points in ends.items()})
     for epochs, colour in zip(study.rungs, colours):
@@ -61,6 +63,11 @@ def draw_curves(study: Asha, curves: list, metric: str):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return figure
+
+
+def named_words(named: int, trials: int) -> str:
+    """Which of the trials have their names beside their lines."""
+    return "all are named" if named == trials else f"the best {named} are named"
 
 
 def name_at_the_right(axes, ends: dict[int, tuple[float, float]]) -> None:
@@ -85,15 +92,6 @@ def spread(places: list[float]) -> list[float]:
         found[at] = top = min(found[at], top)
         top -= LINE
     return found
-
-
-def best_trials(study: Asha, most: int) -> set[int]:
-    """The numbers of the ``most`` best trials of the highest rung that has a real score."""
-    for rung in reversed(range(len(study.rungs))):
-        found = sorted(entry for bracket in study.finished for entry in bracket[rung] if entry[0] < math.inf)
-        if found:
-            return {number for _, number in found[:most]}
-    return set()
 
 
 def rung_colours(study: Asha) -> list[str]:
@@ -153,7 +151,8 @@ def draw_parallel(study: Asha, space: Space, metric: str):
             axes.annotate(value, (column, unit), (-4, 0), textcoords="offset points", va="center", ha="right",
                           fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
             axes.plot([column - 0.02, column], [unit, unit], color=plots.GREY, linewidth=0.8)
-    axes.set_title(f"{count(len(ranked), 'trial')}: values, and rank by {metric}; the best {len(best)} are named")
+    axes.set_title(f"{count(len(ranked), 'trial')}: values, and rank by {metric}; "
+                   f"{named_words(len(best), len(ranked))}")
     axes.set_xticks(range(last + 1), [*(one.name for one in space.dimensions), f"rank by {metric}"])
     axes.set(yticks=[], xlim=(-0.45, last), ylim=(-0.03, 1.03))
     axes.tick_params(length=0)

@@ -65,7 +65,8 @@ def best_table(asha, status: dict) -> str:
     note = (in_words(confirmed) + "." if confirmed else "The best score of many is too high, since luck has chosen it: "
             "search.py --confirm 3 says by how much.")
     titles = ["", "Trial", status["metric"], "95 % interval", "Parameters"]
-    return webpage.table(webpage.html_table(titles, lines), note)
+    reached = f"The score of the search is the best by epoch {best['epochs']}. "
+    return webpage.table(webpage.html_table(titles, lines), reached + note)
 
 
 def believed(status: dict) -> str:
@@ -102,7 +103,8 @@ def trials_table(asha, metric: str) -> str:
         lines.append([str(number), *(f"{score:.4f}" if math.isfinite(score) else "–" for score in scores),
                       values(trial.parameters)])
     titles = ["Trial", *(count(epochs, "epoch") for epochs in asha.rungs), "Parameters"]
-    note = f"{metric} at each rung; the {len(lines)} best of {count(len(asha.trials), 'trial')}. All are in trials.csv."
+    note = (f"The best {metric} by each rung; the {len(lines)} best of {count(len(asha.trials), 'trial')}. All are in "
+            "trials.csv.")
     return webpage.table(webpage.html_table(titles, lines), note)
 
 

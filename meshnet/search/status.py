@@ -125,7 +125,7 @@ def status_table(status: dict) -> list[str]:
     best = status["best"]
     if best:
         values = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
-        lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} at epoch "
+        lines.append(f"  best: trial {best['trial']}, {status['metric']} {best['score']:.4f} by epoch "
                      f"{best['epochs']} ({values})")
     if status.get("confirmed"):
         lines.append(f"  {in_words(status['confirmed'])}")

@@ -291,7 +291,7 @@ class Study:
         if math.isfinite(score):
             self.asha.report(trial, score)
             self.ledger.ended(decision, score)
-            self.say(f"trial {trial}: {self.plan.metric} {score:.4f} at epoch {decision.epochs}")
+            self.say(f"trial {trial}: {self.plan.metric} {score:.4f} by epoch {decision.epochs}")
         else:
             self._record_failure(decision, f"{self.plan.metric} is not a number")
 

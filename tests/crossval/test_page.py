@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import made_up
 from chromium import Browser
@@ -35,6 +36,14 @@ def test_the_page_opens_in_a_real_browser_without_a_network(written, tmp_path_fa
         assert browser.call("/se/log", {"type": "browser"}) == []  # no blocked picture, no other complaint
     finally:
         browser.close()
+
+
+def test_a_step_line_is_named_where_one_is_seen():
+    row = lambda parameters, dice: SimpleNamespace(parameters=parameters, scores={
+        "dice_macro": SimpleNamespace(mean=dice)})
+    line = lambda *rows: page.front_line(SimpleNamespace(rows=lambda *_: rows), {})
+    assert line(row(5682, 0.7), row(147474, 0.8)) == "Step line: Pareto front of the models measured here. "
+    assert line(row(5682, 0.8), row(147474, 0.7)) == line(row(10770, 0.7), row(10770, 0.8)) == line(row(None, 1)) == ""
 
 
 def test_names_cannot_smuggle_anything_into_the_page():

@@ -3,10 +3,12 @@
 import json
 import re
 import sqlite3
+from pathlib import Path
 
 import pytest
 from stand_in import SPACE, check_accounts, wait_for
 
+import search
 from meshnet.config import resolve
 from meshnet.recipe import load_recipes
 
@@ -25,13 +27,17 @@ def test_a_search_from_beginning_to_end(bench):
     best = status["best"]["trial"]
     log = (bench.folder / f"study/trials/{best:05d}/fold0/output.log").read_text()
     assert log == "from 0 to 1 of 4\nfrom 1 to 2 of 4\nfrom 2 to 4 of 4\n"
+    # the score of a rung is the best one so far, which is what the lines say
+    assert set(re.findall(r"val_dice \d\.\d{4} (\w+) epoch", output)) == {"by"}
+    # what to type next compares it with nothing but itself where no one recipe is a network
+    assert "best.yaml --restarts 1" in output.split("Next: ")[1]
     # the best of the top rung, by hand
     tops = {trial: score for (trial, _, _, epoch), score in scores.items() if epoch == 4}
     assert best == max(tops, key=tops.get)
     assert status["best"]["score"] == tops[best]
     # its recipe is complete and says where it comes from
     text = (bench.folder / "study" / "best.yaml").read_text()
-    assert text.startswith(f"# trial {best} of ")
+    assert re.match(rf"# trial {best} of \S+: val_dice {tops[best]:.4f} by epoch 4\n", text)
     config = resolve(load_recipes([bench.folder / "study" / "best.yaml"]))
     assert config.optimizer.lr == status["best"]["parameters"]["lr"]
     assert config.training.max_epochs == 4
@@ -45,6 +51,16 @@ def test_a_search_from_beginning_to_end(bench):
     assert "trial" not in bench.run("study", "--max_trials", "8").split("finished:")[0]
     bench.run("study", "--max_trials", "9")
     check_accounts(bench, "study", 9)
+
+
+def test_what_to_type_next_compares_the_best_trial_with_what_the_search_began_with(tmp_path, root):
+    space, other = tmp_path / "space.yaml", tmp_path / "best.yaml"
+    space.write_text("search: {lr: 'uniform(0, 1)'}")
+    other.write_text("model: {name: meshnet}")
+    tiny = str(root / "recipes" / "tiny.yaml")
+    assert [Path(one).name for one in search.begun_with([tiny, str(space)])] == ["tiny.yaml"]
+    assert search.begun_with([str(space)]) == search.begun_with([tiny, str(other)]) == search.begun_with([str(other)])\
+        == []
 
 
 def test_a_study_of_random_trials_goes_on_with_the_model_and_its_own_brackets(bench):

@@ -43,12 +43,21 @@ def test_curves_are_named_and_their_colours_explained():
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == ["finished 1 epoch", "finished 2 epochs", "finished 4 epochs"]
     top = {number for _, number in study.finished[0][2]}
-    assert axes.get_title() == f"12 trials: val_dice of each epoch; the best {len(top)} are named"
-    assert sorted(text.get_text() for text in axes.texts) == sorted(f"trial {number}" for number in top)
+    best = sorted(ranks(study), key=ranks(study).get)[-6:]  # the same as in the parallel plot: not those on top alone
+    assert top < set(best) and axes.get_title() == "12 trials: val_dice of each epoch; the best 6 are named"
+    assert sorted(text.get_text() for text in axes.texts) == sorted(f"trial {number}" for number in best)
     explained = {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in names}
     assert len(set(explained.values())) == 3
     longest = [line for line in axes.lines if list(line.get_xdata()) == [1, 2, 3, 4]]
     assert {line.get_color() for line in longest} == {explained["finished 4 epochs"]} and len(longest) == len(top)
+
+
+def test_every_trial_of_a_small_study_is_named():
+    study = play(4, lambda parameters: parameters["lr"])
+    curves = [(number, 0, 4, epoch, 0.1) for number in range(4) for epoch in (1, 2)]
+    (axes,) = draw_curves(study, curves, "val_dice").axes
+    assert axes.get_title() == "4 trials: val_dice of each epoch; all are named"
+    assert sorted(text.get_text() for text in axes.texts) == [f"trial {number}" for number in range(4)]
 
 
 def test_names_of_lines_that_end_together_stand_apart():
@@ -58,7 +67,7 @@ def test_names_of_lines_that_end_together_stand_apart():
               for fold in (0, 1) for epoch in range(1, 1 + study.rungs[max(trial.scores)])]
     (axes,) = draw_curves(study, curves, "val_dice").axes
     places = sorted(text.get_position()[1] for text in axes.texts)
-    assert len(places) == 3 and min(b - a for a, b in itertools.pairwise(places)) >= LINE - 1e-9 and places[-1] <= 1
+    assert len(places) == 6 and min(b - a for a, b in itertools.pairwise(places)) >= LINE - 1e-9 and places[-1] <= 1
     assert spread([0.1, 0.5, 0.9]) == [0.1, 0.5, 0.9]
     assert spread([0.99, 0.99, 0.99]) == pytest.approx([1 - 2 * LINE, 1 - LINE, 1.0])
     assert spread([0.5, 0.5]) == pytest.approx([0.5, 0.5 + LINE])

@@ -78,7 +78,7 @@ def test_a_studys_table_in_words(study):
         "       2         1         0        0        0",
         "       4         0         0        0        0",
         "  trial 3 inner fold 1: epoch 0 of 1 on here, 3 min 20 s",
-        "  best: trial 1, val_dice 0.6000 at epoch 2 (lr 0.1)",
+        "  best: trial 1, val_dice 0.6000 by epoch 2 (lr 0.1)",
         "  failed trials: 1; trials.csv has the reasons",
         "  about 45 s left"]
     assert "left" not in status.status_table(shown | {"state": "finished"})[-1]
