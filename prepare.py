@@ -126,7 +126,7 @@ def main() -> int:
                          arguments.apart, **options)
     print_notes(listing.notes)
     if arguments.list:
-        return print_listing(listing)
+        return print_listing(arguments, listing)
     if not listing.cases:
         print_faults(listing.failed)
         raise UserError(f"{arguments.path}: found no pair of scan and mask; use --list to see why")
@@ -309,8 +309,9 @@ def make_settings(arguments: argparse.Namespace, listing) -> tuple:
     return settings, classes
 
 
-def print_listing(listing) -> int:
-    """What ``--list`` prints: a line for each pair, and for each scan or mask left out. Returns the exit code."""
+def print_listing(arguments: argparse.Namespace, listing) -> int:
+    """What ``--list`` prints: a line for each pair, and for each scan or mask left out, whether the folds are too many
+    for them, and what comes next. Returns the exit code."""
     for case in listing.cases:
         print(f"{case.case}\t{' + '.join(case.images)}\t{case.mask}")
     for words, cases in listing.guesses.items():
@@ -320,6 +321,14 @@ def print_listing(listing) -> int:
         print(f"left out\t{path}\t{reason}")
     print_faults(listing.failed)
     print(f"{len(listing.cases)} pair(s), {len(listing.left_out)} left out, {len(listing.failed)} failed")
+    if listing.cases:
+        try:
+            check_folds(arguments, listing)
+        except UserError as error:
+            print(f"warning: nothing would be prepared: {error}", file=sys.stderr)
+        else:
+            given = [word for word in sys.argv[1:] if word != "--list"]
+            say_next(command("python", "prepare.py", *given, *([] if arguments.out else ["--out", "data/NAME"])))
     return 1 if listing.failed else 0
 
 

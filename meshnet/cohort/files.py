@@ -50,7 +50,7 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
             files = scans_in(path)
             found = [[p] for p in files] if len(channels()) == 1 else together(path, files, channels())
             cases += found
-            below |= {scans[0]: scans[0].parent.relative_to(path) for scans in found}
+            below = {scans[0]: scans[0].parent.relative_to(path) for scans in found} | below
         else:
             files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
             if len(files) > 1:
@@ -63,7 +63,21 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
         if not cases and not named:
             raise UserError(f"{listed(masks, whole=True)}: found a mask or probability map that this program wrote, "
                             "expected a scan; give the scan that it was made from")
-    return cases + ([in_order(named, channels())] if named else []), below
+    return once(cases + ([in_order(named, channels())] if named else [])), below
+
+
+def once(cases: list[list[Path]]) -> list[list[Path]]:
+    """``cases`` without those that are given again, as ``x.nii`` and ``./x.nii``, of which a line tells. A link of
+    another name is another scan: its mask is another file."""
+    first: dict[tuple, list[Path]] = {}
+    again = []
+    for case in cases:
+        key = tuple((os.path.realpath(path.parent), path.name) for path in case)
+        if first.setdefault(key, case) is not case:
+            again.append(case[0])
+    if again:
+        print(f"note: {listed(list(dict.fromkeys(again)), whole=True)}: given more than once, segmented once", file=sys.stderr)
+    return list(first.values())
 
 
 def stem(path: Path) -> str:
@@ -99,13 +113,15 @@ def scans_in(folder: Path) -> list[Path]:
 
 def masks_among(files: list[Path]) -> list[Path]:
     """Which of ``files``, given one by one as a shell does for ``folder/*.nii.gz``, are masks: those that this program
-    wrote, and those that bear the name of another one with the ending of a mask. Says so, unless all are."""
+    wrote, and those whose names end as a mask's do, as in folders; where all do, only those that bear the name of
+    another one with such an ending. Says so, unless all are."""
     from meshnet.scans.ours import carries_our_name
 
     scans = {(path.parent, stem(path)) for path in files}
     own = [path for path in files if carries_our_name(path)]
-    foreign = [path for path in files if path not in own and (path.parent, MASK_END.sub("", stem(path))) in scans
-               and MASK_END.search(stem(path))]
+    named = [path for path in files if path not in own and MASK_END.search(stem(path))]
+    foreign = named if len(own) + len(named) < len(files) else [
+        path for path in named if (path.parent, MASK_END.sub("", stem(path))) in scans]
     if len(own) + len(foreign) < len(files):
         say_left_out(own, foreign, "the files given")
     return own + foreign

@@ -82,6 +82,25 @@ def test_patients_with_the_same_file_names_get_masks_of_their_own(tmp_path):
         plan_masks([cases[0], cases[0]], {}, str(tmp_path / "out"))
 
 
+def test_what_is_given_twice_is_segmented_once(tmp_path, monkeypatch, capsys):
+    """By another spelling as well, and in a folder that is given besides; a link of another name is another scan."""
+    monkeypatch.chdir(made(tmp_path, "a/x.nii", "y.nii"))
+    (tmp_path / "link.nii").symlink_to("y.nii")
+    assert found("y.nii", "./y.nii", "link.nii", channels=["T2w"]) == [["y.nii"], ["link.nii"]]
+    assert capsys.readouterr().err == "note: y.nii: given more than once, segmented once\n"
+    cases, below = find_scans(["a/x.nii", ".", "a"], lambda: ["T2w"])
+    assert cases == [[Path("a/x.nii")], [Path("link.nii")], [Path("y.nii")]] and below[Path("a/x.nii")] == Path("a")
+    assert "note: a/x.nii: given more than once" in capsys.readouterr().err
+    assert found("T2w=a", "FLAIR=b", "b,a") == [["b", "a"]]
+
+
+def test_a_mask_in_a_list_is_passed_over_by_its_name_where_a_scan_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made(tmp_path, "FLAIR.nii", "T1.nii", "lesion_mask.nii"))
+    assert found("FLAIR.nii", "T1.nii", "lesion_mask.nii", channels=["T2w"]) == [["FLAIR.nii"], ["T1.nii"]]
+    assert "the files given: passed over as masks by their names: lesion_mask.nii; give" in capsys.readouterr().err
+    assert found("lesion_mask.nii", channels=["T2w"]) == [["lesion_mask.nii"]] and not capsys.readouterr().err
+
+
 def test_infer_says_which_file_is_which_channel(tmp_path):
     model = bright_model(tmp_path / "model", channels=2)
     text = (model / "config.json").read_text()

@@ -244,8 +244,13 @@ def test_list_reads_no_volume(tmp_path, run):
                  "sub-2/anat/sub-2_T2w.nii.gz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    code, text, _ = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--list")
+    code, text, errors = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--list")
     assert code == 0 and text.splitlines()[-1] == "1 pair(s), 1 left out, 0 failed"
+    assert errors[-1].startswith("warning: nothing would be prepared: --outer 3: found 1 subject, expected at least 3")
+    code, text, errors = run(tmp_path, "--format", "bids", "--suffix", "T2w", "--outer", 1, "--inner", 1, "--list")
+    assert not errors and text.splitlines()[-1] == (
+        f"Next: python prepare.py {tmp_path} --format bids --suffix T2w --outer 1 --inner 1 --workers 1 --out data/NAME"
+    )
     assert text.startswith(f"sub-1\t{tmp_path}/sub-1/anat/sub-1_T2w.nii.gz\t")
 
 
