@@ -15,6 +15,8 @@ import argparse
 from pathlib import Path
 
 from meshnet.config import ACTIVATIONS, SCALINGS
+from meshnet.display import command as typed
+from meshnet.display import say_next
 from meshnet.errors import OneLineParser, UserError, run_script
 
 
@@ -86,6 +88,24 @@ def main() -> None:
     command = arguments.pop("command")
     actions = {"push": push, "pull": pull, "web": web, "onnx": onnx, "tfjs": tfjs, "import": import_network}
     print(actions[command](**arguments))
+    if todo := next_step(command, arguments):
+        say_next(todo)
+
+
+def next_step(command: str, arguments: dict) -> str:
+    """What to do with what a command wrote; empty where an address or a
+    folder is all that is printed."""
+    out = arguments.get("out")
+    if command == "web" and not arguments["space"]:
+        return f"open {out / 'index.html'} in a browser"
+    if command == "tfjs":
+        page = out / "model.json"
+        return f"load {page} in brainchop, or turn it back: {typed('python', 'share.py', 'import', page, 'FOLDER')}"
+    if command == "onnx":
+        return f"run {out} by ONNX Runtime, on scans conformed as its card says"
+    if command == "import":
+        return typed("python", "infer.py", "scan.nii.gz", "--model", out)
+    return ""
 
 
 def push(folder: Path, repository: str, public: bool, licence: str | None, report: Path | None, space: bool) -> str:

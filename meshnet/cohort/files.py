@@ -76,7 +76,8 @@ def once(cases: list[list[Path]]) -> list[list[Path]]:
         if first.setdefault(key, case) is not case:
             again.append(case[0])
     if again:
-        print(f"note: {listed(list(dict.fromkeys(again)), whole=True)}: given more than once, segmented once", file=sys.stderr)
+        names = listed(list(dict.fromkeys(again)), whole=True)
+        print(f"note: {names}: given more than once, segmented once", file=sys.stderr)
     return list(first.values())
 
 

@@ -231,7 +231,7 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
         extras.append(seen[0][1])
     with timed(parts, "check"):
         volume = inputs[0][0][0]
-        remarks += checks.check_channels(volume, card.channels, where)
+        remarks += checks.check_channels(volume, card.channels, where, images[0])
         remarks += checks.content_remarks(volume[0], images[0], models[0].card.voxel_mm)
         for channel, extra, name in zip(volume, extras[0], card.channels):
             remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)

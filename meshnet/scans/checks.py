@@ -80,11 +80,17 @@ def _forms_remarks(header, shape: tuple[int, ...]) -> list[str]:
 
 def values_remarks(image: nib.Nifti1Image, name: str) -> list[str]:
     """Whether a channel is a scan at all: a mask has two values."""
+    values = two_values(image)
+    return [f"{name}: holds no values but {values}; is it a mask and not a scan?"] if values else []
+
+
+def two_values(image: nib.Nifti1Image) -> str:
+    """The only value or two of an image, in words; empty where it has more."""
     data = np.asanyarray(image.dataobj)
     few = np.unique(data[tuple(slice(None, None, 4 if n >= 32 else 1) for n in data.shape)])
     if len(few) > 2 or len(few := np.unique(data)) > 2:
-        return []
-    return [f"{name}: holds no values but {' and '.join(f'{value:g}' for value in few)}; is it a mask and not a scan?"]
+        return ""
+    return " and ".join(f"{value:g}" for value in few)
 
 
 def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
@@ -140,15 +146,19 @@ def _outside(to_grid: np.ndarray, box, shape: np.ndarray, at_least: float = ROUN
     return np.where(beyond > at_least, np.ceil(beyond), 0).astype(int)
 
 
-def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str) -> list[str]:
+def check_channels(channels: Sequence[np.ndarray], names: list[str], where: str,
+                   image: nib.Nifti1Image | None = None) -> list[str]:
     """Whether every channel of a conformed scan, volumes (X, Y, Z), holds something, where the first one does, and
-    something of its own.
+    something of its own. ``image``: of which the first was conformed, to tell a small mask from an empty scan.
 
     Raises:
         UserError: for a channel that is constant, or lies elsewhere than the first one.
     """
     remarks = []
     heads = [small > small.min() for small in (channel[::2, ::2, ::2] for channel in channels)]
+    if not heads[0].any() and image is not None and (values := two_values(image)):
+        raise UserError(f"{where}: {names[0]} holds no values but {values}, and has the same value everywhere on the "
+                        "model's grid, expected a head; is it a mask and not a scan?")
     if not heads[0].any():
         raise UserError(f"{where}: {names[0]} has the same value everywhere on the model's grid, expected a head; look "
                         "at the file")

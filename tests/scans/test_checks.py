@@ -202,6 +202,11 @@ def test_a_mask_for_a_scan_and_a_mask_beyond_any_lesion_are_asked_about():
     assert "the mask holds 3436 mL, more than a lesion can" in volume_remarks(3436.0)[0] and not volume_remarks(600.0)
     with pytest.raises(UserError, match=r"^a\.nii: T2w has the same value everywhere"):
         check_channels([np.full((8, 8, 8), 7, np.uint8)], ["T2w"], "a.nii")
+    flat = [np.full((8, 8, 8), 7, np.uint8)]
+    with pytest.raises(UserError, match=r"^a\.nii: T2w holds no values but 0 and 1, and has the same .* is it a mask"):
+        check_channels(flat, ["T2w"], "a.nii", of_4_mm((head() > 0).astype(np.uint8)))
+    with pytest.raises(UserError, match=r"^a\.nii: T2w has the same value everywhere"):
+        check_channels(flat, ["T2w"], "a.nii", of_4_mm(head()))
 
 
 def test_forms_of_one_code_are_asked_to_agree():

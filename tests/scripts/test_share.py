@@ -20,10 +20,13 @@ def test_the_commands_from_a_shell(tmp_path, root):
 
     done = call("import", tmp_path / "model.json", tmp_path / "m")
     assert done.returncode == 0 and "2 classes, LIA, minmax" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Next: python infer.py scan.nii.gz --model {tmp_path}/m"
     failed = call("import", tmp_path / "nothing.json", tmp_path / "n")
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "not found" in failed.stderr
     done = call("tfjs", tmp_path / "m", tmp_path / "out")
     assert done.returncode == 0 and "its binary, colormap.json and card.json" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == (f"Next: load {tmp_path}/out/model.json in brainchop, or turn it back: "
+                                            f"python share.py import {tmp_path}/out/model.json FOLDER")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"model.json", "group1-shard1of1.bin", "colormap.json", "card.json"}
 

@@ -85,7 +85,8 @@ def test_a_folder_is_put_together_as_by_infer(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("paths", [
     ["a.nii", "a_lesion.nii", "b_mask.nii", "a_seg.nii.gz", "OURS.nii.gz", "OURS two.nii"],
-    ["OURS.nii", "x OURS.nii.gz"], ["b_mask.nii"], ["a.nii"]])
+    ["OURS.nii", "x OURS.nii.gz"], ["b_mask.nii"], ["a.nii"], ["FLAIR.nii", "T1.nii", "lesion_mask.nii"],
+    ["b_mask.nii", "b_mask_seg.nii", "c_lesion.nii"], ["b_mask.nii", "OURS.nii"]])
 def test_masks_among_files_given_by_themselves_are_left_out_as_by_infer(paths, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in paths:

@@ -100,6 +100,7 @@ def test_the_command(tmp_path):
     nib.save(nib.Nifti1Image(generator.random((30, 30, 30), np.float32), np.eye(4)), scan)
     said = run_script_file("share.py", "web", model, tmp_path / "page", "--scan", scan, "--title", "Mine").stdout
     assert re.search(r"[01] of 27000 voxels differ|Node is not installed", said), said
+    assert said.splitlines()[-1] == f"Next: open {tmp_path}/page/index.html in a browser"
 
 
 def test_a_page_decides_as_infer_does_with_the_same_weights(tmp_path):

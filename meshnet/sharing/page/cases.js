@@ -66,11 +66,12 @@ function withoutMasks(files, where) {
   return [files.filter((file) => !file.own && !masks.includes(file) && !foreign.includes(file)), leftOut(files.filter(({ own }) => own), foreign, where)];
 }
 
-// Of files that are given by themselves, those that are no masks: ones that this program wrote, and ones that have the name
-// of another one with the ending of a mask. {scans, notes, error}
+// Of files that are given by themselves, those that are no masks: ones that this program wrote, and ones whose names end as a
+// mask's do; where all do, only those that have the name of another one with such an ending. {scans, notes, error}
 function withoutGivenMasks(files) {
   const names = files.map(({ path }) => stem(path)), own = files.filter((file) => file.own);
-  const foreign = files.filter((file) => !file.own && MASK_END.test(stem(file.path)) && names.includes(stem(file.path).replace(MASK_END, "")));
+  const named = files.filter((file) => !file.own && MASK_END.test(stem(baseOf(file.path))));
+  const foreign = own.length + named.length < files.length ? named : named.filter((file) => names.includes(stem(file.path).replace(MASK_END, "")));
   const scans = files.filter((file) => !own.includes(file) && !foreign.includes(file)), all = files.length > 0 && !scans.length;
   return { scans, notes: all ? [] : leftOut(own, foreign, "the files given"), error: all ? say("onlyMasks", listed(files)) : null };
 }

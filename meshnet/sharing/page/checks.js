@@ -34,10 +34,15 @@ function formsRemarks(header, nifti2, shape) {
 
 // Whether a channel is a scan at all: a mask has two values.
 function valuesRemarks(image, name) {
+  const values = twoValues(image);
+  return values ? [say("twoValues", name, values)] : [];
+}
+
+// The only value or two of an image, in words; empty where it has more.
+function twoValues(image) {
   const found = new Set(), { data } = image.volume;
   for (let i = 0; i < data.length && found.size < 3; ++i) found.add(data[i]);
-  if (found.size > 2) return [];
-  return [say("twoValues", name, [...found].sort((a, b) => a - b).map((value) => general(value)).join(" and "))];
+  return found.size > 2 ? "" : [...found].sort((a, b) => a - b).map((value) => general(value)).join(" and ");
 }
 
 function extentRemarks(image, voxel) {
@@ -75,11 +80,13 @@ function outside(toGrid, box, size) {
 }
 
 // Whether every channel of a conformed volume holds something, where the first one does.
-function checkChannels(volumes, names, where) {
+function checkChannels(volumes, names, where, image) {
   const heads = volumes.map((volume) => {
     const small = sampled(volume, 2), [low] = extremes(small);
     return small.map((value) => Number(value > low));
   });
+  const values = heads[0].some(Boolean) ? "" : twoValues(image);
+  if (values) refuse("maskValues", where, names[0], values);
   if (!heads[0].some(Boolean)) refuse("sameValue", where, names[0]);
   heads.forEach((head, c) => { if (!head.some(Boolean)) refuse("emptyChannel", where, names[c], names[0]); });
   const remarks = [], size = heads[0].reduce((sum, value) => sum + value, 0);

@@ -50,6 +50,7 @@ const MESSAGES = {
   few: "a few voxels",
   bright: "{} of the voxels (a bright slice, padding?)",
   twoValues: "{}: holds no values but {}; is it a mask and not a scan?",
+  maskValues: "{}: {} holds no values but {}, and has the same value everywhere on the model's grid, expected a head; is it a mask and not a scan?",
   sameValue: "{}: {} has the same value everywhere on the model's grid, expected a head; look at the file",
   volume: "the mask holds {} mL, more than a lesion can; check the scan (inverted, no head, of another kind?) and the model",
   extremes: "{}: {} from {} to {} lie far outside all others, which go from {} to {}; they were clipped",

@@ -39,7 +39,7 @@ async function readCase(files, card, step, parts) {
   }
   await timed(parts, "check", () => {
     const volumes = views[0].channels.map((data) => makeVolume(data, views[0].shape));
-    remarks.push(...checkChannels(volumes, card.channels, files[0].name), ...contentRemarks(volumes[0], images[0], card.voxel_mm));
+    remarks.push(...checkChannels(volumes, card.channels, files[0].name, images[0]), ...contentRemarks(volumes[0], images[0], card.voxel_mm));
     volumes.forEach((volume, c) => {
       remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c]));
       if (views[0].looks[c] === T1W) remarks.push(say("turned"));
