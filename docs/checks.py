@@ -46,7 +46,7 @@ def words(node: ast.expr) -> str | None:
         for part in node.values:
             if isinstance(part, ast.Constant):
                 parts.append(str(part.value))
-            else:
+            elif not ast.unparse(part.value).startswith("near("):  # what may be meant is no part of the message
                 names = re.findall(r"[A-Za-z_]\w*", ast.unparse(part.value))
                 parts.append("{" + (names[-1] if names else "value") + "}")
         return "".join(parts)

@@ -26,6 +26,26 @@ def temporary_name(name: str) -> str:
     return f".tmp-{os.getpid()}-{hash_of(os.fsencode(name).hex())[:16]}{''.join(Path(name).suffixes[-2:])[-12:]}"
 
 
+def near(path: str | Path) -> str:
+    """``; did you mean data/tiny?`` for a path that is missing, where something beside it is nearly called so; "" where
+    the path is there, or nothing is like it. The first part of the path that is missing decides, and what is offered
+    has the rest of it too."""
+    path = Path(path)
+    try:
+        missing = next((one for one in (*reversed(path.parents), path) if not one.exists()), None)
+        if missing is None:
+            return ""
+        rest = path.relative_to(missing)
+        beside = [one.name for one in missing.parent.iterdir()
+                  if not one.name.startswith(".") and (one / rest).exists()]
+    except (OSError, ValueError):  # a folder that may not be read, a name with a null byte
+        return ""
+    from difflib import get_close_matches
+
+    like = [str(missing.with_name(one) / rest) for one in get_close_matches(missing.name, beside)]
+    return f"; did you mean {' or '.join(like)}?" if like else ""
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on leaving without an error it is fsynced and renamed to ``path``.

@@ -93,13 +93,13 @@ def help_text(parser: argparse.ArgumentParser, whole: Callable[[], str]) -> str:
     if not common or not rest:
         return plain(whole())
     with hidden(parser, rest):
-        return f"{plain(whole())}\n{len(rest)} more flags: {parser.prog} --help_all\n"
+        return f"{plain(whole()).rstrip()}\n\n{len(rest)} more flags: {parser.prog} --help_all\n"
 
 
 def plain(text: str) -> str:
     """Help without defaults that say nothing, and with the sections of a configuration named as in a recipe."""
     text = re.sub(r"\s+\(default:\s+(None|\[\]|False)\)", "", text)
-    text = re.sub(r"^Config \['config'\]:\n.*\n\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^Config \['config'\]:\n.*\n(?:\n|\Z)", "", text, flags=re.MULTILINE)
     return re.sub(r"^\w+ \['config\.(\w+)'\]:", r"\1:", text, flags=re.MULTILINE)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meshnet.errors import UserError
+from meshnet.files import near
 
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
@@ -19,6 +20,7 @@ DATASET_FILES = ["*.json", "*.arrow", "README.md"]
 STALE = {"space": [], "model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png"],
          "dataset": ["*.arrow"]}
 ATTEMPTS, WAIT_S = 3, 2.0
+SHOWN = 5  # folders beside one that is missing
 TOO_MANY = 429  # the status of a client that asks too often
 
 
@@ -153,10 +155,18 @@ def pull(name: str, kind: str = "model") -> Path:
 
 
 def pull_missing(name: str, kind: str = "model") -> Path:
-    """``pull``, for a name that could also have been a path: the error message then names both."""
+    """``pull``, for a name that could also have been a path: the error message then names both, and what there is
+    instead where its folder is here, since then hardly anyone thought of the Hub."""
     try:
         return pull(name, kind)
     except UserError as error:
+        parent = Path(name).parent
+        if parent.is_dir():
+            there = sorted(one.name for one in parent.iterdir() if one.is_dir() and not one.name.startswith("."))
+            holds = f"{parent} holds {', '.join(there[:SHOWN]) + ', …' * (len(there) > SHOWN) or 'no folder'}"
+            reason = str(error).removeprefix(f"{name}: ").partition(";")[0]  # going online would not help
+            raise UserError(f"{name}: no such folder, and as a {kind} on the Hub: {reason}; {holds}"
+                            f"{near(name)}") from None
         raise UserError(f"{name}: no such folder, and as a {kind} on the Hub: "
                         f"{str(error).removeprefix(name + ': ')}") from None
 

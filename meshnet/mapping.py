@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 
 from meshnet.errors import UserError
+from meshnet.files import near
 
 NULL = r"~|null|Null|NULL|"
 BOOL = r"true|True|TRUE|false|False|FALSE"
@@ -179,7 +180,7 @@ def read_file(path: Path, what: str, hint: str) -> Mapping:
     try:
         text = decode(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such {what}; {hint}") from None
+        raise UserError(f"{path}: no such {what}; {hint}{near(path)}") from None
     except (OSError, ValueError) as error:  # UnicodeError is a ValueError, as is a name with a null byte
         raise UserError(f"{path}: cannot be read as a {what} ({error}); expected a YAML or JSON text file") from None
     read = parse_json if path.suffix.lower() == ".json" else parse_yaml

@@ -4,11 +4,48 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from meshnet import files
 from meshnet.errors import UserError
+
+
+def test_what_lies_beside_a_missing_path_is_offered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("recipes/tiny.yaml", "data/tiny/prepared.json", "runs/tiny/config.json", "runs/.tinyy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert files.near("recipes/tinny.yaml") == files.near("recipe/tiny.yaml") == "; did you mean recipes/tiny.yaml?"
+    assert files.near("data/tinyy") == "; did you mean data/tiny?"
+    assert files.near(tmp_path / "data/tinyy") == f"; did you mean {tmp_path}/data/tiny?"
+    assert files.near("data/tiny") == files.near("runs/nope") == files.near("data/tinyy/x") == files.near("a\0b") == ""
+
+
+def test_every_place_that_refuses_a_missing_path_offers_what_is_like_it(tmp_path, monkeypatch):
+    from meshnet.crossval.scoring import test_run
+    from meshnet.data.schema import load_prepared
+    from meshnet.data.splits import load_splits
+    from meshnet.networks.folder import find_folder
+    from meshnet.recipe import load_recipes
+    from meshnet.search.status import show_status
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("one/two/tiny", "runs/tiny"):
+        (tmp_path / name).mkdir(parents=True)
+    wrong = Path("one/two/tinyy")
+    for act in (load_prepared, lambda path: load_splits(path / "splits.json"), lambda path: load_recipes([path]),
+                find_folder, show_status, test_run):
+        with pytest.raises(UserError, match=r"^one/two/tinyy.*; did you mean one/two/tiny\?$"):
+            act(wrong)
+    for name, said in (("runs/tinny", r"; did you mean runs/tiny\?$"), ("runs/nope", "; runs holds tiny$")):
+        with pytest.raises(UserError, match=f"^{name}: no such folder.*{said}") as found:
+            find_folder(name)
+        assert "go online" not in str(found.value)
+    with pytest.raises(UserError, match="go online"):
+        find_folder("user/nope")
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

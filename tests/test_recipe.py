@@ -245,6 +245,13 @@ def test_help_answers_without_torch(root):
     assert "--optimizer.weight_decay" in found.stdout
 
 
+@pytest.mark.parametrize("script", ["search.py", "train.py"])
+@pytest.mark.parametrize("flag", ["--help", "--help_all"])
+def test_help_does_not_speak_of_the_configurations_own_class(root, script, flag):
+    found = subprocess.run([sys.executable, script, flag], cwd=root, capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "Config [" not in found.stdout and "whole run" not in found.stdout
+
+
 def test_a_recipe_of_the_program_is_found_by_its_bare_name(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe("meshnet16") == str(root / "recipes/meshnet16.yaml")

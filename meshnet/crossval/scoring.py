@@ -12,6 +12,7 @@ from meshnet.data.reader import PreparedData
 from meshnet.data.schema import SPLITS
 from meshnet.data.splits import fold_subjects
 from meshnet.errors import UserError
+from meshnet.files import near
 from meshnet.inference import predict
 from meshnet.machine import cpu_wanted
 from meshnet.networks import build
@@ -60,7 +61,8 @@ def test_run(folder: Path, data_path: str | None = None) -> int:
         UserError: if the run is not finished, or was trained on another data set or other splits.
     """
     if not (folder / DONE).is_file():
-        raise UserError(f"{folder}: found no {DONE}, expected a finished run; train it to its end first")
+        raise UserError(f"{folder}: found no {DONE}, expected a finished run; train it to its end first"
+                        f"{near(folder)}")
     run = read_mapping(folder / CONFIG_YAML)["run"]
     data = PreparedData(data_path or run["data_path"])
     splits = load_matching_splits(data.path / SPLITS, run["split_hash"], folder,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshnet.errors import UserError
+from meshnet.files import near
 
 if TYPE_CHECKING:  # numpy too: the names below are imported by scripts that must answer --help at once
     import datasets
@@ -84,7 +85,8 @@ def read_own_json(path: Path, missing: str) -> object:
 def load_prepared(folder: str | Path) -> dict:
     """``prepared.json`` of a prepared dataset, checked. Raises UserError where it is missing or of another version."""
     path = Path(folder) / PREPARED
-    prepared = read_own_json(path, f"{folder}: found no {PREPARED}, expected a prepared dataset; run prepare.py")
+    prepared = read_own_json(path, f"{folder}: found no {PREPARED}, expected a prepared dataset; run prepare.py"
+                             f"{near(folder)}")
     missing = [k for k in PREPARED_KEYS if k not in prepared] if isinstance(prepared, dict) else list(PREPARED_KEYS)
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; run prepare.py again")

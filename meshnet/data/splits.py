@@ -9,7 +9,7 @@ import numpy as np
 from meshnet.data.schema import read_own_json
 from meshnet.display import count
 from meshnet.errors import UserError
-from meshnet.files import hash_of
+from meshnet.files import hash_of, near
 
 QUANTILES = 5
 
@@ -193,7 +193,7 @@ def content_hash(splits: dict) -> str:
 def load_splits(path: str | Path) -> dict:
     """Read splits.json and verify its hash. Raises UserError where it is missing, damaged or was edited."""
     path = Path(path)
-    missing = f"{path}: no such file, expected the splits that prepare.py writes; run it first"
+    missing = f"{path}: no such file, expected the splits that prepare.py writes; run it first{near(path.parent)}"
     splits = read_own_json(path, missing)
     if not isinstance(splits, dict) or not {"hash", "outer", "inner", "seed", "folds"} <= set(splits):
         raise UserError(f"{path}: found no hash, outer, inner, seed and folds; run prepare.py again")

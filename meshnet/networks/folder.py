@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from meshnet import ROOT
 from meshnet.errors import UserError
-from meshnet.files import whole_file, write_json
+from meshnet.files import near, whole_file, write_json
 from meshnet.hub import pull_missing
 from meshnet.networks.card import CONFIG, WEIGHTS, Card
 
@@ -125,7 +125,7 @@ def find_folder(name: str | Path) -> Path:
     built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CONFIG}"))
     raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its "
                     f"{CONFIG}, a Hub name user/name[@revision], or one of {', '.join(built_in)}; fetch a published "
-                    "network of infer.py --list_models with: python share.py pull NAME FOLDER")
+                    f"network of infer.py --list_models with: python share.py pull NAME FOLDER{near(text)}")
 
 
 def find_weights(name: str | Path, weights: str = WEIGHTS) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from meshnet.display import count, minutes
 from meshnet.errors import UserError
+from meshnet.files import near
 from meshnet.runs.folder import read_metrics
 from meshnet.runs.jobs import Handle
 from meshnet.search import belief
@@ -103,7 +104,8 @@ def show_status(folder: Path) -> int:
     """Print the status table of a study folder, whether it is running or not."""
     status = read_status(folder)
     if not status:
-        raise UserError(f"{folder}: no status.json, expected a study folder; start one with search.py --study {folder}")
+        raise UserError(f"{folder}: no status.json, expected a study folder; start one with search.py --study {folder}"
+                        f"{near(folder)}")
     print("\n".join(status_table(status)))
     silent = time.time() - status["time"]
     if status["state"] == "running" and abs(silent) > STALE_SECONDS:
