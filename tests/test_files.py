@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnet import files
+from meshnet import files, hub
 from meshnet.errors import UserError
 
 
@@ -23,6 +23,10 @@ def test_what_lies_beside_a_missing_path_is_offered(tmp_path, monkeypatch):
     assert files.near("data/tiny") == files.near("runs/nope") == files.near("data/tinyy/x") == files.near("a\0b") == ""
 
 
+def away(name, kind):
+    raise UserError(f"{name}: not in the cache, and the Hub cannot be reached; go online once, then it works offline")
+
+
 def test_every_place_that_refuses_a_missing_path_offers_what_is_like_it(tmp_path, monkeypatch):
     from meshnet.crossval.scoring import test_run
     from meshnet.data.schema import load_prepared
@@ -32,7 +36,7 @@ def test_every_place_that_refuses_a_missing_path_offers_what_is_like_it(tmp_path
     from meshnet.search.status import show_status
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "pull", away)
     for name in ("one/two/tiny", "runs/tiny"):
         (tmp_path / name).mkdir(parents=True)
     wrong = Path("one/two/tinyy")
