@@ -111,8 +111,11 @@ def main() -> int | None:
         cases = plan_masks(*find_scans(arguments.scans, lambda: first_card(arguments).channels), arguments.output)
     names = find_models(arguments)
     if shards.drives(arguments):
-        return shards.run_shards("infer.py", call.check_launch(arguments, names), arguments,
+        code = shards.run_shards("infer.py", call.check_launch(arguments, names), arguments,
                                  merges=arguments.level != "participant")
+        if cases:
+            print(printable(next_step(cases, arguments, first_card(arguments))), file=sys.stderr)
+        return code
 
     from meshnet.cohort.batch import Batch
 
@@ -122,12 +125,13 @@ def main() -> int | None:
         segment_all(batch, models, arguments)
         code = batch.end()
     if cases and not arguments.json and place().count == 1:
-        print(printable(next_step(cases, arguments, models[0].card)), file=sys.stderr)
+        print(printable(next_step(cases, arguments, models[0].card, batch.misfit)), file=sys.stderr)
     return code
 
 
-def next_step(cases: list[dict], arguments: argparse.Namespace, card) -> str:
-    """What to do after the last scan: look at it, or at all of them. ``card``: of the first model."""
+def next_step(cases: list[dict], arguments: argparse.Namespace, card, misfit: bool = False) -> str:
+    """What to do after the last scan: look at it, or at all of them. ``card``: of the first model; ``misfit``: it is
+    for another kind of scan."""
     from meshnet.cohort.lines import class_names
 
     if arguments.report:
@@ -135,6 +139,7 @@ def next_step(cases: list[dict], arguments: argparse.Namespace, card) -> str:
     if len(cases) == 1:
         look = [f"look at {cases[0]['picture']}"] if arguments.picture and cases[0]["picture"].exists() else []
         more = ["a lower --threshold marks more, a higher one less"] if len(class_names(card)) == 1 else []
+        more = ["another model: python infer.py --list_models"] if misfit else more
         return f"Next: {'; '.join(look + more) or 'look at ' + str(cases[0]['mask'])}"
     scans = {str(path) for case in cases for path in case["scans"]}
     given = [word for word in sys.argv[1:] if word != "--report" and (

@@ -15,10 +15,11 @@ import numpy as np
 from meshnet.cohort import bids, call, lists
 from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
-from meshnet.cohort.lines import purpose
+from meshnet.cohort.lines import class_names, header, purpose
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import TABLE, Records, Work, label, progress, write_table
+from meshnet.cohort.said import report_all
 from meshnet.display import Live, count
 from meshnet.errors import UserError, decoration, leave_word
 from meshnet.inference.scan import Case, Segmentation, timed
@@ -27,6 +28,7 @@ from meshnet.runs.folder import AVERAGED
 from meshnet.runs.place import Place, place
 from meshnet.runs.shares import FOLDER, key_of
 from meshnet.scans.mask import lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.naming import asks_for_another_model
 from meshnet.scans.nifti import read_image
 
 
@@ -67,7 +69,7 @@ class Batch:
                          Place() if self.alone else None)
         self.earlier = earlier_records(self.out, cases[0]) if self.alone else None
         self.facts: dict[str, dict] = {}
-        self.taken = 0
+        self.taken, self.misfit = 0, False  # misfit: a scan's name says a kind that the model is not for
         # Several processes have a line of their own about all of them (records.py).
         self.live = Live(len(cases) > 1 and not self.work.where.shared, sys.stderr)
         if self.root is not None:
@@ -140,6 +142,7 @@ class Batch:
         names = [Path(os.path.abspath(name)).name if os.path.exists(name) else name for name in self.arguments.model]
         kept = {key: value for key, value in result.items() if key != "parts"} | {
             "model": purpose(names, self.models[0].card)}
+        self.misfit |= any(map(asks_for_another_model, result["warnings"]))
         self.work.done(planned, kept)
         if self.earlier:
             renew(self.earlier, key_of(planned["mask"], self.out), kept)
@@ -212,6 +215,10 @@ class Batch:
             except UserError as error:  # the others' table is written
                 print(f"error: {error}", file=sys.stderr)
                 failed.append(done.pop(at) | {"error": str(error)})
+        if self.work.where.lines:
+            given, cards = self.arguments, [model.card for model in self.models]
+            report_all(header(given.model, cards, given.threshold, given.min_lesion_mm3), done, len(failed),
+                       self.work.where.command, class_names(cards[0])[0])
         if self.root is not None:
             note_undecided(records, self.arguments, self.root)
             write_bids(self.out, self.root, records, self.arguments.report)

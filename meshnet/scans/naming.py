@@ -55,6 +55,11 @@ def name_remarks(scans: Sequence[str | Path], channels: Sequence[str], looks: st
     return remarks
 
 
+def asks_for_another_model(remark: str) -> bool:
+    """Whether a line of ``name_remarks`` says that the model is for another kind of scan."""
+    return remark.startswith("its name says ") and remark.endswith("take another model")
+
+
 def where(channels: Sequence[str], channel: str) -> str:
     """Which channel, if there are several."""
     return f" in this place (channel {channel})" if len(channels) > 1 else ""

@@ -8,6 +8,7 @@ import pytest
 from bright import bright_model, infer, scan_file
 
 from meshnet.cohort.files import case_name, check_order, find_scans, plan_masks, stem
+from meshnet.cohort.said import MOST_LINES, report_all
 from meshnet.errors import UserError
 from meshnet.scans.ours import carries_our_name, signed
 
@@ -143,9 +144,30 @@ def test_workers_share_the_scans_and_say_things_once(tmp_path, capfd):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a_lesion.nii.gz", "c_lesion.nii.gz"]
     for once in ("passed over as masks", "b.nii.gz: found no NIfTI", "2 scans, 1 failed"):
         assert said.count(once) == 1, said
+    lines = done.stdout.splitlines()  # of a short list all that one process says, whichever process did a scan
+    assert f"{model}: marks lesion on T2w scans; from probability 0.5; all sizes are kept" in lines, said
+    for name in "ac":
+        mask = tmp_path / f"out/{name}_lesion.nii.gz"
+        assert [line for line in lines if line.startswith(f"{mask}: ") and " mL in 1 lesion" in line], said
+    assert done.stderr.splitlines()[-1] == (
+        f"Next: python infer.py {scans} -o {tmp_path}/out --model {model} --no-picture --workers 2 --report")
     found = infer(scans, "--model", model, "--workers", 2, check=False)
     assert found.returncode == 2 and "of a command with --workers, such as -o masks" in found.stderr
     assert found.returncode == 2 and found.stderr.count("-o: expected a folder for the masks") == 1
+
+
+def test_of_a_short_list_the_last_job_says_each_scan(capsys):
+    known = {"scan": ["a.nii"], "mask": "a_lesion.nii", "volume_ml": 2.0, "lesions": 1, "seconds": 1.5, "remarks": [],
+             "warnings": ["do not use the mask"], "expect": "Dice 0.6", "contrast": "T1w", "command": "now"}
+    cases = [known, known | {"command": "before"}, {"mask": "b_lesion.nii", "volume_ml": 1.0}]
+    report_all("the model", cases, 1, "now", "lesion")
+    out, errors = capsys.readouterr()
+    assert out.splitlines() == [
+        "the model", "a_lesion.nii: 2.00 mL in 1 lesion; looks like T1w (1.5 s)",
+        *(f"{name}_lesion.nii: exists, skipped; --overwrite replaces it" for name in "ab")]
+    assert errors.splitlines() == ["warning: a.nii: do not use the mask", "T1w: Dice 0.6"]
+    report_all("the model", [known] * MOST_LINES, 1, "now", "lesion")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_its_own_masks_are_no_scans_in_a_folder_and_in_a_list(tmp_path, capsys):

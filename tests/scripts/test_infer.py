@@ -258,6 +258,9 @@ def test_it_says_what_comes_next(model, tmp_path):
     one = infer(tmp_path / "c.nii.gz", "--model", model)
     assert one.stderr.splitlines()[-1] == (
         f"Next: look at {tmp_path}/c_lesion.png; a lower --threshold marks more, a higher one less")
+    other = infer((tmp_path / "c.nii.gz").rename(tmp_path / "c_FLAIR.nii.gz"), "--model", model, "--no-picture")
+    assert other.stderr.splitlines()[-1] == "Next: another model: python infer.py --list_models"
+    (tmp_path / "c_FLAIR.nii.gz").rename(tmp_path / "c.nii.gz")
     two = infer(tmp_path / "scans", "--model", model, "--no-picture")
     assert two.stderr.splitlines()[-1] == (
         f"Next: python infer.py {tmp_path}/scans --model {model} --no-picture -o masks --report")
