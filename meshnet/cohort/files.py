@@ -63,22 +63,7 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
         if not cases and not named:
             raise UserError(f"{listed(masks, whole=True)}: found a mask or probability map that this program wrote, "
                             "expected a scan; give the scan that it was made from")
-    return once(cases + ([in_order(named, channels())] if named else [])), below
-
-
-def once(cases: list[list[Path]]) -> list[list[Path]]:
-    """``cases`` without those that are given again, as ``x.nii`` and ``./x.nii``, of which a line tells. A link of
-    another name is another scan: its mask is another file."""
-    first: dict[tuple, list[Path]] = {}
-    again = []
-    for case in cases:
-        key = tuple((os.path.realpath(path.parent), path.name) for path in case)
-        if first.setdefault(key, case) is not case:
-            again.append(case[0])
-    if again:
-        names = listed(list(dict.fromkeys(again)), whole=True)
-        print(f"note: {names}: given more than once, segmented once", file=sys.stderr)
-    return list(first.values())
+    return cases + ([in_order(named, channels())] if named else []), below
 
 
 def stem(path: Path) -> str:
@@ -246,6 +231,11 @@ def case_name(scans: list[Path]) -> str:
     return scans[0].resolve().parent.name or first if first.lower() in ALIASES else first
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, by whatever spelling."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def plan_masks(cases: list[list[Path]], below: dict[Path, Path], output: str | None) -> list[dict]:
     """The mask file of each case, and what its scan is called among the others; an output folder has the subfolders
     that ``below`` gives for the scans.
@@ -271,6 +261,9 @@ def plan_masks(cases: list[list[Path]], below: dict[Path, Path], output: str | N
             name = f"{scans[0].parent.name}_{name}"
         mask = target if names_a_file else folder / f"{name}{MASKS[0]}.nii.gz"
         real = os.path.realpath(mask)
+        if real in planned and all(map(same_file, planned[real]["scans"], scans)):
+            raise UserError(f"{mask}: is the mask of both {planned[real]['scans'][0]} and {scans[0]}, one scan that is "
+                            "given twice; leave one of them out")
         if real in planned:
             raise UserError(f"{mask}: is the mask of both {planned[real]['scans'][0]} and {scans[0]}; segment "
                             "them in two commands with different -o")

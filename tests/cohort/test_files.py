@@ -83,16 +83,15 @@ def test_patients_with_the_same_file_names_get_masks_of_their_own(tmp_path):
         plan_masks([cases[0], cases[0]], {}, str(tmp_path / "out"))
 
 
-def test_what_is_given_twice_is_segmented_once(tmp_path, monkeypatch, capsys):
-    """By another spelling as well, and in a folder that is given besides; a link of another name is another scan."""
-    monkeypatch.chdir(made(tmp_path, "a/x.nii", "y.nii"))
-    (tmp_path / "link.nii").symlink_to("y.nii")
-    assert found("y.nii", "./y.nii", "link.nii", channels=["T2w"]) == [["y.nii"], ["link.nii"]]
-    assert capsys.readouterr().err == "note: y.nii: given more than once, segmented once\n"
-    cases, below = find_scans(["a/x.nii", ".", "a"], lambda: ["T2w"])
-    assert cases == [[Path("a/x.nii")], [Path("link.nii")], [Path("y.nii")]] and below[Path("a/x.nii")] == Path("a")
-    assert "note: a/x.nii: given more than once" in capsys.readouterr().err
-    assert found("T2w=a", "FLAIR=b", "b,a") == [["b", "a"]]
+def test_a_scan_given_twice_is_said_to_be(tmp_path, monkeypatch):
+    """By another spelling, and in a folder that is given besides; two scans of one name are not one."""
+    monkeypatch.chdir(made(tmp_path, "a/x.nii", "y.nii", "y.nii.gz"))
+    for given in (["y.nii", "./y.nii"], ["a/x.nii", "a"], ["a", tmp_path / "a"], ["T2w=y.nii", "T2w=y.nii"]):
+        cases, below = find_scans([str(name) for name in given], lambda: ["T2w"])
+        with pytest.raises(UserError, match=r"is the mask of both .* one scan that is given twice; leave one of them"):
+            plan_masks(cases, below, None)
+    with pytest.raises(UserError, match=r"both y.nii and y.nii.gz; segment them in two commands with different -o"):
+        plan_masks([[Path("y.nii")], [Path("y.nii.gz")]], {}, None)
 
 
 def test_a_mask_in_a_list_is_passed_over_by_its_name_where_a_scan_is_there(tmp_path, monkeypatch, capsys):
