@@ -57,6 +57,8 @@ def add_web(commands) -> None:
     web.add_argument("--scan", nargs="+", type=Path, default=[], metavar="NIFTI",
                      help="say how many voxels of this scan's mask differ from infer.py's (one file for each channel)")
     web.add_argument("--title", help="title of the page (default: made from the model's channels and classes)")
+    web.add_argument("--no-niivue", dest="niivue", action="store_false",
+                     help="leave out the 3-D view, and NiiVue with it (1.1 MB)")
     web.add_argument("--space", metavar="user/name", help="also push the page as a static Space")
     web.add_argument("--public", action="store_true", help="make a new Space public (default: private)")
     web.add_argument("--notice", help="the line that is always in sight (default: research software, no diagnosis)")
@@ -135,7 +137,7 @@ def pull(name: str, folder: Path | None, dataset: bool) -> Path:
 
 
 def web(model: str, out: Path, scan: list[Path], title: str | None, notice: str | None, space: str | None,
-        public: bool) -> str:
+        public: bool, niivue: bool) -> str:
     """Write a page, and push it as a Space if asked; returns what was written, how well it agrees with infer.py, and
     the Space's address, in words."""
     from meshnet.sharing.published import find
@@ -149,7 +151,7 @@ def web(model: str, out: Path, scan: list[Path], title: str | None, notice: str 
 
         check_push(space)  # before anything is written
     name = find(model)
-    said = [write_page(name, out, title, notice)]
+    said = [write_page(name, out, title, notice, niivue)]
     if scan:
         said.append(compare(name, scan, out))
     if space:

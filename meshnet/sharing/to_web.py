@@ -32,7 +32,8 @@ PARTS = Path(__file__).parent / "page"
 STEPS = ("messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "naming", "grid",
          "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter",
          "worker")  # what the worker is made of, in this order
-PAGE = ("seal", "messages", "arrays", "cases", "viewer", "intake", "madeup", "report", "page")  # that the page loads
+PAGE = ("seal", "messages", "arrays", "cases", "viewer", "solid", "intake", "madeup", "report",
+        "page")  # that the page loads
 VENDOR = PARTS / "vendor"  # code of others, see vendored.json there
 CLASSIC = {"import.meta.url": '""', "export default Module;": ""}  # what a module may say and a classic script may not
 CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'self'; "
@@ -47,13 +48,15 @@ MODEL = "const MODEL = "  # how model.js begins
 SIGN = "meshnet-page"  # in model.js, by which a page is known again
 
 
-def write_page(name: str | Path, folder: str | Path, title: str | None = None, notice: str | None = None) -> str:
+def write_page(name: str | Path, folder: str | Path, title: str | None = None, notice: str | None = None,
+               niivue: bool = True) -> str:
     """Write the page of a model to ``folder``; returns what was written, in words.
 
     Args:
         name: a model or run folder, a weights file, a built-in or Hub name.
         title: of the page; None makes one from the card.
         notice: the line that is always in sight; None is ``NOTICE``.
+        niivue: whether the page has a 3-D view, for which NiiVue lies in it (1.1 MB).
 
     Raises:
         UserError: for a model that cannot run in a page, or a folder that holds something else.
@@ -66,6 +69,7 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     title = title or f"{marked[:1].upper()}{marked[1:]} on {' and '.join(card.channels)} scans"
     values = {"title": title, "notice": notice or NOTICE, "csp": CSP, "lead": lead_of(card),
               "wanted": " and ".join(f"a {one} scan" for one in card.channels),
+              "solid": "" if niivue else "hidden",
               "several": ", one file for each channel" if len(card.channels) > 1 else ", also several scans"}
     page = (PARTS / "page.html").read_text(encoding="utf-8")
     for key, value in values.items():
@@ -73,15 +77,19 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
     files = {"index.html": page.replace("@about@", about_html(weights, card)),
              "page.css": (PARTS / "page.css").read_text(encoding="utf-8"), "data.js": data_script(),
              "model.js": model_script(card, weights), "README.md": space_card(title, notice or NOTICE),
-             "dcm2niix.js": converter_script(), "threads.js": threads_script(), "LICENSES.txt": licences(),
+             "dcm2niix.js": converter_script(), "threads.js": threads_script(), "LICENSES.txt": licences(niivue),
+             **({"niivue.js": niivue_script()} if niivue else {}),
              **{f"{one}.js": script(one) for one in PAGE}}
     size = sum(len(text.encode()) for text in files.values())
     if size > MOST_PAGE:
-        raise UserError(f"{name}: makes a page of {size / 1e6:.1f} MB, expected at most {MOST_PAGE / 1e6:g} MB; export "
-                        "it with python share.py onnx")
+        fits = niivue and size - len(files["niivue.js"]) <= MOST_PAGE
+        raise UserError(f"{name}: makes a page of {size / 1e6:.1f} MB, expected at most {MOST_PAGE / 1e6:g} MB; "
+                        + ("leave the 3-D view out (--no-niivue)" if fits else "export it with python share.py onnx"))
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in sorted(files.items(), key=lambda file: file[0] == "index.html"):  # that one last
         write_text(folder / path, text)
+    if not niivue:
+        (folder / "niivue.js").unlink(missing_ok=True)  # of an earlier page
     return (f"{folder / 'index.html'}: open it in a browser; {size / 1e6:.1f} MB in {len(files)} files, and about "
             f"{max(1, round(plan_bytes(card) / 1e6))} MB of memory for the network")
 
@@ -170,6 +178,11 @@ def converter_script() -> str:
     return f"const DCM2NIIX = {json.dumps(values)};\n"
 
 
+def niivue_script() -> str:
+    """NiiVue, packed, as a JavaScript constant, which a page loads when its user asks for the 3-D view."""
+    return f"const NIIVUE = {json.dumps(base64.b64encode((VENDOR / 'niivue.js.gz').read_bytes()).decode())};\n"
+
+
 def model_script(card: Card, weights: Path) -> str:
     """The card and the weights as a JavaScript constant."""
     from meshnet.networks.readme import public_card
@@ -189,15 +202,18 @@ def unpack_model(page: Path, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(base64.b64decode(values["weights"]))
 
 
-def licences() -> str:
-    """The licences of what the page is made of."""
+def licences(niivue: bool) -> str:
+    """The licences of what the page is made of, with NiiVue or without."""
     from meshnet import ROOT
 
     path = ROOT / "LICENSE"  # not beside an installed package
     own = path.read_text(encoding="utf-8") if path.is_file() else "MeshNet: MIT License.\n"
     others = (VENDOR / "LICENSES.txt").read_text(encoding="utf-8")
+    if not niivue:
+        others = others[:others.index("NiiVue, in niivue.js")]
+    parts = "dcm2niix (dcm2niix.js) and NiiVue (niivue.js)" if niivue else "dcm2niix (dcm2niix.js)"
     return ("This page consists of MeshNet, whose engine holds code compiled with libc++ (Apache-2.0 with LLVM "
-            f"exceptions) and wasi-libc (MIT), and of dcm2niix (dcm2niix.js).\n\n{own}\n{others}")
+            f"exceptions) and wasi-libc (MIT), and of {parts}.\n\n{own}\n{others}")
 
 
 def space_card(title: str, notice: str) -> str:

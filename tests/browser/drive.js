@@ -81,6 +81,11 @@ const steps = {
     await page.waitForFunction((n) => window.page.ticket > n, { timeout: LIMIT }, before);
     return page.evaluate(() => document.getElementById("answer").textContent);
   },
+  // Keys, pressed where the focus is put.
+  async press(page, id, ...keys) {
+    await page.focus(`#${id}`);
+    for (const key of keys) await page.keyboard.press(key);
+  },
   evaluate: (page, code) => page.evaluate(code),
   // Whether the browser lets the page send something away, in each way that a page has.
   // `port`: of UDP on this machine. No policy governs `opened`: another address, as by a link.

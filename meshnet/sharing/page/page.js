@@ -7,6 +7,7 @@ const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCod
 const state = { cases: [], running: null, shown: null, result: null, worker: null, started: 0, sorts: [], names: new Set(), typing: 0 };
 window.page = state;  // for whoever wants to look, and for tests
 const viewer = new Viewer($("canvas"), describe);
+const solid = new Solid($("solid-place"), viewer, (said) => { $("solid-said").textContent = said, showSolid(); });
 
 // ---------------------------------------------------------------- the worker
 
@@ -25,6 +26,7 @@ function startWorker() {
 function restartWorker() {
   startWorker();
   state.shown = state.result = null;
+  solid.close();
   $("result").hidden = true;
   for (const files of state.sorts) state.worker.postMessage({ what: "sort", files });
 }
@@ -42,7 +44,7 @@ const heard = {
     Object.assign(one, { state: "done", found: rowOf(found) });
     learn(voxelsOf(found.scan.shape), (performance.now() - state.started) / 1000);
     state.result = found, state.shown = one;
-    viewer.open(found.scan, found.labels);
+    solid.close(), viewer.open(found.scan, found.labels);
     finished();
     showResult(true);
   },
@@ -51,7 +53,7 @@ const heard = {
     Object.assign(state.result, found);
     state.shown.found = rowOf(state.result);
     viewer.labels = found.labels;
-    viewer.draw();
+    viewer.draw(), solid.update();
     showResult(false), showList();
   },
   file({ id, kind, content }) {
@@ -172,6 +174,11 @@ function showResult(anew) {
   state.ticket = (state.ticket || 0) + 1;
 }
 
+function showSolid() {
+  $("solid").textContent = solid.isOpen ? "Close the 3-D view" : "3-D view";
+  $("solid").setAttribute("aria-expanded", String(solid.isOpen));
+}
+
 function showDecision() {
   const { threshold, min_lesion_mm3 } = state.result.decision;
   $("threshold").value = threshold, $("smallest").value = min_lesion_mm3 / 1000;
@@ -260,8 +267,9 @@ document.addEventListener("dragleave", () => $("target").classList.remove("over"
 document.addEventListener("drop", async (event) => { $("target").classList.remove("over"); await takeDropped(event.dataTransfer); });
 $("cancel").onclick = cancel;
 $("made-up").onclick = () => takeMadeUp();
-$("shown").onchange = (event) => { viewer.shown = event.target.checked; viewer.draw(); };
-$("opacity").oninput = (event) => { viewer.opacity = Number(event.target.value) / 100; viewer.draw(); };
+$("shown").onchange = (event) => { viewer.shown = event.target.checked; viewer.draw(), solid.update(); };
+$("opacity").oninput = (event) => { viewer.opacity = Number(event.target.value) / 100; viewer.draw(), solid.update(); };
+$("solid").onclick = () => (solid.isOpen ? solid.close() : solid.open());
 for (const id of ["threshold", "smallest"]) {  // while typing too, once that pauses
   $(id).oninput = () => {  // the step is for the arrows; numbers between are as good
     const { badInput, rangeUnderflow, rangeOverflow } = $(id).validity;
