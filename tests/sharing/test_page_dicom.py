@@ -1,8 +1,5 @@
 """The page's DICOM: series sorted, chosen and converted as by the program, with dcm2niix compiled for browsers."""
 
-import gzip
-import hashlib
-import json
 from pathlib import Path
 
 import nibabel as nib

@@ -1,10 +1,11 @@
-"""The 3-D view in real browsers: NiiVue comes when it is asked for, draws what the page has, and nothing rests on it."""
+"""The 3-D view in real browsers: NiiVue comes when asked for, draws what the page has, and nothing rests on it."""
 
 import os
 import shutil
 import subprocess
 
 import nibabel as nib
+import nibabel.eulerangles
 import numpy as np
 import pytest
 from page_steps import scan
@@ -17,7 +18,8 @@ SAID = "document.getElementById('solid-said').textContent"
 WAIT = """(async () => { const said = document.getElementById("solid-said"), button = document.getElementById("solid");
     while (said.textContent.includes("being made")) await new Promise((done) => setTimeout(done, 20));
     return [said.textContent, button.textContent, button.getAttribute("aria-expanded"), broken]; })()"""
-THERE = """[typeof NIIVUE, typeof niivue, document.querySelectorAll('script[src^="blob:"], script[src="niivue.js"]').length,
+THERE = """[typeof NIIVUE, typeof niivue,
+    document.querySelectorAll('script[src^="blob:"], script[src="niivue.js"]').length,
     document.querySelectorAll("canvas").length]"""
 # How many pixels are drawn on, how orange they are, and a sum that tells pictures apart.
 DRAWN = """(() => { const { picture, canvas: { width, height } } = solid, { gl } = picture;
@@ -55,10 +57,10 @@ def drawing(browser, monkeypatch):
 def oblique(path):
     """A scan whose axes are those of no file that lies straight: swapped, reversed, turned."""
     scan(path)
-    image = nib.load(path)
+    values = np.array(nib.load(path).dataobj)
     turn = nib.eulerangles.euler2mat(0.2, 0.1, -0.15)
     affine = nib.affines.from_matvec(turn @ np.diag([-1.0, 1.2, 1.4])[[1, 0, 2]], [20, -30, 10])
-    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
+    nib.save(nib.Nifti1Image(values, affine), path)
     return path
 
 
