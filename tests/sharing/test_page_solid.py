@@ -70,16 +70,16 @@ def test_a_picture_in_3d_comes_when_it_is_asked_for(drawing, place, where):
     folder, address, asked = place
     asked.clear()
     given = {"file": (folder / "page/index.html").as_uri(), "http": address}[where]
-    _, _, before, loaded, said, there, first, none, full, hidden, _, turned, axe, _, closed, _, again = drawing(
+    _, _, before, loaded, said, there, first, none, full, hidden, _, turned, _, closed, _, again, axe = drawing(
         given, ["evaluate", WATCH], ["files", str(folder / "scan.nii")], ["evaluate", THERE],
         ["press", "solid", "Enter"], ["evaluate", WAIT], ["evaluate", THERE], ["evaluate", DRAWN],
         ["evaluate", f"(() => {{ {FADE % 0} return {DRAWN}; }})()"],
         ["evaluate", f"(() => {{ {FADE % 100} return {DRAWN}; }})()"],
         ["evaluate", f"(() => {{ document.getElementById('shown').click(); return {DRAWN}; }})()"],
-        ["press", "solid-canvas", "ArrowRight", "ArrowRight", "ArrowUp"], ["evaluate", DRAWN], ["axe"],
+        ["press", "solid-canvas", "ArrowRight", "ArrowRight", "ArrowUp"], ["evaluate", DRAWN],
         ["evaluate", "(() => { window.kept = solid.picture.gl; document.getElementById('solid').click(); })()"],
         ["evaluate", f"new Promise((done) => setTimeout(() => done({CLOSED}), 300))"],
-        ["press", "solid", "Enter"], ["evaluate", WAIT])
+        ["press", "solid", "Enter"], ["evaluate", WAIT], ["axe"])
     assert before == ["undefined", "undefined", 0, 1] and loaded is None
     assert said[0].startswith("Drag, or use") and said[1:] == ["Close the 3-D view", "true", []], said
     assert there == ["string", "object", 2, 2]

@@ -93,22 +93,28 @@ class Solid {
 
   // Gives back what it holds, of the graphics card's memory too.
   close() {
-    const { picture } = this;
+    const { picture, canvas } = this;
     ++this.asked;
+    if (canvas && document.activeElement === canvas) $("solid").focus();  // since the canvas goes
     this.picture = this.mask = this.drawn = this.canvas = null;
     this.place.replaceChildren(), this.place.hidden = true;
     this.told("");
     if (!picture) return;
     picture.cleanup();
     picture.volumes = [];
-    picture.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+    loseContext(canvas);
   }
 }
 
 function hasWebGl2() {
-  const context = document.createElement("canvas").getContext("webgl2");
+  return loseContext(document.createElement("canvas")) !== null;
+}
+
+// Browsers keep few contexts, and each until its canvas is collected as garbage.
+function loseContext(canvas) {
+  const context = canvas.getContext("webgl2");
   context?.getExtension("WEBGL_lose_context")?.loseContext();
-  return context !== null;
+  return context;
 }
 
 // NiiVue from its own file, which holds it packed; it is unpacked to a script in memory, as the page's rule allows. Once it
