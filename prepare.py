@@ -185,8 +185,9 @@ def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> No
     print(f"the head's box has {prepared['box_share']:.0%} of the grid's voxels; training reads that part")
     splits = load_splits(out / SPLITS)
     for fold in range(splits["outer"]):
-        parts = {name: len(members) for name, members in fold_subjects(splits, fold, 0).items()}
-        print(f"fold {fold}: {parts['train']} to train on, {parts['val']} to validate, {parts['test']} to test"
+        train, val, test = (set(fold_subjects(splits, fold, 0)[name]) for name in ("train", "val", "test"))
+        own = " (on the training cases: an upper bound)" if train & val else ""
+        print(f"fold {fold}: {len(train)} to train on, {len(val)} to validate{own}, {len(test)} to test"
               + ("" if fold or splits["inner"] == 1 else f" (inner fold 0 of {splits['inner']})"))
     if arguments.pictures:
         with decoration(f"{out / PAGE}: not written", "nothing else depends on it"):

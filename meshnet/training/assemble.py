@@ -40,6 +40,7 @@ from meshnet.training.agree import by_main
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.optim import Schedule, build_ema, build_optimizer
 from meshnet.training.precision import choose_precision
+from meshnet.training.said import own_cases
 from meshnet.training.start_from import start_from
 
 SIZE_MULTIPLE = 32  # what the strided baselines need; MeshNet takes any size
@@ -345,4 +346,4 @@ def outcome(run) -> str:
     if not at and row.get("val_threshold") not in (None, 0.5):
         at = f"; {row['val_dice_swept']:.3f} at threshold {row['val_threshold']:g}"
     return (f"{run.folder}: {state} at epoch {progress.epoch}, best validation Dice {progress.best_dice:.3f} (epoch "
-            f"{progress.best_epoch}{at})")
+            f"{progress.best_epoch}{at}){own_cases(run.train, run.val)}")

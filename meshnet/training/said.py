@@ -1,6 +1,7 @@
 """What a run says: the line of an epoch, how far it is and how long it will take, and whether it is learning."""
 
 import time
+from collections.abc import Collection
 
 from meshnet.display import Live, bar, minutes
 from meshnet.training.run import Progress, Run
@@ -110,3 +111,8 @@ def judged(progress: Progress, summary: dict, nothing: bool, cases: int) -> tupl
                 f"{summary['val_loss']:.3g}: the network is learning, keep training")
     progress.warned = nothing and (progress.warned or flat)
     return line, flat
+
+
+def own_cases(train: Collection[int], val: Collection[int]) -> str:
+    """What the last line says of a Dice on cases that training saw too, as ``prepare.py --inner 1`` has it; else ""."""
+    return "" if set(train).isdisjoint(val) else "; validated on its own training cases: an upper bound"

@@ -113,6 +113,14 @@ def tiny(tmp_path_factory):
     return out
 
 
+def test_what_is_said_of_folds_that_validate_on_the_training_cases(run, tmp_path):
+    data, pages = SYNTHETIC[:-4], "--no-pictures"
+    _, text, _ = run(*data, "--outer", 2, "--inner", 1, pages, "--out", tmp_path / "one")
+    assert "fold 1: 3 to train on, 3 to validate (on the training cases: an upper bound), 3 to test\n" in text
+    _, text, _ = run(*SYNTHETIC, pages, "--out", tmp_path / "two")
+    assert "to validate, 3 to test" in text and "upper bound" not in text
+
+
 def test_rows_hold_the_conformed_case_and_where_it_came_from(tiny):
     from meshnet.data.synthetic.case import make_case
 

@@ -16,6 +16,15 @@ from meshnet.networks.memory import estimate_training_memory
 from meshnet.networks.meshnet import MeshNet
 from meshnet.training import assemble
 from meshnet.training.assemble import estimate_step, layout_of, refuse_budget, training_box
+from meshnet.training.run import Progress
+
+
+def test_the_last_line_says_where_validation_cases_are_training_cases(tmp_path):
+    run = SimpleNamespace(progress=Progress(epoch=2, best_epoch=1, best_dice=0.77, finished=True), folder=tmp_path,
+                          config=resolve(Config()), train=[0, 1], val=[1])
+    assert assemble.outcome(run).endswith("0.770 (epoch 1); validated on its own training cases: an upper bound")
+    run.val = [2]
+    assert assemble.outcome(run).endswith("0.770 (epoch 1)")
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "instance", "group"])
