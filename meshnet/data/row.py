@@ -138,7 +138,7 @@ def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nif
     remarks = [line for image in loaded.images for line in header_remarks(image)]
     remarks += [line for image, name in zip(loaded.images, names) for line in values_remarks(image, name)]
     remarks += extent_remarks(loaded.images[0], settings.grid.voxel_mm)
-    remarks += check_channels(volumes, names, case.images[0])
+    remarks += check_channels(volumes, names, case.images[0], loaded.images[0])
     remarks += content_remarks(volumes[0], loaded.images[0], settings.grid.voxel_mm)
     for image, volume, name in zip(conformed, volumes, names):
         remarks += grey_remarks(volume, image.extra[EXTREMES], name)

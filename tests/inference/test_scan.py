@@ -42,6 +42,15 @@ def test_several_channels_from_files_or_one_4d_file(tmp_path):
     assert not (tmp_path / "z.nii.gz").exists()
 
 
+def test_a_small_mask_for_a_scan_is_refused_as_what_it_may_be(tmp_path):
+    """Nothing of it is left on the model's grid, so that it would be refused as an empty scan."""
+    mask = np.zeros((100, 120, 128), np.uint8)
+    mask[51, 61, 65] = 1
+    nib.save(nib.Nifti1Image(mask, np.diag([2.0, 2, 2, 1])), tmp_path / "m.nii")
+    with pytest.raises(UserError, match=r"m\.nii: T2w holds no values but 0 and 1, .* is it a mask and not a scan"):
+        read_case([tmp_path / "m.nii"], [Model(None, Card(**CARD))])
+
+
 @pytest.mark.parametrize("ceiling", [None, "10GB"])
 def test_under_a_ceiling_no_scan_is_read_ahead(model, tmp_path, monkeypatch, ceiling):
     import infer as script

@@ -278,6 +278,8 @@ def faults() -> dict:
     nan[3, 3, 3] = np.nan
     inf = head(0)
     inf[3, 3, 3] = np.inf
+    small = head(0) * 0
+    small[3, 3, 3] = 1
     singular = nib.Nifti1Image(head(0), np.eye(4))
     singular.set_sform(np.eye(4), 1)
     singular.header["srow_y"] = 0
@@ -288,6 +290,7 @@ def faults() -> dict:
         "volumes": (np.stack([head(0)] * 3, -1), None, {}, "found 4D data"),
         "nan": (nan, None, {}, "NaN"),
         "inf": (inf, None, {}, "NaN or infinite"),
+        "small_mask": (small, None, {}, "holds no values but 0 and 1, and has the same value everywhere"),
         "zero": (head(0) * 0, None, {}, "every voxel is zero"),
         "no_affine": (None, None, {"codes": 0}, "no affine"),
         "singular": (gzip.compress(singular), None, {}, "singular affine"),
