@@ -22,7 +22,7 @@ _INSTALLED = Path(__file__).resolve().parent / "root"  # where setup.py puts the
 ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parent.parent
 _HOMES = {
     "MeshNet": "networks.meshnet", "load_model": "networks.build", "Card": "networks.card",
-    "segment_scan": "inference.scan", "predict": "inference.predict", "conform": "scans.grid",
+    "segment_scan": "inference.scan", "predict": "inference.entrance", "conform": "scans.grid",
     "to_native": "scans.grid", "read_image": "scans.nifti", "save_like": "scans.nifti",
     "case_metrics": "scans.metrics", "UserError": "errors",
 }

@@ -107,4 +107,5 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     load_into(model, path)
     if card.patch and card.name != "meshnet":  # a MeshNet needs no patches: its tiles are exact
         model.patch = card.patch
+    model.card = card  # by which the public ``predict`` knows what a volume must be
     return Model(model, card)

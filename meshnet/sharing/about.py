@@ -8,7 +8,7 @@ from pathlib import Path
 
 from meshnet.config import SCORES
 from meshnet.networks.card import WEIGHTS, Card
-from meshnet.networks.readme import LIMITS, summarise_cases
+from meshnet.networks.readme import LIMITS, public_source, summarise_cases
 from meshnet.runs.folder import AVERAGED, LAST, TEST_CASES, read_metrics
 
 SECTIONS = ("What it reaches", "What it can and cannot do")  # of a README.md, that belong on a page
@@ -48,7 +48,8 @@ def about_html(weights: Path, card: Card) -> str:
     if not best:
         parts += ["<h3>Scores</h3>", own_scores(weights, card)]
     elif scores:
-        parts += ["<h3>Scores on held-out cases: mean (standard deviation)</h3>", table([("score", "value"), *scores])]
+        parts += [f"<h3>Scores on held-out {'synthetic ' * is_synthetic(card)}cases: mean (standard deviation)</h3>",
+                  data_of(card), table([("score", "value"), *scores])]
     elif SECTIONS[0] not in sections:
         known = [(key.replace("_", " "), str(value)) for key, value in card.metrics.items()
                  if not isinstance(value, dict)]
@@ -65,6 +66,25 @@ def about_html(weights: Path, card: Card) -> str:
                                        for key, value in own.items())) for name, own in card.contrasts.items()],
             ("lesions are dropped", f"under {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else "never")]
     return "\n".join([*parts, f"<h3>{DETAILS}</h3>", table([("field", "value"), *seen])])
+
+
+def source_of(card: Card) -> object:
+    """Where the cases of a run are from, as prepare.py recorded it; None where the card does not say."""
+    return card.training_data.get("source") if isinstance(card.training_data, dict) else None
+
+
+def is_synthetic(card: Card) -> bool:
+    """Whether the cases were drawn and are of no patient."""
+    source = source_of(card)
+    return isinstance(source, dict) and source.get("format") == "synthetic"
+
+
+def data_of(card: Card) -> str:
+    """The data set that a run was trained and tested on, as HTML, without paths; "" where the card does not say."""
+    if not (source := source_of(card)):
+        return ""
+    drawn = " No patient's scan is among them." * is_synthetic(card)
+    return f"<p>Trained and tested on one data set: {html.escape(public_source(source))}.{drawn}</p>"
 
 
 def is_best(weights: Path) -> bool:
