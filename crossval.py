@@ -231,4 +231,4 @@ def run_all(arguments: argparse.Namespace, plan: dict, out: Path) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(main, grace=60)  # its runs are given time to end
+    run_script(main, grace=60, continues=True)  # its runs are given time to end

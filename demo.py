@@ -4,6 +4,7 @@
 synthetic: no patient's scan is used, and the network is a toy.
 """
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,12 @@ def call(script: str, *arguments: object) -> None:
     """Run one of the scripts as a user would, with paths as a user types them; exit with its code if it fails."""
     given = [str(a.relative_to(ROOT)) if isinstance(a, Path) else str(a) for a in arguments]
     print(f"\n$ python {script} {' '.join(given)}", flush=True)
-    code = subprocess.run([sys.executable, ROOT / script, *given], cwd=ROOT, check=False).returncode
+    with subprocess.Popen([sys.executable, ROOT / script, *given], cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt as stop:  # it tidies up and says so itself, once
+            process.send_signal(getattr(stop, "number", signal.SIGINT))
+            code = process.wait()
     if code:
         sys.exit(code)
 

@@ -347,4 +347,4 @@ def print_faults(failed: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, continues=True)

@@ -104,14 +104,14 @@ def explain_missing(names: str) -> str:
 
 # ---------------------------------------------------------------------- the end of a script
 
-def run_script(main: Callable[[], int | None], grace: float = GRACE) -> None:
+def run_script(main: Callable[[], int | None], grace: float = GRACE, continues: bool = False) -> None:
     """Call ``main`` and leave the process with its exit code.
 
     What the user can correct, what the surroundings do and a signal become one line on stderr and an exit code, see the
     top of this file. A reader of standard output that has left, as ``head`` does, ends the script without a word, exit
     code 141. Everything else keeps its traceback.
 
-    grace: seconds after a signal in which ``main`` may tidy up.
+    grace: seconds after a signal in which ``main`` may tidy up. continues: whether the same command goes on then.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the script
@@ -128,7 +128,7 @@ def run_script(main: Callable[[], int | None], grace: float = GRACE) -> None:
             leave_word(code, line or f"{type(error).__name__}: {first_line(error)}")
             if not line:
                 raise
-            say_last(line)
+            say_last(line + "; the same command continues" * (continues and code >= 128))
     sys.exit(code)
 
 

@@ -45,6 +45,9 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == "error: a line and another\n"
     assert ended(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(SystemExit):
+        run_script(raising(KeyboardInterrupt()), continues=True)
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
