@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from meshnet.cohort.said import report
 
 LOOK = 0.1  # seconds between two tries to end what is being written
+GRACE = 1.5  # seconds that it has to become whole, where the process is asked to end
 
 
 class GivenUp(BaseException):
@@ -20,7 +21,8 @@ class Behind:
     """Does what it is given in a thread of its own, in that order; at once where it is not ``beside``.
 
     So files are written, and lines printed, in the order of the scans. Leaving the ``with`` block waits for what was
-    begun; on Ctrl-C that is given up, as where a scan is written at once: a file is whole or not there.
+    begun. On Ctrl-C what is being written has a moment to become whole, and is then given up: a file is whole or not
+    there.
     """
 
     def __init__(self, beside: bool):
@@ -53,9 +55,10 @@ class Behind:
         """End what is being written and leave the rest. Waits until that is so, however often it is interrupted: a
         thread that is waited for itself counts as ended after an interruption (Python 3.11)."""
         self.pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + GRACE
         while not all(each.done() for each in self.open):
             with contextlib.suppress(BaseException):
-                if self.thread is not None:
+                if self.thread is not None and time.monotonic() > end:
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), ctypes.py_object(GivenUp))
                 wait(self.open, LOOK)
 
