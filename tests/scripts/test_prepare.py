@@ -319,7 +319,7 @@ def test_bad_cases_are_listed_and_the_good_ones_kept(table, tmp_path, run):
     assert len(shards(tmp_path / "out")) == 4
 
 
-@pytest.mark.parametrize("name", sorted(faults()))
+@pytest.mark.parametrize("name", sorted(faults().keys() - {"small_mask"}))  # that is one on a coarse grid alone
 def test_a_lone_bad_case_is_one_error_and_no_dataset(table, tmp_path, run, name):
     image, mask, save_options, _ = faults()[name]
     table.lines.clear()
