@@ -113,7 +113,7 @@ def main() -> int | None:
     if shards.drives(arguments):
         code = shards.run_shards("infer.py", call.check_launch(arguments, names), arguments,
                                  merges=arguments.level != "participant")
-        if cases:
+        if cases and not arguments.json:
             print(printable(next_step(cases, arguments, first_card(arguments))), file=sys.stderr)
         return code
 

@@ -4,8 +4,6 @@ import itertools
 import math
 import random
 
-from asha_curves import Curves
-
 from meshnet.search.asha import Asha
 from meshnet.search.sampler import RandomSampler
 from meshnet.search.units import as_tried, features, scale_of, snapshot
@@ -78,10 +76,3 @@ class LogNEI(RandomSampler):
 
         return np.array([point[columns[0]] if len(columns) == 1 else (np.argmax(point[columns]) + 0.5) / len(columns)
                          for columns in self._columns()])
-
-
-def botorch(problem: Curves, seed: int, workers: int):
-    """This project's promotions, and proposals of BoTorch."""
-    from asha_methods import Ours
-
-    return Ours(problem, seed, workers, LogNEI)

@@ -6,25 +6,14 @@ trains, or None where it has to wait; ``tell`` takes a score and says whether th
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from asha_botorch import botorch
+from asha_botorch import LogNEI
 from asha_curves import Curves
 from asha_smac import Smac
+from asha_work import Work
 
 from meshnet.search.asha import Asha, geometric_rungs
 from meshnet.search.sampler import ModelSampler, RandomSampler
-
-
-@dataclass
-class Work:
-    """Train run ``number`` from epoch ``start`` to ``stop``; its score is wanted at the epochs ``looks``."""
-
-    number: int
-    units: list[float]
-    start: int
-    stop: int
-    looks: tuple[int, ...] = ()
 
 
 class Ours:
@@ -276,7 +265,7 @@ METHODS: dict[str, Callable] = {
     "syne_tune_asha": lambda problem, seed, workers: SyneTune(problem, seed, workers, "asha"),
     "orion_asha": Orion,
     "smac": Smac,
-    "botorch": botorch,
+    "botorch": lambda problem, seed, workers: Ours(problem, seed, workers, LogNEI),
     "ours_not_judging": lambda problem, seed, workers: Ours(
         problem, seed, workers, lambda space, seed: ModelSampler(space, seed, judging=False)),
     "syne_tune_cqr": lambda problem, seed, workers: SyneTune(problem, seed, workers, "cqr"),

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from asha_curves import Curves
+from asha_work import Work
 
 
 class Smac:
@@ -34,9 +35,7 @@ class Smac:
             intensifier=MultiFidelityFacade.get_intensifier(scenario, eta=2))
         self.numbers, self.stops, self.asked = {}, {}, {}
 
-    def next(self):
-        from asha_methods import Work
-
+    def next(self) -> Work | None:
         info = self.smac.ask()
         if info is None:
             return None
@@ -46,7 +45,7 @@ class Smac:
         units = self.problem.space.encode({d.name: info.config[d.name] for d in self.problem.space.dimensions})
         return Work(number, units, start, stop)
 
-    def tell(self, work, epoch: int, score: float) -> bool:
+    def tell(self, work: Work, epoch: int, score: float) -> bool:
         from smac.runhistory.dataclasses import TrialValue
 
         self.smac.tell(self.asked[work.number], TrialValue(cost=-score), save=False)

@@ -94,8 +94,11 @@ def what(one: dict) -> str:
 
 
 def age(told: tuple[Path, dict]) -> int:
-    """When a list was told, in nanoseconds."""
-    return told[0].stat().st_mtime_ns
+    """When a list was told, in nanoseconds; later than all others where a newer one has just taken its place."""
+    try:
+        return told[0].stat().st_mtime_ns
+    except OSError:
+        return sys.maxsize
 
 
 def others(records: Records, own: Path) -> Iterator[tuple[Path, dict]]:

@@ -20,14 +20,15 @@ DECADES = 1e3  # of the learning rate that are shown, below the highest
 
 
 @plots.styled
-def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "", score: str = "val_dice") -> None:
+def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "", score: str = "val_dice",
+             kept: int | None = None) -> None:
     """Loss, Dice and learning rate by epoch, from the lines of metrics.jsonl.
 
     Args:
         rows: one mapping an epoch, with ``epoch`` and whatever of ``CURVES`` it has; missing and None are gaps.
         path: PNG, SVG or PDF by its ending, written whole.
 
-    The best epoch by ``score`` is marked in the Dice panel.
+    Marked in the Dice panel is the epoch whose weights are ``kept``; without one, the first of the best by ``score``.
     """
     shown = [(name, curves) for name, curves in CURVES
              if any(_known(row.get(key)) for row in rows for key, _ in curves)] or list(CURVES)
@@ -46,7 +47,7 @@ def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "", score: 
     by_name = dict(zip((name for name, _ in shown), panels))
     validated = [row for row in rows if _known(row.get(score))]
     if validated:
-        best = max(validated, key=lambda row: row[score])
+        best = max(validated, key=lambda row: (row["epoch"] == kept, row[score]))
         by_name["Dice"].plot(best["epoch"], best[score], "o", markersize=9, mfc="none", color="#222222")
         by_name["Dice"].set_title(f"best {best[score]:.3f} in epoch {best['epoch']}", loc="right", fontsize=8)
     rates = [row["learning_rate"] for row in rows if _known(row.get("learning_rate"))]

@@ -57,7 +57,8 @@ def carries_our_name(path: str | Path) -> bool:
 
 
 def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:
-    """Whether writing ``mask`` to ``path`` replaces another result: of another model, or with other settings."""
+    """Whether writing ``mask`` to ``path`` replaces another result: of another model, with other settings, or of
+    another scan: a mask does not name its scan."""
     if not Path(path).exists():
         return []
     try:
@@ -68,5 +69,5 @@ def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:
     if np.array_equal(voxels, np.asanyarray(mask.dataobj)) and np.allclose(earlier.affine, mask.affine, atol=1e-3):
         return []
     volume_ml = np.count_nonzero(voxels) * voxel_volume_mm3(earlier.affine) / 1000
-    return [f"replaces an earlier mask of {volume_ml:.2f} mL, by another model or with other settings; -o writes "
-            "elsewhere"]
+    return [f"replaces an earlier mask of {volume_ml:.2f} mL, by another model, with other settings or of another "
+            "scan of that name; -o writes elsewhere"]

@@ -332,7 +332,7 @@ def finish_run(run, say) -> None:
 
         rows = read_metrics(run.folder)
         title = f"{run.config.model.name}, fold {run.card.training_data['fold']}, seed {run.seed}: {run.folder.name}"
-        curves.draw_run(rows, run.folder / CURVES, title, SCORES[run.config.training.score_at])
+        curves.draw_run(rows, run.folder / CURVES, title, SCORES[run.config.training.score_at], run.progress.best_epoch)
 
 
 def outcome(run) -> str:

@@ -78,6 +78,15 @@ def test_a_list_of_what_is_lost_alone_stays_until_that_is_tried(records):
     assert of_others(records, [])[1] == []
 
 
+def test_a_list_that_another_task_replaces_just_then_is_no_error(records, monkeypatch):
+    b, gone = case(records, "b", "B"), records.folder / "list-gone.json"
+    read = lists.others
+    told = {"cases": [{"key": "b", "scans": [str(records.out / "b.nii.gz")], "mask": "b.nii.gz"}], "lost": []}
+    monkeypatch.setattr(lists, "others", lambda *given: [*read(*given), (gone, told)])
+    assert tell(records, [b], []) == ([b], [])
+    assert of_others(records, [b]) == ([], [])
+
+
 def test_a_scan_without_file_and_mask_counts_while_its_failure_is_of_this_command(records):
     gone = case(records, "a", None)
     tell(records, [gone], [])

@@ -21,6 +21,9 @@ def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
     assert dice.lines[-1].get_xydata().tolist() == [[2, 0.4]]
     assert dice.get_title("right") == "best 0.400 in epoch 2"
     assert rate.get_yscale() == "log"
+    rows[2]["val_dice"] = 0.4  # a tie, which something else decided
+    curves.draw_run(rows, tmp_path / "run.png", kept=3)
+    assert drawn[1].axes[1].get_title("right") == "best 0.400 in epoch 3"
 
 
 def test_a_run_without_a_single_epoch_has_empty_panels(tmp_path):
