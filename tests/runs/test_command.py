@@ -78,7 +78,8 @@ SCRIPT = """
     sys.path.insert(0, {root!r})
     from meshnet.errors import Diverged, Surroundings, UserError, run_script
     def main():
-        print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("ACCELERATE_MIXED_PRECISION"), flush=True)
+        words = os.environ["CUDA_VISIBLE_DEVICES"], str(os.environ.get("ACCELERATE_MIXED_PRECISION"))
+        os.write(1, (" ".join(words) + chr(10)).encode())  # at once: two processes write to one file
         {main}
     run_script(main)
 """
