@@ -207,12 +207,12 @@ def say_before(batch, case: dict, models: list, arguments: argparse.Namespace, s
 
 def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
     """One line on standard error before the first scan is segmented, from one of several processes."""
-    from meshnet.cohort.lines import header
+    from meshnet.cohort.lines import header, voxel_sizes
 
     if os.environ.get("RANK", "0") != "0":
         return
     print(printable(header(arguments.model, [model.card for model in models], arguments.threshold,
-                           arguments.min_lesion_mm3)), file=sys.stderr, flush=True)
+                           arguments.min_lesion_mm3, voxel_sizes(models))), file=sys.stderr, flush=True)
 
 
 def check_output(case: dict, arguments: argparse.Namespace) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 from meshnet.errors import UserError
 from meshnet.files import near
 
-MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl"]
+# Of a cascade the first network's folder as well.
+MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl",
+               "first/config.json"]
 DATASET_FILES = ["*.json", "*.arrow", "README.md"]
 # What an earlier push may have left and a new one lacks: deleted in the same commit. A user's own files stay.
-STALE = {"space": [], "model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png"],
+STALE = {"space": [], "model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png",
+                             "first/config.json", "first/model.safetensors"],
          "dataset": ["*.arrow"]}
 ATTEMPTS, WAIT_S = 3, 2.0
 SHOWN = 5  # folders beside one that is missing

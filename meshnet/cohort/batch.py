@@ -15,7 +15,7 @@ import numpy as np
 from meshnet.cohort import bids, call, lists
 from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
-from meshnet.cohort.lines import class_names, header, purpose
+from meshnet.cohort.lines import class_names, header, purpose, voxel_sizes
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
 from meshnet.cohort.records import TABLE, Records, Work, label, progress, write_table
@@ -141,7 +141,7 @@ class Batch:
         # By the model's name alone: the page is handed on, and a path may name its owner.
         names = [Path(os.path.abspath(name)).name if os.path.exists(name) else name for name in self.arguments.model]
         kept = {key: value for key, value in result.items() if key != "parts"} | {
-            "model": purpose(names, self.models[0].card)}
+            "model": purpose(names, self.models[0].card, voxel_sizes(self.models))}
         self.misfit |= any(map(asks_for_another_model, result["warnings"]))
         self.work.done(planned, kept)
         if self.earlier:
@@ -217,8 +217,8 @@ class Batch:
                 failed.append(done.pop(at) | {"error": str(error)})
         if self.work.where.lines:
             given, cards = self.arguments, [model.card for model in self.models]
-            report_all(header(given.model, cards, given.threshold, given.min_lesion_mm3), done, len(failed),
-                       self.work.where.command, class_names(cards[0])[0])
+            report_all(header(given.model, cards, given.threshold, given.min_lesion_mm3, voxel_sizes(self.models)),
+                       done, len(failed), self.work.where.command, class_names(cards[0])[0])
         if self.root is not None:
             note_undecided(records, self.arguments, self.root)
             write_bids(self.out, self.root, records, self.arguments.report)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet.networks.card import Card
+from meshnet.networks.card import WEIGHTS, Card
+from meshnet.networks.cascade import FIRST
 from meshnet.networks.folder import default_model, find_weights
 from meshnet.scans.head import head_box
 from meshnet.scans.mask import box_of, slices
@@ -48,15 +49,21 @@ def head_facts(volume: np.ndarray, affine: np.ndarray) -> dict:
 
 
 def model_facts(names: Sequence[str | Path | None], cards: Sequence[Card], weights: str) -> list[dict]:
-    """What identifies each model, without a path of this machine: name, version, revision, the hash of its weights."""
+    """What identifies each model, without a path of this machine: name, version, revision, the hash of its weights, and
+    of a cascade that of the first network's."""
     found = []
     for name, card in zip(names, cards):
         path = find_weights(name or default_model(), weights)
         parts = path.parent.parts
         hub = parts[-3] if len(parts) > 3 and parts[-2] == "snapshots" else ""
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        first = {"FirstWeightsSHA256": sha256(path.parent / FIRST / WEIGHTS)} if card.first else {}
         found.append({"Name": hub.removeprefix("models--").replace("--", "/") or path.parent.name,
                       "Version": card.version, **({"Revision": parts[-1]} if hub else {}), "Weights": path.name,
-                      "WeightsSHA256": digest})
+                      "WeightsSHA256": sha256(path), **first})
     return found
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

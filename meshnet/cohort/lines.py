@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from meshnet.networks.build import Model, stages
 from meshnet.networks.card import Card, common_decision
 from meshnet.networks.folder import DEFAULT_NAME
 
 
-def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None) -> str:
+def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None,
+           voxels: Sequence[Sequence[float]] = ()) -> str:
     """What is being done, in one line, or two where a scan's contrast decides: the models, what they mark, on which
     scans, and from what probability and size.
 
@@ -18,6 +20,7 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
         names: of the models as the user gave them; empty for the built-in one.
         cards: of the models, in the same order.
         threshold, min_lesion_mm3: the user's own, None for the models'.
+        voxels: of each model the voxel sizes of its networks in mm, two of a cascade; empty where all are single.
     """
     card = cards[0]
     by = "the most probable class"
@@ -28,16 +31,28 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
     smallest = in_words(cards, threshold, min_lesion_mm3, "min_lesion_mm3", 1000)
     kept = f"what is below {smallest} mL is dropped" if smallest else "all sizes are kept"
     decides = f";\n  {by}, by contrast; " if any(" to " in words for words in (by, smallest)) else f"; {by}; "
-    return f"{purpose(names, card)}{decides}{kept}"
+    return f"{purpose(names, card, voxels)}{decides}{kept}"
 
 
-def purpose(names: Sequence[str], card: Card) -> str:
-    """The models, what they mark, and on which scans; ``names`` as for ``header``, ``card`` of the first."""
-    who = called(names) + (f" ({', '.join(names)})" if len(names) > 1 else "")
+def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] = ()) -> str:
+    """The models, what they mark, and on which scans; ``names`` and ``voxels`` as for ``header``, ``card`` of the first
+    model."""
+    each = [name + in_stages(sizes) for name, sizes in zip(names or [DEFAULT_NAME], voxels)] or list(names)
+    who = f"{called(names)} ({', '.join(each)})" if len(names) > 1 else called(each)
     about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
     of = f" of {about['disease']}" if about.get("disease") else ""
     contrasts = about.get("contrasts") or " + ".join(card.channels)
     return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans"
+
+
+def voxel_sizes(models: Sequence[Model]) -> list[list[float]]:
+    """Of each model the voxel sizes of its networks in mm, as ``header`` takes them."""
+    return [[each.card.voxel_mm for each in stages(model)] for model in models]
+
+
+def in_stages(sizes: Sequence[float]) -> str:
+    """What is said behind the name of a cascade, whose networks have voxels of these ``sizes`` in mm."""
+    return f" (two networks, of {sizes[0]:g} mm and {sizes[1]:g} mm)" if len(sizes) > 1 else ""
 
 
 def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None, name: str,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-from meshnet.inference.scan import Case, View, average
+from meshnet.inference.cascade import View
+from meshnet.inference.scan import Case, average
 from meshnet.networks.build import Model
 from meshnet.networks.card import common_threshold
 from meshnet.scans.mask import clean, voxel_volume_mm3
@@ -28,12 +29,13 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     card, like = models[0].card, case.images[0]
     voxel_mm3 = voxel_volume_mm3(like.affine)
     smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
-    pairs = list(zip(models, case.inputs))
+    looks = list(zip(models, case.inputs, case.seconds))
     if len(models) == 1:
-        pairs = [(models[0], [mirrored(view) for view in case.inputs[0]])]
+        second = case.seconds[0] and mirrored(case.seconds[0])
+        looks = [(models[0], [mirrored(view) for view in case.inputs[0]], second)]
     masks = [mask > 0] if len(models) == 1 else []
-    for model, views in pairs:
-        found = average(Case([like], [views]), [model], crop, max_memory, threads)
+    for model, views, second in looks:
+        found = average(Case([like], [views], seconds=[second]), [model], crop, max_memory, threads)
         limit = common_threshold([model.card]) if threshold is None else threshold
         masks.append(clean(card.marking.labels(found, limit), voxel_mm3, smallest) > 0)
     return round(statistics.fmean(overlap(a, b, voxel_mm3) for a, b in itertools.combinations(masks, 2)), 3)

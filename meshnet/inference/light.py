@@ -20,6 +20,7 @@ from meshnet.config import NORMS
 from meshnet.kernels import calls
 from meshnet.networks.build import Model
 from meshnet.networks.card import WEIGHTS, read_card
+from meshnet.networks.cascade import FIRST, read_first
 from meshnet.networks.folder import find_weights
 from meshnet.networks.fuse import Layer, fuse_tensors
 
@@ -28,10 +29,11 @@ GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, A
 
 @dataclass(frozen=True)
 class FusedMeshNet:
-    """The layers of ``networks.fuse``, as numpy arrays."""
+    """The layers of ``networks.fuse``, as numpy arrays; of a cascade's second network, beside the ``first`` one."""
 
     layers: list[Layer]
     in_channels: int
+    first: Model | None = None
 
 
 def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None,
@@ -46,17 +48,20 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None,
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     if device is None and sys.platform == "linux" and (single or hidden or not any(map(os.path.exists, GPUS))):
-        device = "cpu"  # as scan.pick_device chooses, but for a single scan
+        device = "cpu"  # as models.pick_device chooses, but for a single scan
     if device != "cpu":
         return None
     path = find_weights(name, weights)
     card = read_card(path.parent, path.name)
+    first = None
+    if read_first(path.parent, card) and (first := load(path.parent / FIRST, device=device, single=single)) is None:
+        return None
     arguments = card.arguments
     if card.name != "meshnet" or arguments.get("norm", "batch") not in NORMS or not calls.available():
         return None
     tensors = read_plain(path)
     layers = None if tensors is None else fuse_tensors(tensors, arguments)
-    return None if layers is None else Model(FusedMeshNet(layers, arguments.get("in_channels", 1)), card)
+    return None if layers is None else Model(FusedMeshNet(layers, arguments.get("in_channels", 1), first), card)
 
 
 def read_plain(path: Path) -> dict[str, np.ndarray] | None:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.inference import light
+from meshnet.inference.cascade import View, grey_view, second_probabilities, second_volume
+from meshnet.inference.models import as_model, load_models
 from meshnet.inference.predict import predict
-from meshnet.networks.build import Model, load_model
-from meshnet.networks.card import WEIGHTS, Card, common_decision
-from meshnet.networks.folder import default_model
+from meshnet.networks.build import Model, stages
+from meshnet.networks.card import Card, common_decision
 from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.head import head_box
@@ -34,10 +32,6 @@ from meshnet.scans.naming import name_remarks
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
 from meshnet.scans.ours import signed
 
-if TYPE_CHECKING:
-    import torch
-
-View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z), float32 in 0..1, and its affine
 Scan = str | Path | nib.Nifti1Image
 
 
@@ -46,8 +40,10 @@ class Case:
     """A scan that has been read and conformed.
 
     ``images`` are its channels on their own grids. ``inputs`` has one entry per model, a list of the scan's views on
-    that model's grids. ``parts`` are the seconds that reading, conforming and later steps took, by name.
-    ``contrast`` is what the scan looks like (``scans.contrast``), None where no model's scaling looks at that.
+    that model's grids, float32 in 0..1. Of a cascade these are the first network's; the second one's, uint8, is in
+    ``seconds``, which is None for other models. ``parts`` are the seconds that reading, conforming and later steps
+    took, by name. ``contrast`` is what the scan looks like (``scans.contrast``), None where no model's scaling looks
+    at that.
     """
 
     images: list[nib.Nifti1Image]
@@ -55,6 +51,10 @@ class Case:
     parts: dict[str, float] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     contrast: str | None = None
+    seconds: list[View | None] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.seconds = self.seconds or [None] * len(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -119,89 +119,6 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
                         min_lesion_mm3=min_lesion_mm3, crop=crop, max_memory=max_memory, threads=threads)
 
 
-# ---------------------------------------------------------------------- models
-
-def load_models(names: Sequence[str | Path | Model | None], weights: str = WEIGHTS, device: str | None = None,
-                threads: int | None = None, single: bool = False) -> list[Model]:
-    """Trained networks on the device, in evaluation mode; without PyTorch where the kernels can run all of them.
-
-    Args:
-        names: each like ``model`` of ``segment_scan``; None is the built-in model.
-        weights: which file of the folders; ``model_ema.safetensors`` holds averaged weights.
-        device: as in ``segment_scan``.
-        threads: sets PyTorch's number of threads for the whole process.
-        single: as in ``light.load``.
-
-    Raises:
-        UserError: where one is not found or not valid, or they differ in classes or channels.
-    """
-    names = [default_model() if name is None else name for name in names]
-    labels = [f"model {i}" if isinstance(name, Model) else str(name) for i, name in enumerate(names, 1)]
-    models = [name if isinstance(name, Model) else light.load(name, weights, device, single) for name in names]
-    if None in models or any(hasattr(network, "parameters") for network, _ in models):
-        import torch
-
-        if threads:
-            torch.set_num_threads(threads)
-        models = [name if isinstance(name, Model) else load_model(name, weights) for name in names]
-        for given, (network, _) in zip(names, models):
-            if hasattr(network, "to") and (device or not isinstance(given, Model)):  # whoever loaded it placed it
-                network.to(pick_device(device)).eval()
-    for label, model in zip(labels, models):
-        check_alike(label, model.card, labels[0], models[0].card)
-    return models
-
-
-def as_model(given) -> str | Path | Model | None:
-    """What ``segment_scan`` is given as a model, with a ``MeshNet`` from ``from_pretrained`` and its card as a Model.
-
-    Raises:
-        UserError: for a network without a card, of which nobody knows how a scan must look.
-    """
-    if given is None or isinstance(given, (str, Path, Model)):
-        return given
-    card = getattr(given, "card", None)
-    if card is None:
-        raise UserError(f"model: found a {type(given).__name__} without a card, expected a name, what load_model "
-                        "returned, or a MeshNet of MeshNet.from_pretrained")
-    return Model(given.eval(), card)
-
-
-def check_alike(name: str, card: Card, first_name: str, first: Card) -> None:
-    """Raise UserError for a model whose probabilities cannot be averaged with those of the first one."""
-    another_order = card.channels != first.channels and sorted(card.channels) == sorted(first.channels)
-    if card.marks != first.marks:
-        raise UserError(f"{name}: marks {card.marks or 'all of its classes'}, expected {first.marks or 'all'} as "
-                        f"{first_name}; the field marks of config.json decides it")
-    if card.classes != first.classes or another_order or len(card.channels) != len(first.channels):
-        raise UserError(f"{name}: has classes {card.classes} and channels {card.channels}, expected "
-                        f"{first.classes} and {first.channels} as {first_name}")
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The torch device of that name; for None the fastest one available.
-
-    Raises:
-        UserError: where this machine has no such device.
-    """
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("mps"):
-        raise UserError(f"--device {name}: left aside, since PyTorch's 3D convolutions have been wrong on Apple GPUs, "
-                        "expected cpu or cuda; leave it out for the CPU")
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():
-            # torchrun: a GPU for each process, in turn where there are fewer
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; leave it out for the fastest there is") from None
-    return device
-
-
 # ---------------------------------------------------------------------- the scan, as the models see it
 
 def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
@@ -222,23 +139,32 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
     remarks += checks.extent_remarks(images[0], min(model.card.voxel_mm for model in models))
     view = functools.cache(lambda grid, scaling, window: conformed_view(images, grid, scaling, window, parts))
     head = functools.cache(lambda: head_box(np.asanyarray(images[0].dataobj), margin=0))
-    inputs, extras = [], []
-    for _, each in models:
-        grids = [checks.fitted(grid, images[0], where, head) for grid in each.grids()]
-        remarks += [line for _, lines in grids for line in lines]
+    fit = functools.cache(lambda grid: checks.fitted(grid, images[0], where, head))
+    inputs, extras, seconds = [], [], []
+    for model in models:
+        each, *second = (stage.card for stage in stages(model))
+        grids = [fit(grid) for grid in each.grids()]
+        said = [line for _, lines in grids for line in lines]
         seen = [view(grid, each.scaling, tuple(each.window) if each.window else None) for grid, _ in grids]
         inputs.append([one for one, _ in seen])
         extras.append(seen[0][1])
+        seconds.append(None)
+        if second:
+            grid, lines = fit(second[0].grids()[0])
+            with timed(parts, "conform"):
+                seconds[-1] = grey_view(images, grid, extras[-1])
+            said = said or lines
+        remarks += said
     with timed(parts, "check"):
         volume = inputs[0][0][0]
         remarks += checks.check_channels(volume, card.channels, where, images[0])
-        remarks += checks.content_remarks(volume[0], images[0], models[0].card.voxel_mm)
+        remarks += checks.content_remarks(volume[0], images[0], stages(models[0])[0].card.voxel_mm)
         for channel, extra, name in zip(volume, extras[0], card.channels):
             remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
     looks = next(filter(None, [extra[0].get(LOOKS) for extra in extras]), None)
     if not any(isinstance(scan, nib.spatialimages.SpatialImage) for scan in scans):
         remarks = [*name_remarks(scans, card.channels, looks), *remarks]
-    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), looks)
+    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), looks, seconds)
 
 
 def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
@@ -312,10 +238,16 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     and for each model over its views."""
     total, marks = None, models[0].card.marking
     also = models[0].card.decision(case.contrast).also
-    for (network, _), views in zip(models, case.inputs):
+    how = {"crop": crop, "max_memory": max_memory, "threads": threads}
+    for model, views, second in zip(models, case.inputs, case.seconds):
+        if second:
+            with timed(case.parts, "first"):
+                given = second_volume(model.network.first, views, second, model.card.voxel_mm, **how)
+            views = [(given, second[1])]
         for volume, affine in views:
             with timed(case.parts, "compute"):
-                found = predict(network, volume, crop=crop, max_memory=max_memory, threads=threads)
+                found = second_probabilities(model, volume, second[0].shape[1:], **how) if second else predict(
+                    model.network, volume, **how)
             found = marks.of(found, also)
             with timed(case.parts, "back"):
                 native = to_native(found, affine, case.images[0], seen_only=True)

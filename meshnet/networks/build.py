@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meshnet.errors import UserError
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST, read_first
 from meshnet.networks.folder import find_weights, load_into
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ class Model(NamedTuple):
 
     network: Any
     card: Card
+
+
+def stages(model: Model) -> list[Model]:
+    """The networks of a model in the order in which they run: one, or the two of a cascade."""
+    first = getattr(model.network, "first", None)
+    return [model] if first is None else [first, model]
 
 
 def build(name: str, arguments: dict) -> nn.Module:
@@ -93,13 +100,15 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
 
     Returns:
         The network, on the CPU, in float32 and in evaluation mode, and its card:
-        ``network, card = load_model(name)``.
+        ``network, card = load_model(name)``. Of a cascade it is the second network, whose attribute ``first`` holds
+        the first one and its card.
 
     Raises:
         UserError: one line, where there is no such model or its files are not valid.
     """
     path = find_weights(name, weights)
     card = read_card(path.parent, path.name)
+    cascade = read_first(path.parent, card) is not None
     try:
         model = build(card.name, card.arguments)
     except UserError as error:
@@ -108,4 +117,6 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     if card.patch and card.name != "meshnet":  # a MeshNet needs no patches: its tiles are exact
         model.patch = card.patch
     model.card = card  # by which the public ``predict`` knows what a volume must be
+    if cascade:
+        model.first = load_model(path.parent / FIRST)
     return Model(model, card)

@@ -15,6 +15,7 @@ from meshnet.errors import UserError
 from meshnet.scans.contrast import CONTRASTS
 from meshnet.scans.grid import Grid
 from meshnet.scans.mask import Decision, Marks
+from meshnet.scans.second import SCALINGS
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -51,6 +52,7 @@ class Card:
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str | None = __version__
     marks: str | None = None  # the only class that a mask shows; None: all (see ``scans.mask.Marks``)
+    first: list[str] | None = None  # of a cascade: the first network's classes, which are channels as well
     others: dict[str, Any] = field(default_factory=dict)  # keys of the file that are not fields of this class
 
     def __post_init__(self):
@@ -68,6 +70,11 @@ class Card:
         values = asdict(self)
         others = values.pop("others")
         return {"format": FORMAT, **values, **others}
+
+    @property
+    def inputs(self) -> list[str]:
+        """What the network is given, by name: the scan's channels, and of a cascade the first network's classes."""
+        return [*self.channels, *(self.first or [])]
 
     def changed(self, **values) -> Card:
         """A copy of the card with other ``values``."""
@@ -150,10 +157,12 @@ def card_from(values: dict, path: Path) -> Card:
     for key, kind in (("name", str), ("arguments", dict), ("channels", list), ("classes", list)):
         if not isinstance(values.get(key), kind) or not values[key]:
             raise UserError(f"{path}: found {key} = {values.get(key)!r}, expected a {kind.__name__} that is not empty")
-    for key, listed in (("in_channels", "channels"), ("classes", "classes")):
-        number = values["arguments"].get(key, len(values[listed]))
-        if number != len(values[listed]):
-            raise UserError(f"{path}: found {len(values[listed])} {listed}, expected {number} as arguments.{key} says")
+    check_first_classes(values, path)
+    given = [*values["channels"], *(values.get("first") or [])]
+    for key, listed, what in (("in_channels", given, "channels"), ("classes", values["classes"], "classes")):
+        number = values["arguments"].get(key, len(listed))
+        if number != len(listed):
+            raise UserError(f"{path}: found {len(listed)} {what}, expected {number} as arguments.{key} says")
     for key in ("averaged", "shifted"):
         if not isinstance(values.get(key, False), bool):
             raise UserError(f"{path}: found {key} = {values[key]!r}, expected true or false")
@@ -167,6 +176,21 @@ def card_from(values: dict, path: Path) -> Card:
                             "correct it")
     check_decision(values, path)
     return Card.from_dict(values)
+
+
+def check_first_classes(values: dict, path: Path) -> None:
+    """Raise UserError where ``first`` of the file ``path`` cannot be: see ``scans.second``."""
+    names = values.get("first")
+    if names is None:
+        return
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: found first = {names!r}, expected the names of the first network's classes, or null")
+    if values.get("scaling", "conform_uint8") not in SCALINGS:
+        raise UserError(f"{path}: found scaling {values['scaling']!r} of a cascade, expected {' or '.join(SCALINGS)}; "
+                        "train one of these")
+    if values.get("shifted", False):
+        raise UserError(f"{path}: found shifted = {values['shifted']!r} of a cascade, expected false: only its first "
+                        "network may see a scan on two grids")
 
 
 def check_decision(values: dict, path: Path) -> None:

@@ -15,6 +15,7 @@ from meshnet.errors import UserError
 from meshnet.files import near, whole_file, write_json
 from meshnet.hub import pull_missing
 from meshnet.networks.card import CONFIG, WEIGHTS, Card
+from meshnet.networks.cascade import FIRST
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +27,16 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def save_model(folder: str | Path, model: nn.Module, card: Card, weights: str = WEIGHTS) -> None:
-    """Write ``folder/weights`` and ``folder/config.json``, each whole or not at all, the card last.
+    """Write ``folder/weights`` and ``folder/config.json``, each whole or not at all, the card last. The first network
+    of a cascade that ``load_model`` returned is written as well.
 
     Args:
         model: a network from ``build`` or a ``MeshNet``; its tensors are written as they are, from any device.
         card: how a scan must be prepared; ``name`` and ``arguments`` are filled in from the model.
     """
     card = card.changed(name=getattr(model, "name", "meshnet"), arguments=model.arguments)
+    if card.first and getattr(model, "first", None) is not None:
+        save_model(Path(folder) / FIRST, *model.first)
     save_weights(Path(folder) / weights, model.state_dict())
     write_json(Path(folder) / CONFIG, card.to_dict())
 

@@ -146,6 +146,9 @@ class MeshNet(nn.Module):
         card = read_card(path.parent, path.name)
         if card.name != "meshnet":
             raise UserError(f"{path.parent}: is a {card.name}, expected a MeshNet; load it with meshnet.load_model")
+        if card.first:
+            raise UserError(f"{path.parent}: is a cascade of two networks, expected one; load it with "
+                            "meshnet.load_model")
         try:
             model = cls(**card.arguments)
         except (ValueError, TypeError) as error:

@@ -126,7 +126,7 @@ def download(url: str, path: Path, optional: bool = False) -> None:
 
 def list_models() -> str:
     """The models available by name as text, a line each, built-in ones first."""
-    from meshnet.networks.card import CONFIG, WEIGHTS, read_card
+    from meshnet.networks.card import CONFIG, read_card
     from meshnet.networks.folder import BUILT_IN
 
     rows = [("name", "marks", "of", "contrast", "parameters", "licence", "how good")]
@@ -134,7 +134,7 @@ def list_models() -> str:
         card = read_card(path.parent)
         about = card.others.get("about", {})
         rows.append((path.parent.name, card.marks or ", ".join(card.classes[1:]), about.get("disease", "not said"),
-                     about.get("contrasts") or " + ".join(card.channels), parameters_in(path.parent / WEIGHTS), "MIT",
+                     about.get("contrasts") or " + ".join(card.channels), parameters_of(path.parent, card), "MIT",
                      f"built in; {about.get('score', 'no score on its card')}"))
     for name, model in PUBLIC.items():
         rows.append((name, model.segments, model.disease, model.channel, "after download", model.licence,
@@ -143,6 +143,15 @@ def list_models() -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in rows]
     return "\n".join([*lines, "", "Use one: python infer.py scan.nii.gz --model NAME. Models on the Hugging Face Hub: "
                       "--model user/name[@revision].", "Research software, not for diagnosis."])
+
+
+def parameters_of(folder: Path, card) -> str:
+    """The number of trainable values of the model in ``folder``; of a cascade those of both networks."""
+    from meshnet.networks.card import WEIGHTS
+    from meshnet.networks.cascade import FIRST
+
+    own = parameters_in(folder / WEIGHTS)
+    return f"{parameters_in(folder / FIRST / WEIGHTS)} + {own}" if card.first else own
 
 
 def parameters_in(path: Path) -> str:

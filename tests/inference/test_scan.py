@@ -17,6 +17,7 @@ from bright import CARD, bright_model, infer, scan_file
 from small import array, needs_kernels, network
 
 from meshnet import UserError, load_model, segment_scan
+from meshnet.inference import models as named
 from meshnet.inference import scan
 from meshnet.inference.scan import read_case
 from meshnet.networks.build import Model
@@ -490,4 +491,4 @@ def test_torchrun_gives_out_the_gpus_in_turn(monkeypatch, rank, gpus, found):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch, "empty", lambda *size, device: None)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    assert scan.pick_device(None) == torch.device("cuda", found)
+    assert named.pick_device(None) == torch.device("cuda", found)

@@ -2,45 +2,11 @@
 
 import numpy as np
 import pytest
+from cascades import plain_input
 
 from meshnet.scans import second
 
 F = np.float32
-
-
-def plain(scan, p, voxel_mm):
-    """The specification, voxel by voxel."""
-    above = np.argwhere(p.max(0) > F(0.3))
-    if not len(above):
-        return None
-    margin = round(8 / voxel_mm)
-    low = np.maximum(above.min(0) - margin, 0)
-    high = np.minimum(above.max(0) + 1 + margin, p.shape[1:])
-    size = high - low
-    lines = [np.linspace(-1, 1, n).astype(np.float32) for n in size]
-    places = [tuple(one) for one in np.ndindex(*size)]
-    result = np.zeros((len(scan) + len(p), *scan.shape[1:]), np.uint8)
-    for c, channel in enumerate(scan):
-        core = []
-        for i, j, k in places:
-            x, q = channel[low[0] + i, low[1] + j, low[2] + k], p[:, low[0] + i, low[1] + j, low[2] + k].max()
-            g = F(F(F(lines[0][i] ** 2) + F(lines[1][j] ** 2)) + F(lines[2][k] ** 2))
-            if x > 0 and q < F(0.5) and g < F(0.64):
-                core.append(int(x))
-        core.sort()
-        q1, median, q3 = 0, 64, 128
-        if len(core) > 500:
-            q1, median, q3 = (core[int(np.ceil(share * len(core))) - 1] for share in (0.25, 0.5, 0.75))
-        for i, j, k in places:
-            at = (low[0] + i, low[1] + j, low[2] + k)
-            z = F(F(int(channel[at]) - median) / F(max(4, q3 - q1)))
-            z = min(max(z, F(-4)), F(8))
-            result[(c, *at)] = np.rint(F(F(F(255) * F(z + F(4))) / F(12)))
-    for c, one in enumerate(p):
-        for i, j, k in places:
-            at = (low[0] + i, low[1] + j, low[2] + k)
-            result[(len(scan) + c, *at)] = np.rint(F(255) * one[at])
-    return result
 
 
 def made(shape, channels=1, classes=2, box=((3, 12), (2, 14), (4, 13)), seed=0, levels=256):
@@ -63,7 +29,7 @@ def test_what_the_second_network_is_given_is_the_specification_to_the_byte(case,
     scan, p = made(**case)
     found = second.second_input(scan, p, voxel_mm)
     assert found.dtype == np.uint8 and found.flags.c_contiguous
-    np.testing.assert_array_equal(found, plain(scan, p, voxel_mm))
+    np.testing.assert_array_equal(found, plain_input(scan, p, voxel_mm))
 
 
 def test_the_order_of_axes_in_memory_changes_nothing():

@@ -1,0 +1,62 @@
+"""The second stage of a cascade: its network's input, from the scan and from what the first network finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+
+from meshnet.inference.predict import predict
+from meshnet.networks.build import Model
+from meshnet.scans.contrast import T1W, turned_round
+from meshnet.scans.grid import LOOKS, Grid, conform, stack_channels, to_native
+from meshnet.scans.intensity import as_input
+from meshnet.scans.second import second_input
+
+View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z) and its affine
+
+
+def grey_view(images: Sequence[nib.Nifti1Image], grid: Grid, extras: Sequence[dict]) -> View:
+    """The images conformed to the second network's ``grid``, uint8. Those that the first network has seen turned round
+    are so here, whatever they look like on this grid.
+
+    ``extras`` is what ``conform`` said of each for the first network.
+    """
+    conformed = [conform(image, grid, "conform_uint8", None, images[0], exact=False) for image in images]
+    volumes = [np.asarray(image.dataobj) for image in conformed]
+    volumes = [turned_round(volume) if extra.get(LOOKS) == T1W else volume for volume, extra in zip(volumes, extras)]
+    return stack_channels(volumes), conformed[0].affine
+
+
+def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: float, crop: str = "head",
+                  max_memory: int | None = None, threads: int | None = None) -> np.ndarray | None:
+    """What the second network of a cascade is given, (C + K, X, Y, Z) uint8; None where the first one found nothing.
+
+    Args:
+        first: the first network.
+        views: the scan as that one sees it, a view for each of its grids, float32 in 0..1.
+        second: the same from ``grey_view``.
+        voxel_mm: of the second network's grid.
+        crop, max_memory, threads: as for ``predict``.
+    """
+    scan, affine = second
+    like, total = nib.Nifti1Image(scan[0], affine), None
+    for volume, from_affine in views:
+        found = predict(first.network, volume, crop=crop, max_memory=max_memory, threads=threads)
+        found = to_native(found[1:], from_affine, like)
+        if len(views) > 1:
+            found /= np.float32(len(views))
+        total = found if total is None else np.add(total, found, out=total)
+    return second_input(scan, total, voxel_mm)
+
+
+def second_probabilities(model: Model, volume: np.ndarray | None, shape: tuple[int, ...], crop: str = "head",
+                         max_memory: int | None = None, threads: int | None = None) -> np.ndarray:
+    """The second network's probabilities (K, X, Y, Z) on a grid of that ``shape``, for a ``volume`` of
+    ``second_volume``: where that is None, all is background and nothing is computed. Others as for ``predict``."""
+    if volume is not None:
+        return predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
+    nothing = np.zeros((len(model.card.classes), *shape), np.float32)
+    nothing[0] = 1
+    return nothing
