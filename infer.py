@@ -150,6 +150,7 @@ def next_step(cases: list[dict], arguments: argparse.Namespace, card, misfit: bo
 def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
     """Segment the scans of ``batch`` that no other process does, one after the other. The next scan is read and
     conformed, and the last one written, while one is computed."""
+    from meshnet.cohort.kept import check_output
     from meshnet.inference.scan import read_case
 
     # Scans read ahead: none under a limit of this process's memory; several for a GPU, which computes sooner than it
@@ -178,7 +179,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
             if said:
                 behind.do(batch.show, case)
             try:
-                check_output(case, arguments)
+                check_output(case, arguments.overwrite, arguments.probability, arguments.picture)
                 conformed = read.result()
                 behind.do(say_before, batch, case, models, arguments, said)
                 said = True
@@ -213,33 +214,6 @@ def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
         return
     print(printable(header(arguments.model, [model.card for model in models], arguments.threshold,
                            arguments.min_lesion_mm3, voxel_sizes(models))), file=sys.stderr, flush=True)
-
-
-def check_output(case: dict, arguments: argparse.Namespace) -> None:
-    """Refuse to write a file that does not fit into its folder, or to replace one that this program did not write.
-
-    Raises:
-        UserError: naming the file.
-    """
-    from meshnet.scans.ours import is_ours
-
-    mask = case["mask"]
-    longest = case["probability"] if arguments.probability else mask
-    known = hasattr(os, "pathconf") and mask.parent.is_dir()
-    limit = os.pathconf(mask.parent, "PC_NAME_MAX") if known else 255
-    if len(os.fsencode(longest.name)) > limit:
-        raise UserError(f"{case['scans'][0]}: its mask would have a name of {len(os.fsencode(longest.name))} bytes, "
-                        f"expected at most {limit}; give a shorter one with -o")
-    if arguments.overwrite:
-        return
-    foreign = [path for path in (mask, longest) if path.exists() and not is_ours(path)]
-    if arguments.picture and case["picture"].exists() and not mask.exists():  # else it is the mask's
-        from meshnet.scans.overlay import is_drawn
-
-        foreign += [] if is_drawn(case["picture"]) else [case["picture"]]
-    if foreign:
-        raise UserError(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
-                        "kept; --overwrite replaces it, -o writes elsewhere")
 
 
 # ---------------------------------------------------------------------- network and scans

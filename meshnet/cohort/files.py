@@ -17,9 +17,11 @@ WRITTEN = (".nii", ".nii.gz")
 UNWRITTEN = (".mgz", ".mgh", ".nrrd", ".nhdr", ".img", ".hdr", ".mha", ".mhd", ".mnc", ".dcm", ".gz", ".zip", ".png",
              ".jpg", ".tif", ".tiff", ".npy", ".npz", ".json", ".csv", ".txt", ".h5")
 MASKS = ("_lesion", "_lesion_probability")  # endings of what this program writes
-FOREIGN = re.compile(r"(^|[_-])(mask|d?seg|probseg|labels?)$", re.IGNORECASE)  # endings of other programs' masks
+# Names of other programs' masks: their endings, and BIDS's entity for what a mask is of.
+FOREIGN = re.compile(r"(^|[_-])((lesion)?mask|msk|roi|d?seg|probseg|labels?)$|(^|_)label-.*$", re.IGNORECASE)
 MASK_END = re.compile(rf"{FOREIGN.pattern}|({'|'.join(MASKS)})$", re.IGNORECASE)
 NAMED = re.compile(r"([A-Za-z][\w+.-]*)=(.+)", re.DOTALL)  # FLAIR=a.nii.gz
+TABLES = (".csv", ".tsv", ".txt")
 SHOWN = 3  # files that a note names
 
 
@@ -31,7 +33,7 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
         channels: called for the names of the model's channels, where they decide.
 
     Folders are searched with those below them; masks are left out, of files given one by one as well. For a model of
-    several channels the files of a folder are put together by the channel at the end of their names.
+    several channels the files of a folder or a list are put together by the channel at the end of their names.
 
     Raises:
         UserError: where there is no scan, or a channel is unknown, missing or in another's place.
@@ -53,6 +55,9 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
             below = {scans[0]: scans[0].parent.relative_to(path) for scans in found} | below
         else:
             files = [path] if os.path.exists(name) else [Path(part) for part in name.split(",")]
+            if len(files) == 1 and name.lower().endswith(TABLES):
+                raise UserError(f"{name}: found a table or a list, expected scans; give the files that it names, or "
+                                "their folder")
             if len(files) > 1:
                 check_order(files, channels())
             else:
@@ -63,6 +68,9 @@ def find_scans(names: list[str], channels: Callable[[], list[str]]) -> tuple[lis
         if not cases and not named:
             raise UserError(f"{listed(masks, whole=True)}: found a mask or probability map that this program wrote, "
                             "expected a scan; give the scan that it was made from")
+    alone = [case for case in cases if len(case) == 1 and case[0] in single]
+    if len(alone) > 1 and len(channels()) > 1:
+        cases = [case for case in cases if case not in alone] + cases_of_list(alone, channels())
     return cases + ([in_order(named, channels())] if named else []), below
 
 
@@ -184,13 +192,9 @@ def check_order(files: list[Path], channels: list[str]) -> None:
                         f"{' '.join(f'{channel}=FILE' for channel in channels)}")
 
 
-def together(folder: Path, files: list[Path], channels: list[str]) -> list[list[Path]]:
-    """The cases of several channels in a folder: files of one subfolder with the same name but for the channel at its
-    end. What has no such name, or lacks a channel, is said and left out.
-
-    Raises:
-        UserError: where no case has all channels.
-    """
+def grouped(files: list[Path], channels: list[str]) -> tuple[list[list[Path]], list[Path]]:
+    """The cases of several channels: files of one folder with the same name but for the channel at its end; and the
+    files that have no such name, or lack a channel."""
     groups: dict[tuple, dict[int, Path]] = {}
     alone = []
     for path in files:
@@ -202,13 +206,36 @@ def together(folder: Path, files: list[Path], channels: list[str]) -> list[list[
             groups[key][place] = path
     whole = [[found[k] for k in range(len(channels))] for found in groups.values() if len(found) == len(channels)]
     alone += [path for found in groups.values() if len(found) < len(channels) for path in found.values()]
+    return whole, alone
+
+
+def together(folder: Path, files: list[Path], channels: list[str]) -> list[list[Path]]:
+    """The cases of several channels in a folder, as ``grouped``; what is of none is said and left out.
+
+    Raises:
+        UserError: where no case has all channels.
+    """
+    whole, alone = grouped(files, channels)
     if not whole:
         raise UserError(f"{folder}: found no case with the channels {', '.join(channels)} of the model, expected names "
                         f"such as sub-1_{channels[0]}.nii.gz; or write {' '.join(f'{c}=FILE' for c in channels)}")
-    if alone:
-        print(f"note: {folder}: left out, as none or not all of the channels {', '.join(channels)}: {listed(alone)}",
-              file=sys.stderr)
+    say_alone(alone, folder, channels)
     return whole
+
+
+def cases_of_list(alone: list[list[Path]], channels: list[str]) -> list[list[Path]]:
+    """The cases among files that were given one by one, as ``grouped``; the same where none is whole: each may hold all
+    channels."""
+    whole, left = grouped([path for path, in alone], channels)
+    say_alone(left if whole else [], "the files given", channels)
+    return whole or alone
+
+
+def say_alone(files: list[Path], where: Path | str, channels: list[str]) -> None:
+    """A line on files that are no case."""
+    if files:
+        print(f"note: {where}: left out, as none or not all of the channels {', '.join(channels)}: {listed(files)}",
+              file=sys.stderr)
 
 
 def named_channels(files: list[Path], channels: list[str]) -> str:

@@ -30,7 +30,7 @@ from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import Decision, expected_dice, kept, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.naming import name_remarks
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
-from meshnet.scans.ours import signed
+from meshnet.scans.ours import scan_mark, signed
 
 Scan = str | Path | nib.Nifti1Image
 
@@ -43,7 +43,7 @@ class Case:
     that model's grids, float32 in 0..1. Of a cascade these are the first network's; the second one's, uint8, is in
     ``seconds``, which is None for other models. ``parts`` are the seconds that reading, conforming and later steps
     took, by name. ``contrast`` is what the scan looks like (``scans.contrast``), None where no model's scaling looks
-    at that.
+    at that. ``mark`` tells its files from others (``scans.ours.scan_mark``), "" of images in memory.
     """
 
     images: list[nib.Nifti1Image]
@@ -52,6 +52,7 @@ class Case:
     remarks: list[str] = field(default_factory=list)
     contrast: str | None = None
     seconds: list[View | None] = field(default_factory=list)
+    mark: str = ""
 
     def __post_init__(self):
         self.seconds = self.seconds or [None] * len(self.inputs)
@@ -162,9 +163,11 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
         for channel, extra, name in zip(volume, extras[0], card.channels):
             remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
     looks = next(filter(None, [extra[0].get(LOOKS) for extra in extras]), None)
+    mark = ""
     if not any(isinstance(scan, nib.spatialimages.SpatialImage) for scan in scans):
         remarks = [*name_remarks(scans, card.channels, looks), *remarks]
-    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), looks, seconds)
+        mark = scan_mark(scans)
+    return Case(images, inputs, parts, list(dict.fromkeys(remarks)), looks, seconds, mark)
 
 
 def read_channels(scans: Sequence[Scan], wanted: Sequence[str]) -> list[nib.Nifti1Image]:
@@ -226,9 +229,9 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
         quality = expected_dice(lesion, labels > 0, voxel_mm3)
     if "lesion" in (card.marks or card.classes[-1]):
         case.remarks = list(dict.fromkeys([*case.remarks, *checks.volume_remarks(float(sum(sizes)) / 1000)]))
-    return Segmentation(signed(image_like(labels, like)), round(float(sum(sizes)) / 1000, 3), len(sizes),
+    return Segmentation(signed(image_like(labels, like), case.mark), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
-                        signed(image_like(lesion, like)) if probabilities else None,
+                        signed(image_like(lesion, like), case.mark) if probabilities else None,
                         (*case.remarks, *remarks_on(*dropped, decision)), parts, round(quality, 3), decision,
                         case.contrast)
 

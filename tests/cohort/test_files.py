@@ -101,6 +101,29 @@ def test_a_mask_in_a_list_is_passed_over_by_its_name_where_a_scan_is_there(tmp_p
     assert found("lesion_mask.nii", channels=["T2w"]) == [["lesion_mask.nii"]] and not capsys.readouterr().err
 
 
+def test_a_list_is_grouped_as_a_folder_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made(tmp_path, "b/FLAIR.nii", "b/T2w.nii", "x_T2w.nii", "x_FLAIR.nii", "x_DWI.nii", "m.nii",
+                           "n.nii", "x_roi.nii"))
+    assert found("x_DWI.nii", "b/T2w.nii", "x_T2w.nii", "b/FLAIR.nii", "x_FLAIR.nii", "x_roi.nii", "f,t") == [
+        ["f", "t"], ["b/FLAIR.nii", "b/T2w.nii"], ["x_FLAIR.nii", "x_T2w.nii"]]
+    said = capsys.readouterr().err
+    assert "the files given: left out, as none or not all of the channels FLAIR, T2w: x_DWI.nii" in said
+    assert found("m.nii", "n.nii") == [["m.nii"], ["n.nii"]]  # of four dimensions, perhaps
+    with pytest.raises(UserError, match=r"cases\.csv: found a table or a list, expected scans; give the files"):
+        found("cases.csv")
+
+
+def test_masks_of_bids_are_passed_over(tmp_path, capsys):
+    made(tmp_path, "sub-1/anat/sub-1_T2w.nii.gz", "sub-1/anat/sub-1_label-lesion_roi.nii.gz",
+         "sub-1/anat/sub-1_label-L_desc-T1lesion_T2w.nii.gz", "sub-1/anat/sub-1_lesionmask.nii.gz",
+         "sub-1/anat/sub-1_desc-x_ROI.nii.gz", "sub-1/anat/sub-1_acq-label_T2w.nii.gz")
+    scans = sorted(str(path) for path in tmp_path.rglob("*_T2w.nii.gz") if "label-" not in path.name)
+    assert len(scans) == 2 and [case[0] for case in found(tmp_path, channels=["T2w"])] == scans
+    listed = [str(path) for path in sorted(tmp_path.rglob("*.nii.gz"))]
+    assert [case[0] for case in found(*listed, channels=["T2w"])] == scans
+    assert capsys.readouterr().err.count("passed over as masks by their names: sub-1_desc-x_ROI.nii.gz, ") == 2
+
+
 def test_infer_says_which_file_is_which_channel(tmp_path):
     model = bright_model(tmp_path / "model", channels=2)
     text = (model / "config.json").read_text()

@@ -1,6 +1,5 @@
 """From a scan to its mask: channels, grids and classes of one model or of several."""
 
-import argparse
 import errno
 import json
 import subprocess
@@ -17,6 +16,7 @@ from bright import CARD, bright_model, infer, scan_file
 from small import array, needs_kernels, network
 
 from meshnet import UserError, load_model, segment_scan
+from meshnet.cohort.kept import check_output
 from meshnet.inference import models as named
 from meshnet.inference import scan
 from meshnet.inference.scan import read_case
@@ -449,12 +449,9 @@ def test_a_mask_of_another_program_is_kept(tmp_path):
 
 
 def test_whatever_lies_where_a_mask_would_go_is_kept_unless_it_is_of_this_program(model, tmp_path):
-    import infer as script
-
     path, mask = scan_file(tmp_path / "a.nii.gz"), tmp_path / "a_lesion.nii.gz"
     planned = {"scans": [path], "mask": mask, "picture": tmp_path / "a_lesion.png",
                "probability": tmp_path / "a_lesion_probability.nii.gz"}
-    arguments = argparse.Namespace(overwrite=False, picture=True, probability=True)
     found = segment_scan(path, model, probabilities=True)
     nib.save(found.mask, tmp_path / "ours.nii.gz")
     ours = (tmp_path / "ours.nii.gz").read_bytes()
@@ -468,13 +465,13 @@ def test_whatever_lies_where_a_mask_would_go_is_kept_unless_it_is_of_this_progra
         (tmp_path / name).write_bytes(content)
         if kept:
             with pytest.raises(UserError, match=f"{name}: exists and was not written by this program"):
-                script.check_output(planned, arguments)
+                check_output(planned, overwrite=False, probability=True, picture=True)
         else:
-            script.check_output(planned, arguments)
+            check_output(planned, overwrite=False, probability=True, picture=True)
         (tmp_path / name).unlink()
     (tmp_path / "a_lesion.nii.gz").symlink_to(tmp_path / "edited.nii.gz")
     with pytest.raises(UserError, match="was not written by this program"):
-        script.check_output(planned, arguments)
+        check_output(planned, overwrite=False, probability=True, picture=True)
 
 
 def test_the_order_of_models_changes_nothing(tmp_path):

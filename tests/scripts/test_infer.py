@@ -1,6 +1,5 @@
 """infer.py as a user runs it: the scan's own grid, ensembles, thresholds, and one line for bad input."""
 
-import argparse
 import importlib
 import json
 import os
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from bright import bright_model, infer, scan_file
 
+from meshnet.cohort.kept import check_output
 from meshnet.cohort.lines import class_volumes, header, result_line
 from meshnet.errors import ELASTIC, UserError
 from meshnet.networks.card import Card
@@ -38,12 +38,11 @@ def test_a_mask_on_exactly_the_scan_grid_with_a_picture(model, tmp_path):
         "a.nii.gz", "a_lesion.nii.gz", "a_lesion.png", "a_lesion_probability.nii.gz"]
     script = importlib.import_module("infer")
     case = script.plan_masks([[path]], {}, None)[0]
-    given = argparse.Namespace(overwrite=False, probability=True, picture=True)
     case["mask"].unlink()
-    script.check_output(case, given)  # a killed process left the others
+    check_output(case, overwrite=False, probability=True, picture=True)  # a killed process left the others
     scan_file(case["probability"])
     with pytest.raises(UserError, match=r"_probability.nii.gz: exists and was not written"):
-        script.check_output(case, given)
+        check_output(case, overwrite=False, probability=True, picture=True)
 
 
 def test_a_real_head_keeps_its_header(model, shared_data, tmp_path):

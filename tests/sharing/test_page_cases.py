@@ -31,6 +31,8 @@ FOLDERS = {
     "two channels": (TWO, ["sub-1/sub-1_FLAIR.nii", "sub-1/sub-1_T2w.nii", "sub-2/flair.nii.gz", "sub-2/t1.nii.gz",
                            "x_FLAIR.nii", "x_DWI.nii", "x_T2.nii", "y-flair.nii", "y-constructor.nii", "z.nii",
                            "sub-1/sub-1_FLAIR_lesion.nii"]),
+    "masks of BIDS": (ONE, ["s_T2w.nii", "s_label-L_T2w.nii", "s_label-lesion_roi.nii", "s_lesionmask.nii", "s_msk.nii",
+                            "s_acq-label_T2w.nii", "lesionmasks.nii"]),
     "no channel": (TWO, ["a.nii", "b_FLAIR.nii"]),
 }
 
@@ -86,7 +88,8 @@ def test_a_folder_is_put_together_as_by_infer(name, tmp_path, capsys):
 @pytest.mark.parametrize("paths", [
     ["a.nii", "a_lesion.nii", "b_mask.nii", "a_seg.nii.gz", "OURS.nii.gz", "OURS two.nii"],
     ["OURS.nii", "x OURS.nii.gz"], ["b_mask.nii"], ["a.nii"], ["FLAIR.nii", "T1.nii", "lesion_mask.nii"],
-    ["b_mask.nii", "b_mask_seg.nii", "c_lesion.nii"], ["b_mask.nii", "OURS.nii"]])
+    ["b_mask.nii", "b_mask_seg.nii", "c_lesion.nii"],
+    ["s_mask.nii", "s_mask_label-L_roi.nii"], ["b_mask.nii", "OURS.nii"]])
 def test_masks_among_files_given_by_themselves_are_left_out_as_by_infer(paths, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in paths:

@@ -3,7 +3,8 @@
 "use strict";
 
 const MASKS = ["_lesion", "_lesion_probability"];  // endings of what this program writes
-const FOREIGN = /(^|[_-])(mask|d?seg|probseg|labels?)$/i;  // endings of other programs' masks
+// Names of other programs' masks: their endings, and BIDS's entity for what a mask is of.
+const FOREIGN = /(^|[_-])((lesion)?mask|msk|roi|d?seg|probseg|labels?)$|(^|_)label-.*$/i;
 const MASK_END = new RegExp(`${FOREIGN.source}|(${MASKS.join("|")})$`, "i"), OUR_NAME = "MeshNet";
 const SHOWN = 3;  // files that a note names
 const ALIASES = new Map(Object.entries({ dwi: "DWI", trace: "DWI", adc: "ADC", t2starw: "T2starw", swi: "T2starw", ct: "CT",

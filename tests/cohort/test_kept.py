@@ -1,0 +1,91 @@
+"""What is kept where a mask would be written."""
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bright import bright_model, infer, scan_file
+
+from meshnet.cohort.kept import is_of_another
+from meshnet.scans.ours import is_ours, of_another_scan, scan_mark, signed
+
+
+@pytest.fixture
+def model(tmp_path):
+    return bright_model(tmp_path / "model")
+
+
+def patients(folder):
+    """Two patients whose scans have one file name."""
+    blocks = {"sub-1": (slice(20, 30), slice(22, 34), slice(24, 40)), "sub-2": (slice(30, 36),) * 3}
+    for name, block in blocks.items():
+        (folder / name).mkdir()
+        scan_file(folder / name / "FLAIR.nii.gz", bright=block)
+    return [folder / name / "FLAIR.nii.gz" for name in blocks]
+
+
+def test_a_mask_of_another_scan_is_kept(model, tmp_path):
+    one, other = patients(tmp_path)
+    mask, flags = tmp_path / "masks" / "FLAIR_lesion.nii.gz", ("-o", tmp_path / "masks", "--model", model)
+    infer(one, *flags, "--no-picture")
+    before = mask.read_bytes()
+    refused = infer(other, *flags, "--no-picture", check=False)
+    assert refused.returncode == 2 and mask.read_bytes() == before
+    assert refused.stderr.strip() == (
+        f"error: {mask}: exists and is the mask of another scan, or of {other} before it was changed, so it is kept; "
+        "name another file with -o, or --overwrite replaces it")
+    again = infer(one, *flags, "--no-picture", "--threshold", "0.999999")  # the same scan: as always
+    assert "replaces an earlier mask" in again.stderr and "another scan" not in again.stderr
+    infer(other, *flags, "--no-picture", "--overwrite")
+    assert mask.read_bytes() != before
+
+
+def test_a_mask_of_another_scan_does_not_make_this_one_finished(model, tmp_path):
+    patients(tmp_path)
+    scan_file(tmp_path / "sub-2" / "b.nii.gz")
+    flags = ("-o", tmp_path / "masks", "--model", model, "--no-picture")
+    scan_file(tmp_path / "sub-1" / "c.nii.gz")
+    infer(tmp_path / "sub-1", *flags)
+    before = (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes()
+    found = infer(tmp_path / "sub-2", *flags, check=False)
+    assert found.returncode == 1 and "1 of 2 scans could not be segmented" in found.stderr
+    assert "FLAIR_lesion.nii.gz: exists and is the mask of another scan" in found.stderr
+    assert (tmp_path / "masks" / "b_lesion.nii.gz").exists()
+    assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() == before
+    again = infer(tmp_path / "sub-1", *flags)  # is the first patient's all the same
+    assert again.stderr.count("exists, skipped") == 1
+    assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() == before
+
+
+def test_a_scan_is_known_by_its_content(tmp_path):
+    for name, content in (("a.nii", b"x" * 5_000_000), ("b.nii", b"y" * 5_000_000)):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    a, b = tmp_path / "a.nii", tmp_path / "b.nii"
+    assert scan_mark([a]) == scan_mark([tmp_path / "a.nii.gz"]) != scan_mark([b]) == scan_mark([tmp_path / "b.nii.gz"])
+    assert len({scan_mark(scans) for scans in ([a], [b], [a, b], [b, a])}) == 4
+    assert scan_mark([tmp_path / "gone.nii"]) == scan_mark([tmp_path]) == ""
+
+
+def test_what_a_mask_is_of(tmp_path):
+    a, b = tmp_path / "a.nii", tmp_path / "sub" / "b.nii"
+    b.parent.mkdir()
+    a.write_bytes(b"a")
+    b.write_bytes(b"b")
+    voxels = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
+    nib.save(signed(voxels, scan_mark([a])), tmp_path / "x.nii.gz")
+    nib.save(signed(voxels), tmp_path / "old.nii.gz")
+    assert is_ours(tmp_path / "x.nii.gz") and is_ours(tmp_path / "old.nii.gz")
+    assert not of_another_scan(tmp_path / "x.nii.gz", [a]) and of_another_scan(tmp_path / "x.nii.gz", [b])
+    assert not of_another_scan(tmp_path / "old.nii.gz", [b])  # of an earlier version: not known
+    assert not of_another_scan(tmp_path / "x.nii.gz", [tmp_path / "gone.nii"])
+    case = {"scans": [b], "mask": tmp_path / "x.nii.gz"}
+    assert is_of_another(case) and is_of_another(case, {"scan": [str(a)]})
+    for same in ({**case, "source": []}, {**case, "bids": None}):
+        assert not is_of_another(same)
+    assert not is_of_another(case, {"scan": [str(b.parent / ".." / "sub" / "b.nii")]})  # changed since, perhaps
+    beside = Path(b.parent / "b_lesion.nii.gz")
+    beside.write_bytes((tmp_path / "x.nii.gz").read_bytes())
+    assert not is_of_another({"scans": [b], "mask": beside})
