@@ -21,6 +21,7 @@ from meshnet.display import command, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.flags import show_first
 from meshnet.machine import without
+from meshnet.numbers import plain
 from meshnet.runs import shards
 from meshnet.runs.folder import AVERAGED
 from meshnet.runs.place import place
@@ -83,9 +84,9 @@ def main() -> int | None:
         print(list_models())
         return 0
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
-        raise UserError(f"--threshold: found {arguments.threshold:g}, expected 0 to 1")
+        raise UserError(f"--threshold: found {plain(arguments.threshold)}, expected 0 to 1")
     if arguments.min_lesion_mm3 is not None and not arguments.min_lesion_mm3 >= 0:
-        raise UserError(f"--min_lesion_mm3: found {arguments.min_lesion_mm3:g}, expected 0 or more")
+        raise UserError(f"--min_lesion_mm3: found {plain(arguments.min_lesion_mm3)}, expected 0 or more")
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
         raise UserError(f"--threads: found {arguments.threads}, expected 1 to {MOST_THREADS}")
     if arguments.workers < 1:

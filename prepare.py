@@ -17,6 +17,7 @@ from meshnet.data.sources.case import FORMATS, Filters
 from meshnet.display import command, count, say_next
 from meshnet.errors import OneLineParser, UserError, decoration, run_script
 from meshnet.flags import show_first
+from meshnet.numbers import plain
 from meshnet.runs import shards
 
 # What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
@@ -228,7 +229,7 @@ def seen_by(model: str) -> dict:
     from meshnet.sharing.published import find
 
     card = read_card(find_folder(find(model)))
-    said = [f"{card.voxel_mm:g} mm", "averaged" if card.averaged else "sampled", card.orientation, card.scaling]
+    said = [f"{plain(card.voxel_mm)} mm", "averaged" if card.averaged else "sampled", card.orientation, card.scaling]
     print(f"as {model} sees scans: {', '.join(said)}, channels {', '.join(card.channels)}")
     return {name: getattr(card, name) for name in SEEN}
 
@@ -261,8 +262,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.scaling == "window" and not arguments.window:
         raise UserError("--scaling window: expected --window LOW HIGH beside it, such as --window 0 80")
     if arguments.window and not arguments.window[0] < arguments.window[1]:
-        low, high = arguments.window
-        raise UserError(f"--window: found {low:g} {high:g}, expected LOW < HIGH, such as 0 80")
+        raise UserError(f"--window: found {' '.join(map(plain, arguments.window))}, expected LOW < HIGH, such as 0 80")
 
 
 def check_folds(arguments: argparse.Namespace, listing) -> None:

@@ -16,6 +16,7 @@ from meshnet.display import Live, command, count, say_next
 from meshnet.errors import Diverged, OneLineParser, UserError, run_script, surrounding
 from meshnet.flags import show_first
 from meshnet.machine import cpu_wanted
+from meshnet.numbers import plain
 from meshnet.recipe import as_begun, dump_config, flatten, list_recipes, parse, read_mapping
 from meshnet.runs.folder import CONFIG_YAML
 
@@ -306,7 +307,7 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
         "---",
         f"recipe      {' '.join(arguments.recipe) or 'none'}",
         f"data        {data.path}: {len(data)} cases, channels {', '.join(data.info['channels'])}, "
-        f"classes {', '.join(data.info['classes'])}, {data.info['voxel_mm']:g} mm, {data.info['orientation']}",
+        f"classes {', '.join(data.info['classes'])}, {plain(data.info['voxel_mm'])} mm, {data.info['orientation']}",
         f"fold        {arguments.fold}, inner fold {arguments.inner_fold}: {len(train)} training cases, "
         f"{len(val)} validation cases",
         f"volume      {' x '.join(map(str, shape))} voxels",

@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import functools
 import re
+from decimal import Decimal
 
 NUMBERS = {int: "a whole number", float: "a number"}
 MOST = 1e18  # in size: seeds of PyTorch and numpy take it, and what lies beyond is a slip
+LONG = 1e16  # from which a number is shown with an exponent
 
 
 def read_number(text: str, kind: type) -> int | float:
@@ -21,11 +23,19 @@ def read_number(text: str, kind: type) -> int | float:
     return int(text) if kind is int and text.strip().lstrip("+-").isdigit() else kind(number)
 
 
+def plain(value: float, digits: int = 6) -> str:
+    """A number as people write it, with so many significant digits: 100000 and 0.00001, not 1e+05 and 1e-05."""
+    text = f"{value:.{digits}g}"
+    if "e" not in text or abs(value) >= LONG:
+        return text.replace("e+", "e")
+    return f"{value:.0f}" if abs(value) >= 1 else format(Decimal(text), "f")
+
+
 def expected(value: object) -> dict[type, str]:
     """What is expected in place of ``value``, a number or its text, in words by type."""
     with contextlib.suppress(ValueError, TypeError, OverflowError):  # OverflowError: an int of hundreds of digits
         if MOST < abs(float(value)) < float("inf"):
-            return {kind: f"{name} up to {MOST:g}" for kind, name in NUMBERS.items()}
+            return {kind: f"{name} up to {plain(MOST)}" for kind, name in NUMBERS.items()}
     return NUMBERS
 
 

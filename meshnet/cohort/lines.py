@@ -9,6 +9,7 @@ import numpy as np
 from meshnet.networks.build import Model, stages
 from meshnet.networks.card import Card, common_decision
 from meshnet.networks.folder import DEFAULT_NAME
+from meshnet.numbers import plain
 
 
 def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None,
@@ -40,7 +41,8 @@ def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] 
     each = [name + in_stages(sizes) for name, sizes in zip(names or [DEFAULT_NAME], voxels)] or list(names)
     who = f"{called(names)} ({', '.join(each)})" if len(names) > 1 else called(each)
     about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
-    of = f" of {about['disease']}" if about.get("disease") else ""
+    of = f" of {disease}" if (disease := about.get("disease") or synthetic_disease(card)) else (
+        " (disease not stated)" if any("lesion" in name for name in class_names(card)) else "")
     contrasts = about.get("contrasts") or " + ".join(card.channels)
     return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans"
 
@@ -52,7 +54,15 @@ def voxel_sizes(models: Sequence[Model]) -> list[list[float]]:
 
 def in_stages(sizes: Sequence[float]) -> str:
     """What is said behind the name of a cascade, whose networks have voxels of these ``sizes`` in mm."""
-    return f" (two networks, of {sizes[0]:g} mm and {sizes[1]:g} mm)" if len(sizes) > 1 else ""
+    return f" (two networks, of {plain(sizes[0])} mm and {plain(sizes[1])} mm)" if len(sizes) > 1 else ""
+
+
+def synthetic_disease(card: Card) -> str:
+    """What lesions a model knows that was trained on synthetic cases, which are strokes; "" for any other."""
+    data = card.training_data if isinstance(card.training_data, dict) else {}
+    source = data.get("source")
+    made_up = (source.get("format") if isinstance(source, dict) else str(source).partition(" ")[0]) == "synthetic"
+    return "stroke (synthetic cases)" if made_up else ""
 
 
 def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None, name: str,
@@ -62,7 +72,7 @@ def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: flo
     values = [getattr(common_decision(cards, contrast, threshold, min_lesion_mm3), name) / divisor
               for contrast in (None, *cards[0].contrasts)]
     low, high = min(values), max(values)
-    return f"{low:.3g} to {high:.3g}" if low != high else f"{low:.3g}" if high else ""
+    return f"{plain(low, 3)} to {plain(high, 3)}" if low != high else plain(low, 3) if high else ""
 
 
 def trust(card: Card, contrast: str | None) -> str | None:

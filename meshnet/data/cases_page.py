@@ -16,6 +16,7 @@ from meshnet.data.schema import SPLITS
 from meshnet.data.splits import load_splits
 from meshnet.display import count
 from meshnet.files import write_text
+from meshnet.numbers import plain
 
 PAGE = "cases.html"
 MOST = 120  # pictures on the page; of larger data sets the odd cases and some of the others
@@ -48,8 +49,8 @@ def write_page(folder: Path) -> Path | None:
     shown = sum(len(cases) for _, cases in parts)
     info = data.info
     lead = (f"{count(len(data), 'case')} of {count(info['subjects'], 'subject')}, {', '.join(info['channels'])}, "
-            f"{info['voxel_mm']:g} mm, lesions {info['lesion_ml']}. The outline is the mask, on the planes through "
-            "its largest lesion. The left of a picture is the patient's right.")
+            f"{plain(info['voxel_mm'])} mm, lesions {info['lesion_ml']}. The outline is the mask, on the planes "
+            "through its largest lesion. The left of a picture is the patient's right.")
     if shown < len(data):
         lead += f" Drawn here are {shown}: the odd ones, and others over the whole range of volumes."
     body = "".join(f'<h2>{title}</h2>\n<div class="grid">'

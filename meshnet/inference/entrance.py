@@ -8,6 +8,7 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.inference import predict as inside
+from meshnet.numbers import plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +46,7 @@ def check_prepared(card: Card, volume: np.ndarray) -> None:
     if any(found > LARGER * size for found, size in zip(volume.shape[1:], grid.size)):
         shape = " x ".join(map(str, volume.shape[1:]))
         raise UserError(f"volume: found {shape} voxels, expected the model's grid of "
-                        f"{' x '.join(map(str, grid.size))} voxels of {grid.voxel_mm:g} mm{advice}")
+                        f"{' x '.join(map(str, grid.size))} voxels of {plain(grid.voxel_mm)} mm{advice}")
     low, high = float(volume.min()), float(volume.max())
     if card.scaling in TO_ONE and (high > ABOVE or low < 1 - ABOVE):
         raise UserError(f"volume: found values from {low:g} to {high:g}, expected 0 to 1, the scaling {card.scaling} "

@@ -23,6 +23,7 @@ from meshnet.inference.models import as_model, load_models
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, stages
 from meshnet.networks.card import Card, common_decision
+from meshnet.numbers import plain
 from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.head import head_box
@@ -215,9 +216,9 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
                  threads: int | None = None) -> Segmentation:
     """Segment a case from ``read_case`` with the same ``models``; other arguments as ``segment_scan``."""
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"threshold: found {threshold:g}, expected 0 to 1")
+        raise UserError(f"threshold: found {plain(threshold)}, expected 0 to 1")
     if min_lesion_mm3 is not None and not min_lesion_mm3 >= 0:
-        raise UserError(f"min_lesion_mm3: found {min_lesion_mm3:g}, expected 0 or more")
+        raise UserError(f"min_lesion_mm3: found {plain(min_lesion_mm3)}, expected 0 or more")
     card, like, parts = models[0].card, case.images[0], case.parts
     found = average(case, models, crop, max_memory, threads)
     decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3)
@@ -264,11 +265,11 @@ def remarks_on(unsure_mm3: float, small_mm3: float, decision: Decision) -> list[
     """The sentences for a reader of the mask: how much was dropped, and why."""
     said = []
     if unsure_mm3:
-        said.append(f"{unsure_mm3 / 1000:.2f} mL found that nowhere reaches the probability {decision.sure:g} from "
-                    "which it is kept")
+        said.append(f"{unsure_mm3 / 1000:.2f} mL found that nowhere reaches the probability {plain(decision.sure)} "
+                    "from which it is kept")
     if small_mm3:
-        said.append(f"{small_mm3 / 1000:.2f} mL found below the {decision.min_lesion_mm3 / 1000:g} mL from which it is "
-                    "kept")
+        said.append(f"{small_mm3 / 1000:.2f} mL found below the {plain(decision.min_lesion_mm3 / 1000)} mL from which "
+                    "it is kept")
     return said
 
 

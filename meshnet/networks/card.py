@@ -12,6 +12,7 @@ from typing import Any
 
 from meshnet import __version__
 from meshnet.errors import UserError
+from meshnet.numbers import plain
 from meshnet.scans.contrast import CONTRASTS
 from meshnet.scans.grid import Grid
 from meshnet.scans.mask import Decision, Marks
@@ -172,7 +173,7 @@ def card_from(values: dict, path: Path) -> Card:
     for key, least, most in (("threshold", 0, 1), ("min_lesion_mm3", 0, 1e9), ("voxel_mm", 0.01, 100)):
         value = values.get(key, 0.5)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            raise UserError(f"{path}: found {key} = {value!r}, expected a number from {least:g} to {most:g}; "
+            raise UserError(f"{path}: found {key} = {value!r}, expected a number from {plain(least)} to {plain(most)}; "
                             "correct it")
     check_decision(values, path)
     return Card.from_dict(values)
@@ -217,5 +218,5 @@ def check_decision(values: dict, path: Path) -> None:
                 raise UserError(f"{path}: found {key} = {value!r}, expected a threshold or sure from 0 to 1, or a "
                                 "min_lesion_mm3 from 0 on")
             if key == "sure" and value and several:
-                raise UserError(f"{path}: found sure = {value:g} beside several classes that are marked, expected it "
-                                "with marks, where one probability decides")
+                raise UserError(f"{path}: found sure = {plain(value)} beside several classes that are marked, expected "
+                                "it with marks, where one probability decides")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from meshnet.networks.card import Card
 from meshnet.networks.memory import count_parameters
+from meshnet.numbers import plain
 
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
 AVERAGED = ", each voxel the mean of what it covers"
@@ -127,7 +128,7 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
         f"{count_parameters(model):,} parameters.",
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
-        f"The scan may have any grid: it is resampled to {shape} voxels of {card.voxel_mm:g} mm in orientation "
+        f"The scan may have any grid: it is resampled to {shape} voxels of {plain(card.voxel_mm)} mm in orientation "
         f"{card.orientation} ({CENTRES[card.centre]}{AVERAGED * card.averaged}), scaled by "
         f"`{card.scaling}`, {SHIFTED * card.shifted}and the mask comes back on the scan's own grid.",
         "```python\nfrom meshnet import load_model\n"
@@ -155,8 +156,8 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
         f"{info['cases']} cases of {info['subjects']} subjects, prepared from {public_source(info['source'])}: "
         f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}"
         f"{' of which ' + info['marks'] + ' alone is marked' if info.get('marks') else ''}, {shape} voxels of "
-        f"{info['voxel_mm']:g} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, scaling "
-        f"`{info['scaling']}`. Splits are in `splits.json`.",
+        f"{plain(info['voxel_mm'])} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, "
+        f"scaling `{info['scaling']}`. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython share.py pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

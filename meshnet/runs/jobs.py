@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshnet.errors import DIVERGED, OUT_OF_MEMORY, SURROUNDINGS, USER_ERROR, Surroundings, explain
+from meshnet.numbers import plain
 from meshnet.runs.folder import HEARTBEAT, WORD_FILE
 
 HOPELESS = (USER_ERROR, DIVERGED)  # another attempt would end the same way
@@ -289,7 +290,7 @@ class Launcher(abc.ABC):
             reason = describe_exit(code)
             if not over and self._silent(handle):
                 self._stop(handle, 0)
-                code, over, reason = None, True, f"silent for {handle.job.silent_after:g} s"
+                code, over, reason = None, True, f"silent for {plain(handle.job.silent_after)} s"
             if over:
                 del self.handles[handle.slot]
                 ended.append(Ended(handle, code, reason, time.monotonic() - handle.since, line))

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
+from meshnet.numbers import plain
 from meshnet.scans.affines import inverse, product
 from meshnet.scans.contrast import T1W
 from meshnet.scans.grid import LOOKS, Grid, target_affine
@@ -106,7 +107,7 @@ def extent_remarks(image: nib.Nifti1Image, voxel_mm: float) -> list[str]:
         remarks.append(f"the scan has only {number}; lesions between them cannot be marked")
     thickest = spacing.max()
     if thickest > max(THICK_MM, THICK * voxel_mm) and spacing.max() > 1.5 * spacing.min():
-        remarks.append(f"slices of {thickest:.1f} mm are thick for a model with voxels of {voxel_mm:g} mm; small "
+        remarks.append(f"slices of {thickest:.1f} mm are thick for a model with voxels of {plain(voxel_mm)} mm; small "
                        "lesions may be missed and outlines are coarse")
     return remarks
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from meshnet.config import SCORES
 from meshnet.networks.card import WEIGHTS, Card
 from meshnet.networks.readme import LIMITS, public_source, summarise_cases
+from meshnet.numbers import plain
 from meshnet.runs.folder import AVERAGED, LAST, TEST_CASES, read_metrics
 
 SECTIONS = ("What it reaches", "What it can and cannot do")  # of a README.md, that belong on a page
@@ -27,7 +28,7 @@ def marked_by(card: Card) -> str:
 
 def lead_of(card: Card) -> str:
     """A sentence on what the model marks on which scans."""
-    dropped = f", not smaller than {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else ""
+    dropped = f", not smaller than {plain(card.min_lesion_mm3 / 1000)} mL" if card.min_lesion_mm3 else ""
     return (f"Marks {marked_by(card)} on {' and '.join(card.channels)} scans{dropped}. An empty mask does not mean "
             "that there are none.")
 
@@ -59,12 +60,13 @@ def about_html(weights: Path, card: Card) -> str:
         parts.append(f"<p>{html.escape(LIMITS)}</p>")
     grid = card.grids()[0]
     seen = [("channels", ", ".join(card.channels)), ("classes", ", ".join(card.classes)),
-            ("voxels", f"{grid.voxel_mm:g} mm"), ("grid", " x ".join(map(str, grid.size))),
-            ("marked from a probability of", f"{card.threshold:g}"),
+            ("voxels", f"{plain(grid.voxel_mm)} mm"), ("grid", " x ".join(map(str, grid.size))),
+            ("marked from a probability of", plain(card.threshold)),
             *[(f"on {name}", ", ".join(f"{key.replace('_', ' ')} "
-                                       f"{', '.join(value) if key == 'also' else format(value, 'g')}"
+                                       f"{', '.join(value) if key == 'also' else plain(value)}"
                                        for key, value in own.items())) for name, own in card.contrasts.items()],
-            ("lesions are dropped", f"under {card.min_lesion_mm3 / 1000:g} mL" if card.min_lesion_mm3 else "never")]
+            ("lesions are dropped",
+             f"under {plain(card.min_lesion_mm3 / 1000)} mL" if card.min_lesion_mm3 else "never")]
     return "\n".join([*parts, f"<h3>{DETAILS}</h3>", table([("field", "value"), *seen])])
 
 

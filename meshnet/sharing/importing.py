@@ -9,6 +9,7 @@ from pathlib import Path
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.numbers import plain
 
 HEAD_MM = 128  # a grid shorter than this along an axis is too small for a head
 NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
@@ -63,8 +64,8 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(out, model, card)
     return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
-            f"{card.orientation}, {card.scaling}, {card.voxel_mm:g} mm, threshold {card.threshold:g}, smallest "
-            f"lesion {card.min_lesion_mm3 / 1000:g} mL; to fine-tune it: train.py --init {out} --recipe "
+            f"{card.orientation}, {card.scaling}, {plain(card.voxel_mm)} mm, threshold {plain(card.threshold)}, "
+            f"smallest lesion {plain(card.min_lesion_mm3 / 1000)} mL; to fine-tune it: train.py --init {out} --recipe "
             f"recipes/finetune.yaml …{said}")
 
 

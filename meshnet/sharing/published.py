@@ -133,7 +133,7 @@ def list_models() -> str:
     for path in sorted(BUILT_IN.glob(f"*/{CONFIG}")):
         card = read_card(path.parent)
         about = card.others.get("about", {})
-        rows.append((path.parent.name, card.marks or ", ".join(card.classes[1:]), about.get("disease", "not said"),
+        rows.append((path.parent.name, card.marks or ", ".join(card.classes[1:]), about.get("disease", "not stated"),
                      about.get("contrasts") or " + ".join(card.channels), parameters_of(path.parent, card), "MIT",
                      f"built in; {about.get('score', 'no score on its card')}"))
     for name, model in PUBLIC.items():

@@ -22,6 +22,7 @@ from meshnet.errors import UserError
 from meshnet.files import whole_file, write_text
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
+from meshnet.numbers import plain
 from meshnet.sharing.beside import CARD_NAME, write_beside
 from meshnet.sharing.stages import EPSILON, Stage, assemble, stages_of
 
@@ -248,7 +249,7 @@ def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
 
 def brainchop_fit(card: Card) -> str:
     """The settings of brainchop.org's entry for this network, or why they cannot fit it."""
-    wanted = f"{card.orientation}, {card.voxel_mm:g} mm, {card.scaling}, {' + '.join(card.channels)}"
+    wanted = f"{card.orientation}, {plain(card.voxel_mm)} mm, {card.scaling}, {' + '.join(card.channels)}"
     given = card.orientation == "LIA" and card.voxel_mm == 1 and len(card.channels) == 1
     # A conformed scan ranges from 0 to 255, so min-max changes nothing.
     quantiles = {"minmax": "false", "conform_uint8": "false", "brainchop_quantile": "true"}.get(card.scaling)

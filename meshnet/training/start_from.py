@@ -7,6 +7,7 @@ import torch
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks.card import Card
+from meshnet.numbers import plain
 
 FREE = {"dropout", "image_size"}  # arguments of a network that may differ from those of the model it starts from
 
@@ -28,8 +29,8 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
         print(f"note: --init {init}: trained on {kinds[0]} voxels, the data set has {kinds[1]}; prepare.py "
               f"--like {init} prepares them alike", file=sys.stderr)
     if card.voxel_mm != info.get("voxel_mm", card.voxel_mm):
-        print(f"note: --init {init}: trained at {card.voxel_mm:g} mm, the data set has {info['voxel_mm']:g} mm; "
-              f"prepare.py --like {init} prepares them alike", file=sys.stderr)
+        print(f"note: --init {init}: trained at {plain(card.voxel_mm)} mm, the data set has {plain(info['voxel_mm'])} "
+              f"mm; prepare.py --like {init} prepares them alike", file=sys.stderr)
     shared = shared_classes(card, info)
     if not shared[1:]:
         raise UserError(f"--init {init}: has the classes {', '.join(card.classes)}, expected one of them in the "

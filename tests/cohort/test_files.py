@@ -167,7 +167,8 @@ def test_workers_share_the_scans_and_say_things_once(tmp_path, capfd):
     for once in ("passed over as masks", "b.nii.gz: found no NIfTI", "2 scans, 1 failed"):
         assert said.count(once) == 1, said
     lines = done.stdout.splitlines()  # of a short list all that one process says, whichever process did a scan
-    assert f"{model}: marks lesion on T2w scans; from probability 0.5; all sizes are kept" in lines, said
+    head = f"{model}: marks lesion (disease not stated) on T2w scans; from probability 0.5; all sizes are kept"
+    assert head in lines, said
     for name in "ac":
         mask = tmp_path / f"out/{name}_lesion.nii.gz"
         assert [line for line in lines if line.startswith(f"{mask}: ") and " mL in 1 lesion" in line], said

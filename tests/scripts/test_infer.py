@@ -16,6 +16,7 @@ from meshnet.cohort.kept import check_output
 from meshnet.cohort.lines import class_volumes, header, result_line
 from meshnet.errors import ELASTIC, UserError
 from meshnet.networks.card import Card
+from meshnet.numbers import plain
 
 
 def test_a_mask_on_exactly_the_scan_grid_with_a_picture(model, tmp_path):
@@ -74,7 +75,7 @@ def test_it_says_what_it_does_and_why_a_mask_is_empty(model, tmp_path):
     for name in "ab":
         scan_file(tmp_path / f"{name}.nii.gz")
     found = infer(tmp_path, "--model", model, "--no-picture")
-    said = f"{model}: marks lesion on T2w scans; from probability 0.5; all sizes are kept"
+    said = f"{model}: marks lesion (disease not stated) on T2w scans; from probability 0.5; all sizes are kept"
     assert found.stderr.splitlines().count(said) == 1
     assert all(line.split(": ")[1].split(" (")[0].endswith(" mL in 1 lesion") for line in found.stdout.splitlines())
     settings = ("--model", model, "--no-picture", "--min_lesion_mm3", 5e5, "--threshold", 0.4)
@@ -100,6 +101,27 @@ def test_classes_are_told_by_name_with_their_own_volumes():
     assert result_line(result | {"lesions": 2}, {"lesion": 3.0}) == "m.nii.gz: 3.00 mL in 2 lesions (1.0 s)"
     assert result_line(result, {"tumour": 3.0}) == "m.nii.gz: 3.00 mL in 1 part (tumour) (1.0 s)"
     assert "the most probable class" in header(["m"], [card], None, None)
+
+
+@pytest.mark.parametrize("about, words", [
+    ({}, "lesion (disease not stated) on"),
+    ({"classes": ["background", "grey matter"]}, "grey matter on"),
+    ({"training_data": {"source": {"format": "synthetic", "seed": 0}}}, "lesion of stroke (synthetic cases) on"),
+    ({"training_data": {"source": "synthetic (preset demo)"}}, "lesion of stroke (synthetic cases) on"),  # of a push
+    ({"training_data": {"source": {"format": "bids"}}, "others": {"about": {"disease": "multiple sclerosis"}}},
+     "lesion of multiple sclerosis on")])
+def test_a_model_says_of_which_disease_its_lesions_are(about, words):
+    card = Card(**{"channels": ["T2w"], "classes": ["background", "lesion"]} | about)
+    assert header(["m"], [card], None, None).startswith(f"m: marks {words} T2w scans; from probability 0.5; ")
+
+
+def test_numbers_that_people_give_are_shown_as_they_give_them():
+    card = Card(["T2w"], ["background", "lesion"])
+    said = header(["m"], [card], 1e-5, 1e8)
+    assert "from probability 0.00001; what is below 100000 mL is dropped" in said
+    assert [plain(value) for value in (1e5, 123456789.0, 1e-5, 2.5, 0, 1e18, float("inf"), 0.999999)] == [
+        "100000", "123456789", "0.00001", "2.5", "0", "1e18", "inf", "0.999999"]
+    assert [plain(value, 3) for value in (1234.5, 0.19512, 999.96, 1e6)] == ["1234", "0.195", "1000", "1000000"]
 
 
 def test_a_scan_takes_no_import_of_pydicom_along(model, root, tmp_path):

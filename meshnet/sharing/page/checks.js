@@ -52,7 +52,7 @@ function extentRemarks(image, voxel) {
   else if (Math.min(...shape) < FEW_SLICES) remarks.push(say("fewSlices", Math.min(...shape) === 1 ? "1 slice" : `${Math.min(...shape)} slices`));
   const thickest = Math.max(...spacing);
   if (thickest > Math.max(THICK_MM, THICK * voxel) && thickest > 1.5 * Math.min(...spacing))
-    remarks.push(say("thick", fixed(thickest, 1), general(voxel)));
+    remarks.push(say("thick", fixed(thickest, 1), plain(voxel)));
   return remarks;
 }
 

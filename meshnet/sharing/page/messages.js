@@ -120,6 +120,13 @@ function general(value, digits = 6) {
   return `${strip(mantissa)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
 }
 
+// meshnet/numbers.py, plain: 100000 and 0.00001, not 1e+05 and 1e-05
+function plain(value) {
+  const text = general(value), power = Number(text.split("e")[1] || 0);
+  if (!power || Math.abs(value) >= 1e16) return text.replace("e+", "e");
+  return power > 0 ? value.toFixed(0) : value.toFixed(5 - power).replace(/0+$/, "");
+}
+
 // str of a tuple of whole numbers
 function tuple(values) {
   return values.length === 1 ? `(${values[0]},)` : `(${values.join(", ")})`;

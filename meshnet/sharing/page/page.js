@@ -127,8 +127,8 @@ function askWorker(what, more) {
 function decide() {
   clearTimeout(state.typing), state.typing = 0;
   const fields = [$("threshold"), $("smallest")], [threshold, smallest] = fields.map(({ value }) => Number(value));
-  const wrong = fields.some(({ value }) => value === "") ? "" : !(threshold >= 0 && threshold <= 1) ? say("threshold", general(threshold))
-    : smallest >= 0 ? null : say("smallest", general(1000 * smallest));
+  const wrong = fields.some(({ value }) => value === "") ? "" : !(threshold >= 0 && threshold <= 1) ? say("threshold", plain(threshold))
+    : smallest >= 0 ? null : say("smallest", plain(1000 * smallest));
   if (wrong === null) return askWorker("decide", { threshold, smallest: 1000 * smallest });
   if (wrong) complain(wrong);
   if (state.result) showDecision();

@@ -126,8 +126,8 @@ function tooMuch(card, volume_ml) {
 }
 
 function checkSettings(threshold, smallest) {
-  if (!(threshold >= 0 && threshold <= 1)) refuse("threshold", general(threshold));
-  if (!(smallest >= 0)) refuse("smallest", general(smallest));
+  if (!(threshold >= 0 && threshold <= 1)) refuse("threshold", plain(threshold));
+  if (!(smallest >= 0)) refuse("smallest", plain(smallest));
 }
 
 // The probability of lesion: of several classes the sum of all but the background (segment_case).
