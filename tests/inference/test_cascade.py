@@ -164,7 +164,7 @@ def test_infer_says_both_stages_and_gives_the_mask_of_the_call(tmp_path, scan, c
     found = segment_scan(scan, cascade)
     assert np.array_equal(array(nib.load(tmp_path / "m.nii.gz")), array(found.mask))
     said = infer(scan, "-o", tmp_path / "n.nii.gz", "--model", cascade, "--no-picture")
-    assert f"{cascade} (two networks, of 16 mm and 8 mm): marks lesion on T1w scans" in said.stderr
+    assert f"{cascade} (two networks, of 16 mm and 8 mm): marks lesion (disease not stated) on T1w scans" in said.stderr
     said = infer(scan, "-o", tmp_path / "o.nii.gz", "--model", cascade, cascade / "first", "--no-picture")
     assert f"mean of 2 models ({cascade} (two networks, of 16 mm and 8 mm), {cascade / 'first'})" in said.stderr
 
