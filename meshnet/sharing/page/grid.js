@@ -99,6 +99,12 @@ function toNative(data, shape, affine, like) {
   return resample(makeVolume(values, shape), toSource, size, 0, coveringReach(corner(toSource)), out).data;
 }
 
+// Probabilities on a grid brought to another one {shape, affine}, 0 outside.
+function toGrid(data, shape, affine, to) {
+  const toSource = multiply(inverse(affine), to.affine);
+  return resample(makeVolume(data, shape), toSource, to.shape, 0, coveringReach(corner(toSource))).data;
+}
+
 // The outermost voxels that lie partly in the scan copied one voxel outwards; what is further out was not seen.
 function carriedPastFaces(data, shape, toScan, size) {
   const matrix = corner(toScan);

@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "naming", "grid", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "naming", "grid", "second", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -15,7 +15,11 @@ const read = (file) => new Uint8Array(fs.readFileSync(file));
 const filesOf = (names) => names.map((name) => ({ name, content: read(name) }));
 let compiled = null;
 const engineOf = (request) => new Engine(compiled = compiled || new WebAssembly.Module(read(request.engine)));
-const modelOf = (folder) => readModel(JSON.parse(fs.readFileSync(path.join(folder, "config.json"), "utf8")), read(path.join(folder, "model.safetensors")));
+const partsOf = (folder) => [JSON.parse(fs.readFileSync(path.join(folder, "config.json"), "utf8")), read(path.join(folder, "model.safetensors"))];
+function modelOf(folder) {
+  const parts = partsOf(folder);
+  return readModel(...parts, parts[0].first ? partsOf(path.join(folder, "first")) : null);
+}
 const write = (file, array) => fs.writeFileSync(file, Buffer.from(array.buffer, array.byteOffset, array.byteLength));
 
 // dcm2niix as a page has it, where importing is a module's matter in Node.
@@ -47,7 +51,7 @@ const answers = {
   },
   // {scans, card} -> each view conformed, in a file; remarks; the matrix from each view to the first file
   async conform({ scans, card, out }) {
-    const { images, views, remarks } = await readCase(filesOf(scans), card, () => {}, {});
+    const { images, views, remarks } = await readCase(filesOf(scans), { card, first: null }, () => {}, {});
     const written = views.map((view, v) => view.channels.map((data, c) => (write(`${out}.${v}.${c}`, data), `${out}.${v}.${c}`)));
     const sources = gridsOf(card).map((grid) => along(images[0], grid, targetAffine(images[0], grid), images[0]).toSource);
     return { written, affines: views.map((view) => view.affine), shapes: views.map((view) => view.shape), remarks, affine: images[0].affine, sources };
@@ -64,6 +68,13 @@ const answers = {
     found.forEach((map, k) => all.set(map, k * n));
     write(out, all);
     return { seconds: (used.user + used.system) / 1e6, bytes: kernels.bytes, plan };
+  },
+  // {scan, probabilities, shape, voxel_mm, out} -> whether the second network of a cascade has an input, which is in a file
+  second({ scan, probabilities, shape, voxel_mm, out }) {
+    const n = count(shape), parts = (data) => Array.from({ length: data.length / n }, (_, c) => data.slice(n * c, n * (c + 1)));
+    const found = secondInput(parts(read(scan)), parts(new Float32Array(read(probabilities).buffer)), shape, voxel_mm);
+    if (found) fs.writeFileSync(out, Buffer.concat(found));
+    return { found: found !== null };
   },
   // {files, channels, out} -> the series among DICOM files, those chosen, and each of `convert` (numbers) as a NIfTI file
   async dicom({ files, channels, out, convert = [] }) {

@@ -19,7 +19,7 @@ function startWorker() {
   worker.onmessage = ({ data }) => { if (worker === state.worker) heard[data.what](data); };
   worker.onerror = (event) => { event.preventDefault(); heard.error({ asked: "segment", id: state.running?.id, message: say("noMemory", state.running?.name || "page"), restart: state.running !== null }); };
   const threaded = typeof ENGINE_THREADS === "undefined" ? null : bytesOf(ENGINE_THREADS);
-  state.worker.postMessage({ what: "start", engine: bytesOf(ENGINE).buffer, threaded, threads: navigator.hardwareConcurrency || 1, config: card, weights: bytesOf(MODEL.weights) });
+  state.worker.postMessage({ what: "start", engine: bytesOf(ENGINE).buffer, threaded, threads: navigator.hardwareConcurrency || 1, config: card, weights: bytesOf(MODEL.weights), first: MODEL.first ? [MODEL.first.card, bytesOf(MODEL.first.weights)] : null });
 }
 
 // A new worker, which gives back the memory of the one before, and what that one knew.

@@ -5,22 +5,27 @@ const MOST_ML = 1000;  // of lesions; a hemisphere has some 600
 const TRIAL = [12, 48, 48];  // a volume by which the network's speed is told; a thinner one takes longer for each voxel
 const TRIAL_MS = 60, TRIALS = 3;  // for so long at least, and so often
 const HEAD_SHARE = 0.6;  // of a grid
+const FIRST_STAGE = "computing the first network", SECOND_STAGE = "computing the second network";  // of a cascade
 const REST = 5500;  // operations that the network makes in the time that a voxel of a scan takes beside it
 const VOXEL_BYTES = 20, PAGE_BYTES = 6e7;  // that are taken for each voxel of a scan and of a grid, and by an empty page
+const HANDED_BYTES = 9;  // for each voxel and class that the first network of a cascade hands to the second one
 
-// A model from its config.json and model.safetensors: {card, layers, hash}.
-function readModel(card, weights) {
+// A model from its config.json and model.safetensors: {card, layers, first}. `first`: those of the first network of a
+// cascade, null where there is one network alone.
+function readModel(card, weights, first = null) {
   const view = new DataView(weights.buffer, weights.byteOffset), length = Number(view.getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(weights.subarray(8, 8 + length))), tensors = {};
   for (const [name, { dtype, data_offsets: [a, b] }] of Object.entries(header)) {
     if (name === "__metadata__" || dtype !== "F32") continue;
     tensors[name] = new Float32Array(weights.slice(8 + length + a, 8 + length + b).buffer);
   }
-  return { card, layers: fuseLayers(tensors, card.arguments) };
+  return { card, layers: fuseLayers(tensors, card.arguments), first: first && readModel(...first) };
 }
 
-// Reading, checking, and conforming to each of the model's grids: {images, views, remarks}. `step` is told what begins.
-async function readCase(files, card, step, parts) {
+// Reading, checking, and conforming to each of the model's grids: {images, views, remarks}. `step` is told what begins. Of a
+// cascade the views are the first network's, and `second` is the scan on the second one's grid.
+async function readCase(files, { card: own, first }, step, parts) {
+  const card = first ? first.card : own;
   step("reading");
   const images = await timed(parts, "read", () => readChannels(files, card.channels));
   step("checking", 0, 1, images[0].volume.shape);
@@ -46,27 +51,61 @@ async function readCase(files, card, step, parts) {
     });
   });
   const contrast = views[0].looks[0], ofNames = nameRemarks(files.map(({ name }) => name), card.channels, contrast);
-  return { images, views, remarks: [...new Set([...ofNames, ...remarks])], contrast };
+  const second = first && (await timed(parts, "conform", () => secondGrid(images, own, files[0].name, views[0].looks)));
+  return { images, views, remarks: [...new Set([...ofNames, ...remarks])], contrast, second };
 }
 
-// The probabilities that decide, on the scan's own grid: the mean over the views.
-async function probabilitiesOf(engine, model, { images, views, contrast }, step, parts, name) {
-  const { card, layers } = model, total = [];
+// The scan on the grid of a cascade's second network, turned round where the first one's view was: {shape, affine, greys}.
+function secondGrid(images, card, name, looks) {
+  const [grid] = fitted(gridsOf(card)[0], images[0], name);
+  const conformed = images.map((image) => conform(image, grid, "conform_uint8", null, images[0]));
+  const greys = conformed.map(({ volume }, c) => (looks[c] === T1W ? turnedRound(volume) : volume).data);
+  return { shape: grid.size, affine: conformed[0].affine, greys };
+}
+
+// The probabilities that decide, on the scan's own grid: the mean over the views. Of a cascade the second network's, 0 where
+// the first one finds nothing.
+async function probabilitiesOf(engine, model, read, step, parts, name) {
+  const { card, layers } = model, { images, contrast } = read, which = decisive(card, contrast), total = [];
+  const views = model.first ? await secondViews(engine, model, read, step, parts, name) : read.views;
+  if (!views.length) return which.map(() => new Float32Array(count(images[0].volume.shape)));
   for (const [number, { channels, shape, affine }] of views.entries()) {
-    step("computing", number, views.length);
-    const need = needed(engine, layers, channels, shape);
-    if (need > MOST_MEMORY) refuse("tooLarge", name, (need / 1e9).toFixed(1), (MOST_MEMORY / 1e9).toFixed(1));
-    const found = await timed(parts, "compute", () => runNetwork(engine, layers, channels, shape));
+    step(model.first ? SECOND_STAGE : "computing", number, views.length);
+    const found = await computed(engine, layers, channels, shape, parts, name);
     step("going back", number, views.length);
-    await timed(parts, "back", () => decisive(card, contrast).forEach(([first, ...others], at) => {
-      const one = others.length ? found[first].map((value, i) => others.reduce((sum, k) => f32(sum + found[k][i]), value)) : found[first];
-      const native = toNative(one, shape, affine, images[0]);
-      if (views.length > 1) for (let i = 0; i < native.length; ++i) native[i] /= views.length;
-      if (!total[at]) total[at] = native;
-      else for (let i = 0; i < native.length; ++i) total[at][i] += native[i];
+    await timed(parts, "back", () => which.forEach(([one, ...others], at) => {
+      const sum = others.length ? found[one].map((value, i) => others.reduce((all, k) => f32(all + found[k][i]), value)) : found[one];
+      addMean(total, at, toNative(sum, shape, affine, images[0]), views.length);
     }));
   }
   return total;
+}
+
+async function computed(engine, layers, channels, shape, parts, name) {
+  const need = needed(engine, layers, channels, shape);
+  if (need > MOST_MEMORY) refuse("tooLarge", name, (need / 1e9).toFixed(1), (MOST_MEMORY / 1e9).toFixed(1));
+  return timed(parts, "compute", () => runNetwork(engine, layers, channels, shape));
+}
+
+// Adds one of `views` maps to the mean total[at].
+function addMean(total, at, map, views) {
+  if (views > 1) for (let i = 0; i < map.length; ++i) map[i] /= views;
+  if (!total[at]) total[at] = map;
+  else for (let i = 0; i < map.length; ++i) total[at][i] += map[i];
+}
+
+// What the second network of a cascade sees, by the first one: its view, or none where that finds nothing.
+async function secondViews(engine, { card, first }, { views, second }, step, parts, name) {
+  const handed = card.first.map((one) => first.card.classes.indexOf(one)), total = [], { shape, affine, greys } = second;
+  for (const [number, view] of views.entries()) {
+    step(FIRST_STAGE, number, views.length);
+    const found = await computed(engine, first.layers, view.channels, view.shape, parts, name);
+    await timed(parts, "between", () => handed.forEach((k, at) => addMean(total, at, toGrid(found[k], view.shape, view.affine, second), views.length)));
+  }
+  return timed(parts, "between", () => {
+    const input = secondInput(greys, total, shape, card.voxel_mm);
+    return input ? [{ channels: input.map((data) => asInput(makeVolume(data, shape, "u1"))), shape, affine }] : [];
+  });
 }
 
 // The middle of the head on the axis from left to right, in mm (meshnet/cohort/facts.py).
@@ -81,10 +120,17 @@ function needed(engine, layers, channels, shape) {
   return planMemory(engine, layers, shape, contentOrHeadBox(channels, shape, content), content).bytes;
 }
 
-// What scans will take, by the network's speed here: seconds {network, voxel}, for the network and for each voxel of a scan,
+// What scans will take, by the networks' speed here: seconds {network, voxel}, for the networks and for each voxel of a scan,
 // and bytes {bytes, voxelBytes}.
-function planScan(engine, { card, layers }) {
-  const inputs = card.channels.length, grids = gridsOf(card), normed = layers[0].norm !== null;
+function planScan(engine, model) {
+  const inputs = model.card.channels.length, stages = [...(model.first ? [model.first] : []), model].map((one) => planNetwork(engine, one));
+  return { network: stages.reduce((sum, { network }) => sum + network, 0), voxel: REST * inputs * stages[stages.length - 1].operation,
+           bytes: Math.max(...stages.map(({ bytes }) => bytes)) + PAGE_BYTES, voxelBytes: VOXEL_BYTES * inputs };
+}
+
+// Of one network: seconds {network, operation} and bytes.
+function planNetwork(engine, { card, layers, first }) {
+  const inputs = layers[0].in, grids = gridsOf(card), normed = layers[0].norm !== null;
   const time = (shape) => {
     const n = count(shape), trial = Float32Array.from({ length: n }, (_, i) => (i * 7919) % 251), started = now();
     runNetwork(engine, layers, Array(inputs).fill(trial), shape, true);
@@ -93,10 +139,10 @@ function planScan(engine, { card, layers }) {
   const until = now() + TRIAL_MS;  // the first ones take longer, as the kernels are still being compiled
   let each = Infinity;
   for (let n = 0; n < TRIALS || now() < until; ++n) each = Math.min(each, time(TRIAL));
-  const work = 2 * layers.reduce((sum, { weight }) => sum + weight.length, 0);
-  const voxels = grids.map(({ size }) => count(size)), whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + VOXEL_BYTES * count(size));
-  return { network: each * (normed ? 1 : HEAD_SHARE) * voxels.reduce((sum, n) => sum + n, 0), voxel: (REST * inputs * each) / work,
-           bytes: Math.max(...whole) + PAGE_BYTES, voxelBytes: VOXEL_BYTES * inputs };
+  const work = 2 * layers.reduce((sum, { weight }) => sum + weight.length, 0), more = first ? HANDED_BYTES * card.first.length : 0;
+  const voxels = grids.map(({ size }) => count(size));
+  const whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + (VOXEL_BYTES + more) * count(size));
+  return { network: each * (normed ? 1 : HEAD_SHARE) * voxels.reduce((sum, n) => sum + n, 0), operation: each / work, bytes: Math.max(...whole) };
 }
 
 // Everything about one case; `step` is told what begins. Raises UserError, one line, for what the user can correct.
@@ -104,7 +150,7 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
   const { card } = model, parts = {}, started = now(), { name } = files[0];
   checkSettings(settings.threshold ?? card.threshold, settings.min_lesion_mm3 ?? card.min_lesion_mm3);
   try {
-    const read = await readCase(files, card, step, parts);
+    const read = await readCase(files, model, step, parts);
     const probabilities = await probabilitiesOf(engine, model, read, step, parts, name);
     step("cleaning");
     const own = decisionOf(card, read.contrast), decision = { ...own, ...settings, ...(settings.threshold === undefined ? {} : { sure: 0 }) };

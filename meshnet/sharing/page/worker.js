@@ -37,10 +37,10 @@ function helperWorker(source) {
 }
 
 const answers = {
-  // `threaded` is the engine for `threads` threads; where they cannot be had it is done by one.
-  async start({ engine, threaded, threads, config, weights }) {
+  // `threaded` is the engine for `threads` threads; where they cannot be had it is done by one. `first`: of a cascade.
+  async start({ engine, threaded, threads, config, weights, first }) {
     const said = (share) => tell({ what: "progress", share });
-    kept.model = readModel(config, weights);
+    kept.model = readModel(config, weights, first);
     if (threaded) kept.engine = await engineWithThreads(new WebAssembly.Module(threaded), Math.min(threads, MOST_THREADS), helperWorker, said).catch(() => null);
     kept.engine = kept.engine || new Engine(new WebAssembly.Module(engine), said);
     tell({ what: "ready", threads: kept.engine.threads, plan: planned(kept) });

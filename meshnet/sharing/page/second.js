@@ -1,0 +1,74 @@
+// What the second network of a cascade is given, from a scan and from what the first one found: meshnet/scans/second.py,
+// to the byte. Volumes are arrays whose last axis lies closest together: `greys` (u1), one for each channel of the scan, and
+// `probabilities` (f4), one for each class of the first network but its background.
+"use strict";
+
+const SECOND = { FOUND: 0.3, MARGIN_MM: 8, UNSURE: 0.5, ELLIPSOID: 0.64, FEWEST: 500, ELSE: [0, 64, 128], NARROWEST: 4, LOWEST: -4, HIGHEST: 8 };
+
+// u1 volumes, 0 outside the region: grey values told from those of the brain's middle, then 255 times the probabilities.
+// Null where the first network found nothing.
+function secondInput(greys, probabilities, shape, voxelMm) {
+  const most = highest(probabilities), region = regionOf(most, shape, voxelMm);
+  if (!region) return null;
+  const found = greys.map((grey) => {
+    const levels = greyLevels(quartilesOf(grey, most, shape, region));
+    return within(region, shape, grey, (value) => levels[value]);
+  });
+  return [...found, ...probabilities.map((one) => within(region, shape, one, (share) => roundEven(f32(255 * share))))];
+}
+
+function highest(probabilities) {
+  const most = probabilities[0].slice();
+  for (const one of probabilities.slice(1)) for (let i = 0; i < most.length; ++i) if (one[i] > most[i]) most[i] = one[i];
+  return most;
+}
+
+// The box ((a, b) on each axis) around what the first network found, and some way further; null where it found nothing.
+function regionOf(most, shape, voxelMm) {
+  const box = shape.map((n) => [n, 0]), least = f32(SECOND.FOUND), margin = roundEven(SECOND.MARGIN_MM / voxelMm);
+  visit(makeVolume(most, shape), 1, (value, ...at) => {
+    if (value > least) box.forEach((side, axis) => { side[0] = Math.min(side[0], at[axis]), side[1] = Math.max(side[1], at[axis] + 1); });
+  });
+  return box[0][1] ? box.map(([a, b], axis) => [Math.max(0, a - margin), Math.min(shape[axis], b + margin)]) : null;
+}
+
+// The quartiles of a channel in the middle of the region, without air and what the first network marks.
+function quartilesOf(grey, most, shape, region) {
+  const counts = new Float64Array(256), [x, y, z] = region.map(([a, b]) => squares(b - a)), [x0, y0, z0] = region.map(([a]) => a);
+  const unsure = f32(SECOND.UNSURE), inside = f32(SECOND.ELLIPSOID);
+  let all = 0;
+  for (let i = 0; i < x.length; ++i)
+    for (let j = 0; j < y.length; ++j) {
+      const row = ((x0 + i) * shape[1] + y0 + j) * shape[2] + z0, far = f32(x[i] + y[j]);
+      for (let k = 0; k < z.length; ++k)
+        if (grey[row + k] > 0 && most[row + k] < unsure && f32(far + z[k]) < inside) ++counts[grey[row + k]], ++all;
+    }
+  if (all <= SECOND.FEWEST) return SECOND.ELSE;
+  return [0.25, 0.5, 0.75].map((share) => {
+    let value = 0;
+    for (let upto = counts[0]; upto < share * all; upto += counts[++value]);
+    return value;
+  });
+}
+
+// The squares of n numbers from -1 to 1, in float32.
+function squares(n) {
+  return Float32Array.from({ length: n }, (_, i) => f32(n > 1 && i === n - 1 ? 1 : i * (2 / Math.max(1, n - 1)) - 1) ** 2);
+}
+
+// What each grey value becomes.
+function greyLevels([first, median, third]) {
+  const { LOWEST, HIGHEST, NARROWEST } = SECOND, range = Math.max(NARROWEST, third - first);
+  return Uint8Array.from({ length: 256 }, (_, value) => {
+    const apart = Math.min(Math.max(f32((value - median) / range), LOWEST), HIGHEST);
+    return roundEven(f32(f32(255 * f32(apart - LOWEST)) / (HIGHEST - LOWEST)));
+  });
+}
+
+function within(region, shape, data, use) {
+  const found = new Uint8Array(data.length), [[x0, x1], [y0, y1], [z0, z1]] = region;
+  for (let i = x0; i < x1; ++i)
+    for (let j = y0; j < y1; ++j)
+      for (let at = (i * shape[1] + j) * shape[2] + z0, end = at + z1 - z0; at < end; ++at) found[at] = use(data[at]);
+  return found;
+}
