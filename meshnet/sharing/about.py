@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from meshnet.config import SCORES
-from meshnet.networks.card import WEIGHTS, Card
+from meshnet.networks.card import FIRST, WEIGHTS, Card, read_card
 from meshnet.networks.readme import LIMITS, public_source, summarise_cases
 from meshnet.numbers import plain
 from meshnet.runs.folder import AVERAGED, LAST, TEST_CASES, read_metrics
@@ -58,9 +58,7 @@ def about_html(weights: Path, card: Card) -> str:
                   else "<p>No scores were recorded with this model.</p>"]
     if SECTIONS[1] not in sections:
         parts.append(f"<p>{html.escape(LIMITS)}</p>")
-    grid = card.grids()[0]
-    seen = [("channels", ", ".join(card.channels)), ("classes", ", ".join(card.classes)),
-            ("voxels", f"{plain(grid.voxel_mm)} mm"), ("grid", " x ".join(map(str, grid.size))),
+    seen = [("channels", ", ".join(card.channels)), ("classes", ", ".join(card.classes)), *seen_by(card, folder),
             ("marked from a probability of", plain(card.threshold)),
             *[(f"on {name}", ", ".join(f"{key.replace('_', ' ')} "
                                        f"{', '.join(value) if key == 'also' else plain(value)}"
@@ -68,6 +66,20 @@ def about_html(weights: Path, card: Card) -> str:
             ("lesions are dropped",
              f"under {plain(card.min_lesion_mm3 / 1000)} mL" if card.min_lesion_mm3 else "never")]
     return "\n".join([*parts, f"<h3>{DETAILS}</h3>", table([("field", "value"), *seen])])
+
+
+def seen_by(card: Card, folder: Path) -> list[tuple[str, str]]:
+    """The grids of a model's networks, as rows of a table."""
+    if not card.first:
+        return grid_rows(card)
+    return [("networks", "two: the first sees the whole head, the second what lies around all that the first found"),
+            *grid_rows(read_card(folder / FIRST), "first network: "), ("handed on", ", ".join(card.first)),
+            *grid_rows(card, "second network: ")]
+
+
+def grid_rows(card: Card, of: str = "") -> list[tuple[str, str]]:
+    grid = card.grids()[0]
+    return [(f"{of}voxels", f"{plain(grid.voxel_mm)} mm"), (f"{of}grid", " x ".join(map(str, grid.size)))]
 
 
 def source_of(card: Card) -> object:

@@ -24,7 +24,7 @@ from meshnet.files import write_text
 from meshnet.inference.boxes import whole_box
 from meshnet.kernels.wasm import MODULE, THREADED, record
 from meshnet.networks.build import load_model
-from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.card import CONFIG, FIRST, WEIGHTS, Card, read_card
 from meshnet.networks.folder import find_weights
 from meshnet.sharing.about import about_html, is_best, lead_of, marked_by
 
@@ -90,12 +90,26 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
         write_text(folder / path, text)
     if not niivue:
         (folder / "niivue.js").unlink(missing_ok=True)  # of an earlier page
+    need = max(plan_bytes(each) for each, _ in stages(card, weights))
     return (f"{folder / 'index.html'}: open it in a browser; {size / 1e6:.1f} MB in {len(files)} files, and about "
-            f"{max(1, round(plan_bytes(card) / 1e6))} MB of memory for the network")
+            f"{max(1, round(need / 1e6))} MB of memory for the network")
+
+
+def stages(card: Card, weights: Path) -> list[tuple[Card, Path]]:
+    """The networks of a model, in the order in which they run, as card and weights: two of a cascade."""
+    first = weights.parent / FIRST
+    return [*([(read_card(first), first / WEIGHTS)] if card.first else []), (card, weights)]
 
 
 def check_model(name: str | Path, card: Card, weights: Path) -> None:
     """Raise UserError for what a page cannot run."""
+    for each, path in stages(card, weights):
+        check_network(each, path)
+    load_model(name, weights.name)  # whether the weights belong to the card, and two networks to each other
+
+
+def check_network(card: Card, weights: Path) -> None:
+    """Raise UserError for a network, alone or one of a cascade, that a page cannot run."""
     if card.name != "meshnet":
         raise UserError(f"{weights.parent}: is a {card.name}, expected a MeshNet, the network that runs in a page; "
                         "export it with python share.py onnx")
@@ -111,7 +125,6 @@ def check_model(name: str | Path, card: Card, weights: Path) -> None:
         raise UserError(f"{weights}: not a whole safetensors file ({error}); copy it again") from None
     if kinds != {"F32"}:
         raise UserError(f"{weights}: holds {', '.join(sorted(kinds))}, expected F32 alone; save the weights in float32")
-    load_model(name, weights.name)  # whether the weights belong to the card
     need = plan_bytes(card)
     if need > MOST_BYTES:
         size = " x ".join(map(str, card.grids()[0].size))
@@ -126,7 +139,7 @@ def plan_bytes(card: Card) -> int:
     """
     shape, arguments = card.grids()[0].size, card.arguments
     channels, dilations = arguments["channels"], arguments["dilations"]
-    voxels, inputs, classes = int(np.prod(shape)), len(card.channels), len(card.classes)
+    voxels, inputs, classes = int(np.prod(shape)), len(card.channels) + len(card.first or []), len(card.classes)
     if arguments.get("norm", "batch") in ("group", "instance"):
         return 4 * voxels * (inputs + 2 * channels + max(0, classes - channels))
     (x0, x1), *plane = whole_box(shape)
@@ -184,22 +197,31 @@ def niivue_script() -> str:
 
 
 def model_script(card: Card, weights: Path) -> str:
-    """The card and the weights as a JavaScript constant."""
+    """The card and the weights as a JavaScript constant, and those of the first network of a cascade."""
+    *first, (own, digest) = [packed(*each) for each in stages(card, weights)]
+    build = {"by": SIGN, "version": __version__, "engine": record()["modules"][MODULE.name]["sha256"], "model": digest}
+    values = {"build": build, **own}
+    if first:
+        (values[FIRST], build[FIRST]), = first
+    return f"{MODEL}{json.dumps(values)};\n"
+
+
+def packed(card: Card, weights: Path) -> tuple[dict, str]:
+    """A network as a page holds it, and the SHA-256 of its weights."""
     from meshnet.networks.readme import public_card
 
     content = weights.read_bytes()
-    build = {"by": SIGN, "version": __version__, "engine": record()["modules"][MODULE.name]["sha256"],
-             "model": hashlib.sha256(content).hexdigest()}
     own = public_card(card).changed(thresholds={}, **({} if is_best(weights) else {"metrics": {}}))  # of other files
-    values = {"build": build, "card": own.to_dict(), "weights": base64.b64encode(content).decode()}
-    return f"{MODEL}{json.dumps(values)};\n"
+    return {"card": own.to_dict(), "weights": base64.b64encode(content).decode()}, hashlib.sha256(content).hexdigest()
 
 
 def unpack_model(page: Path, folder: Path) -> None:
     """Write the card and the weights that a page holds to ``folder``, as a model folder."""
     values = json.loads((page / "model.js").read_text(encoding="utf-8").removeprefix(MODEL).rstrip(";\n"))
-    (folder / CONFIG).write_text(json.dumps(values["card"]), encoding="utf-8")
-    (folder / WEIGHTS).write_bytes(base64.b64decode(values["weights"]))
+    for place, each in ((folder, values), *([(folder / FIRST, values[FIRST])] if FIRST in values else [])):
+        place.mkdir(exist_ok=True)
+        (place / CONFIG).write_text(json.dumps(each["card"]), encoding="utf-8")
+        (place / WEIGHTS).write_bytes(base64.b64decode(each["weights"]))
 
 
 def licences(niivue: bool) -> str:

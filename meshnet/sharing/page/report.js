@@ -10,13 +10,13 @@ function reportOf() {
   const { result } = state;
   return { scan: state.shown.files.map((file) => file.name), mask: `${state.shown.mask}_lesion.nii.gz`, volume_ml: result.volume_ml,
            lesions: result.lesions.length, largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks,
-           parts: result.parts, quality: result.quality, seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision, model: build.model };
+           parts: result.parts, quality: result.quality, seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision, model: build.model, ...(build.first ? { first: build.first } : {}) };
 }
 
 // For a report of a fault: with a result or without one.
 function details() {
   const { result, fault } = state, named = $("with-name").checked;
-  const page = { page: `${build.version}, engine ${build.engine.slice(0, 12)}, model ${build.model.slice(0, 12)}`, browser: navigator.userAgent };
+  const page = { page: `${build.version}, engine ${build.engine.slice(0, 12)}, model ${build.model.slice(0, 12)}${build.first ? ` behind ${build.first.slice(0, 12)}` : ""}`, browser: navigator.userAgent };
   const lines = { ...page, ...(fault ? { error: named ? fault : withoutNames(fault, state.names) } : {}), ...(result ? detailsOf(result) : {}) };
   if (named && state.shown) lines.scan = state.shown.name;
   return Object.entries(lines).map(([name, value]) => `${name}: ${value}`).join("\n");
