@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from meshnet.config import SCORES
-from meshnet.networks.card import FIRST, WEIGHTS, Card, read_card
+from meshnet.networks.card import WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST
 from meshnet.networks.readme import LIMITS, public_source, summarise_cases
 from meshnet.numbers import plain
 from meshnet.runs.folder import AVERAGED, LAST, TEST_CASES, read_metrics

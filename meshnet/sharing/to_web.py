@@ -24,7 +24,8 @@ from meshnet.files import write_text
 from meshnet.inference.boxes import whole_box
 from meshnet.kernels.wasm import MODULE, THREADED, record
 from meshnet.networks.build import load_model
-from meshnet.networks.card import CONFIG, FIRST, WEIGHTS, Card, read_card
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST
 from meshnet.networks.folder import find_weights
 from meshnet.sharing.about import about_html, is_best, lead_of, marked_by
 

@@ -31,17 +31,25 @@ async function readCase(files, { card: own, first }, step, parts) {
   step("checking", 0, 1, images[0].volume.shape);
   const remarks = images.flatMap(headerRemarks);
   images.forEach((image, c) => remarks.push(...valuesRemarks(image, card.channels[c])));
-  remarks.push(...extentRemarks(images[0], card.voxel_mm));
-  const views = [];
+  remarks.push(...extentRemarks(images[0], own.voxel_mm));
+  const views = [], fit = (grid) => timed(parts, "check", () => fitted(grid, images[0], files[0].name));
+  let beyond = [];
   for (const grid of gridsOf(card)) {
-    const [larger, lines] = await timed(parts, "check", () => fitted(grid, images[0], files[0].name));
-    remarks.push(...lines);
+    const [larger, lines] = await fit(grid);
+    beyond.push(...lines);
     step("conforming");
     await timed(parts, "conform", () => {
       const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
       views.push({ extremes: conformed.map(({ extremes: found }) => found), looks: conformed.map(({ looks }) => looks ?? null), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
     });
   }
+  let second = null;
+  if (first) {
+    const [larger, lines] = await fit(gridsOf(own)[0]);
+    if (!beyond.length) beyond = lines;  // of either grid, but not of both
+    second = await timed(parts, "conform", () => greyView(images, larger, views[0].looks));
+  }
+  remarks.push(...beyond);
   await timed(parts, "check", () => {
     const volumes = views[0].channels.map((data) => makeVolume(data, views[0].shape));
     remarks.push(...checkChannels(volumes, card.channels, files[0].name, images[0]), ...contentRemarks(volumes[0], images[0], card.voxel_mm));
@@ -51,27 +59,25 @@ async function readCase(files, { card: own, first }, step, parts) {
     });
   });
   const contrast = views[0].looks[0], ofNames = nameRemarks(files.map(({ name }) => name), card.channels, contrast);
-  const second = first && (await timed(parts, "conform", () => secondGrid(images, own, files[0].name, views[0].looks)));
   return { images, views, remarks: [...new Set([...ofNames, ...remarks])], contrast, second };
 }
 
 // The scan on the grid of a cascade's second network, turned round where the first one's view was: {shape, affine, greys}.
-function secondGrid(images, card, name, looks) {
-  const [grid] = fitted(gridsOf(card)[0], images[0], name);
+function greyView(images, grid, looks) {
   const conformed = images.map((image) => conform(image, grid, "conform_uint8", null, images[0]));
   const greys = conformed.map(({ volume }, c) => (looks[c] === T1W ? turnedRound(volume) : volume).data);
   return { shape: grid.size, affine: conformed[0].affine, greys };
 }
 
-// The probabilities that decide, on the scan's own grid: the mean over the views. Of a cascade the second network's, 0 where
-// the first one finds nothing.
+// The probabilities that decide, on the scan's own grid: the mean over the views. Of a cascade they are the second network's,
+// 0 where the first one finds nothing.
 async function probabilitiesOf(engine, model, read, step, parts, name) {
-  const { card, layers } = model, { images, contrast } = read, which = decisive(card, contrast), total = [];
-  const views = model.first ? await secondViews(engine, model, read, step, parts, name) : read.views;
+  const { card, layers, first } = model, { images, contrast } = read, which = decisive(card, contrast), total = [];
+  const views = first ? await secondViews(engine, model, read, step, parts, name) : read.views;
   if (!views.length) return which.map(() => new Float32Array(count(images[0].volume.shape)));
   for (const [number, { channels, shape, affine }] of views.entries()) {
-    step(model.first ? SECOND_STAGE : "computing", number, views.length);
-    const found = await computed(engine, layers, channels, shape, parts, name);
+    step(first ? SECOND_STAGE : "computing", number, views.length);
+    const found = await timed(parts, "compute", () => computed(engine, layers, channels, shape, name));
     step("going back", number, views.length);
     await timed(parts, "back", () => which.forEach(([one, ...others], at) => {
       const sum = others.length ? found[one].map((value, i) => others.reduce((all, k) => f32(all + found[k][i]), value)) : found[one];
@@ -81,31 +87,31 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
   return total;
 }
 
-async function computed(engine, layers, channels, shape, parts, name) {
-  const need = needed(engine, layers, channels, shape);
-  if (need > MOST_MEMORY) refuse("tooLarge", name, (need / 1e9).toFixed(1), (MOST_MEMORY / 1e9).toFixed(1));
-  return timed(parts, "compute", () => runNetwork(engine, layers, channels, shape));
+// What the second network of a cascade sees, by the first one: its view, or none where that finds nothing.
+async function secondViews(engine, { card, first }, { views, second: { shape, affine, greys } }, step, parts, name) {
+  const total = [];
+  for (const [number, view] of views.entries()) {
+    step(FIRST_STAGE, number, views.length);
+    await timed(parts, "first", () => {
+      const [, ...found] = computed(engine, first.layers, view.channels, view.shape, name);
+      found.forEach((one, at) => addMean(total, at, toGrid(one, view.shape, view.affine, { shape, affine }), views.length));
+    });
+  }
+  const input = await timed(parts, "first", () => secondInput(greys, total, shape, card.voxel_mm));
+  return input ? [{ channels: input.map((data) => asInput(makeVolume(data, shape, "u1"))), shape, affine }] : [];
 }
 
-// Adds one of `views` maps to the mean total[at].
+function computed(engine, layers, channels, shape, name) {
+  const need = needed(engine, layers, channels, shape);
+  if (need > MOST_MEMORY) refuse("tooLarge", name, (need / 1e9).toFixed(1), (MOST_MEMORY / 1e9).toFixed(1));
+  return runNetwork(engine, layers, channels, shape);
+}
+
+// Adds one of so many `views` to the mean total[at].
 function addMean(total, at, map, views) {
   if (views > 1) for (let i = 0; i < map.length; ++i) map[i] /= views;
   if (!total[at]) total[at] = map;
   else for (let i = 0; i < map.length; ++i) total[at][i] += map[i];
-}
-
-// What the second network of a cascade sees, by the first one: its view, or none where that finds nothing.
-async function secondViews(engine, { card, first }, { views, second }, step, parts, name) {
-  const handed = card.first.map((one) => first.card.classes.indexOf(one)), total = [], { shape, affine, greys } = second;
-  for (const [number, view] of views.entries()) {
-    step(FIRST_STAGE, number, views.length);
-    const found = await computed(engine, first.layers, view.channels, view.shape, parts, name);
-    await timed(parts, "between", () => handed.forEach((k, at) => addMean(total, at, toGrid(found[k], view.shape, view.affine, second), views.length)));
-  }
-  return timed(parts, "between", () => {
-    const input = secondInput(greys, total, shape, card.voxel_mm);
-    return input ? [{ channels: input.map((data) => asInput(makeVolume(data, shape, "u1"))), shape, affine }] : [];
-  });
 }
 
 // The middle of the head on the axis from left to right, in mm (meshnet/cohort/facts.py).
