@@ -25,7 +25,7 @@ from meshnet.inference.boxes import whole_box
 from meshnet.kernels.wasm import MODULE, THREADED, record
 from meshnet.networks.build import load_model
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
-from meshnet.networks.cascade import FIRST
+from meshnet.networks.cascade import FIRST, read_first
 from meshnet.networks.folder import find_weights
 from meshnet.sharing.about import about_html, is_best, lead_of, marked_by
 
@@ -97,9 +97,13 @@ def write_page(name: str | Path, folder: str | Path, title: str | None = None, n
 
 
 def stages(card: Card, weights: Path) -> list[tuple[Card, Path]]:
-    """The networks of a model, in the order in which they run, as card and weights: two of a cascade."""
-    first = weights.parent / FIRST
-    return [*([(read_card(first), first / WEIGHTS)] if card.first else []), (card, weights)]
+    """The networks of a model in the order in which they run, as card and weights: one, or the two of a cascade.
+
+    Raises:
+        UserError: where the first one of a cascade is missing, or does not fit the second one.
+    """
+    first = read_first(weights.parent, card)
+    return [*([(first, weights.parent / FIRST / WEIGHTS)] if first else []), (card, weights)]
 
 
 def check_model(name: str | Path, card: Card, weights: Path) -> None:
@@ -140,7 +144,7 @@ def plan_bytes(card: Card) -> int:
     """
     shape, arguments = card.grids()[0].size, card.arguments
     channels, dilations = arguments["channels"], arguments["dilations"]
-    voxels, inputs, classes = int(np.prod(shape)), len(card.channels) + len(card.first or []), len(card.classes)
+    voxels, inputs, classes = int(np.prod(shape)), len(card.inputs), len(card.classes)
     if arguments.get("norm", "batch") in ("group", "instance"):
         return 4 * voxels * (inputs + 2 * channels + max(0, classes - channels))
     (x0, x1), *plane = whole_box(shape)

@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cascades import head_file, write_cascade
 from page_steps import model_of, scan
 
 from meshnet import ROOT
@@ -47,6 +48,9 @@ def place(tmp_path_factory):
     model_of(folder / "model", "instance", min_lesion_mm3=300, shifted=True, averaged=True, centre="middle")
     write_page(folder / "model", folder / "page")
     scan(folder / "scan.nii")
+    write_page(write_cascade(folder / "cascade"), folder / "page/cascade")  # a page of two networks within the page
+    (folder / "head").mkdir()
+    head_file(folder / "head/scan.nii")
     asked = []
 
     class Handler(SimpleHTTPRequestHandler):

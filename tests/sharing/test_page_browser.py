@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 import shutil
 import socket
 
@@ -13,23 +14,27 @@ from page_steps import Page, bad_files, content
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("where", ["file", "http", "isolated"])
-def test_a_scan_becomes_the_mask_of_node(browser, place, where):
+@pytest.mark.parametrize("of, where", [("model", "file"), ("model", "http"), ("model", "isolated"),
+                                       ("cascade", "file"), ("cascade", "isolated")])
+def test_a_scan_becomes_the_mask_of_node(browser, place, of, where):
     folder, address, asked = place
+    below, scan = ("", str(folder / "scan.nii")) if of == "model" else ("cascade/", str(folder / "head/scan.nii"))
     with Page() as page:
-        page.ask("segment", model=str(folder / "model"), scans=[str(folder / "scan.nii")],
+        page.ask("segment", model=str(folder / of), scans=[scan],
                  mask=str(folder / "mask.nii"), probability=str(folder / "probability.nii"), settings={})
     asked.clear()
     heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     heard.bind(("127.0.0.1", 0))
     heard.setblocking(False)
-    given = {"file": (folder / "page/index.html").as_uri(), "http": address, "isolated": f"{address}?isolated"}[where]
+    address = address.replace("index.html", f"{below}index.html")
+    given = {"file": (folder / "page" / below / "index.html").as_uri(), "http": address,
+             "isolated": f"{address}?isolated"}[where]
     found, threads, mask, probability, png, report, less, none, leave = browser(
-        given, ["files", str(folder / "scan.nii")],
+        given, ["files", scan],
         ["evaluate", "[window.page.threads, self.crossOriginIsolated, navigator.hardwareConcurrency]"],
         ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
         ["change", "threshold", "0.51"], ["change", "threshold", "1"],
-        ["leave", address.replace("index.html", "planted").replace("127.0.0.1", "localhost"),  # another origin
+        ["leave", place[1].replace("index.html", "planted").replace("127.0.0.1", "localhost"),  # another origin
          heard.getsockname()[1]])
     assert found["states"] == ["done"] and "mL in" in found["answer"]
     assert threads[:2] == ([min(8, threads[2]), True] if where == "isolated" else [1, False])
@@ -47,8 +52,31 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, where):
     opened = ("GET", "/planted?opened")
     assert opened in asked, "a policy governs this now: the page and docs/browser.md can say more"
     asked[:] = [one for one in asked if one != opened]
-    names = {path.lstrip("/").removesuffix("?isolated") for _, path in asked}
-    assert names <= {path.name for path in (folder / "page").iterdir()}, names  # nothing planted arrived
+    names = {path.removeprefix(f"/{below}").removesuffix("?isolated") for _, path in asked}
+    assert names <= {path.name for path in (folder / "page" / below).iterdir()}, names  # nothing planted arrived
+
+
+CANCEL_DURING = """(async () => { const line = document.getElementById("doing"), seen = [];
+    const observer = new MutationObserver(() => { seen.push(line.textContent);
+      if (line.textContent.includes("%s")) document.getElementById("cancel").click(); });
+    observer.observe(line, { childList: true });
+    document.getElementById("made-up").click();
+    while (page.running || !page.cases.length) await new Promise((done) => setTimeout(done, 20));
+    observer.disconnect();
+    return [seen.at(-1), page.cases.map((one) => one.state)]; })()"""
+
+
+def test_a_cascade_is_cancelled_in_either_network_and_works_again(browser, place):
+    folder = place[0]
+    first, second, found, told = browser(
+        (folder / "page/cascade/index.html").as_uri(), *[["evaluate", CANCEL_DURING % f"the {one} network"]
+                                                         for one in ("first", "second")],
+        ["files", str(folder / "head/scan.nii")], ["evaluate", "[build.first, details()]"])
+    for said, name in ((first, "first"), (second, "second")):
+        assert re.search(rf"computing the {name} network(, grid 1 of 2)?, \d+ s of about \d+ s", said[0]), said
+        assert set(said[1]) == {"cancelled"}
+    assert found["states"] == ["cancelled", "cancelled", "done"] and found["report"]["volume_ml"] > 0
+    assert found["report"]["first"] == told[0] and f"behind {told[0][:12]}" in told[1]
 
 
 def test_bad_files_are_a_line_each_and_the_page_goes_on(browser, place, tmp_path):

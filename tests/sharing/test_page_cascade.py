@@ -1,17 +1,32 @@
 """A cascade in the page: what its second network is given is Python's to the byte, and its mask is infer.py's."""
 
+import base64
 import json
 import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+from cascades import head_file, write_cascade
+from conftest import run_script_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from page_steps import Page
+from model_folders import edit
+from page_steps import Page, check_mask
+from safetensors.numpy import load_file, save_file
 
+from meshnet.cohort.facts import model_facts
+from meshnet.errors import UserError
+from meshnet.inference import cascade
+from meshnet.inference.models import load_models
+from meshnet.inference.scan import read_case
+from meshnet.networks.card import Card, read_card
 from meshnet.scans import second
-from meshnet.sharing.to_web import script
+from meshnet.scans.contrast import looks_like
+from meshnet.scans.grid import conform
+from meshnet.scans.mask import box_of
+from meshnet.sharing import to_web
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +88,160 @@ def test_the_second_network_is_given_pythons_bytes_of_a_head(page):
 
 
 def test_the_constants_are_pythons():
-    text = re.search(r"^const SECOND = (\{.*\});$", script("second"), re.MULTILINE).group(1)
+    text = re.search(r"^const SECOND = (\{.*\});$", to_web.script("second"), re.MULTILINE).group(1)
     values = json.loads(re.sub(r"(\w+):", r'"\1":', text))
     assert {name: list(value) if isinstance(value, tuple) else value for name, value in vars(second).items()
             if name.isupper() and name != "SCALINGS"} == values
+
+
+# ---------------------------------------------------------------------- both networks, from a scan to its mask
+
+CASES = {
+    "on two grids, then batch norm": {"channels": ("T1w, T2w, FLAIR or DWI",)},
+    "instance norm in both": {"first_norm": "instance", "second_norm": "instance"},
+    "two channels": {"channels": ("FLAIR", "T2w")},
+    "nothing turned round, one grid": {"scaling": "conform_uint8", "shifted": False},
+    "an odd grid": {"orientation": "RAS", "shape": [37, 40, 33], "min_lesion_mm3": 2000, "sure": 0.6},
+}
+
+
+def given_to_second(paths, model):
+    """What infer.py gives the second network of a cascade: (C + K, X, Y, Z) uint8 or None, and the region."""
+    (network, card), = models = load_models([model], device="cpu")
+    case = read_case(paths, models)
+    found = cascade.second_volume(network.first, case.inputs[0], case.seconds[0], card.voxel_mm)
+    return found, None if found is None else box_of(found.max(0))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mask_is_that_of_infer(page, tmp_path, name):
+    model = write_cascade(tmp_path / "model", **CASES[name])
+    if name == "an odd grid":
+        edit(model / "config.json", voxel_mm=7.0, averaged=False)
+    scans = [head_file(tmp_path / f"{c}.nii", c) for c, _ in enumerate(read_card(model).channels)]
+    answer = check_mask(page, scans, model, tmp_path)
+    assert answer["volume_ml"] > 0 and answer["steps"].count("computing the first network") == (
+        1 + CASES[name].get("shifted", True)) and answer["steps"].count("computing the second network") == 1
+
+
+def test_the_mask_of_a_scan_that_is_turned_round_for_both_networks(page, tmp_path):
+    """The first network decides whether it is, on its own view; the second one's, on finer voxels, follows it."""
+    from meshnet.data.synthetic.case import make_case
+
+    model = write_cascade(tmp_path / "model")
+    (first, *_), path = read_card(model / "first").grids(), tmp_path / "scan.nii"
+    images = (make_case(seed, 8.0, "train", contrasts={"T1w": 1.0}, artefacts=0.0, extracted=0.0)[0]
+              for seed in range(20))
+    nib.save(next(image for image in images
+                  if looks_like(np.asarray(conform(image, first, exact=False).dataobj), 16.0) == "T1w"), path)
+    answer = check_mask(page, [path], model, tmp_path)
+    assert answer["contrast"] == "T1w" and any("turned round" in line for line in answer["warnings"])
+    grey, plain = read_case([path], load_models([model], device="cpu")), conform(nib.load(path), read_card(
+        model).grids()[0], exact=False)
+    assert not np.array_equal(grey.seconds[0][0][0], np.asarray(plain.dataobj))
+
+
+def test_a_cascade_that_finds_nothing_marks_nothing(page, tmp_path):
+    """And the second network is not run."""
+    model = write_cascade(tmp_path / "model")
+    path = model / "first/model.safetensors"
+    tensors = load_file(path)
+    tensors["head.bias"][0] += 50
+    save_file(tensors, path)
+    scan = head_file(tmp_path / "scan.nii")
+    assert given_to_second([scan], model) == (None, None)
+    answer = check_mask(page, [scan], model, tmp_path)
+    assert answer["volume_ml"] == 0 and answer["quality"] == 1
+    assert answer["steps"].count("computing the first network") == 2 and "computing the second network" not in (
+        answer["steps"])
+
+
+def test_a_region_that_reaches_the_faces_of_the_grid(page, tmp_path):
+    """Of a head that fills the second network's grid; the first one's is smaller still, and said to be enlarged."""
+    model = write_cascade(tmp_path / "model", shape=[25, 22, 21])
+    edit(model / "first/config.json", shape=[10, 9, 8])
+    scan = head_file(tmp_path / "scan.nii")
+    _, region = given_to_second([scan], model)
+    answer = check_mask(page, [scan], model, tmp_path)
+    assert [line.partition(":")[0] for line in answer["warnings"]].count("the scan is larger than the model's grid of "
+                                                                         "160 x 144 x 128 mm") == 1
+    assert sum("the grid was enlarged" in line for line in answer["warnings"]) == 1
+    assert any(low == 0 for low, _ in region), region
+
+
+def test_a_cascade_takes_the_time_and_memory_of_both_networks(page, tmp_path):
+    model = write_cascade(tmp_path / "model", second_norm="instance")
+    both, first = (page.ask("plan", model=str(path)) for path in (model, model / "first"))
+    assert "error" not in both, both
+    least = 4 * 32 ** 3 * (3 + 2 * read_card(model).arguments["channels"])  # of its own maps
+    assert both["bytes"] > first["bytes"] and both["bytes"] - 6e7 > least
+    assert both["network"] > 0 and both["voxelBytes"] == first["voxelBytes"] == 20
+
+
+# ---------------------------------------------------------------------- the page that is written
+
+def model_in(page):
+    """What the model.js of a page holds."""
+    return json.loads((page / "model.js").read_text(encoding="utf-8").removeprefix(to_web.MODEL).rstrip(";\n"))
+
+
+def test_a_page_of_a_cascade_holds_both_networks(tmp_path):
+    model, page = write_cascade(tmp_path / "model"), tmp_path / "page"
+    said = to_web.write_page(model, page)
+    need = max(map(to_web.plan_bytes, (read_card(model), read_card(model / "first"))))
+    assert said.endswith(f"about {max(1, round(need / 1e6))} MB of memory for the network")
+    held = model_in(page)
+    for values, folder in ((held, model), (held["first"], model / "first")):
+        assert Card.from_dict(values["card"]) == read_card(folder)
+        assert base64.b64decode(values["weights"]) == (folder / "model.safetensors").read_bytes()
+    assert [held["build"][key] for key in ("model", "first")] == [
+        model_facts([model], [read_card(model)], "model.safetensors")[0][key]
+        for key in ("WeightsSHA256", "FirstWeightsSHA256")]
+    text = re.sub("<[^>]*>", " ", (page / "index.html").read_text(encoding="utf-8"))
+    for words in ("networks two", "first network: voxels 16 mm", "first network: grid 16 x 16 x 16",
+                  "handed on lesion, fluid", "second network: voxels 8 mm", "second network: grid 32 x 32 x 32"):
+        assert words in re.sub(r"\s+", " ", text), words
+    to_web.write_page(model / "first", page)  # the first one alone, over the other
+    held = model_in(page)
+    assert "first" not in held and "first" not in held["build"]
+    assert "first network" not in (page / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_that_is_written_is_compared_with_infer(tmp_path):
+    """By the networks in it: with another first one the masks differ."""
+    model, page = write_cascade(tmp_path / "model"), tmp_path / "page"
+    said = run_script_file("share.py", "web", model, page, "--scan", head_file(tmp_path / "scan.nii")).stdout
+    assert re.search(r" [01] of 192000 voxels differ|Node is not installed", said), said
+    held = model_in(page)
+    held["first"]["card"]["shape"] = [4, 4, 4]
+    (page / "model.js").write_text(f"{to_web.MODEL}{json.dumps(held)};\n", encoding="utf-8")
+    said = to_web.compare(model, [tmp_path / "scan.nii"], page)
+    assert re.search(r" [1-9]\d+ of 192000 voxels differ|Node is not installed", said), said
+
+
+@pytest.mark.parametrize("stage", ["", "first"])
+def test_what_one_of_two_networks_cannot_do_in_a_page_is_refused_of_it(tmp_path, stage):
+    for name, changes, words in (
+            ("large", {"shape": [512] * 3}, r"needs \d+\.\d GB for a grid of 512 x 512 x 512, expected at most 2 GB"),
+            ("unet", {"name": "unet"}, "is a unet, expected a MeshNet"), ("half", {}, "expected F32 alone")):
+        model = write_cascade(tmp_path / name)
+        edit(model / stage / "config.json", **changes)
+        if name == "half":
+            path = model / stage / "model.safetensors"
+            save_file({key: value.astype(np.float16) for key, value in load_file(path).items()}, path)
+        where = re.escape(str(model / stage))
+        with pytest.raises(UserError, match=f"^{where}(/model.safetensors)?: .*{words}") as refused:
+            to_web.write_page(model, tmp_path / "page")
+        assert "\n" not in str(refused.value) and not (tmp_path / "page").exists()
+
+
+def test_a_cascade_that_lacks_its_first_network_is_refused_in_a_line(tmp_path):
+    model = write_cascade(tmp_path / "model")
+    (model / "first/config.json").unlink()
+    with pytest.raises(UserError, match=r"first/config\.json: not found, expected the first network of this cascade"):
+        to_web.write_page(model, tmp_path / "page")
+    model = write_cascade(tmp_path / "another")
+    edit(model / "first/config.json", classes=["background", "lesion", "other"])
+    with pytest.raises(UserError, match=r"first/config\.json: found classes lesion, other, expected lesion, fluid"):
+        to_web.write_page(model, tmp_path / "page")
+    assert not (tmp_path / "page").exists()

@@ -10,54 +10,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 from page_steps import Page, model_of, scan
+from page_steps import check_mask as check
 
 from meshnet import ROOT, segment_scan
-from meshnet.cohort.facts import head_facts
 from meshnet.errors import UserError
-from meshnet.inference.scan import load_models, read_case, segment_case
 from meshnet.networks.folder import default_model
 from meshnet.numbers import plain
 from meshnet.scans.checks import _mm
-from meshnet.scans.ours import MADE_OF
 
 SURE = 0.56
-ALLOWED = 30_000  # voxels marked or not, of which one may differ
 
 
 @pytest.fixture(scope="module")
 def page():
     with Page() as page:
         yield page
-
-
-def check(page, paths, model, tmp_path, voxels=None, **settings):
-    """The mask of a case by both; returns what the page's steps reported. The page does not write of which scan a mask
-    is."""
-    models = load_models([model], device="cpu")
-    case = read_case(paths, models)
-    expected = segment_case(case, models, probabilities=True, **settings)
-    mask, probability = tmp_path / "mask.nii", tmp_path / "probability.nii"
-    answer = page.ask("segment", model=str(model), scans=[str(path) for path in paths], mask=str(mask),
-                      probability=str(probability), settings=settings)
-    assert "error" not in answer, answer
-    content, wanted = mask.read_bytes(), MADE_OF.sub(lambda found: found[0][:-12] + bytes(12), expected.mask.to_bytes())
-    head = len(wanted) - expected.mask.shape[0] * expected.mask.shape[1] * expected.mask.shape[2]
-    found = np.frombuffer(content[head:], np.uint8)
-    differ = np.count_nonzero(found != np.frombuffer(wanted[head:], np.uint8))
-    same = slice(0, 148), slice(228 if differ else 148, head)  # the text between them has a checksum of the voxels
-    assert all(content[part] == wanted[part] for part in same) and len(content) == len(wanted)
-    marked = max(voxels or 0, np.count_nonzero(found))
-    assert differ <= max(1, marked / ALLOWED), f"{differ} of {marked} voxels"
-    apart = nib.load(probability).get_fdata() - expected.probabilities.get_fdata()
-    assert np.abs(apart).max() < 1e-3
-    volume, affine = case.inputs[0][0]
-    assert abs(answer["middle_mm"] - head_facts(volume[0], affine)["middle_mm"]) < 0.01
-    if not differ:
-        assert [answer[key] for key in ("volume_ml", "lesions", "largest_ml")] == [
-            expected.volume_ml, expected.lesions, expected.largest_ml]
-        assert (*answer["warnings"], *answer["remarks"]) == expected.remarks
-        assert answer["quality"] == expected.quality
-    return answer | {"differ": int(differ)}
 
 
 @pytest.mark.parametrize("name, norm, tilt, values", [

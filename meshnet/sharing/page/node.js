@@ -89,12 +89,13 @@ const answers = {
   },
   // {model} -> what scans will take
   plan: ({ model, engine }) => planScan(engineOf({ engine }), modelOf(model)),
-  // {model, scans, mask, probability} -> files and the line of infer.py --json
+  // {model, scans, mask, probability} -> files, the line of infer.py --json, and what was said meanwhile
   async segment({ model, scans, mask, probability, engine, settings }) {
-    const files = filesOf(scans), result = await segment(engineOf({ engine }), modelOf(model), files, () => {}, settings);
+    const files = filesOf(scans), steps = [];
+    const result = await segment(engineOf({ engine }), modelOf(model), files, (name) => { steps.push(name); }, settings);
     if (mask) write(mask, writeImage(result.labels, result.like));
     if (probability) write(probability, writeImage(lesionProbability(result.probabilities), result.like));
-    return { ...report(result, files, { mask }), middle_mm: result.middle };
+    return { ...report(result, files, { mask }), middle_mm: result.middle, steps };
   },
 };
 
