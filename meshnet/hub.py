@@ -17,11 +17,11 @@ from meshnet.files import near
 # Of a cascade the first network's folder as well.
 MODEL_FILES = ["config.json", "*.safetensors", "README.md", "*.png", "recipe.yaml", "metrics.jsonl",
                "first/config.json"]
-DATASET_FILES = ["*.json", "*.arrow", "README.md"]
+DATASET_FILES = ["*.json", "*.arrow", "README.md", "first/model.safetensors"]
 # What an earlier push may have left and a new one lacks: deleted in the same commit. A user's own files stay.
 STALE = {"space": [], "model": ["model_ema.safetensors", "recipe.yaml", "metrics.jsonl", "picture.png", "curves.png",
                              "first/config.json", "first/model.safetensors"],
-         "dataset": ["*.arrow"]}
+         "dataset": ["*.arrow", "first/config.json", "first/model.safetensors"]}
 ATTEMPTS, WAIT_S = 3, 2.0
 SHOWN = 5  # folders beside one that is missing
 TOO_MANY = 429  # the status of a client that asks too often

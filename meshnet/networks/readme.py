@@ -13,6 +13,7 @@ from meshnet.numbers import plain
 CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's middle"}
 AVERAGED = ", each voxel the mean of what it covers"
 SHIFTED = "segmented a second time on a grid moved by half a voxel, with averaged probabilities, "
+FIRST = ", with the probabilities of the network in `first` as further channels"
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex
@@ -125,7 +126,7 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
                      tags=["medical", "mri", "segmentation", "stroke", "meshnet"]) +
         f"# {repository}",
         f"Segments {targets} on {' + '.join(card.channels)} head scans. A {card.name} of "
-        f"{count_parameters(model):,} parameters.",
+        f"{count_parameters(model):,} parameters{in_cascade(model)}.",
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
         f"The scan may have any grid: it is resampled to {shape} voxels of {plain(card.voxel_mm)} mm in orientation "
@@ -139,6 +140,15 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
         "## Intended use and limits", LIMITS,
         "## Licence and citation", f"{licence}. If you use it, cite the paper of the architecture:", CITATION,
     ] if part) + "\n"
+
+
+def in_cascade(model) -> str:
+    """What is said of the first network of a cascade; empty for other models."""
+    first = getattr(model, "first", None)
+    return "" if first is None else (
+        f", the second of a cascade: it is given the probabilities of a first one, a {first.card.name} of "
+        f"{count_parameters(first.network):,} parameters that sees the whole head in voxels of "
+        f"{first.card.voxel_mm:g} mm (in the folder `first`)")
 
 
 def dataset_readme(info: dict, repository: str, licence: str) -> str:
@@ -157,7 +167,7 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
         f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}"
         f"{' of which ' + info['marks'] + ' alone is marked' if info.get('marks') else ''}, {shape} voxels of "
         f"{plain(info['voxel_mm'])} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, "
-        f"scaling `{info['scaling']}`. Splits are in `splits.json`.",
+        f"scaling `{info['scaling']}`{FIRST * bool(info.get('first'))}. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython share.py pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

@@ -6,16 +6,18 @@ from pathlib import Path
 import torch
 
 from meshnet.errors import UserError
-from meshnet.networks.build import build
+from meshnet.networks.build import Model, build
 from meshnet.networks.card import Card, card_from
+from meshnet.networks.cascade import check_first
 from meshnet.networks.meshnet import MeshNet
-from meshnet.sharing.to_onnx import import_package
+from meshnet.sharing.to_onnx import first_file, import_package
 
 LARGEST = 1 << 30  # bytes; no network that can be written as ONNX here has more
 
 
 def read_onnx(path: Path) -> tuple[MeshNet, Card]:
-    """The network and the card in an ONNX file of this program.
+    """The network and the card in an ONNX file of this program; of a cascade's second network with the first one, from
+    the file beside it, as its attribute ``first``.
 
     Batch norm was fused into the convolutions when the file was written, so such a network comes back without norm: it
     computes the same, and cannot be trained as before.
@@ -58,5 +60,18 @@ def read_onnx(path: Path) -> tuple[MeshNet, Card]:
                             "share.py onnx writes them; export the model again")
         tensors[name] = torch.from_numpy(tensor.copy()).to(fresh.dtype)
     network.load_state_dict(tensors)
+    if card.first:
+        network.first = read_first(path, card)
     others = {key: value for key, value in card.others.items() if key not in ("size_multiple", "precision")}
     return network.eval(), card.changed(others=others, arguments=network.arguments)
+
+
+def read_first(path: Path, card: Card) -> Model:
+    """The first network of the cascade whose second one is in the file ``path``."""
+    beside = first_file(path)
+    if not beside.is_file():
+        raise UserError(f"{beside}: not found, expected the first network of this cascade; copy both files that share.py "
+                        "onnx wrote")
+    network, first = read_onnx(beside)
+    check_first(beside, first, card)
+    return Model(network, first)

@@ -3,12 +3,14 @@ folder."""
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST
 from meshnet.numbers import plain
 
 HEAD_MM = 128  # a grid shorter than this along an axis is too small for a head
@@ -54,6 +56,9 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     if dilations:
         known["dilations"] = parse_dilations(dilations)
     model, info, beside = read_source(source, layout, known)
+    if beside and beside.first and (given or classes):
+        raise UserError(f"{source}: found flags beside a cascade, whose cards say how both networks see a scan, "
+                        "expected none; leave them out")
     if beside:
         card, said = corrected(beside, source, model, given, classes), ""
     else:
@@ -61,9 +66,11 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
         card = imported_card(source, model, info, classes=classes, **given)
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
     (out / CONFIG).unlink(missing_ok=True)  # an interrupted import must not leave another network's
+    shutil.rmtree(out / FIRST, ignore_errors=True)
     write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(out, model, card)
-    return (f"{out}: MeshNet, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
+    before = " (the second of a cascade)" if card.first else ""
+    return (f"{out}: MeshNet{before}, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
             f"{card.orientation}, {card.scaling}, {plain(card.voxel_mm)} mm, threshold {plain(card.threshold)}, "
             f"smallest lesion {plain(card.min_lesion_mm3 / 1000)} mL; to fine-tune it: train.py --init {out} --recipe "
             f"recipes/finetune.yaml …{said}")
@@ -116,7 +123,7 @@ def corrected(card: Card, source: Path, model, given: dict, classes: Sequence[st
         UserError: for names that do not fit the network.
     """
     names, changes = list(classes or card.classes), dict(given)
-    check_names(source, model, changes.get("channels", card.channels), names)
+    check_names(source, model, [*changes.get("channels", card.channels), *(card.first or [])], names)
     check_grid(card.orientation, card.voxel_mm)
     if card.marks:
         changes["marks"] = names[card.classes.index(card.marks)]
@@ -179,7 +186,7 @@ def check_free(out: Path) -> None:
     else:
         recipe = out / RECIPE
         ours = not found or (recipe.is_file() and recipe.read_bytes().startswith(IMPORTED.encode()))
-    if found - {CONFIG, WEIGHTS, RECIPE} or not ours:
+    if found - {CONFIG, WEIGHTS, RECIPE, FIRST} or not ours:
         raise UserError(f"{out}: found something other than an imported model, expected an empty folder; give another")
 
 

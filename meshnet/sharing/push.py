@@ -9,7 +9,8 @@ from meshnet.data.schema import PREPARED
 from meshnet.errors import UserError
 from meshnet.files import write_json, write_text
 from meshnet.hub import DATASET_FILES, MODEL_FILES, check_push, upload
-from meshnet.networks.card import CONFIG, WEIGHTS, Card
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST
 from meshnet.runs.folder import AVERAGED, CONFIG_YAML, CURVES, METRICS, TEST_CASES
 
 
@@ -50,6 +51,8 @@ def stage_model(folder: Path, staged: Path, model, card: Card, repository: str, 
 
     card = public_card(card)
     write_json(staged / CONFIG, card.to_dict())
+    if card.first:
+        stage_first(folder / FIRST, staged / FIRST)
     weights = [folder / name for name in (WEIGHTS, AVERAGED)]
     # A picture of a case is pushed only if its owner named it picture.png.
     pictures = [folder / name for name in ("picture.png", CURVES) if (folder / name).is_file()][:1]
@@ -65,6 +68,15 @@ def stage_model(folder: Path, staged: Path, model, card: Card, repository: str, 
     readme = model_readme(model, card, repository, folder / TEST_CASES, picture, licence,
                           read_report(folder, report))
     write_text(staged / "README.md", readme)
+
+
+def stage_first(folder: Path, staged: Path) -> None:
+    """Collect in ``staged`` the first network of a cascade from its ``folder``, as it may leave this machine."""
+    from meshnet.networks.readme import public_card
+
+    staged.mkdir()
+    write_json(staged / CONFIG, public_card(read_card(folder)).to_dict())
+    shutil.copyfile(folder / WEIGHTS, staged / WEIGHTS)
 
 
 def read_report(folder: Path, report: Path | None) -> str:
@@ -94,10 +106,13 @@ def push_dataset(folder: str | Path, repository: str, private: bool = True, lice
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
         for path in folder.rglob("*"):
-            if path.is_file() and path.suffix in (".arrow", ".json") and not path.name.startswith("."):
+            inside = path.relative_to(folder).parts
+            if inside[0] != FIRST and path.suffix in (".arrow", ".json") and path.is_file() and inside[-1][0] != ".":
                 link = staged / path.relative_to(folder)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.resolve())
+        if info.get("first"):
+            stage_first(folder / FIRST, staged / FIRST)
         (staged / PREPARED).unlink()
         write_json(staged / PREPARED, info | {"source": safe_source(info["source"])})
         write_text(staged / "README.md", dataset_readme(info, repository, licence))

@@ -194,11 +194,14 @@ def write_tfjs(model: MeshNet, card: Card, folder: Path) -> None:
     our own import needs), each whole, ``model.json`` last.
 
     Raises:
-        UserError: for a network that is not a MeshNet, or a norm over several channels at once.
+        UserError: for a network that is not a MeshNet, a cascade, or a norm over several channels at once.
     """
     if not isinstance(model, MeshNet):
         raise UserError(f"{card.name}: expected meshnet, the only network that brainchop runs; share.py onnx "
                         "exports other convolutional networks")
+    if card.first:
+        raise UserError(f"{folder}: the model is a cascade of two networks, expected a single one, which is all that "
+                        "brainchop runs; share.py web and share.py onnx take cascades")
     stages = stages_of(model)
     if any(stage.norm and stage.groups != len(stage.weight) for stage in stages):
         raise UserError(f"model.norm_groups: found {model.arguments['norm_groups']}, expected "

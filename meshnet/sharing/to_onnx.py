@@ -13,11 +13,13 @@ from torch import nn
 
 from meshnet.errors import UserError
 from meshnet.files import whole_file
-from meshnet.inference.scan import conformed_scan
-from meshnet.networks.build import load_model
+from meshnet.inference.cascade import second_volume
+from meshnet.inference.scan import conformed_scan, read_case
+from meshnet.networks.build import Model, load_model, stages
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.networks.readme import public_card
+from meshnet.scans.intensity import as_input
 from meshnet.sharing.beside import CARD_NAME, write_beside
 
 OPSET = 18
@@ -76,7 +78,8 @@ def core(model: nn.Module) -> tuple[nn.Module, int]:
 def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32") -> None:
     """Write ``model`` as ONNX: input ``volume`` (B, C, X, Y, Z) and output ``logits``, all sizes but C and K dynamic.
 
-    The card travels in the file's metadata under ``meshnet``.
+    The card travels in the file's metadata under ``meshnet``. Of a cascade this is the second network; the first one
+    goes to a file beside it (``first_file``).
 
     Raises:
         UserError: if the ONNX packages are missing, or the network cannot be exported with dynamic sizes.
@@ -87,7 +90,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32"
                         "baseline")
     onnx = import_package("onnx")
     network, multiple = core(model)
-    sample = torch.zeros(1, len(card.channels), *[max(16, 2 * multiple)] * 3)
+    sample = torch.zeros(1, len(card.inputs), *[max(16, 2 * multiple)] * 3)
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
     with whole_file(path) as temporary, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's notes on constants; agreement is measured below
@@ -157,17 +160,41 @@ def trial_volumes(channels: int) -> list[np.ndarray]:
     return volumes
 
 
+def first_file(path: Path) -> Path:
+    """The file of the first network of a cascade whose second one is in ``path``."""
+    return path.with_name(f"{path.stem}_first{path.suffix}")
+
+
 def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] = ()) -> str:
     """Write the model ``name`` as ONNX and measure how well it agrees with PyTorch on ``scan`` (a file for each
-    channel) or on made-up volumes; returns the result in words."""
-    model, card = load_model(name)
+    channel) or on made-up volumes; returns the result in words. Of a cascade both networks are written."""
+    whole = load_model(name)
     if out.is_dir():
         raise UserError(f"{out}: is a folder, expected a file to write, such as model.onnx")
-    volumes = [conformed_scan(scan, card)] if scan else []
+    names = [first_file(out), out] if whole.card.first else [out]
+    seen = [seen_by(scan, each) for each in stages(whole)]
+    return "\n".join(export_one(*each, path, precision, volumes)
+                     for each, path, volumes in zip(stages(whole), names, seen))
+
+
+def seen_by(scan: Sequence[Path], model: Model) -> list[np.ndarray]:
+    """The volume (C, X, Y, Z), float32, that the (last) network of ``model`` is given for a scan; none without one, or
+    where the first network of a cascade finds nothing."""
+    if not scan:
+        return []
+    if not model.card.first:
+        return [conformed_scan(scan, model.card)]
+    case = read_case(scan, [model])
+    found = second_volume(model.network.first, case.inputs[0], case.seconds[0], model.card.voxel_mm)
+    return [] if found is None else [as_input(found)]
+
+
+def export_one(model: nn.Module, card: Card, out: Path, precision: str, volumes: list[np.ndarray]) -> str:
+    """``export`` of one network, compared on ``volumes``, or where there are none on made-up ones."""
     write_onnx(model, card, out, precision)
     beside = out.with_suffix(f".{CARD_NAME}")
     write_beside(model, card, beside, out, size_multiple=core(model)[1], precision=precision)
-    parity = compare(model, out, volumes or trial_volumes(len(card.channels)))
+    parity = compare(model, out, volumes or trial_volumes(len(card.inputs)))
     where = "the scan" if volumes else "two made-up volumes"
     dice = "only background on either side" if parity["dice"] is None else f"Dice {parity['dice']:.6f}"
     return (f"{out}, and its card {beside}: {precision}, {out.stat().st_size:,} bytes; against PyTorch on "

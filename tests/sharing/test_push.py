@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from cascades import head_file, write_cascade
 from conftest import run_script_file
+from model_folders import edit
 from stand_in_hub import CARD, READER, SOURCE, WRITER
 
-from meshnet import hub
+from meshnet import hub, segment_scan
 from meshnet.crossval.plan import PLAN
 from meshnet.errors import UserError
 from meshnet.networks import build
@@ -216,3 +219,20 @@ def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
     found = run_script_file("train.py", *common, "--data", "data/typo", "--run_dir", tmp_path / "x", check=False)
     assert found.returncode == 2 and "data/typo: no such folder, and as a dataset on the Hub" in found.stderr
     assert hub.data_folder("recipes/none/x") == "recipes/none/x" and hub.data_folder(str(tiny_data)) == str(tiny_data)
+
+
+def test_both_networks_of_a_cascade_go_up_and_come_back(server, tmp_path):
+    folder = write_cascade(tmp_path / "two", training_data={"source": "/home/someone/data"})
+    edit(folder / "first" / "config.json", training_data={"source": "/home/someone/first"})
+    (folder / "first" / "notes.txt").write_text("sub-secret")
+    push.push_run(folder, "user/two")
+    files = server.repos["model", "user/two"]["commits"][-1][1]
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "first/config.json",
+                          "first/model.safetensors"}
+    assert b"/home/someone" not in b"".join(files.values()) and b"voxels of 16 mm" in files["README.md"]
+    scan = head_file(tmp_path / "a.nii.gz")
+    run_script_file("share.py", "pull", "user/two", tmp_path / "pulled")
+    masks = [np.asarray(segment_scan(scan, name).mask.dataobj) for name in (folder, "user/two", tmp_path / "pulled")]
+    assert masks[0].any() and all(np.array_equal(mask, masks[0]) for mask in masks)
+    push.push_run(folder / "first", "user/two")  # a single network in its place leaves nothing of the cascade
+    assert not any(name.startswith("first") for name in server.repos["model", "user/two"]["commits"][-1][1])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from as_published import DILATIONS, made_up, run_command
+from cascades import write_cascade
 from small import CARD, randomise
 from torch import nn
 
@@ -158,3 +159,10 @@ def test_layers_that_do_nothing_are_passed_over_and_others_refused(tmp_path, kin
     else:
         with pytest.raises(UserError, match=f"found a layer of kind {kind}, expected Conv3D"):
             tfjs.read_tfjs(path)
+
+
+def test_a_cascade_is_refused(tmp_path):
+    network, card = build.load_model(write_cascade(tmp_path / "two"))
+    with pytest.raises(UserError, match="is a cascade of two networks, expected a single one"):
+        tfjs.write_tfjs(network, card, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cascades import head_file, write_cascade
+from conftest import run_script_file
 from small import CARD, randomise
 from torch import nn
 from torch.nn import functional
 
+from meshnet import segment_scan
 from meshnet.errors import UserError
 from meshnet.inference.scan import conformed_scan
 from meshnet.networks import build, folder
@@ -217,3 +220,28 @@ def test_what_cannot_be_read_back_says_so(tmp_path, norm, precision, words):
     to_onnx.write_onnx(network, card, tmp_path / "m.onnx", precision)
     with pytest.raises(UserError, match=words):
         read_onnx(tmp_path / "m.onnx")
+
+
+def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    two, scan = write_cascade(tmp_path / "two", second_norm="none"), head_file(tmp_path / "a.nii.gz")
+    said = run_script_file("share.py", "onnx", two, tmp_path / "m.onnx", "--scan", scan).stdout.splitlines()
+    names = (tmp_path / "m_first.onnx", tmp_path / "m.onnx")
+    for line, path in zip(said, names):
+        assert line.startswith(f"{path}, and its card {path.with_suffix('.card.json')}") and "on the scan: " in line
+        assert float(line.partition("difference ")[2].split()[0]) < 1e-4
+    assert json.loads(read_metadata(names[1])["meshnet"])["first"] == ["lesion", "fluid"]
+    assert "first" not in {key for key, value in json.loads(read_metadata(names[0])["meshnet"]).items() if value}
+    back = tmp_path / "back"
+    said = run_script_file("share.py", "import", names[1], back).stdout
+    assert "MeshNet (the second of a cascade)" in said
+    masks = [np.asarray(segment_scan(scan, folder).mask.dataobj) for folder in (two, back)]
+    assert masks[0].any() and np.array_equal(*masks)
+    run_script_file("share.py", "import", names[0], back)  # a single network in its place
+    assert not (back / "first").exists()
+    refused = run_script_file("share.py", "import", names[1], tmp_path / "x", "--channels", "T2w", check=False)
+    assert refused.returncode == 2 and "found flags beside a cascade" in refused.stderr
+    names[0].unlink()
+    refused = run_script_file("share.py", "import", names[1], tmp_path / "x", check=False)
+    assert refused.returncode == 2 and "m_first.onnx: not found, expected the first network" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
