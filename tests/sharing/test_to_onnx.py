@@ -224,7 +224,7 @@ def test_what_cannot_be_read_back_says_so(tmp_path, norm, precision, words):
 
 def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path):
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
-    two, scan = write_cascade(tmp_path / "two", second_norm="none"), head_file(tmp_path / "a.nii.gz")
+    two, scan = write_cascade(tmp_path / "two"), head_file(tmp_path / "a.nii.gz")
     said = run_script_file("share.py", "onnx", two, tmp_path / "m.onnx", "--scan", scan).stdout.splitlines()
     names = (tmp_path / "m_first.onnx", tmp_path / "m.onnx")
     for line, path in zip(said, names):
@@ -236,7 +236,7 @@ def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path):
     said = run_script_file("share.py", "import", names[1], back).stdout
     assert "MeshNet (the second of a cascade)" in said
     masks = [np.asarray(segment_scan(scan, folder).mask.dataobj) for folder in (two, back)]
-    assert masks[0].any() and np.array_equal(*masks)
+    assert masks[0].any() and (masks[0] != masks[1]).mean() < 1e-4  # its batch norm was fused
     run_script_file("share.py", "import", names[0], back)  # a single network in its place
     assert not (back / "first").exists()
     refused = run_script_file("share.py", "import", names[1], tmp_path / "x", "--channels", "T2w", check=False)
