@@ -148,7 +148,7 @@ def in_cascade(model) -> str:
     return "" if first is None else (
         f", the second of a cascade: it is given the probabilities of a first one, a {first.card.name} of "
         f"{count_parameters(first.network):,} parameters that sees the whole head in voxels of "
-        f"{first.card.voxel_mm:g} mm (in the folder `first`)")
+        f"{plain(first.card.voxel_mm)} mm (in the folder `first`)")
 
 
 def dataset_readme(info: dict, repository: str, licence: str) -> str:
