@@ -70,8 +70,8 @@ def read_first(path: Path, card: Card) -> Model:
     """The first network of the cascade whose second one is in the file ``path``."""
     beside = first_file(path)
     if not beside.is_file():
-        raise UserError(f"{beside}: not found, expected the first network of this cascade; copy both files that share.py "
-                        "onnx wrote")
+        raise UserError(f"{beside}: not found, expected the first network of this cascade; copy both files that "
+                        "share.py onnx wrote")
     network, first = read_onnx(beside)
     check_first(beside, first, card)
     return Model(network, first)
