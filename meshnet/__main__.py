@@ -16,6 +16,16 @@ VERBS = {
     "crossval": ("crossval.py", "recipes against each other, with a report"),
     "share": ("share.py", "models and data sets: Hugging Face Hub, ONNX, brainchop"),
 }
+OTHERWISE = {  # what people call a verb, and what to type; flags.OTHERWISE has more
+    **dict.fromkeys(("export", "publish", "upload", "push", "pull", "download", "web", "onnx", "tfjs", "import",
+                     "convert"), "share"),
+    **dict.fromkeys(("test", "score"), "train --test"),
+    **dict.fromkeys(("finetune", "fine-tune"), "train --init"),
+    **dict.fromkeys(("validate", "validation", "evaluate", "eval", "compare", "benchmark", "report"), "crossval"),
+    **dict.fromkeys(("sweep", "optimize", "optimise", "hpo"), "search"),
+    **dict.fromkeys(("preprocess", "conform", "dataset", "data"), "prepare"),
+    **dict.fromkeys(("run", "mask", "apply"), "segment"),
+}
 USAGE = "usage: meshnet VERB ...\n\n" + "".join(f"  {verb:<10} {what}\n" for verb, (_, what) in VERBS.items()) + """
 meshnet VERB --help lists the flags of a verb; meshnet completion bash prints a script that completes them in the shell.
 Research software, not for diagnosis."""
@@ -39,7 +49,7 @@ def main() -> int:
     if given not in VERBS:
         from meshnet.flags import alike
 
-        like = alike(given, VERBS)
+        like = [OTHERWISE[given]] if given in OTHERWISE else alike(given, VERBS)
         meant = f"; did you mean {like[0]}?" if like else ""
         print(f"error: found verb '{given}', expected one of {', '.join(VERBS)}{meant}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 MOST = 3  # flags that are offered for one that is not known
 SHORT = 2  # letters up to which a word is no part of a flag's name
 SURE, LIKELY, SWAPPED = 0.8, 0.6, 0.15  # likeness of two words, 0 to 1; what is added for the same letters
+TYPES = {"int": " INT", "float": " NUMBER", "list": " {..}", "dict": " {..}"}  # as --help shows them
 # What other programs call a flag, and what it is called here, the likeliest first.
 OTHERWISE = {
     **dict.fromkeys(("epoch", "epochs", "n_epochs", "num_epochs", "num_train_epochs"), "max_epochs"),
@@ -27,7 +28,7 @@ OTHERWISE = {
     **dict.fromkeys(("pretrained", "checkpoint", "ckpt", "weights", "from_pretrained", "finetune", "fine_tune"),
                     "init model"),
     **dict.fromkeys(("random_seed", "random_state"), "seed"),
-    **dict.fromkeys(("arch", "architecture", "network", "net", "model"), "model model.name"),
+    **dict.fromkeys(("arch", "architecture", "network", "net"), "model model.name"), "model": "model model.name init",
     **dict.fromkeys(("optim", "optimiser", "optimizer"), "optimizer.name"),
     "scheduler": "scheduler.name", "loss": "loss.name",
     **dict.fromkeys(("config", "cfg", "conf", "yaml", "recipes", "recipe"), "recipe recipes"),
@@ -97,7 +98,11 @@ def help_text(parser: argparse.ArgumentParser, whole: Callable[[], str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Help without defaults that say nothing, and with the sections of a configuration named as in a recipe."""
+    """Help without defaults that say nothing, with a switch and its opposite side by side, and with the sections of a
+    configuration named as in a recipe."""
+    text = re.sub(r"(--\S+) bool, (--\S+) bool$", r"\1, \2", text, flags=re.MULTILINE)
+    text = re.sub(r"^(  --\S+)( int| float | list| dict)(?=$| )", lambda found: found[1] + TYPES[found[2].strip()],
+                  text, flags=re.MULTILINE).replace(",None}", ",null}")
     text = re.sub(r"\s+\(default:\s+(None|\[\]|False)\)", "", text)
     text = re.sub(r"^Config \['config'\]:\n.*\n(?:\n|\Z)", "", text, flags=re.MULTILINE)
     return re.sub(r"^\w+ \['config\.(\w+)'\]:", r"\1:", text, flags=re.MULTILINE)

@@ -33,6 +33,7 @@ from meshnet.flags import alike
 from meshnet.mapping import Mapping, dump, parse_yaml, read_file
 
 SEARCH_SECTION = "search"
+METAVARS = {"int": "INT", "float": "NUMBER", "str": "NAME"}  # types, as --help shows them
 RUN_SECTION = "run"  # of a run folder's config.yaml, which is a recipe as well
 
 
@@ -272,7 +273,9 @@ def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
                 hint = next((hints[flag] for flag in action.option_strings if flag in hints), None)
                 if hint is not None and dict not in (hint, *typing.get_args(hint)):
                     action.type = functools.partial(read_flag, hint)
-                    action.type.__name__ = shown(hint)  # in --help
+                    action.type.__name__ = shown(hint)  # in errors
+                    if shown(hint) in METAVARS and not action.choices:
+                        action.metavar = METAVARS[shown(hint)] + " ..." * (typing.get_origin(hint) is list)
                     if action.choices and type(None) in typing.get_args(hint):
                         action.choices = [*dict.fromkeys([*action.choices, None])]
 

@@ -30,6 +30,8 @@ def test_every_verb_is_a_script(root):
     (["--version"], 0, "meshnet 0.1.0"), ([], 0, "usage: meshnet VERB"),
     (["segmnt"], 2, "error: found verb 'segmnt', expected one of segment, prepare, train, search, crossval, share; did "
                     "you mean segment?"),
+    (["export"], 2, "error: found verb 'export', expected one of segment, prepare, train, search, crossval, share; did "
+                    "you mean share?"),
     (["segment", "none.nii.gz"], 2, "error: none.nii.gz")])
 def test_what_the_command_says(root, given, code, words):
     found = run(sys.executable, "-m", "meshnet", *given, cwd=root)

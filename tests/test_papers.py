@@ -121,6 +121,8 @@ def check(words: list[str], monkeypatch) -> None:
         check_script(VERBS[words[0]][0], words[1:], monkeypatch)
     elif words[:2] == ["-m", "meshnet"]:
         check_script(VERBS[words[2]][0], words[3:], monkeypatch)
+    elif words[:2] == ["-m", "meshnet.runs.quietly"]:
+        check(words[2:], monkeypatch)
     elif words[0] == "-m":
         check_module(words[1], words[2:], monkeypatch)
     else:

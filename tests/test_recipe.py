@@ -252,6 +252,15 @@ def test_help_does_not_speak_of_the_configurations_own_class(root, script, flag)
     assert found.returncode == 0 and "Config [" not in found.stdout and "whole run" not in found.stdout
 
 
+def test_help_shows_types_as_people_write_them(root):
+    found = subprocess.run([sys.executable, "train.py", "--help_all"], cwd=root, capture_output=True, text=True,
+                           check=True)
+    for line in ("--model.patch INT ...", "--model.norm_affine, --model.nonorm_affine", "--optimizer.lr NUMBER",
+                 "--fold INT", "--optimizer.betas NUMBER ...", "window,null}"):
+        assert line in found.stdout
+    assert not re.search(r"--\S+ (\[?(int|float|str|bool)\b|list\b|dict\b)", found.stdout)
+
+
 def test_a_recipe_of_the_program_is_found_by_its_bare_name(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe("meshnet16") == str(root / "recipes/meshnet16.yaml")
@@ -283,7 +292,7 @@ SLIPS = {  # as people type who know other programs, and what they are told
     "--model.chanels": "--model.channels", "--dry-run": "--dry_run", "--precison": "--training.precision",
     "--background": "--loss.background_weight", "--early_stop": "--training.early_stopping",
     "--weight-decay": "--optimizer.weight_decay", "--loss": "--loss.name", "--flod": "--fold",
-    "--network": "--model.name", "--amp": "--training.precision", "-epochs": "--training.max_epochs", "--zzz": "",
+    "--network": "--model.name", "--model": "--model.name or --init", "--amp": "--training.precision", "-epochs": "--training.max_epochs", "--zzz": "",
 }
 
 
@@ -293,7 +302,7 @@ def test_what_people_type_is_guessed():
         for name in ("data", "run_dir", "init", "fold", "stop_epoch", "dry_run", "seed"):
             parser.add_argument(f"--{name}")
 
-    assert len(SLIPS) == 30
+    assert len(SLIPS) == 31
     for given, meant in SLIPS.items():
         with pytest.raises(UserError) as end:
             parse("train.py", "", add_flags, [given, "5"])

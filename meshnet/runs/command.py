@@ -19,6 +19,7 @@ from meshnet.mapping import read_file
 from meshnet.runs.folder import WORD_FILE
 from meshnet.runs.jobs import Job
 
+QUIETLY = Path(__file__).with_name("quietly.py")
 MANY_GPUS = ROOT / "accelerate_configs" / "many_gpus.yaml"
 # What torchrun leaves for its processes: a job that inherited it would look for their group instead of being alone.
 GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
@@ -73,7 +74,7 @@ def job_command(job: Job, gpus: int, config: str | None) -> list[str]:
     with socket.socket() as probe:  # a port of its own: two jobs on one machine must not meet
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config or MANY_GPUS),
+    return [sys.executable, str(QUIETLY), "accelerate", "launch", "--config_file", str(config or MANY_GPUS),
             "--multi_gpu", "--gpu_ids", "all", "--num_machines", "1", "--machine_rank", "0", "--num_processes",
             str(gpus), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), *script]
 

@@ -9,7 +9,7 @@ from stand_in import wait_for
 
 from meshnet.errors import UserError
 from meshnet.runs import command
-from meshnet.runs.command import MANY_GPUS, job_command, job_environment, visible_gpus
+from meshnet.runs.command import MANY_GPUS, QUIETLY, job_command, job_environment, visible_gpus
 from meshnet.runs.launch import make_launcher
 
 
@@ -19,7 +19,7 @@ def test_no_gpu_or_one_is_a_plain_process_and_several_go_by_accelerate_launch(jo
     assert job_command(one, 0, None) == job_command(one, 1, "gpu.yaml") == plain
     assert job_command(job("x", "", alone=True), 2, None) == plain  # scoring, on the first GPU of the slot
     many = [job_command(one, 2, given) for given in (None, "/own.yaml")]
-    assert all(found[1:3] == ["-m", "accelerate.commands.launch"] and found[-2:] == plain[1:] for found in many)
+    assert all(found[1:4] == [str(QUIETLY), "accelerate", "launch"] and found[-2:] == plain[1:] for found in many)
     assert [found[found.index("--config_file") + 1] for found in many] == [str(MANY_GPUS), "/own.yaml"]
 
 
@@ -27,7 +27,7 @@ def test_accelerate_launch_takes_these_flags_and_each_job_a_port_of_its_own(job)
     """The flags are accelerate's own: its parser accepts them."""
     from accelerate.commands.launch import launch_command_parser
 
-    parsed = [launch_command_parser().parse_args(job_command(job("x", ""), 2, None)[3:]) for _ in range(2)]
+    parsed = [launch_command_parser().parse_args(job_command(job("x", ""), 2, None)[4:]) for _ in range(2)]
     assert (parsed[0].num_processes, parsed[0].num_machines, parsed[0].multi_gpu) == (2, 1, True)
     assert parsed[0].gpu_ids == "all" and parsed[0].main_process_port > 0
 
