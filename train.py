@@ -222,7 +222,7 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
             run.accelerator.wait_for_everyone()
         raise Diverged(f"{run.folder}: {error}; the last resume point is kept") from None
     except KeyboardInterrupt:
-        live.say(f"{run.folder}: stopping; the same command continues it")
+        live.clear()
         raise
     finish_run(run, live.say)
     if over and run.progress.finished:
@@ -331,4 +331,4 @@ def preload() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, continues=True)

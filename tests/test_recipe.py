@@ -292,7 +292,8 @@ SLIPS = {  # as people type who know other programs, and what they are told
     "--model.chanels": "--model.channels", "--dry-run": "--dry_run", "--precison": "--training.precision",
     "--background": "--loss.background_weight", "--early_stop": "--training.early_stopping",
     "--weight-decay": "--optimizer.weight_decay", "--loss": "--loss.name", "--flod": "--fold",
-    "--network": "--model.name", "--model": "--model.name or --init", "--amp": "--training.precision", "-epochs": "--training.max_epochs", "--zzz": "",
+    "--network": "--model.name", "--model": "--model.name or --init",
+    "--amp": "--training.precision", "-epochs": "--training.max_epochs", "--zzz": "",
 }
 
 

@@ -11,6 +11,8 @@ from meshnet.networks.card import Card, common_decision
 from meshnet.networks.folder import DEFAULT_NAME
 from meshnet.numbers import plain
 
+UNNAMED = {"image", "scan"}  # names of channels that say no contrast, as of a table's column
+
 
 def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None,
            voxels: Sequence[Sequence[float]] = ()) -> str:
@@ -44,7 +46,8 @@ def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] 
     of = f" of {disease}" if (disease := about.get("disease") or synthetic_disease(card)) else (
         " (disease not stated)" if any("lesion" in name for name in class_names(card)) else "")
     contrasts = about.get("contrasts") or " + ".join(card.channels)
-    return f"{who}: marks {', '.join(class_names(card))}{of} on {contrasts} scans"
+    on = "scans (contrast not stated)" if set(card.channels) <= UNNAMED else f"{contrasts} scans"
+    return f"{who}: marks {', '.join(class_names(card))}{of} on {on}"
 
 
 def voxel_sizes(models: Sequence[Model]) -> list[list[float]]:
@@ -114,5 +117,4 @@ def result_line(result: dict, volumes: dict[str, float]) -> str:
         said += f" in {result['lesions']} {one if result['lesions'] == 1 else many}"
     if result.get("contrast"):
         said += f"; looks like {result['contrast']}"
-    quality = f"the model expects Dice {result['quality']:.2f}, " if result["lesions"] and result.get("quality") else ""
-    return f"{result['mask']}: {said} ({quality}{result['seconds']:.1f} s)"
+    return f"{result['mask']}: {said} ({result['seconds']:.1f} s)"

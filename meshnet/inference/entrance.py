@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from meshnet.inference.boxes import Box
+    from meshnet.networks.build import Model
     from meshnet.networks.card import Card
 
 TO_ONE = ("conform_uint8", "minmax", "window", "lesions_bright")  # scalings that give 0..1 and nothing beyond
@@ -21,17 +22,19 @@ ABOVE = 1.001  # what rounding may make of 1
 LARGER = 1.5  # times the model's grid, from which a volume is one of other voxels; a smaller one may be a part
 
 
-def predict(model: nn.Module, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
+def predict(model: nn.Module | Model, volume, crop: str | Box = "head", max_memory: int | None = None, device=None,
             threads: int | None = None) -> np.ndarray:
     """Class probabilities (K, X, Y, Z), float32, of a volume (C, X, Y, Z) that is prepared as the model's card says.
 
-    Arguments and errors as ``meshnet.inference.predict.predict``.
+    ``model`` is a network, or what ``load_model`` returned. Other arguments and errors as
+    ``meshnet.inference.predict.predict``.
 
     Raises:
         UserError: besides, where the network was loaded with its card and the volume has values or a size that the card
             does not allow.
     """
     card = getattr(model, "card", None)
+    model = getattr(model, "network", model) if isinstance(model, tuple) else model
     if card is not None:
         check_prepared(card, np.asarray(volume.detach().cpu() if hasattr(volume, "detach") else volume))
     return inside.predict(model, volume, crop, max_memory, device, threads)

@@ -34,3 +34,11 @@ def test_what_is_prepared_is_computed_as_inside(loaded, tmp_path):
     again = MeshNet.from_pretrained(tmp_path)
     assert predict(again, volume[:, 4:9], crop="none").shape[1:] == (5, 16, 16)  # a part
     assert predict(network(), 255 * volume, crop="none").shape[1:] == (16, 16, 16)  # without a card nothing is known
+
+
+def test_a_network_is_taken_with_its_card(tmp_path):
+    network().save_pretrained(tmp_path, Card(**CARD, voxel_mm=16.0))
+    model, volume = load_model(tmp_path), np.random.default_rng(0).random((1, 16, 16, 16), np.float32)
+    assert np.array_equal(predict(model, volume, "none"), predict(model.network, volume, "none"))
+    with pytest.raises(UserError, match=r"volume: found values from 0 to 255"):
+        predict(model, np.float32(255) * np.indices((1, 16, 16, 16))[1] / 15)
