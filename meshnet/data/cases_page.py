@@ -51,6 +51,8 @@ def write_page(folder: Path) -> Path | None:
     lead = (f"{count(len(data), 'case')} of {count(info['subjects'], 'subject')}, {', '.join(info['channels'])}, "
             f"{plain(info['voxel_mm'])} mm, lesions {info['lesion_ml']}. The outline is the mask, on the planes "
             "through its largest lesion. The left of a picture is the patient's right.")
+    if isinstance(source := info.get("source"), dict) and source.get("format") == "synthetic":
+        lead += " Some made-up lesions are thinner than real ones: a sheet that a plane cuts looks like a rod."
     if shown < len(data):
         lead += f" Drawn here are {shown}: the odd ones, and others over the whole range of volumes."
     body = "".join(f'<h2>{title}</h2>\n<div class="grid">'

@@ -47,6 +47,7 @@ def test_the_page_holds_every_case_and_nothing_from_elsewhere(tiny_data, tmp_pat
     monkeypatch.setattr(cases_page, "odd_cases", lambda data: [["<odd>"] if i == 1 else [] for i in range(len(data))])
     page = cases_page.write_page(folder).read_text()
     names = [row["case"] for row in data.rows]
+    assert data.info["source"]["format"] == "synthetic" and "a sheet that a plane cuts looks like a rod" in page
     assert page.count("data:image/jpeg;base64,") == len(names) and "http-equiv" in page and "https://" not in page
     first = min(names, key=lambda name: page.index(f"<figcaption>{name}:"))
     assert first == names[1] and "&lt;odd&gt;" in page
