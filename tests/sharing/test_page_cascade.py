@@ -13,7 +13,7 @@ from conftest import run_script_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_folders import edit
-from page_steps import Page, check_mask
+from page_steps import Page, check_mask, scan
 from safetensors.numpy import load_file, save_file
 
 from meshnet.cohort.facts import model_facts
@@ -35,15 +35,15 @@ def page():
         yield page
 
 
-def by_page(page, scan, probabilities, voxel_mm):
+def by_page(page, grey, probabilities, voxel_mm):
     """What the page gives the second network, (C + K, X, Y, Z) uint8, or None."""
     paths = {name: Path(page.folder.name) / name for name in ("scan", "probabilities", "out")}
-    for name, volume in (("scan", scan), ("probabilities", probabilities)):
+    for name, volume in (("scan", grey), ("probabilities", probabilities)):
         np.ascontiguousarray(volume).tofile(paths[name])
-    answer = page.ask("second", **{name: str(path) for name, path in paths.items()}, shape=scan.shape[1:],
+    answer = page.ask("second", **{name: str(path) for name, path in paths.items()}, shape=grey.shape[1:],
                       voxel_mm=voxel_mm)
     assert "error" not in answer, answer
-    return np.fromfile(paths["out"], np.uint8).reshape(-1, *scan.shape[1:]) if answer["found"] else None
+    return np.fromfile(paths["out"], np.uint8).reshape(-1, *grey.shape[1:]) if answer["found"] else None
 
 
 @st.composite
@@ -156,26 +156,44 @@ def test_a_cascade_that_finds_nothing_marks_nothing(page, tmp_path):
         answer["steps"])
 
 
-def test_a_region_that_reaches_the_faces_of_the_grid(page, tmp_path):
-    """Of a head that fills the second network's grid; the first one's is smaller still, and said to be enlarged."""
+@pytest.mark.parametrize("shape, said", [(None, "200 x 176 x 168"), ([10, 9, 8], "160 x 144 x 128")])
+def test_a_region_that_reaches_the_faces_of_the_grid(page, tmp_path, shape, said):
+    """Of a head that is larger than the second network's grid, or than both, which is said once, of the first."""
     model = write_cascade(tmp_path / "model", shape=[25, 22, 21])
-    edit(model / "first/config.json", shape=[10, 9, 8])
+    edit(model / "first/config.json", shape=shape)
     scan = head_file(tmp_path / "scan.nii")
     _, region = given_to_second([scan], model)
     answer = check_mask(page, [scan], model, tmp_path)
-    assert [line.partition(":")[0] for line in answer["warnings"]].count("the scan is larger than the model's grid of "
-                                                                         "160 x 144 x 128 mm") == 1
-    assert sum("the grid was enlarged" in line for line in answer["warnings"]) == 1
-    assert any(low == 0 for low, _ in region), region
+    larger = [line for line in answer["warnings"] if "the grid was enlarged" in line]
+    assert len(larger) == 1 and f"the model's grid of {said} mm" in larger[0]
+    assert shape is None or any(low == 0 for low, _ in region), region
 
 
-def test_a_cascade_takes_the_time_and_memory_of_both_networks(page, tmp_path):
-    model = write_cascade(tmp_path / "model", second_norm="instance")
-    both, first = (page.ask("plan", model=str(path)) for path in (model, model / "first"))
-    assert "error" not in both, both
-    least = 4 * 32 ** 3 * (3 + 2 * read_card(model).arguments["channels"])  # of its own maps
-    assert both["bytes"] > first["bytes"] and both["bytes"] - 6e7 > least
-    assert both["network"] > 0 and both["voxelBytes"] == first["voxelBytes"] == 20
+def test_what_is_doubtful_is_said_by_the_network_that_it_concerns(page, tmp_path):
+    """How thick a slice may be by the second one, whose mask it is; what the scan holds by the first one's view."""
+    model = write_cascade(tmp_path / "model")
+    image = nib.load(head_file(tmp_path / "head.nii"))
+    thick = nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::8], image.affine @ np.diag([1, 1, 8, 1]))
+    nib.save(thick, tmp_path / "thick.nii")
+    said = check_mask(page, [tmp_path / "thick.nii"], model, tmp_path)["warnings"]
+    assert any("thick for a model with voxels of 8 mm" in line for line in said)
+    check_mask(page, [scan(tmp_path / "small.nii")], model, tmp_path)  # 75 mm; measured by 8 mm it would be half
+
+
+def test_a_cascade_takes_the_time_of_both_networks_and_the_memory_of_the_larger_one(page, tmp_path):
+    """Each of them on a grid of far more voxels; the speed that is measured may differ by far less."""
+    plans = {}
+    for name, large in (("none", None), ("first", "first"), ("second", "")):
+        model = write_cascade(tmp_path / name, first_norm="instance", second_norm="instance")
+        if large is not None:
+            edit(model / large / "config.json", shape=[600] * 3)
+        plans[name] = page.ask("plan", model=str(model))
+        assert "error" not in plans[name], plans
+    least = {"first": 4 * (1 + 2), "second": 4 * (3 + 2 * 5)}  # bytes of each voxel: the input and two maps
+    for name, each in least.items():
+        assert plans[name]["network"] > 4 * plans["none"]["network"], plans
+        assert plans[name]["bytes"] - plans["none"]["bytes"] > 0.9 * each * 600 ** 3
+    assert plans["none"]["voxelBytes"] == 20
 
 
 # ---------------------------------------------------------------------- the page that is written

@@ -134,7 +134,8 @@ function planScan(engine, model) {
            bytes: Math.max(...stages.map(({ bytes }) => bytes)) + PAGE_BYTES, voxelBytes: VOXEL_BYTES * inputs };
 }
 
-// Of one network: seconds {network, operation} and bytes.
+// Of one network: seconds {network, operation} and bytes. What the first one of a cascade hands on is brought to the second
+// one's grid, which takes for each voxel and class what a voxel of a scan does.
 function planNetwork(engine, { card, layers, first }) {
   const inputs = layers[0].in, grids = gridsOf(card), normed = layers[0].norm !== null;
   const time = (shape) => {
@@ -145,10 +146,10 @@ function planNetwork(engine, { card, layers, first }) {
   const until = now() + TRIAL_MS;  // the first ones take longer, as the kernels are still being compiled
   let each = Infinity;
   for (let n = 0; n < TRIALS || now() < until; ++n) each = Math.min(each, time(TRIAL));
-  const work = 2 * layers.reduce((sum, { weight }) => sum + weight.length, 0), more = first ? HANDED_BYTES * card.first.length : 0;
-  const voxels = grids.map(({ size }) => count(size));
-  const whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + (VOXEL_BYTES + more) * count(size));
-  return { network: each * (normed ? 1 : HEAD_SHARE) * voxels.reduce((sum, n) => sum + n, 0), operation: each / work, bytes: Math.max(...whole) };
+  const operation = each / (2 * layers.reduce((sum, { weight }) => sum + weight.length, 0)), handed = first ? card.first.length : 0;
+  const voxels = grids.reduce((sum, { size }) => sum + count(size), 0);
+  const whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + (VOXEL_BYTES + HANDED_BYTES * handed) * count(size));
+  return { network: (each * (normed ? 1 : HEAD_SHARE) + REST * handed * operation) * voxels, operation, bytes: Math.max(...whole) };
 }
 
 // Everything about one case; `step` is told what begins. Raises UserError, one line, for what the user can correct.
