@@ -120,8 +120,8 @@ def test_the_mask_is_that_of_infer(page, tmp_path, name):
         edit(model / "config.json", voxel_mm=7.0, averaged=False)
     scans = [head_file(tmp_path / f"{c}.nii", c) for c, _ in enumerate(read_card(model).channels)]
     answer = check_mask(page, scans, model, tmp_path)
-    assert answer["volume_ml"] > 0 and answer["steps"].count("computing the first network") == (
-        1 + CASES[name].get("shifted", True)) and answer["steps"].count("computing the second network") == 1
+    assert answer["volume_ml"] > 0 and answer["steps"].count("computing, network 1 of 2") == (
+        1 + CASES[name].get("shifted", True)) and answer["steps"].count("computing, network 2 of 2") == 1
 
 
 def test_the_mask_of_a_scan_that_is_turned_round_for_both_networks(page, tmp_path):
@@ -152,7 +152,7 @@ def test_a_cascade_that_finds_nothing_marks_nothing(page, tmp_path):
     assert given_to_second([scan], model) == (None, None)
     answer = check_mask(page, [scan], model, tmp_path)
     assert answer["volume_ml"] == 0 and answer["quality"] == 1
-    assert answer["steps"].count("computing the first network") == 2 and "computing the second network" not in (
+    assert answer["steps"].count("computing, network 1 of 2") == 2 and "computing, network 2 of 2" not in (
         answer["steps"])
 
 

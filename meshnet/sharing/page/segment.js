@@ -5,7 +5,7 @@ const MOST_ML = 1000;  // of lesions; a hemisphere has some 600
 const TRIAL = [12, 48, 48];  // a volume by which the network's speed is told; a thinner one takes longer for each voxel
 const TRIAL_MS = 60, TRIALS = 3;  // for so long at least, and so often
 const HEAD_SHARE = 0.6;  // of a grid
-const FIRST_STAGE = "computing the first network", SECOND_STAGE = "computing the second network";  // of a cascade
+const FIRST_STAGE = "computing, network 1 of 2", SECOND_STAGE = "computing, network 2 of 2";  // of a cascade
 const REST = 5500;  // operations that the network makes in the time that a voxel of a scan takes beside it
 const VOXEL_BYTES = 20, PAGE_BYTES = 6e7;  // that are taken for each voxel of a scan and of a grid, and by an empty page
 const HANDED_BYTES = 9;  // for each voxel and class that the first network of a cascade hands to the second one
