@@ -10,9 +10,11 @@ The same command again continues where it stopped and prepares only what changed
 import argparse
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from meshnet.config import SCALINGS
+from meshnet.data.flags import add_corrections, add_synthetic
 from meshnet.data.sources.case import FORMATS, Filters
 from meshnet.display import command, count, say_next
 from meshnet.errors import OneLineParser, UserError, decoration, run_script
@@ -21,7 +23,8 @@ from meshnet.numbers import plain
 from meshnet.runs import shards
 
 # What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
-SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "averaged": False, "scaling": None, "window": None}
+SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "averaged": False, "scaling": None,
+        "window": None}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,6 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("what the model will see")
     g.add_argument("--like", metavar="MODEL", help="as this model sees scans: all of this group where no flag says "
                    "otherwise, to start a training from its weights (train.py --init MODEL)")
+    g.add_argument("--first", metavar="MODEL", help="for the second network of a cascade: this one's probabilities "
+                   "become further channels (default: the first network of a cascade in --like); without --like "
+                   "orientation, centre and scaling are this one's")
     g.add_argument("--voxel_mm", type=float, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
     g.add_argument("--orientation", help="axis codes (default LIA, as mri_convert and brainchop)")
@@ -81,34 +87,6 @@ def make_parser() -> argparse.ArgumentParser:
     return p
 
 
-def add_corrections(p: argparse.ArgumentParser) -> None:
-    """A flag for each thing that is otherwise taken from names; ``--list`` prints what was."""
-    g = p.add_argument_group("where names mislead")
-    g.add_argument("--image_pattern", metavar="GLOB", help="only scans whose path in the data set, or name, is like "
-                   "this, such as '*_acq-space_*'")
-    g.add_argument("--mask_pattern", metavar="GLOB", help="only masks whose path or name is like this; bids: these are "
-                   "the lesion masks, whatever their names and JSON files say; hub: the column of the masks")
-    g.add_argument("--same", action="append", default=[], metavar="ENTITY=ENTITY",
-                   help="bids: a mask's entity has the value of another one of its scan, such as space=rec or "
-                        "space=suffix; ENTITY=none: it is not compared")
-    g.add_argument("--subject", metavar="PATTERN|CSV", help="which part of a case's name is the patient, as a regular "
-                   "expression ('pat(\\d+)_'), or a table with the columns case and subject")
-    g.add_argument("--apart", action="store_true", help="fold by subject alone, even where subjects have the same scan "
-                   "or their names look like time points of one patient")
-
-
-def add_synthetic(p: argparse.ArgumentParser) -> None:
-    g = p.add_argument_group("synthetic")
-    g.add_argument("--cases", type=int, default=12, help="how many (default 12)")
-    g.add_argument("--synthetic_seed", type=int, default=0, help="another gives other cases (default 0)")
-    g.add_argument("--synthetic_preset", default="demo", metavar="NAME",
-                   help="how much they vary: demo, train, bright, bright_fluid or every")
-    g.add_argument("--anatomy", metavar="FOLDER", help="whole-head label maps to make heads from: FreeSurfer's labels, "
-                   "or those of a table tissues.yaml beside them (default: one mean head)")
-    g.add_argument("--lesions", nargs="+", default=[], metavar="FOLDER", help="lesion masks in MNI space to take "
-                   "lesions from (default: made up); needs --anatomy")
-
-
 def main() -> int:
     arguments = make_parser().parse_args()
     fill_in(arguments)
@@ -136,11 +114,17 @@ def main() -> int:
     from meshnet.data.writer import open_folder, prepare_cases
 
     settings, classes = make_settings(arguments, listing)
+    see = None
+    if arguments.first:
+        from meshnet.inference.prepared import first_of, see
+
+        before = first_of(arguments.first, settings.scaling, listing.channels, arguments.wanted)
+        settings = replace(settings, first=before)
     check_folds(arguments, listing)
     out = open_folder(arguments.out)
     if shards.drives(arguments):
         return shards.run_shards("prepare.py", out, arguments, gpus=0, thing="case")
-    done, failed, shared = prepare_cases(listing.cases, settings, out, arguments.workers)
+    done, failed, shared = prepare_cases(listing.cases, settings, out, arguments.workers, see)
     failed = listing.failed + failed
     with contextlib.closing(shared):
         if not shared.is_last():
@@ -156,6 +140,7 @@ def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings
     """Make one data set of the shards ``done``, with splits, and say what it holds and what failed."""
     from meshnet.data.sources.patients import join_rows
     from meshnet.data.writer import small_columns, write_dataset
+    from meshnet.networks.cascade import keep_first
 
     print_faults(failed)
     if not done:
@@ -167,6 +152,7 @@ def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings
               **{name: getattr(arguments, name) for name in said if getattr(arguments, name)}}
     if arguments.format == "hub" and not arguments.apart:
         print_notes(join_rows(listing, [small_columns(out / name) for name in done]))
+    keep_first(arguments.first, out, listing.channels)
     prepared = write_dataset(out, done, settings, source, listing.channels, classes,
                              {"outer": arguments.outer, "inner": arguments.inner, "seed": arguments.split_seed,
                               "together": listing.together})
@@ -212,26 +198,41 @@ def fill_in(arguments: argparse.Namespace) -> None:
     if not (arguments.format or tables):
         raise UserError(f"--format: missing, expected one of {', '.join(FORMATS)}")
     arguments.format = arguments.format or "table"
-    known = SEEN | (seen_by(arguments.like) if arguments.like else {})
+    known = SEEN | seen_by(arguments)
     if arguments.voxel_mm not in (None, known["voxel_mm"]):
         known["shape"] = None  # it is one of the model's voxels
     if arguments.scaling or arguments.window:
         known["scaling"] = known["window"] = None
     for name, value in known.items():
-        if getattr(arguments, name) is None:
+        if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
 
 
-def seen_by(model: str) -> dict:
-    """How a model sees scans, by the names of the flags."""
+def seen_by(arguments: argparse.Namespace) -> dict:
+    """How the models of --like and --first see scans, by the names of the flags; a cascade in --like sets --first."""
     from meshnet.networks.card import read_card
-    from meshnet.networks.folder import find_folder
+    from meshnet.networks.cascade import FIRST, read_first
+    from meshnet.networks.folder import find_folder, find_weights
     from meshnet.sharing.published import find
 
-    card = read_card(find_folder(find(model)))
-    said = [f"{plain(card.voxel_mm)} mm", "averaged" if card.averaged else "sampled", card.orientation, card.scaling]
-    print(f"as {model} sees scans: {', '.join(said)}, channels {', '.join(card.channels)}")
-    return {name: getattr(card, name) for name in SEEN}
+    known, arguments.wanted = {}, None
+    if arguments.like:
+        folder = find_folder(find(arguments.like))
+        card = read_card(folder)
+        said = f"{plain(card.voxel_mm)} mm, {'averaged' if card.averaged else 'sampled'}, {card.orientation}"
+        print(f"as {arguments.like} sees scans: {said}, {card.scaling}, channels {', '.join(card.channels)}")
+        known = {name: getattr(card, name) for name in SEEN if name != "centre" or card.first}
+        arguments.wanted = card.first
+        if read_first(folder, card) and not arguments.first:
+            arguments.first = str(folder / FIRST)
+    if arguments.first:
+        arguments.first = find_weights(find(arguments.first))
+        card = read_card(arguments.first.parent, arguments.first.name)
+        if card.first:
+            raise UserError(f"--first {arguments.first.parent}: is a cascade, expected a single network; its own first "
+                            f"one is {arguments.first.parent / FIRST}")
+        known = {name: getattr(card, name) for name in ("orientation", "centre", "scaling")} | known
+    return known
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
@@ -298,7 +299,7 @@ def make_settings(arguments: argparse.Namespace, listing) -> tuple:
         raise UserError(f"--group: found {unknown[0]!r}, expected one of {', '.join(known) or '(no columns here)'}")
     shape = tuple(arguments.shape) if arguments.shape else None
     settings = Settings(
-        grid=Grid(arguments.voxel_mm, shape, arguments.orientation, averaged=arguments.averaged),
+        grid=Grid(arguments.voxel_mm, shape, arguments.orientation, arguments.centre, averaged=arguments.averaged),
         scaling="window" if arguments.window else arguments.scaling or "conform_uint8",
         window=tuple(arguments.window) if arguments.window else None,
         labels=tuple(sorted(labels.items())) if labels else None,

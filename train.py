@@ -16,6 +16,7 @@ from meshnet.display import Live, command, count, say_next
 from meshnet.errors import Diverged, OneLineParser, UserError, run_script, surrounding
 from meshnet.flags import show_first
 from meshnet.machine import cpu_wanted
+from meshnet.networks.card import WEIGHTS
 from meshnet.numbers import plain
 from meshnet.recipe import as_begun, dump_config, flatten, list_recipes, parse, read_mapping
 from meshnet.runs.folder import CONFIG_YAML
@@ -195,6 +196,7 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     Raises:
         Diverged: where the loss becomes NaN or infinite, which is recorded in the run folder.
     """
+    from meshnet.networks.cascade import FIRST, keep_first
     from meshnet.training import loop
     from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
     from meshnet.training.resume import check_kept
@@ -203,6 +205,8 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
                           run.accelerator.device)
     live.say(f"memory: {describe_memory(taken)}")
+    if run.accelerator.is_main_process:
+        keep_first(run.data.path / FIRST / WEIGHTS if run.card.first else None, run.folder)
     resumed = begun and loop.resume(run)
     over = resumed and (run.progress.finished or run.progress.epoch >= stop_epoch)
     if over:
@@ -306,7 +310,7 @@ def describe_run(arguments: argparse.Namespace, config: Config, data, train: lis
     return dump_config(config) + "\n".join([
         "---",
         f"recipe      {' '.join(arguments.recipe) or 'none'}",
-        f"data        {data.path}: {len(data)} cases, channels {', '.join(data.info['channels'])}, "
+        f"data        {data.path}: {len(data)} cases, channels {', '.join(data.inputs)}, "
         f"classes {', '.join(data.info['classes'])}, {plain(data.info['voxel_mm'])} mm, {data.info['orientation']}",
         f"fold        {arguments.fold}, inner fold {arguments.inner_fold}: {len(train)} training cases, "
         f"{len(val)} validation cases",

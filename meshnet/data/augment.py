@@ -3,6 +3,7 @@
 import numpy as np
 
 from meshnet.config import AugmentConfig
+from meshnet.scans.mask import box_of, slices
 
 PROBABILITIES = ("flip", "affine", "intensity", "contrast", "bias_field", "noise", "blur")
 
@@ -22,14 +23,21 @@ class Augment:
 
     Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1, or within
     the case's own range where that is wider.
+
+    ``scan``: for the second network of a cascade, how many of the channels are of the scan. The others, probabilities
+    of the first one, are moved alike, but no grey values of theirs are changed, and what lies outside the region of the
+    first one stays 0 (``scans.second``).
     """
 
-    def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str):
+    def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str, scan: int | None = None):
         from monai import transforms as mt
 
+        self.scan = scan
         left_right = next(i for i, code in enumerate(orientation) if code in "LR")
         radians = np.deg2rad(config.rotate_degrees)
         both, modes = ["image", "mask"], ["bilinear", "nearest"]
+        if scan is not None:
+            both, modes = [*both, "first", "inside"], [*modes, "bilinear", "nearest"]
         steps = [
             (config.flip, lambda p: mt.RandFlipd(both, prob=p, spatial_axis=left_right)),
             (config.affine, lambda p: mt.RandAffined(
@@ -49,6 +57,14 @@ class Augment:
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """``image`` (C, X, Y, Z) float32 in 0..1 and ``mask`` (X, Y, Z) integers, transformed as ``seed`` decides."""
         self.transform.set_random_state(seed)
-        case = self.transform({"image": image, "mask": mask[None].astype(np.float32)})
+        case = {"image": image, "mask": mask[None].astype(np.float32)}
+        if self.scan is not None:
+            inside = np.zeros_like(case["mask"])
+            inside[(0, *slices(box_of(image.any(0)) or ((0, 0),) * 3))] = 1
+            case |= {"image": image[:self.scan], "first": image[self.scan:], "inside": inside}
+        case = self.transform(case)
         moved = np.clip(np.asarray(case["image"], dtype=np.float32), min(0, image.min()), max(1, image.max()))
+        if self.scan is not None:
+            moved = np.concatenate([moved, np.clip(np.asarray(case["first"], dtype=np.float32), 0, 1)])
+            moved *= np.asarray(case["inside"]) > 0.5
         return moved, np.rint(np.asarray(case["mask"][0])).astype(np.uint8)

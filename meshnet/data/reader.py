@@ -30,6 +30,11 @@ class PreparedData:
         self.rows = self.table.remove_columns(list(schema.VOLUMES)).to_list()
 
     @property
+    def inputs(self) -> list[str]:
+        """What a network is given, by name: the channels, and for a cascade the classes of its first network."""
+        return [*self.info["channels"], *(self.info.get("first") or [])]
+
+    @property
     def marking(self) -> Marks:
         """Which class is scored, and the probability from which a network in training marks it."""
         return Marks(tuple(self.info["classes"]), self.info.get("marks"))

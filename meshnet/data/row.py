@@ -1,6 +1,7 @@
 """One case → one row of a prepared dataset → one Arrow file, written whole."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from meshnet.data.sources.case import Case, Loaded
 from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import hash_of, whole_file
-from meshnet.scans import checks, contrast, grid, head, intensity, nifti, resample
+from meshnet.scans import checks, contrast, grid, head, intensity, nifti, resample, second
 from meshnet.scans import mask as masks
 from meshnet.scans.checks import (
     check_channels,
@@ -37,12 +38,22 @@ if TYPE_CHECKING:
 
 FILLS_HEAD = 0.5  # share of the head from which a mask is asked about
 # A change in these, or in this file, prepares every case again.
-CODE = (checks, contrast, grid, head, intensity, masks, nifti, resample, schema)
+CODE = (checks, contrast, grid, head, intensity, masks, nifti, resample, schema, second)
+
+
+@dataclass(frozen=True)
+class First:
+    """The first network of a cascade, whose second one is to be trained: the ``folder`` of its model, the names of its
+    classes without the background, and the hash of its weights."""
+
+    folder: str
+    classes: tuple[str, ...]
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How cases become rows. Everything here is part of a shard's identity."""
+    """How cases become rows."""
 
     grid: Grid
     scaling: str
@@ -52,6 +63,20 @@ class Settings:
     groups: tuple[str, ...]
     allow_empty: bool = False
     marks: int | None = None  # the one class that is the lesion, where there are others
+    first: First | None = None
+
+    @property
+    def identity(self) -> dict:
+        """What a shard depends on: all but where the first network lies."""
+        own = asdict(replace(self, first=None))
+        del own["first"]
+        return own | ({"first": [self.first.classes, self.first.sha256]} if self.first else {})
+
+
+# What a cascade's second network is given of a case: from its images and these conformed, (C, X, Y, Z) uint8, with
+# their affine, the volume (C + K, X, Y, Z) uint8, or None where the first network finds nothing. See
+# ``inference.prepared``, which is in a later room.
+See = Callable[[Sequence[nib.Nifti1Image], np.ndarray, np.ndarray, Settings], np.ndarray | None]
 
 
 def code_version(synthetic: bool) -> str:
@@ -77,12 +102,15 @@ def code_version(synthetic: bool) -> str:
 def shard_name(case: Case, settings: Settings, version: str) -> str:
     """The file name of a case's shard: the same only while sources, settings and code are the same."""
     case = replace(case, groups={g: case.groups.get(g) for g in settings.groups})
-    identity = [FORMAT_VERSION, version, asdict(settings), asdict(case), signature(case)]
+    identity = [FORMAT_VERSION, version, settings.identity, asdict(case), signature(case)]
     return f"{SHARDS}/{hash_of(identity)[:32]}.arrow"
 
 
-def make_row(case: Case, settings: Settings) -> dict:
-    """Read, check and conform a case; the row as ``schema.features`` describes it. Raises UserError for a bad case."""
+def make_row(case: Case, settings: Settings, see: See | None = None) -> dict:
+    """Read, check and conform a case; the row as ``schema.features`` describes it. Raises UserError for a bad case.
+
+    ``see`` is for settings with a ``first``.
+    """
     loaded = load_case(case, settings.channels)
     native = _scan_of_mask(case, loaded.images, loaded.mask)
     labels = dict(settings.labels) if settings.labels else None
@@ -99,16 +127,20 @@ def make_row(case: Case, settings: Settings) -> dict:
     same = {c: c for c in labels.values()} if labels else None
     mask = conform_mask(nib.Nifti1Image(classes, native.affine), settings.grid, same, reference=first, exact=False)
     mask_array = np.ascontiguousarray(mask.dataobj)
-    scale = (settings.scaling, settings.window)
+    scale = ("conform_uint8", None) if settings.first else (settings.scaling, settings.window)
     conformed = [conform(image, settings.grid, *scale, reference=first, exact=False) for image in loaded.images]
     volumes = [np.asarray(image.dataobj) for image in conformed]
     image_array = np.ascontiguousarray(np.stack(volumes))
     lesion = box_of(mask_array)
-    boxes = [_flat(box) for box in (*map(head_box, volumes), lesion) if box is not None]
+    heads, lost = [*map(head_box, volumes)], {}
+    if settings.first:
+        image_array, heads, lost = _second(see, loaded, image_array, mask, settings)
+    boxes = [_flat(box) for box in (*heads, lesion) if box is not None]
     groups = {**case.groups, **loaded.groups}
     if missing := [g for g in settings.groups if g not in groups]:
         raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
     warnings = look(case, loaded, settings, conformed, nib.Nifti1Image(classes, native.affine), mask, lesion)
+    warnings += lost_remarks(**lost) if lost else []
     return {
         "case": case.case, "subject": case.subject, "session": case.session,
         **{f"group_{g}": groups[g] for g in settings.groups},
@@ -122,7 +154,36 @@ def make_row(case: Case, settings: Settings) -> dict:
         "head_box": union_box(boxes),
         "image_paths": list(case.images), "mask_path": case.mask,
         "image_sha256": loaded.image_sha256, "mask_sha256": loaded.mask_sha256, "warnings": warnings,
+        **lost,
     }
+
+
+def _second(see: See, loaded: Loaded, volumes: np.ndarray, mask: nib.Nifti1Image,
+            settings: Settings) -> tuple[np.ndarray, list, dict]:
+    """What the second network of a cascade is given of a case, with the boxes to train on, and how much of the lesion
+    lies in the region of the first one and outside it."""
+    marked = np.asarray(mask.dataobj)
+    marked = marked > 0 if settings.marks is None else marked == settings.marks
+    found = see(loaded.images, volumes, mask.affine, settings)
+    heads = [head_box(volumes[0])]
+    outside = marked
+    if found is None:
+        found = np.zeros((len(volumes) + len(settings.first.classes), *volumes.shape[1:]), np.uint8)
+    else:
+        heads = [box_of(found.any(0))]
+        outside = marked.copy()
+        outside[masks.slices(heads[0])] = False
+    ml = settings.grid.voxel_mm ** 3 / 1000
+    return found, heads, {"inside_ml": ml * (np.count_nonzero(marked) - np.count_nonzero(outside)),
+                          "outside_ml": ml * np.count_nonzero(outside)}
+
+
+def lost_remarks(inside_ml: float, outside_ml: float) -> list[str]:
+    """Whether a part of a lesion lies where the second network of a cascade cannot mark it."""
+    if not outside_ml:
+        return []
+    return [f"{outside_ml:.2f} of {inside_ml + outside_ml:.2f} mL of the lesion lie outside what the first network "
+            "found; the second one cannot mark them"]
 
 
 def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nifti1Image], native: nib.Nifti1Image,
@@ -194,13 +255,14 @@ def _as_arrow(value: object, kind: "pyarrow.DataType") -> "pyarrow.Array":
     return pa.array([value], kind)
 
 
-def prepare_case(case: Case, settings: Settings, schema: "pyarrow.Schema", path: Path) -> tuple[str, str] | None:
+def prepare_case(case: Case, settings: Settings, schema: "pyarrow.Schema", path: Path,
+                 see: See | None = None) -> tuple[str, str] | None:
     """Prepare one case into ``path``: None when it is written, (mask path, reason) when something is wrong with it.
 
     Runs in a worker process. A full or unwritable disk is not the case's fault and raises OSError.
     """
     try:
-        write_shard(make_row(case, settings), schema, path)
+        write_shard(make_row(case, settings, see), schema, path)
     except UserError as error:
         return case.mask, str(error)
     except MemoryError:

@@ -23,8 +23,9 @@ PREPARED_KEYS = (
 )
 
 
-def features(groups: Sequence[str]) -> "datasets.Features":
-    """The columns of a prepared dataset with the group columns ``group_<name>``.
+def features(groups: Sequence[str], cascade: bool = False) -> "datasets.Features":
+    """The columns of a prepared dataset with the group columns ``group_<name>``; for the second network of a
+    ``cascade`` with ``inside_ml`` and ``outside_ml``, of the lesion in the region of the first one and outside it.
 
     A volume is one binary value, C order (nested lists overflow 32-bit offsets), with its shape and dtype beside it:
     ``image`` (C, X, Y, Z), ``mask`` (X, Y, Z) on the conformed grid, ``mask_native`` (X, Y, Z) on the scan's own.
@@ -42,7 +43,7 @@ def features(groups: Sequence[str]) -> "datasets.Features":
         "native_affine": List(real), "conformed_affine": List(real),
         "lesion_voxels": whole, "lesion_ml": real, "head_box": List(whole),
         "image_paths": List(text), "mask_path": text, "image_sha256": List(text), "mask_sha256": text,
-        "warnings": List(text),
+        "warnings": List(text), **(dict.fromkeys(("inside_ml", "outside_ml"), real) if cascade else {}),
     })
 
 

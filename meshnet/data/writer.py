@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meshnet.data.row import Settings, code_version, prepare_case, shard_name
+from meshnet.data.row import See, Settings, code_version, prepare_case, shard_name
 from meshnet.data.schema import FORMAT_VERSION, INFO, PREPARED, SHARDS, SPLITS, STATE, features, union_box
 from meshnet.data.shared import Shared
 from meshnet.data.sources.case import Case
@@ -72,10 +72,12 @@ def default_workers() -> int:
 
 
 def prepare_cases(
-    cases: Sequence[Case], settings: Settings, out: Path, workers: int | None
+    cases: Sequence[Case], settings: Settings, out: Path, workers: int | None, see: See | None = None
 ) -> tuple[list[str], list[tuple[str, str]], Shared]:
     """Prepare the cases that are not ready yet, in ``workers`` processes (None: as many as fit), and with the other
     processes of this command where a launcher, torchrun or SLURM has started several.
+
+    ``see`` is for settings with a ``first``; other processes call it as well.
 
     Returns shard names in the order of cases, the failures as (mask path, reason), and what says which process writes
     the data set; the caller closes it.
@@ -92,9 +94,9 @@ def prepare_cases(
         print(f"{out}: {len(cases) - len(waiting)} of {count(len(cases), 'case')} ready from an earlier run")
     elif (out / PREPARED).is_file():
         print(f"{out}: all cases are prepared again, since the settings, the files or the program changed")
-    schema = features(settings.groups).arrow_schema
+    schema = features(settings.groups, settings.first is not None).arrow_schema
     shared = Shared(names, out, place())
-    jobs = (None if i is None else (i, (cases[i], settings, schema, out / names[i])) for i in shared.take_all())
+    jobs = (None if i is None else (i, (cases[i], settings, schema, out / names[i], see)) for i in shared.take_all())
     pace = 0.1 if sys.stderr.isatty() else 30.0  # a line every half minute in a log file
     try:
         with disk_faults(out), tqdm(total=len(waiting), unit="case", desc="prepare", disable=not waiting,
@@ -172,7 +174,7 @@ def write_dataset(
     volumes_ml = np.array([r["lesion_ml"] for r in rows])
     box = union_box(r["head_box"] for r in rows)
     sources = [[r["case"], r["subject"], r["image_sha256"], r["mask_sha256"]] for r in rows]
-    identity = hash_of([FORMAT_VERSION, asdict(settings), sources])
+    identity = hash_of([FORMAT_VERSION, settings.identity, sources])
     size = list(settings.grid.size)
     prepared = {
         "format_version": FORMAT_VERSION,
@@ -180,10 +182,12 @@ def write_dataset(
         "voxel_mm": settings.grid.voxel_mm,
         "shape": size,
         "orientation": settings.grid.orientation,
+        "centre": settings.grid.centre,
         "averaged": settings.grid.averaged,
         "scaling": settings.scaling,
         "window": list(settings.window) if settings.window else None,
         "channels": channels,
+        **({"first": list(settings.first.classes)} if settings.first else {}),
         "classes": classes,
         "marks": None if settings.marks is None else classes[settings.marks],
         "groups": list(settings.groups),
@@ -199,6 +203,7 @@ def write_dataset(
     for case, lines in prepared["warnings"].items():
         for line in lines:
             print(f"warning\t{case}: {line}", file=sys.stderr)
+    say_lost(rows)
     with disk_faults(out):
         _write_dataset_files(out, shards, settings, identity)
         write_json(out / SPLITS, splits)
@@ -209,11 +214,22 @@ def write_dataset(
     return prepared
 
 
+def say_lost(rows: list[dict]) -> None:
+    """How much of the lesions the second network of a cascade, for which the cases were prepared, cannot mark."""
+    lost = [row for row in rows if row.get("outside_ml")]
+    if lost:
+        ml, rest = (sum(row[name] for row in rows) for name in ("outside_ml", "inside_ml"))
+        print(f"warning\t{ml:.2f} of {ml + rest:.2f} mL of the lesions, in {len(lost)} "
+              f"of {count(len(rows), 'case')}, lie outside what the first network found; the second one cannot mark "
+              "them", file=sys.stderr)
+
+
 def _write_dataset_files(out: Path, shards: list[str], settings: Settings, identity: str) -> None:
     """``dataset_info.json`` and ``state.json``, as ``datasets.Dataset.save_to_disk`` writes them."""
     from datasets import DatasetInfo
 
-    info = DatasetInfo(description="Prepared by prepare.py of MeshNet.", features=features(settings.groups))
+    info = DatasetInfo(description="Prepared by prepare.py of MeshNet.",
+                       features=features(settings.groups, settings.first is not None))
     write_json(out / INFO, {k: v for k, v in asdict(info).items() if v is not None})
     write_json(out / STATE, {
         "_data_files": [{"filename": s} for s in shards],

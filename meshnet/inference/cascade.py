@@ -18,15 +18,16 @@ View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z) and its af
 
 
 def grey_view(images: Sequence[nib.Nifti1Image], grid: Grid, extras: Sequence[dict]) -> View:
-    """The images conformed to the second network's ``grid``, uint8. Those that the first network has seen turned round
-    are so here, whatever they look like on this grid.
-
-    ``extras`` is what ``conform`` said of each for the first network.
-    """
+    """The images conformed to the second network's ``grid``, uint8. ``extras`` as for ``turned_alike``."""
     conformed = [conform(image, grid, "conform_uint8", None, images[0], exact=False) for image in images]
-    volumes = [np.asarray(image.dataobj) for image in conformed]
-    volumes = [turned_round(volume) if extra.get(LOOKS) == T1W else volume for volume, extra in zip(volumes, extras)]
+    volumes = turned_alike([np.asarray(image.dataobj) for image in conformed], extras)
     return stack_channels(volumes), conformed[0].affine
+
+
+def turned_alike(volumes: Sequence[np.ndarray], extras: Sequence[dict]) -> list[np.ndarray]:
+    """The conformed channels (X, Y, Z) uint8 of the second network, with those turned round that the first one has seen
+    so, whatever they look like on this grid. ``extras`` is what ``conform`` said of each for the first network."""
+    return [turned_round(volume) if extra.get(LOOKS) == T1W else volume for volume, extra in zip(volumes, extras)]
 
 
 def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: float, crop: str = "head",

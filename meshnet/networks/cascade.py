@@ -3,10 +3,12 @@ own as ``first``."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from meshnet.errors import UserError
-from meshnet.networks.card import CONFIG, Card, read_card
+from meshnet.files import whole_file, write_json
+from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 
 FIRST = "first"  # subfolder of a cascade's folder, a model folder of its own
 
@@ -26,6 +28,23 @@ def read_first(folder: Path, card: Card) -> Card | None:
     first = read_card(where)
     check_first(where / CONFIG, first, card)
     return first
+
+
+def keep_first(weights: Path | None, folder: Path, channels: list[str] | None = None) -> None:
+    """Copy the model with these ``weights`` into ``folder`` as the first network of a cascade, each file whole. Where
+    there is none, remove one of an earlier data set or run.
+
+    ``channels``: names that the copy's card has instead of its own.
+    """
+    where = folder / FIRST
+    if weights is None:
+        if {path.name for path in where.glob("*")} <= {CONFIG, WEIGHTS}:
+            shutil.rmtree(where, ignore_errors=True)
+        return
+    card = read_card(weights.parent, weights.name).changed(thresholds={})
+    with whole_file(where / WEIGHTS) as temporary:
+        shutil.copyfile(weights, temporary)
+    write_json(where / CONFIG, card.changed(channels=channels or card.channels).to_dict())
 
 
 def check_first(where: Path | str, first: Card, card: Card) -> None:

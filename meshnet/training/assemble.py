@@ -62,7 +62,7 @@ def build_network(config: Config, data: PreparedData, box: list[int] | None, see
     """The network of a config for a data set, its weights drawn with ``seed``, or taken from the model ``init``."""
     shape = tuple(b - a for a, b in zip(box[::2], box[1::2])) if box else tuple(data.info["shape"])
     arguments = build.arguments_from_config(
-        config.model, len(data.info["channels"]), len(data.info["classes"]), shape)
+        config.model, len(data.inputs), len(data.info["classes"]), shape)
     torch.manual_seed(seed)
     network = build.build(config.model.name, arguments)
     if config.training.memory_budget:
@@ -149,8 +149,8 @@ def model_card(config: Config, data: PreparedData, box: list[int] | None, traini
     """The card that config.json holds: how a scan must look before it reaches the network, and what it trained on."""
     info = data.info
     same = {key: info[key] for key in ("channels", "classes", "voxel_mm", "shape", "orientation", "scaling", "window")}
-    return Card(**same, averaged=info.get("averaged", False), marks=info.get("marks"), crop=box,
-                patch=config.model.patch or None, training_data=training_data)
+    others = {key: info[key] for key in ("averaged", "centre", "marks", "first") if key in info}  # newer ones
+    return Card(**same, **others, crop=box, patch=config.model.patch or None, training_data=training_data)
 
 
 def make_accelerator(config: Config, folder: Path, resume: bool = False):
@@ -303,7 +303,8 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     criterion = SegmentationLoss(config.loss, len(data.info["classes"])).to(accelerator.device)
     transform = None
     if augment.is_on(config.augment):
-        transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"])
+        scan = len(data.info["channels"]) if data.info.get("first") else None
+        transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"], scan)
     tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card.training_data)
     return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,
                criterion, ema, transform, tracker, layout=layout)

@@ -35,6 +35,11 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     if not shared[1:]:
         raise UserError(f"--init {init}: has the classes {', '.join(card.classes)}, expected one of them in the "
                         f"data set ({', '.join(info['classes'])}); prepare.py --classes names those")
+    if (card.first or []) != (info.get("first") or []):
+        kinds = [f"the probabilities of a first network for {', '.join(names)}" if names else "the scan alone"
+                 for names in (card.first, info.get("first"))]
+        raise UserError(f"--init {init}: is given {kinds[0]}, expected {kinds[1]} as the data set holds it; prepare.py "
+                        f"--like {init} prepares scans for it")
     if len(card.channels) != len(info["channels"]):
         raise UserError(f"--init {init}: has {len(card.channels)} channels ({', '.join(card.channels)}), "
                         f"expected {len(info['channels'])} as the data set ({', '.join(info['channels'])})")

@@ -24,6 +24,33 @@ def make(orientation="LIA", **values):
     return Augment(AugmentConfig(**values), 1.0, orientation)
 
 
+@pytest.fixture(scope="module")
+def second(case):
+    """What the second network of a cascade is given: a channel of the scan, two of the first one's probabilities."""
+    image = np.concatenate([case[0][:1], case[0] / 2])
+    return image, case[1]
+
+
+@pytest.mark.parametrize("name", [name for name in PROBABILITIES if name not in ("flip", "affine")])
+def test_grey_values_of_a_first_networks_probabilities_and_outside_its_region_stay(second, name):
+    image, _ = Augment(AugmentConfig(**{name: 1.0}), 1.0, "LIA", 1)(*second, seed=1)
+    assert np.array_equal(image[1:], second[0][1:]) and not np.array_equal(image[0], second[0][0])
+    outside = np.ones(image.shape[1:], bool)
+    outside[3:-3, 3:-3, 3:-3] = False
+    assert not image[:, outside].any()
+
+
+def test_a_first_networks_probabilities_move_with_the_scan(second):
+    image, mask = Augment(AugmentConfig(flip=1.0), 1.0, "LIA", 1)(*second, seed=0)
+    assert np.array_equal(image, np.flip(second[0], 1)) and np.array_equal(mask, np.flip(second[1], 0))
+    turn = {"affine": 1.0, "rotate_degrees": 25, "shift_mm": 3}
+    image, mask = Augment(AugmentConfig(**turn), 1.0, "LIA", 1)(*second, seed=3)
+    plain, plain_mask = Augment(AugmentConfig(**turn), 1.0, "LIA")(*second, seed=3)
+    inside = image.any(0)
+    np.testing.assert_allclose(image[:, inside], plain[:, inside], atol=1e-5)
+    assert np.array_equal(mask, plain_mask) and not np.array_equal(image, second[0]) and inside.mean() > 0.2
+
+
 def test_off_by_default():
     assert not is_on(AugmentConfig()) and is_on(AugmentConfig(flip=0.5))
 

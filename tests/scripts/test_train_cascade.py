@@ -1,0 +1,216 @@
+"""The second network of a cascade: prepared, trained, and used as the folder that training leaves."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cascades import CLASSES, first_network, write_cascade
+from conftest import run_script_file
+from model_folders import edit
+from small import array
+from training_runs import train
+
+from meshnet import load_model, segment_scan
+from meshnet.data.reader import PreparedData
+from meshnet.data.synthetic.case import make_case
+from meshnet.inference.cascade import second_volume
+from meshnet.inference.predict import predict
+from meshnet.inference.scan import read_case
+from meshnet.networks.card import Card, read_card
+from meshnet.networks.folder import save_model
+from meshnet.scans.grid import to_native
+
+SYNTHETIC = ["--format", "synthetic", "--cases", 6, "--voxel_mm", 8, "--averaged", "--outer", 2, "--inner", 1,
+             "--workers", 1]
+EPOCHS = ["--training.max_epochs", 2]
+
+
+def write_first(folder, **card):
+    """The first network of ``cascades.write_cascade`` alone, for T2w scans."""
+    values = {"channels": ["T2w, FLAIR"], "classes": CLASSES, "voxel_mm": 16.0, "averaged": True, "shifted": True,
+              "centre": "middle", "scaling": "lesions_bright", "orientation": "RAS", "marks": "lesion"}
+    save_model(folder, first_network(len(card.get("channels", "1"))), Card(**values | card))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return write_first(tmp_path_factory.mktemp("first") / "one")
+
+
+@pytest.fixture(scope="module")
+def data(first, tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "second"
+    run_script_file("prepare.py", *SYNTHETIC, "--first", first, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "second"
+    train(data, folder, *EPOCHS)
+    return folder
+
+
+def test_a_case_is_prepared_as_infer_gives_it_to_the_second_network(data, first):
+    prepared = PreparedData(data)
+    assert prepared.inputs == ["T2w", "lesion", "fluid"] and prepared.info["first"] == CLASSES[1:]
+    assert [prepared.info[key] for key in ("centre", "orientation", "scaling", "averaged")] == [
+        "middle", "RAS", "lesions_bright", True]
+    kept = read_card(data / "first")
+    assert kept.channels == ["T2w"] and kept.changed(channels=["T2w, FLAIR"]) == read_card(first)
+    assert (data / "first" / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    model = load_model(first)
+    for index in (0, 3):
+        image = make_case(index, 8.0, "demo")[0]
+        cascade = load_second(model, prepared)
+        case = read_case([image], [cascade])
+        expected = second_volume(model, case.inputs[0], case.seconds[0], 8.0)
+        assert expected[1:].max() > 100
+        apart = np.abs(prepared.read(index, "image").astype(int) - expected)
+        assert apart.max() <= 1 and (apart > 0).mean() < 1e-3  # PyTorch here, the kernels there
+        x0, x1, y0, y1, z0, z1 = prepared.rows[index]["head_box"]
+        outside = prepared.read(index, "image")
+        outside[:, x0:x1, y0:y1, z0:z1] = 0
+        assert not outside.any()
+
+
+def load_second(first, prepared):
+    """A model with the first network and the grid of a data set, whose second network is not run."""
+    from meshnet.networks.build import Model
+
+    info = prepared.info
+    card = Card(channels=["T2w"], classes=["background", "lesion"], first=info["first"], voxel_mm=info["voxel_mm"],
+                shape=info["shape"], orientation=info["orientation"], centre=info["centre"], averaged=True,
+                scaling=info["scaling"])
+    second = first_network()
+    second.first = first
+    return Model(second, card)
+
+
+def test_a_run_folder_is_a_cascade_from_the_first_checkpoint_on(data, tmp_path):
+    train(data, tmp_path / "run", *EPOCHS, "--stop_epoch", 1)
+    model, card = load_model(tmp_path / "run")
+    assert card.first == CLASSES[1:] and card.centre == "middle" and model.first.card.channels == ["T2w"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["in_channels"] == 3
+    train(data, tmp_path / "run", *EPOCHS)
+    assert load_model(tmp_path / "run").network.first is not None
+
+
+def test_what_infer_gives_is_what_training_validated(data, run, tmp_path):
+    prepared, image = PreparedData(data), make_case(2, 8.0, "demo")[0]
+    nib.save(image, tmp_path / "a.nii.gz")
+    found = segment_scan(tmp_path / "a.nii.gz", run, probabilities=True)
+    share = predict(load_model(run).network, prepared.image(2))[1:2]
+    affine = np.array(prepared.rows[2]["conformed_affine"]).reshape(4, 4)
+    expected = to_native(share, affine, image, seen_only=True)[0]
+    assert np.abs(array(found.probabilities) - expected).max() < 0.02 and np.ptp(expected) > 0.05
+    said = run_script_file("infer.py", tmp_path / "a.nii.gz", "-o", tmp_path / "m.nii.gz", "--model", run,
+                           "--no-picture").stderr
+    assert "(two networks, of 16 mm and 8 mm): marks lesion" in said
+
+
+def test_it_is_tested_like_any_run(data, run):
+    assert "mean lesion Dice" in run_script_file("train.py", "--test", "--run_dir", run).stdout
+
+
+def test_like_a_cascade_prepares_the_same_with_its_own_first_network(data, run, tmp_path):
+    said = run_script_file("prepare.py", *SYNTHETIC[:4], "--outer", 2, "--inner", 1, "--workers", 1, "--like", run,
+                           "--out", tmp_path / "again").stdout
+    assert f"--init {run}" in said
+    ours, theirs = PreparedData(tmp_path / "again"), PreparedData(data)
+    assert ours.inputs == theirs.inputs and ours.info["centre"] == "middle"
+    assert np.array_equal(ours.read(1, "image"), theirs.read(1, "image"))
+    train(tmp_path / "again", tmp_path / "tuned", *EPOCHS, "--init", run)
+    assert read_card(tmp_path / "tuned" / "first") == read_card(run / "first")
+
+
+def test_another_first_network_is_another_data_set(data, first, tmp_path):
+    other = write_first(tmp_path / "other")
+    model, card = load_model(other)
+    model.head.bias.data[0] = 100  # it finds nothing
+    save_model(other, model, card)
+    out = tmp_path / "out"
+    said = run_script_file("prepare.py", *SYNTHETIC, "--first", other, "--out", out).stderr
+    prepared = PreparedData(out)
+    assert prepared.info["fingerprint"] != PreparedData(data).info["fingerprint"]
+    assert not prepared.read(0, "image").any() and prepared.rows[0]["inside_ml"] == 0
+    ml = sum(row["outside_ml"] for row in prepared.rows)
+    assert f"warning\t{ml:.2f} of {ml:.2f} mL of the lesions, in 6 of 6 cases, lie outside" in said
+    assert f"{prepared.rows[0]['outside_ml']:.2f} of {prepared.rows[0]['outside_ml']:.2f} mL of the lesion lie" in said
+    run_script_file("prepare.py", *SYNTHETIC, "--out", out)  # without one: nothing of it is left
+    assert not (out / "first").exists() and PreparedData(out).inputs == ["T2w"]
+
+
+def test_how_much_of_a_lesion_lies_outside(data):
+    prepared = PreparedData(data)
+    for index, row in enumerate(prepared.rows):
+        marked = prepared.read(index, "mask") > 0
+        total = marked.sum() * 0.512
+        assert row["inside_ml"] + row["outside_ml"] == pytest.approx(total)
+        seen = np.argwhere(prepared.read(index, "image").any(0))
+        marked[tuple(slice(a, b + 1) for a, b in zip(seen.min(0), seen.max(0)))] = False
+        assert row["outside_ml"] == pytest.approx(marked.sum() * 0.512)
+
+
+def test_what_cannot_be_a_first_network_is_refused(tmp_path, first):
+    cascade = write_cascade(tmp_path / "two")
+    two = write_first(tmp_path / "channels", channels=["T1w", "T2w"], scaling="conform_uint8")
+    scaled = write_first(tmp_path / "scaled", scaling="minmax")
+    for flags, line in (
+            (["--first", cascade], f"--first {cascade}: is a cascade, expected a single network; its own first one is "
+                                   f"{cascade / 'first'}"),
+            (["--first", two], f"--first {two}: has channels T1w, T2w, expected T2w as the data set"),
+            (["--first", scaled], f"--first {scaled}: has scaling minmax, expected conform_uint8 or lesions_bright"),
+            (["--first", first, "--scaling", "conform_uint8"],
+             f"--scaling: found conform_uint8 beside --first {first}, expected lesions_bright")):
+        found = run_script_file("prepare.py", *SYNTHETIC, *flags, "--out", tmp_path / "out", check=False)
+        assert found.returncode == 2 and line in found.stderr and found.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    alone = write_first(tmp_path / "alone")
+    model, card = load_model(alone)
+    model.head.weight.data, model.head.bias.data = model.head.weight.data[:2], model.head.bias.data[:2]
+    model.arguments["classes"] = 2
+    save_model(alone, model, card.changed(classes=CLASSES[:2]))
+    found = run_script_file("prepare.py", *SYNTHETIC, "--like", cascade, "--first", alone, "--out", tmp_path / "out",
+                            check=False)
+    assert found.returncode == 2 and (f"--first {alone}: has the classes lesion, expected lesion, fluid as the first "
+                                      "network of --like has them") in found.stderr
+
+
+def test_a_start_from_a_network_of_the_other_stage_is_refused(data, run, tiny_data, tmp_path):
+    for given, init, line in ((data, run / "first", "is given the scan alone, expected the probabilities of a first "
+                                                    "network for lesion, fluid as the data set"),
+                              (tiny_data, run, "is given the probabilities of a first network for lesion, fluid, "
+                                               "expected the scan alone")):
+        edit(init / "config.json", scaling=PreparedData(given).info["scaling"], orientation=PreparedData(
+            given).info["orientation"])
+        edit(run / "first" / "config.json", scaling=PreparedData(given).info["scaling"])
+        found = run_script_file("train.py", "--data", given, "--run_dir", tmp_path / "x", "--init", init, check=False)
+        assert found.returncode == 2 and line in found.stderr, found.stderr
+
+
+def test_both_stages_are_fine_tuned_by_four_commands(tmp_path):
+    """What docs/training.md says, with tiny networks."""
+    cascade = write_cascade(tmp_path / "cascade", channels=("T2w, FLAIR",))
+    lines = ["subject,image,mask"]
+    for i in range(4):
+        image, mask, *_ = make_case(i, 8.0, "demo")
+        fluid = (array(image) > np.quantile(array(image), 0.98)) & (array(mask) == 0)
+        nib.save(image, tmp_path / f"scan{i}.nii.gz")
+        nib.save(nib.Nifti1Image((array(mask) + 2 * fluid).astype(np.uint8), mask.affine), tmp_path / f"mask{i}.nii.gz")
+        lines.append(f"s{i},scan{i}.nii.gz,mask{i}.nii.gz")
+    (tmp_path / "cases.csv").write_text("\n".join(lines))
+    prepare = ["prepare.py", tmp_path / "cases.csv", "--outer", 2, "--inner", 1, "--workers", 1, "--no-pictures",
+               "--labels", 1, 2, "--classes", "lesion", "fluid", "--marks", "lesion"]
+    flags = ["--training.max_epochs", 1, "--data.workers", 0]
+    one, two, first, second = (tmp_path / name for name in ("one", "two", "run1", "run2"))
+    run_script_file(*prepare, "--like", cascade / "first", "--out", one)
+    run_script_file("train.py", "--init", cascade / "first", "--data", one, "--run_dir", first, *flags)
+    run_script_file(*prepare, "--like", cascade, "--first", first, "--out", two)
+    run_script_file("train.py", "--init", cascade, "--data", two, "--run_dir", second, *flags)
+    assert (second / "first" / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert load_model(second).card.channels == load_model(second).network.first.card.channels == ["image"]
+    found = segment_scan(tmp_path / "scan0.nii.gz", second, probabilities=True)
+    assert found.mask.shape == (32, 32, 32) and np.ptp(array(found.probabilities)) > 0
