@@ -118,8 +118,8 @@ def main() -> int:
     if arguments.first:
         from meshnet.inference.prepared import first_of, see
 
-        before = first_of(arguments.first, settings.scaling, listing.channels, arguments.wanted)
-        settings = replace(settings, first=before)
+        known = settings.scaling, listing.channels, arguments.wanted
+        settings = replace(settings, first=first_of(arguments.first, *known))
     check_folds(arguments, listing)
     out = open_folder(arguments.out)
     if shards.drives(arguments):
@@ -217,8 +217,7 @@ def seen_by(arguments: argparse.Namespace) -> dict:
 
     known, arguments.wanted = {}, None
     if arguments.like:
-        folder = find_folder(find(arguments.like))
-        card = read_card(folder)
+        card = read_card(folder := find_folder(find(arguments.like)))
         said = f"{plain(card.voxel_mm)} mm, {'averaged' if card.averaged else 'sampled'}, {card.orientation}"
         print(f"as {arguments.like} sees scans: {said}, {card.scaling}, channels {', '.join(card.channels)}")
         known = {name: getattr(card, name) for name in SEEN if name != "centre" or card.first}
