@@ -25,6 +25,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_bit_for_bit(number, u
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     found = train(tiny_data, folder, *flags, check=False)
     assert found.returncode == 128 + number and f"interrupted by {number.name}" in found.stderr
+    assert "stopping" not in found.stdout + found.stderr  # one line says it
     assert {number: signal.getsignal(number) for number in before} == before
     assert len(batches) == 2 and [path.name for path in (folder / "state").iterdir()] == ["step-00000001.pt"]
     assert not (folder / "metrics.jsonl").read_text()
