@@ -180,7 +180,7 @@ def segment_all(batch, models: list, arguments: argparse.Namespace) -> None:
             if said:
                 behind.do(batch.show, case)
             try:
-                check_output(case, arguments.overwrite, arguments.probability, arguments.picture)
+                check_output(case, arguments.overwrite, arguments.probability, arguments.picture, batch.record(case))
                 conformed = read.result()
                 behind.do(say_before, batch, case, models, arguments, said)
                 said = True

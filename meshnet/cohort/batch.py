@@ -147,6 +147,11 @@ class Batch:
         if self.earlier:
             renew(self.earlier, key_of(planned["mask"], self.out), kept)
 
+    def record(self, planned: dict) -> dict | None:
+        """What an earlier command has kept of a scan's mask; None where there is nothing."""
+        records = self.work.records or self.earlier
+        return records.read(key_of(planned["mask"], self.out)) if records else None
+
     @property
     def suspect(self) -> bool:
         """Whether the last scan taken was the end of a process before: no other is read beside it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from meshnet.errors import UserError
 
 
-def check_output(case: dict, overwrite: bool, probability: bool, picture: bool) -> None:
+def check_output(case: dict, overwrite: bool, probability: bool, picture: bool, record: dict | None = None) -> None:
     """Refuse to write a file that does not fit into its folder, or to replace one that this program did not write, or
     that is of another scan.
 
@@ -14,6 +14,7 @@ def check_output(case: dict, overwrite: bool, probability: bool, picture: bool) 
         case: with ``scans``, ``mask``, ``probability`` and ``picture``, the paths of its files.
         overwrite: replace whatever is there.
         probability, picture: whether these are written besides the mask.
+        record: what an earlier command has kept of the mask.
 
     Raises:
         UserError: naming the file.
@@ -37,7 +38,7 @@ def check_output(case: dict, overwrite: bool, probability: bool, picture: bool) 
     if foreign:
         raise UserError(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
                         "kept; --overwrite replaces it, -o writes elsewhere")
-    if is_of_another(case):
+    if is_of_another(case, record):
         raise UserError(f"{mask}: exists and is the mask of another scan, or of {case['scans'][0]} before it was "
                         "changed, so it is kept; name another file with -o, or --overwrite replaces it")
 

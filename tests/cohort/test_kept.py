@@ -59,6 +59,19 @@ def test_a_mask_of_another_scan_does_not_make_this_one_finished(model, tmp_path)
     assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() == before
 
 
+def test_a_scan_that_was_changed_is_done_again_where_a_table_names_it(model, tmp_path):
+    """As after one that could not be read has been repaired."""
+    patients(tmp_path)
+    scans = [tmp_path / "sub-1" / "FLAIR.nii.gz", scan_file(tmp_path / "sub-1" / "b.nii.gz")]
+    flags = ("-o", tmp_path / "masks", "--model", model, "--no-picture")
+    infer(*scans, *flags)
+    scans[0].write_bytes((tmp_path / "sub-2" / "FLAIR.nii.gz").read_bytes())
+    before = (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes()
+    found = infer(scans[0], *flags)
+    assert "replaces an earlier mask" in found.stderr
+    assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() != before
+
+
 def test_a_scan_is_known_by_its_content(tmp_path):
     for name, content in (("a.nii", b"x" * 5_000_000), ("b.nii", b"y" * 5_000_000)):
         (tmp_path / name).write_bytes(content)
