@@ -38,16 +38,25 @@ function conform(image, grid, scaling, window, reference) {
     return { ...plain, volume: looks === T1W ? turnedRound(plain.volume) : plain.volume, looks };
   }
   let { volume, toSource } = along(image, grid, affine, reference);
-  let [low, high] = intensityRange(image.volume, scaling, window);
-  const found = withoutExtremes(image.volume, scaling, voxelMm3(image.affine) / 1000);
+  const { low, high, found } = rangeOf(image, scaling, window);
   if (found) {
-    ({ low, high } = found);
     const data = Float32Array.from(volume.data, (value) => Math.min(Math.max(value, low), high));
     volume = { ...volume, data, kind: "f4" };
   }
   const sampled = grid.averaged ? resampleMean(volume, toSource, grid.size, low)
                               : resample(volume, toSource, grid.size, low, coveringReach(corner(toSource)));
   return { volume: scaled(sampled, low, high, scaling), affine, extremes: found };
+}
+
+// The range of an image, looked for once: a model may see it on three grids.
+function rangeOf(image, scaling, window) {
+  const ranges = image.ranges = image.ranges || {}, key = `${scaling} ${window}`;
+  if (!ranges[key]) {
+    const [low, high] = intensityRange(image.volume, scaling, window);
+    const found = withoutExtremes(image.volume, scaling, voxelMm3(image.affine) / 1000);
+    ranges[key] = found ? { low: found.low, high: found.high, found } : { low, high, found };
+  }
+  return ranges[key];
 }
 
 // `low` to `high` as 0 to 255, uint8, or as 0 to 1, float32.

@@ -25,11 +25,17 @@ function highest(probabilities) {
 
 // The box ((a, b) on each axis) around what the first network found, and some way further; null where it found nothing.
 function regionOf(most, shape, voxelMm) {
-  const box = shape.map((n) => [n, 0]), least = f32(SECOND.FOUND), margin = roundEven(SECOND.MARGIN_MM / voxelMm);
-  visit(makeVolume(most, shape), 1, (value, ...at) => {
-    if (value > least) box.forEach((side, axis) => { side[0] = Math.min(side[0], at[axis]), side[1] = Math.max(side[1], at[axis] + 1); });
+  const low = shape.slice(), high = [0, 0, 0], least = f32(SECOND.FOUND), margin = roundEven(SECOND.MARGIN_MM / voxelMm);
+  visit(makeVolume(most, shape), 1, (value, i, j, k) => {
+    if (!(value > least)) return;
+    if (i < low[0]) low[0] = i;
+    if (j < low[1]) low[1] = j;
+    if (k < low[2]) low[2] = k;
+    if (i >= high[0]) high[0] = i + 1;
+    if (j >= high[1]) high[1] = j + 1;
+    if (k >= high[2]) high[2] = k + 1;
   });
-  return box[0][1] ? box.map(([a, b], axis) => [Math.max(0, a - margin), Math.min(shape[axis], b + margin)]) : null;
+  return high[0] ? low.map((from, axis) => [Math.max(0, from - margin), Math.min(shape[axis], high[axis] + margin)]) : null;
 }
 
 // The quartiles of a channel in the middle of the region, without air and what the first network marks.
