@@ -2,8 +2,8 @@
 
 ``python benchmarks/trust/builtin_weights.py --model FOLDER --anatomy FOLDER --lesions FOLDER … --out RESULTS.jsonl``
 
-Heads are drawn by ``prepare.py``'s generator from the label maps of ``--anatomy``; ``--heads FOLDER`` keeps them as the
-network sees them, for the next weights. Every finished head is a line of ``--out``, so the same command resumes: the
+Heads are drawn by ``prepare.py``'s generator from the label maps of ``--anatomy``; ``--heads FOLDER`` keeps them for the
+next weights. Every finished head is a line of ``--out``, so the same command resumes: the
 lesions at each of ``THRESHOLDS``, from which ``decision.py`` chooses the model's decision and writes the tables.
 """
 
@@ -53,25 +53,13 @@ def thick(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return nib.Nifti1Image(data, image.affine)
 
 
-def conformed(image: nib.Nifti1Image, grids: list) -> dict:
-    """The views of a scan, not turned round, and their affines, by name."""
-    from meshnet.scans import checks
-    from meshnet.scans.grid import conform
-
-    views = {}
-    for number, grid in enumerate(grids):
-        found = conform(image, checks.fitted(grid, image, "head")[0], "conform_uint8", None, image, exact=False)
-        views |= {f"v{number}": np.asarray(found.dataobj), f"a{number}": found.affine}
-    return views
-
-
-def head_of(path: Path | None, seed: int, contrast: str, way: str, grids: list, maps: list, masks: list) -> dict:
-    """A head as the network sees it, where its stroke is (packed bits), and what was drawn; from ``path`` if there."""
+def head_of(path: Path | None, seed: int, contrast: str, way: str, maps: list, masks: list) -> dict:
+    """A head, where its stroke is (packed bits), and what was drawn; from ``path`` if there."""
     if path is not None and path.exists():
         return dict(np.load(path))
     image, mask, info = make(seed, contrast, way, maps, masks)
     truth = np.asarray(mask.dataobj) == 1
-    found = {**conformed(image, grids), "truth": np.packbits(truth), "shape": truth.shape, "affine": image.affine,
+    found = {"scan": np.asarray(image.dataobj), "truth": np.packbits(truth), "affine": image.affine,
              "map": info["map"], "acute": info["acute"], "extracted": info["extracted"],
              "healthy": not info["lesions"]}
     if path is not None:
@@ -102,37 +90,28 @@ def lesions_of(probability: np.ndarray, truth: np.ndarray, own: np.ndarray) -> t
     return count, rows
 
 
-def row_of(network, card, head: dict, seed: int, contrast: str, way: str) -> dict:
-    """What the network of a card finds on a head."""
-    from meshnet.inference.predict import predict
-    from meshnet.scans.contrast import T1W, looks_like, turned_round
-    from meshnet.scans.grid import to_native
-    from meshnet.scans.intensity import as_input
+def row_of(models: list, head: dict, seed: int, contrast: str, way: str) -> dict:
+    """What a model finds on a head, as ``infer.py`` asks it."""
+    from meshnet.inference.scan import average, read_case
 
-    shape = tuple(int(n) for n in head["shape"])
+    shape = head["scan"].shape
     truth = np.unpackbits(head["truth"])[:np.prod(shape)].reshape(shape).astype(bool)
-    like, looks, maps = nib.Nifti1Image(np.zeros(shape, np.uint8), head["affine"]), [], []
-    for number in range(2):
-        view = head[f"v{number}"]
-        looks.append(looks_like(view, round(float(np.abs(head["a0"][:3, 0]).max()), 3)))
-        view = turned_round(view) if looks[-1] == T1W else view
-        found = card.marking.of(predict(network, as_input(view[None]), threads=1), card.decision(looks[0]).also)
-        maps.append(to_native(found, head[f"a{number}"], like, seen_only=True))
-    found = maps[0] / np.float32(2) + maps[1] / np.float32(2)
+    case = read_case([nib.Nifti1Image(head["scan"], head["affine"])], models)
+    found = average(case, models, "head", None, 1)
     count, rows = lesions_of(found[-1], truth, found[0])
     return {"seed": seed, "contrast": contrast, "way": way, "map": int(head["map"]), "acute": bool(head["acute"]),
-            "extracted": bool(head["extracted"]), "healthy": bool(head["healthy"]), "looks": looks[0],
+            "extracted": bool(head["extracted"]), "healthy": bool(head["healthy"]), "looks": case.contrast,
             "ml": float(truth.sum() * VOXEL_MM ** 3 / 1000), "n": count,
             "sum": float(found[0].sum(dtype=np.float64)), "parts": rows}
 
 
 def measure(arguments: argparse.Namespace) -> None:
     from meshnet.data.synthetic.labelmaps import find_maps
-    from meshnet.inference import light
+    from meshnet.inference.scan import load_models
 
     maps = [str(path) for path in find_maps(arguments.anatomy)]
     masks = [str(path) for folder in arguments.lesions for path in find_maps(folder)]
-    network, card = light.load(arguments.model, device="cpu")
+    models = load_models([arguments.model], device="cpu")
     done = {tuple(row[key] for key in ("seed", "contrast", "way")) for row in read(arguments.out)}
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         for seed in range(arguments.first, arguments.first + arguments.cases):
@@ -141,8 +120,8 @@ def measure(arguments: argparse.Namespace) -> None:
                     continue
                 name = f"{seed}_{contrast}_{arguments.way.replace(' ', '')}.npz"
                 path = Path(arguments.heads) / name if arguments.heads else None
-                head = head_of(path, seed, contrast, arguments.way, card.grids(), maps, masks)
-                file.write(json.dumps(row_of(network, card, head, seed, contrast, arguments.way)) + "\n")
+                head = head_of(path, seed, contrast, arguments.way, maps, masks)
+                file.write(json.dumps(row_of(models, head, seed, contrast, arguments.way)) + "\n")
                 file.flush()
 
 
@@ -164,7 +143,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--anatomy", required=True, help="label maps that the model was not trained on")
     parser.add_argument("--lesions", nargs="+", required=True, help="folders of lesion masks")
-    parser.add_argument("--heads", help="folder to keep the heads in, as the network sees them")
+    parser.add_argument("--heads", help="folder to keep the heads in")
     parser.add_argument("--cases", type=int, default=200, help="heads of each contrast")
     parser.add_argument("--first", type=int, default=9_700_000, help="seed of the first")
     parser.add_argument("--contrasts", nargs="+", default=list(CONTRASTS), choices=CONTRASTS)
