@@ -12,7 +12,7 @@ from meshnet.networks.build import Model
 from meshnet.scans.contrast import T1W, turned_round
 from meshnet.scans.grid import LOOKS, Grid, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
-from meshnet.scans.second import second_input
+from meshnet.scans.second import mixed, second_input
 
 View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z) and its affine
 
@@ -55,9 +55,15 @@ def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: f
 def second_probabilities(model: Model, volume: np.ndarray | None, shape: tuple[int, ...], crop: str = "head",
                          max_memory: int | None = None, threads: int | None = None) -> np.ndarray:
     """The second network's probabilities (K, X, Y, Z) on a grid of that ``shape``, for a ``volume`` of
-    ``second_volume``: where that is None, all is background and nothing is computed. Others as for ``predict``."""
+    ``second_volume``, and the share of the first one's that the card says; where the volume is None, all is background
+    and nothing is computed. Others as for ``predict``."""
     if volume is not None:
-        return predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
+        card = model.card
+        found = predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
+        if not card.first_share:
+            return found
+        places = [card.first.index(name) for name in card.classes[1:]]
+        return mixed(found, volume[len(card.channels):], places, card.first_share)
     nothing = np.zeros((len(model.card.classes), *shape), np.float32)
     nothing[0] = 1
     return nothing

@@ -54,6 +54,7 @@ class Card:
     version: str | None = __version__
     marks: str | None = None  # the only class that a mask shows; None: all (see ``scans.mask.Marks``)
     first: list[str] | None = None  # of a cascade: the first network's classes, which are channels as well
+    first_share: float = 0  # of a cascade: what share of the result the first network's own probabilities have
     others: dict[str, Any] = field(default_factory=dict)  # keys of the file that are not fields of this class
 
     def __post_init__(self):
@@ -180,8 +181,13 @@ def card_from(values: dict, path: Path) -> Card:
 
 
 def check_first_classes(values: dict, path: Path) -> None:
-    """Raise UserError where ``first`` of the file ``path`` cannot be: see ``scans.second``."""
-    names = values.get("first")
+    """Raise UserError where ``first`` and ``first_share`` of the file ``path`` cannot be: see ``scans.second``."""
+    names, share = values.get("first"), values.get("first_share", 0)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise UserError(f"{path}: found first_share = {share!r}, expected a number from 0 to below 1")
+    if share and (not isinstance(names, list) or not set(values["classes"][1:]) <= set(names)):
+        raise UserError(f"{path}: found first_share = {share!r}, expected it only in a cascade whose first network has "
+                        "all of its classes")
     if names is None:
         return
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -84,3 +84,19 @@ def grey_levels(three: tuple[int, int, int]) -> np.ndarray:
     apart = (np.arange(256, dtype=np.float32) - np.float32(median)) / np.float32(max(NARROWEST, third - first))
     apart = np.clip(apart, np.float32(LOWEST), np.float32(HIGHEST))
     return np.rint(np.float32(255) * (apart - np.float32(LOWEST)) / np.float32(HIGHEST - LOWEST)).astype(np.uint8)
+
+
+def mixed(probabilities: np.ndarray, given: np.ndarray, places: list[int], share: float) -> np.ndarray:
+    """The second network's ``probabilities`` (K, X, Y, Z) float32, with a ``share`` of the first one's, in place.
+
+    Args:
+        given: the first one's, (K', X, Y, Z) uint8, as ``second_input`` has them behind the channels.
+        places: which of ``given`` is each of the second network's classes but the background.
+        share: 0 to 1.
+    """
+    levels = np.arange(256, dtype=np.float32) / np.float32(255) * np.float32(share)
+    for own, place in zip(probabilities[1:], places):
+        own *= np.float32(1 - share)
+        own += levels[given[place]]
+    np.subtract(1, probabilities[1:].sum(0, dtype=np.float32), out=probabilities[0])
+    return probabilities

@@ -24,6 +24,7 @@ from meshnet.networks.folder import save_model
 from meshnet.scans import grid as grids
 from meshnet.scans.contrast import T1W, turned_round
 from meshnet.scans.grid import conform, to_native
+from meshnet.scans.second import mixed
 
 
 def by_hand(paths, folder, turned=False):
@@ -44,6 +45,8 @@ def by_hand(paths, folder, turned=False):
     given = plain_input(grey, p.astype(np.float32), card.voxel_mm)
     logits = by_model(second, given.astype(np.float32) / 255)
     found = np.exp(logits - logits.max(0)) / np.exp(logits - logits.max(0)).sum(0)
+    share, place = card.first_share, len(card.channels) + card.first.index("lesion")
+    found = (1 - share) * found + share * given[place].astype(np.float32) / 255
     return to_native(found[1:2], affine, images[0], seen_only=True)[0]
 
 
@@ -71,6 +74,22 @@ def cascade(tmp_path_factory):
 def test_the_mask_is_that_of_the_specification(tmp_path, scan, way, shifted):
     folder = write_cascade(tmp_path / "two", shifted=shifted)
     agree(segment_scan(scan, folder, probabilities=True), by_hand([scan], folder))
+
+
+def test_the_first_network_can_have_a_share_of_the_result(tmp_path, scan, way):
+    folder = write_cascade(tmp_path / "two")
+    alone = array(segment_scan(scan, folder, probabilities=True).probabilities)
+    edit(folder / "config.json", first_share=0.4)
+    found = segment_scan(scan, folder, probabilities=True)
+    agree(found, by_hand([scan], folder))
+    assert np.abs(array(found.probabilities) - alone).max() > 0.05
+
+
+def test_a_share_by_hand():
+    """One voxel: background, lesion, disease 0.2, 0.5, 0.3; the first network says fluid, disease, lesion 0, 0.2, 1."""
+    own = np.float32([0.2, 0.5, 0.3]).reshape(3, 1, 1, 1)
+    found = mixed(own, np.uint8([0, 51, 255]).reshape(3, 1, 1, 1), [2, 1], 0.25)
+    assert found is own and np.allclose(found.ravel(), [1 - 0.625 - 0.275, 0.625, 0.275], atol=1e-6)
 
 
 def test_a_scan_that_the_first_network_saw_turned_round_is_so_for_the_second(scan, cascade, monkeypatch):
@@ -213,6 +232,9 @@ CARD_FAULTS = [
     ("config.json", {"scaling": "minmax"}, "found scaling 'minmax' of a cascade, expected conform_uint8 or lesions_br"),
     ("config.json", {"shifted": True}, "found shifted = True of a cascade, expected false"),
     ("config.json", {"first": ["fluid", "lesion"]}, "found classes lesion, fluid, expected fluid, lesion"),
+    ("config.json", {"first_share": 1}, "found first_share = 1, expected a number from 0 to below 1"),
+    ("config.json", {"first_share": True}, "found first_share = True, expected a number"),
+    ("config.json", {"first_share": 0.5, "classes": ["background", "a"]}, "found first_share = 0.5, expected it only"),
     ("config.json", {"channels": ["T2w"]}, "found channels T1w, expected T2w"),
     ("config.json", {"scaling": "conform_uint8"}, "found scaling lesions_bright, expected conform_uint8"),
 ]

@@ -101,6 +101,7 @@ CASES = {
     "instance norm in both": {"first_norm": "instance", "second_norm": "instance"},
     "two channels": {"channels": ("FLAIR", "T2w")},
     "nothing turned round, one grid": {"scaling": "conform_uint8", "shifted": False},
+    "the first has a share": {"first_share": 0.3},
     "an odd grid": {"orientation": "RAS", "shape": [37, 40, 33], "min_lesion_mm3": 2000, "sure": 0.6},
 }
 

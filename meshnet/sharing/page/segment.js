@@ -78,6 +78,7 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
   for (const [number, { channels, shape, affine }] of views.entries()) {
     step(first ? SECOND_STAGE : "computing", number, views.length);
     const found = await timed(parts, "compute", () => computed(engine, layers, channels, shape, name));
+    if (card.first_share) mix(found, channels.slice(card.channels.length), card);
     step("going back", number, views.length);
     await timed(parts, "back", () => which.forEach(([one, ...others], at) => {
       const sum = others.length ? found[one].map((value, i) => others.reduce((all, k) => f32(all + found[k][i]), value)) : found[one];
@@ -85,6 +86,15 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
     }));
   }
   return total;
+}
+
+// Gives the second network's probabilities, in place, the share of the first one's `given` that the card says.
+function mix(found, given, { first, first_share: share, classes }) {
+  found.slice(1).forEach((own, at) => {
+    const from = given[first.indexOf(classes[at + 1])];
+    for (let i = 0; i < own.length; ++i) own[i] = f32(own[i] * f32(1 - share)) + f32(from[i] * f32(share));
+  });
+  for (let i = 0; i < found[0].length; ++i) found[0][i] = 1 - found.slice(1).reduce((sum, own) => f32(sum + own[i]), 0);
 }
 
 // What the second network of a cascade sees, by the first one: its view, or none where that finds nothing.
