@@ -3,7 +3,8 @@
 ``python benchmarks/trust/builtin_weights.py --model FOLDER --anatomy FOLDER --lesions FOLDER … --out RESULTS.jsonl``
 
 Heads are drawn by ``prepare.py``'s generator from the label maps of ``--anatomy``; ``--heads FOLDER`` keeps them for
-the next weights. Every finished head is a line of ``--out``, so the same command resumes: the lesions at each of ``THRESHOLDS``, from which ``decision.py`` chooses the model's decision and writes the tables.
+the next weights. Every finished head is a line of ``--out``, so the same command resumes: the lesions at each of
+``THRESHOLDS``, from which ``decision.py`` chooses the model's decision and writes the tables.
 """
 
 import argparse
