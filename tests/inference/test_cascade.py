@@ -165,6 +165,11 @@ def test_without_kernels_for_the_first_network_pytorch_runs_both(tmp_path):
     assert isinstance(load_models([folder], device="cpu")[0].network.first.network, MeshNet)
 
 
+def test_both_networks_go_to_the_device(cascade):
+    model = load_models([cascade], device="meta")[0]
+    assert {next(each.parameters()).device.type for each in (model.network, model.network.first.network)} == {"meta"}
+
+
 def test_averaged_with_itself_a_cascade_gives_its_mask_and_with_a_single_network_their_mean(tmp_path, scan, cascade):
     alone = segment_scan(scan, cascade, probabilities=True)
     both = segment_scan(scan, [cascade, cascade], probabilities=True)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from as_published import made_up, run_command
+from cascades import write_cascade
 
 from meshnet.config import SCALINGS
 from meshnet.errors import UserError
@@ -64,3 +65,17 @@ def test_a_model_by_name_gets_the_card_of_an_import(tmp_path, monkeypatch):
     ours, theirs = (read_card(path) for path in (tmp_path / "m", published.fetch("made-up")))
     assert theirs.shape is None and theirs.scaling == "brainchop_quantile"
     assert ours.changed(training_data=None) == theirs.changed(training_data=None) and theirs.classes[1] == "something"
+
+
+def test_the_list_has_the_parameters_of_both_networks_of_a_cascade(tmp_path, monkeypatch):
+    from meshnet.cohort.facts import model_facts
+    from meshnet.networks import folder
+
+    two = write_cascade(tmp_path / "two")
+    monkeypatch.setattr(folder, "BUILT_IN", tmp_path)
+    numbers = [published.parameters_in(path / "model.safetensors") for path in (two / "first", two)]
+    row = next(line for line in published.list_models().splitlines() if line.startswith("two "))
+    assert f"  {' + '.join(numbers)}  " in row and numbers[0] != numbers[1]
+    facts = [model_facts([path], [read_card(path)], "model.safetensors")[0] for path in (two, two / "first")]
+    assert facts[0]["FirstWeightsSHA256"] == facts[1]["WeightsSHA256"] != facts[0]["WeightsSHA256"]
+    assert "FirstWeightsSHA256" not in facts[1]

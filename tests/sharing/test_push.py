@@ -236,3 +236,21 @@ def test_both_networks_of_a_cascade_go_up_and_come_back(server, tmp_path):
     assert masks[0].any() and all(np.array_equal(mask, masks[0]) for mask in masks)
     push.push_run(folder / "first", "user/two")  # a single network in its place leaves nothing of the cascade
     assert not any(name.startswith("first") for name in server.repos["model", "user/two"]["commits"][-1][1])
+
+
+def test_a_data_set_for_a_second_network_takes_the_first_one_along(server, tmp_path):
+    folder = tmp_path / "prepared"
+    info = {"source": SOURCE, "channels": ["T1w"], "classes": ["background", "lesion"], "shape": [2, 2, 2],
+            "voxel_mm": 4.0, "orientation": "LIA", "scaling": "lesions_bright", "cases": 2, "subjects": 2}
+    write_cascade(folder, training_data={})
+    edit(folder / "first" / "config.json", training_data={"source": "/home/someone/first"})
+    (folder / "first" / "notes.json").write_text("sub-secret")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    (folder / "prepared.json").write_text(json.dumps(info | {"first": ["lesion", "fluid"]}))
+    push.push_dataset(folder, "user/cases")
+    files = server.repos["dataset", "user/cases"]["commits"][-1][1]
+    assert set(files) == {"README.md", "prepared.json", "first/config.json", "first/model.safetensors"}
+    assert b"/home/someone" not in files["first/config.json"] and b"as further channels" in files["README.md"]
+    pulled = build.load_model(hub.pull("user/cases", "dataset") / "first")
+    assert pulled.card.classes == ["background", "lesion", "fluid"]
