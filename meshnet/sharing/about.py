@@ -75,7 +75,8 @@ def seen_by(card: Card, folder: Path) -> list[tuple[str, str]]:
         return grid_rows(card)
     return [("networks", "two: the first sees the whole head, the second what lies around all that the first found"),
             *grid_rows(read_card(folder / FIRST), "first network: "), ("handed on", ", ".join(card.first)),
-            *grid_rows(card, "second network: ")]
+            *grid_rows(card, "second network: "),
+            *([("first network: share of the result", plain(card.first_share))] if card.first_share else [])]
 
 
 def grid_rows(card: Card, of: str = "") -> list[tuple[str, str]]:

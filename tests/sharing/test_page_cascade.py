@@ -205,7 +205,8 @@ def model_in(page):
 
 
 def test_a_page_of_a_cascade_holds_both_networks(tmp_path):
-    model, page = write_cascade(tmp_path / "model", second_norm="instance"), tmp_path / "page"
+    model = write_cascade(tmp_path / "model", second_norm="instance", first_share=0.3)
+    page = tmp_path / "page"
     said = to_web.write_page(model, page)
     assert to_web.plan_bytes(read_card(model)) == 4 * 32 ** 3 * (3 + 2 * 5)  # its three inputs, and two maps
     assert said.endswith("about 2 MB of memory for the network")
@@ -218,7 +219,8 @@ def test_a_page_of_a_cascade_holds_both_networks(tmp_path):
         for key in ("WeightsSHA256", "FirstWeightsSHA256")]
     text = re.sub("<[^>]*>", " ", (page / "index.html").read_text(encoding="utf-8"))
     for words in ("networks two", "first network: voxels 16 mm", "first network: grid 16 x 16 x 16",
-                  "handed on lesion, fluid", "second network: voxels 8 mm", "second network: grid 32 x 32 x 32"):
+                  "handed on lesion, fluid", "second network: voxels 8 mm", "second network: grid 32 x 32 x 32",
+                  "first network: share of the result 0.3"):
         assert words in re.sub(r"\s+", " ", text), words
     to_web.write_page(model / "first", page)  # the first one alone, over the other
     held = model_in(page)
