@@ -1,0 +1,169 @@
+"""Train the second network of a built-in cascade on the heads of ``second_heads.py``.
+
+``python benchmarks/trust/second_train.py --data FOLDER … --first MODEL --out FOLDER --minutes 88``
+
+Patches of 2 mm voxels, drawn where something is to be learned, on one core. The rate falls by the clock, and batch
+norm's statistics stay from 60 % of the time on. The state is written every half minute, so the same command goes on. At
+the end ``--out`` is a cascade with the running mean of the weights, whose decision is still to be chosen
+(``decision.py``).
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from meshnet.errors import run_script
+from meshnet.files import whole_file
+
+CLASSES = ["background", "lesion", "white matter disease"]
+ARGUMENTS = {"channels": 16, "in_channels": 4, "classes": 3, "dilations": [1, 2, 4, 4, 2, 1], "norm": "batch"}
+PATCH, EDGE, BATCH = 48, 4, 2  # voxels; those at the edge do not count, since they see too little
+RATE, LAST_RATE, DECAY, FROZEN = 0.01, 1e-4, 0.998, 0.6
+# Shares of patches around a lesion, disease, and what the first network or the grey value makes suspicious; the weights
+# of the classes and of both losses. Many lesions at first, so that anything is learned; then what is nearer to a scan.
+WAYS = {"early": ((0.5, 0.1, 0.3), (1.0, 2.0, 1.0), 3.0, 0.7), "late": ((0.3, 0.06, 0.39), (1.0, 1.2, 0.8), 5.0, 0.5)}
+
+
+def read_head(path: Path) -> dict:
+    """A head with some of the places, (N, 3) int16, around which patches are drawn."""
+    with np.load(path) as file:
+        given, truth = file["given"], file["truth"]
+    rng = np.random.default_rng(0)
+
+    def some(where: np.ndarray, most: int) -> np.ndarray:
+        places = np.argwhere(where)
+        return places[rng.permutation(len(places))[:most]].astype(np.int16)
+
+    hot = (given[1].astype(int) + given[3] > 38) | (given[0] > 127)
+    return {"given": given, "truth": truth,
+            "places": [some(truth == 1, 5000), some(truth == 2, 2000), some(hot, 8000)]}
+
+
+def draw_patch(rng: np.random.Generator, head: dict, shares: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (C + K, n, n, n) float32 and truth (n, n, n), mirrored, blurred, with other grey values and noise."""
+    size, kind = head["truth"].shape, int(np.searchsorted(np.cumsum(shares), rng.random()))
+    places = head["places"][kind] if kind < len(head["places"]) else ()
+    centre = places[rng.integers(len(places))] if len(places) else rng.integers(size)
+    start = [int(np.clip(c - rng.integers(PATCH // 4, 3 * PATCH // 4), 0, max(0, n - PATCH)))
+             for c, n in zip(centre, size)]
+    part = tuple(slice(a, a + PATCH) for a in start)
+    given, truth = head["given"][(slice(None), *part)].astype(np.float32), head["truth"][part]
+    axes = [axis for axis in range(3) if rng.random() < 0.5]
+    given, truth = np.flip(given, [axis + 1 for axis in axes]), np.flip(truth, axes)
+    if rng.random() < 0.3:
+        given, truth = given.swapaxes(1, 3), truth.swapaxes(0, 2)
+    grey = given[0] * np.float32(12 / 255) - 4
+    if rng.random() < 0.3:
+        grey = ndimage.gaussian_filter1d(grey, rng.uniform(0.4, 1.6), int(rng.integers(3)))
+    grey = grey * np.float32(np.exp(rng.normal(0, 0.25))) + np.float32(rng.normal(0, 0.2))
+    if rng.random() < 0.3:
+        for axis, slope in enumerate(rng.normal(0, 0.25, 3)):
+            ramp = np.linspace(-slope, slope, grey.shape[axis], dtype=np.float32)
+            grey = grey + ramp.reshape([-1 if axis == k else 1 for k in range(3)])
+    if rng.random() < 0.4:
+        grey = grey + rng.standard_normal(grey.shape, np.float32) * np.float32(rng.uniform(0, 0.5))
+    p = given[1:] / np.float32(255)
+    logits = np.log((p + 1e-3) / (1.001 - p)) * np.float32(np.exp(rng.normal(0, 0.25)))
+    p = 1 / (1 + np.exp(-logits - rng.normal(0, 0.7, (len(p), 1, 1, 1)).astype(np.float32)))
+    return np.concatenate([np.clip((grey[None] + 4) / 12, 0, 1), p]).astype(np.float32), truth.astype(np.int64)
+
+
+def loss_of(logits: torch.Tensor, truth: torch.Tensor, way: tuple) -> torch.Tensor:
+    """Cross-entropy, and Dice of lesion and of lesion with disease, within the patches' edges."""
+    _, weights, entropy, overlap = way
+    inner = (..., *[slice(EDGE, -EDGE)] * 3)
+    logits, truth = logits[inner], truth[inner]
+    loss = entropy * functional.cross_entropy(logits, truth, torch.tensor(weights), reduction="none").mean()
+    share = logits.softmax(1)
+    for found, there in ((share[:, 1], truth == 1), (share[:, 1] + share[:, 2], truth > 0)):
+        if there.sum() > 20:
+            loss = loss + overlap * (1 - (2 * (found * there).sum() + 1) / (found.sum() + there.sum() + 1))
+    return loss
+
+
+def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
+    """The running mean of the trained weights."""
+    rng, way, path = np.random.default_rng(), WAYS[arguments.way], arguments.out / "state.pt"
+    files = [path for folder in arguments.data for path in sorted(folder.glob("*.npz"))]
+    heads = [read_head(path) for path in files]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
+    seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}
+    if path.is_file():
+        state = torch.load(path, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        seconds, step, mean = state["seconds"], state["step"], state["mean"]
+    begun, saved, losses = time.monotonic() - seconds, time.monotonic(), []
+    while True:
+        seconds = time.monotonic() - begun
+        share = min(1.0, seconds / (60 * arguments.minutes))
+        if share == 1 or time.monotonic() - saved > 30:
+            with whole_file(path) as temporary:
+                torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "seconds": seconds,
+                            "step": step, "mean": mean}, temporary)
+            print(f"step {step}, {seconds:.0f} s, loss {np.mean(losses or [0]):.4f}", flush=True)
+            saved, losses = time.monotonic(), []
+        if share == 1:
+            return mean
+        network.train(share < FROZEN)
+        for group in optimizer.param_groups:
+            group["lr"] = LAST_RATE + (RATE - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * share)) * min(1, (step + 1) / 50)
+        drawn = [draw_patch(rng, heads[k], way[0]) for k in rng.integers(len(heads), size=BATCH)]
+        alike = [one for one in drawn if one[1].shape == drawn[0][1].shape]  # a region may be smaller than a patch
+        given, truth = (torch.from_numpy(np.stack(one)) for one in zip(*alike))
+        loss = loss_of(network(given), truth, way)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        losses.append(float(loss.detach()))
+        for name, value in network.state_dict().items():
+            if value.dtype.is_floating_point:
+                mean[name].lerp_(value, 1 - min(DECAY, (step + 1) / (step + 10)))
+            else:
+                mean[name].copy_(value)
+
+
+def main() -> None:
+    from meshnet.networks.build import build
+    from meshnet.networks.card import CONFIG, WEIGHTS, read_card
+    from meshnet.networks.folder import save_weights
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of second_heads.py")
+    parser.add_argument("--first", type=Path, required=True, help="the first network, a model folder")
+    parser.add_argument("--way", choices=tuple(WAYS), default="early", help="how patches are drawn and weighed")
+    parser.add_argument("--minutes", type=float, default=88)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = build("meshnet", ARGUMENTS)
+    with torch.no_grad():
+        network.head.bias[1:] -= 3  # most voxels are background
+    network.load_state_dict(train(arguments, network))
+    first = read_card(arguments.first)
+    card = first.changed(classes=CLASSES, arguments=network.arguments, voxel_mm=2.0, shape=[96, 128, 120],
+                         shifted=False, first=first.classes[1:], first_share=0.5, threshold=0.5, sure=0, contrasts={},
+                         training_data={}, metrics={})
+    (arguments.out / "first").mkdir(exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(arguments.first / name, arguments.out / "first" / name)
+    save_weights(arguments.out / WEIGHTS, network.state_dict())
+    (arguments.out / CONFIG).write_text(json.dumps(card.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)
