@@ -97,6 +97,7 @@ def main() -> int | None:
         arguments.launcher, arguments.jobs = "local", arguments.workers
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
+    call.scans_behind_models(arguments)
     call.as_bids_app(arguments)
     if arguments.picture is None:
         arguments.picture = arguments.format != "bids"

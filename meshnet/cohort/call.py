@@ -43,6 +43,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                    "far the masks agree; takes about twice as long")
 
 
+def scans_behind_models(arguments: argparse.Namespace) -> None:
+    """Take NIfTI files among the models as scans: ``--model`` takes all that follows it, and no model ends so."""
+    behind = [name for name in arguments.model if name.lower().endswith((".nii", ".nii.gz"))]
+    arguments.scans = [*arguments.scans, *behind]
+    arguments.model = [name for name in arguments.model if name not in behind]
+
+
 def as_bids_app(arguments: argparse.Namespace) -> None:
     """Take ``bids_dir output_dir participant|group`` as a BIDS App does; ``arguments.level`` is "" for any other call.
 

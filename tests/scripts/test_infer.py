@@ -160,6 +160,12 @@ def test_without_a_scan_a_terminal_shows_the_common_commands(root):
     assert found.stderr == "error: no scan given; try: python infer.py scan.nii.gz\n"
 
 
+def test_a_scan_behind_the_model_is_a_scan(model, tmp_path):
+    scan_file(tmp_path / "a.nii.gz")
+    infer("--model", model, tmp_path / "a.nii.gz", "-o", tmp_path / "mask.nii.gz", "--no-picture")
+    assert (tmp_path / "mask.nii.gz").is_file()
+
+
 def test_many_scans_skip_what_is_done_and_go_on_after_a_bad_one(model, tmp_path):
     folder, out = tmp_path / "scans", tmp_path / "out"
     folder.mkdir()
