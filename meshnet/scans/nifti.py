@@ -21,6 +21,7 @@ LEAST, MOST = 1e-30, 1e30  # of a scan's largest value, in float32 with room for
 POINTERS = ((b"version https://git-lfs", "a pointer of Git LFS (git lfs pull)"),
             (b"/annex/objects/", "a pointer of git-annex (datalad get, git annex get)"),
             (b"<!doctype html", "a page of the web"), (b"<html", "a page of the web"))
+GZIP = b"\x1f\x8b"  # with which a compressed file begins
 PACKED = 2  # times that a file may be gzipped: tools gzip what is so already
 WHOLE = 1e-3  # by which a value may differ from a whole number, or from the mask's one value
 GRID_TOLERANCE = 0.1  # voxels; headers round their affines
@@ -69,13 +70,7 @@ def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bo
     """``read_image`` for the content of a file, plain or gzipped; ``name`` stands for the path in errors."""
     if not content:
         raise UserError(f"{name}: found an empty file, expected a NIfTI scan; copy it again")
-    for _ in range(PACKED):
-        if content[:2] != b"\x1f\x8b":
-            break
-        try:
-            content = gzip.decompress(content)  # to the end, so that the checksum is verified
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{name}: truncated or damaged gzip ({error}), expected it whole; copy it again") from error
+    content = unpacked(content, name)
     if content[344:348] == b"n+1\0":
         if content[108:112] == bytes(4):  # no offset given: nibabel would read the header as voxels
             order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
@@ -94,6 +89,22 @@ def image_from_bytes(content: bytes, name: str, kind: str = "scan", channels: bo
     except BAD_CONTENT as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name}: damaged or truncated NIfTI ({reason}), expected it whole; copy it again") from error
+
+
+def unpacked(content: bytes, name: str) -> bytes:
+    """The content of a file without gzip, also of several members, with zeros after them, and of gzip in gzip.
+
+    Raises:
+        UserError: where it is damaged; ``name`` stands for the path.
+    """
+    for _ in range(PACKED):
+        if content[:2] != GZIP:
+            break
+        try:
+            content = gzip.decompress(content)  # to the end, so that the checksum is verified
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{name}: truncated or damaged gzip ({error}), expected it whole; copy it again") from error
+    return content
 
 
 def check_image(image: nib.Nifti1Image, name: str, kind: str = "scan", channels: bool = False) -> nib.Nifti1Image:

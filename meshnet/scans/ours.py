@@ -2,6 +2,7 @@
 scan each is of."""
 
 import gzip
+import math
 import os
 import re
 import zlib
@@ -11,13 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from meshnet.errors import UserError
 from meshnet.scans.mask import voxel_volume_mm3
-from meshnet.scans.nifti import BAD_CONTENT
+from meshnet.scans.nifti import BAD_CONTENT, GZIP, unpacked
 
 SIGNATURE = b"MeshNet"  # in the header's free text
 DESCRIP, DESCRIP_2 = slice(148, 228), slice(240, 320)  # bytes of that text in a NIfTI-1 and a NIfTI-2 file
 SIZE_2 = 540  # of a NIfTI-2 header, with which it begins
-GZIP = b"\x1f\x8b"  # with which a compressed file begins
 TAIL, CHUNK = 8, 1 << 22  # bytes at its end: the checksum and size of its content; bytes of another file read at once
 MADE_OF = re.compile(SIGNATURE + rb" [0-9a-f]{8} of ([0-9a-f]{8})")
 
@@ -50,23 +51,48 @@ def is_ours(path: str | Path) -> bool:
 
 def scan_mark(scans: Sequence[str | Path]) -> str:
     """Eight letters that tell the content of a case's files from that of other ones, whatever they are called and
-    whether or not they are compressed; "" where one cannot be read. A compressed file ends with its content's checksum,
-    so that only the last bytes of it are read."""
-    sums = b""
-    try:
-        for path in scans:
-            if not os.path.isfile(path):  # a pipe can be read once
-                return ""
-            with open(path, "rb") as file:
-                zipped = file.read(2) == GZIP
-                file.seek(-TAIL if zipped else 0, os.SEEK_END if zipped else os.SEEK_SET)
-                found = int.from_bytes(file.read(TAIL)[:4], "little") if zipped else 0
-                while not zipped and (part := file.read(CHUNK)):
-                    found = zlib.crc32(part, found)
-            sums += found.to_bytes(4, "little")
-    except OSError:
+    whether or not, and how, they are compressed; "" where one cannot be read."""
+    if not all(map(os.path.isfile, scans)):  # a pipe can be read once
         return ""
-    return f"{zlib.crc32(sums):08x}"
+    try:
+        sums = [content_sum(path) for path in scans]
+    except (OSError, EOFError, zlib.error, UserError):
+        return ""
+    return f"{zlib.crc32(np.array(sums, '<u4').tobytes()):08x}"
+
+
+def content_sum(path: str | Path) -> int:
+    """The CRC-32 of what a file holds once unpacked.
+
+    A compressed file ends with the checksum and the size of its content, so that only its first and last bytes are
+    read where that is the size that its header tells. It is not for a file of several members (bgzip), whose end is of
+    the last one alone, or with zeros after it: such a file is unpacked.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != GZIP:
+            file.seek(0)
+            found = 0
+            while part := file.read(CHUNK):
+                found = zlib.crc32(part, found)
+            return found
+        file.seek(0)
+        wanted = told_size(gzip.GzipFile(fileobj=file).read(SIZE_2))
+        file.seek(-TAIL, os.SEEK_END)
+        end = file.read(TAIL)
+        if wanted is not None and int.from_bytes(end[4:], "little") == wanted % 2 ** 32:
+            return int.from_bytes(end[:4], "little")
+        file.seek(0)
+        return zlib.crc32(unpacked(file.read(), str(path)))
+
+
+def told_size(start: bytes) -> int | None:
+    """Bytes of the NIfTI file that begins so, by its header; None where there is none."""
+    form = nib.Nifti2Header if start[4:8] == b"n+2\0" else nib.Nifti1Header
+    try:
+        header = form(start[:form.sizeof_hdr], check=False)
+        return header.get_data_offset() + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    except (*BAD_CONTENT, KeyError):
+        return None
 
 
 def of_another_scan(path: str | Path, scans: Sequence[str | Path]) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from bright import bright_model, infer, scan_file
 
 from meshnet.cohort.kept import is_of_another
+from meshnet.scans import ours
 from meshnet.scans.ours import is_ours, of_another_scan, scan_mark, signed
 
 
@@ -78,8 +79,26 @@ def test_a_scan_is_known_by_its_content(tmp_path):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
     a, b = tmp_path / "a.nii", tmp_path / "b.nii"
     assert scan_mark([a]) == scan_mark([tmp_path / "a.nii.gz"]) != scan_mark([b]) == scan_mark([tmp_path / "b.nii.gz"])
+    for name, packed in (("twice.nii.gz", gzip.compress(gzip.compress(a.read_bytes()))),
+                         ("bgzip.nii.gz", b"".join(map(gzip.compress, (b"x" * 3_000_000, b"x" * 2_000_000, b"")))),
+                         ("padded.nii.gz", gzip.compress(a.read_bytes()) + bytes(100))):
+        (tmp_path / name).write_bytes(packed)
+        assert scan_mark([tmp_path / name]) == scan_mark([a]), name
+    (tmp_path / "cut.nii.gz").write_bytes(packed[:-108])
+    assert scan_mark([tmp_path / "cut.nii.gz"]) == ""
     assert len({scan_mark(scans) for scans in ([a], [b], [a, b], [b, a])}) == 4
     assert scan_mark([tmp_path / "gone.nii"]) == scan_mark([tmp_path]) == ""
+
+
+def test_a_compressed_scan_is_not_unpacked_for_its_mark(tmp_path, monkeypatch):
+    """Its end says it, where it is of one member; of either form and byte order."""
+    for number, (form, order) in enumerate(((nib.Nifti1Image, "<"), (nib.Nifti1Image, ">"), (nib.Nifti2Image, "<"))):
+        image = form(np.full((30, 31, 32), number, np.int16), np.eye(4), form.header_class(endianness=order))
+        nib.save(image, tmp_path / "scan.nii")
+        nib.save(image, tmp_path / "scan.nii.gz")
+        with monkeypatch.context() as patched:
+            patched.setattr(ours, "unpacked", None)
+            assert scan_mark([tmp_path / "scan.nii.gz"]) == scan_mark([tmp_path / "scan.nii"]) != ""
 
 
 def test_what_a_mask_is_of(tmp_path):

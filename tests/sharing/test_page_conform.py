@@ -18,7 +18,8 @@ from meshnet.inference.scan import read_case
 from meshnet.networks.build import Model
 from meshnet.networks.card import Card
 from meshnet.scans.grid import _along, target_affine
-from meshnet.scans.nifti import read_image
+from meshnet.scans.nifti import image_like, read_image
+from meshnet.scans.ours import MADE_OF, scan_mark, signed
 
 TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8", ">i2", ">f4", "i8"]
 CARDS = [{}, {"voxel_mm": 2.0, "orientation": "RAS", "averaged": True, "centre": "middle"},
@@ -41,7 +42,9 @@ def card_of(**values):
 
 def both(page, paths, card):
     """The views of a case by Python and by JavaScript, with what was said; or the two refusals."""
-    answer = page.ask("conform", scans=list(map(str, paths)), card=card.to_dict(), out=page.folder.name + "/view")
+    folder = page.folder.name
+    answer = page.ask("conform", scans=list(map(str, paths)), card=card.to_dict(), out=f"{folder}/view",
+                      mask=f"{folder}/mask.nii", probability=f"{folder}/probability.nii")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,6 +68,11 @@ def check(page, paths, card):
             found = np.fromfile(name, np.float32).reshape(channel.shape)
             differ = np.count_nonzero(found != channel)
             assert not differ, f"{differ} of {channel.size} differ, by up to {np.abs(found - channel).max()}"
+    numbers = np.arange(np.prod(case.images[0].shape)).reshape(case.images[0].shape, order="F")
+    for name, array in (("mask", numbers.astype(np.uint8)), ("probability", numbers.astype(np.float32))):
+        expected = signed(image_like(array, case.images[0]), case.mark)
+        assert MADE_OF.match(bytes(expected.header["descrip"].item()))
+        assert Path(f"{page.folder.name}/{name}.nii").read_bytes() == expected.to_bytes()
 
 
 def same_words(one, two):
@@ -105,7 +113,8 @@ def scans(draw):
     raw = image.header
     raw["scl_slope"], raw["scl_inter"] = draw(st.sampled_from([(1, 0), (0.5, 0), (2.25, -3), (np.nan, 0)]))
     raw["vox_offset"] = len(raw.binaryblock) + 4
-    return raw.binaryblock + bytes(4) + data.astype(kind).tobytes(order="F")
+    content = raw.binaryblock + bytes(4) + data.astype(kind).tobytes(order="F")
+    return gzip.compress(content, 1) if draw(st.booleans()) else content
 
 
 @given(scans(), st.sampled_from(CARDS))
@@ -283,12 +292,18 @@ def test_gzip_of_several_members_is_unpacked_as_by_python(page, members, zeros, 
 
 
 def test_a_scan_in_several_members_and_with_zeros_after_it(page, tmp_path):
+    """Is conformed alike, and has the mark of the scan that is not compressed."""
     path = scan(tmp_path / "scan.nii")
     content = path.read_bytes()
-    for name, parts in (("several", [content[:5000], content[5000:9000], content[9000:]]), ("padded", [content])):
-        (other := tmp_path / f"{name}.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)) + bytes(512))
+    half = len(content) // 2
+    for name, parts, zeros in (("one", [content], 0), ("padded", [content], 512),
+                               ("halves", [content[:half], content[half:]], 0),
+                               ("several", [content[:5000], content[5000:9000], content[9000:]], 512),
+                               ("bgzip", [content[:9000], content[9000:], b""], 0)):
+        (other := tmp_path / f"{name}.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)) + bytes(zeros))
         case, answer = both(page, [other], card_of())
         assert not isinstance(case, str) and "error" not in answer
+        assert case.mark == scan_mark([path])
         check(page, [other], card_of())
 
 

