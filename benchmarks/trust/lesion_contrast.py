@@ -45,23 +45,27 @@ def statistics(view: np.ndarray, lesion: np.ndarray) -> list[float] | None:
 def of_head(path: Path) -> list[float] | None:
     """Of a generated head."""
     head = np.load(path)
-    shape = tuple(int(n) for n in head["shape"])
+    shape = head["scan"].shape
     truth = np.unpackbits(head["truth"])[:np.prod(shape)].reshape(shape)
-    to = np.linalg.inv(head["affine"]) @ head["a0"]
-    lesion = ndimage.affine_transform(truth, to[:3, :3], to[:3, 3], head["v0"].shape, order=0) > 0
-    return statistics(head["v0"].astype(np.float64), lesion)
+    return seen(nib.Nifti1Image(head["scan"], head["affine"]), nib.Nifti1Image(truth, head["affine"]))
 
 
 def of_scan(scan: str, mask: str) -> list[float] | None:
     """Of a real scan and its mask."""
+    return seen(nib.load(scan), nib.load(mask))
+
+
+def seen(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> list[float] | None:
+    """``statistics`` of a scan and its mask on the built-in network's grid."""
     from meshnet.networks.card import read_card
     from meshnet.networks.folder import BUILT_IN, DEFAULT_NAME
     from meshnet.scans.grid import conform, conform_mask
 
-    image, grid = nib.load(scan), read_card(BUILT_IN / DEFAULT_NAME).grids()[0]
-    drawn = nib.load(mask)
-    values = sorted({int(v) for v in np.unique(np.asarray(drawn.dataobj)) if v > 0})
-    lesion = conform_mask(drawn, grid, dict.fromkeys(values, 1), image, exact=False)
+    grid = read_card(BUILT_IN / DEFAULT_NAME).grids()[0]
+    values = sorted({int(v) for v in np.unique(np.asarray(mask.dataobj)) if v > 0})
+    if not values:
+        return None
+    lesion = conform_mask(mask, grid, dict.fromkeys(values, 1), image, exact=False)
     view = np.asarray(conform(image, grid, "conform_uint8", exact=False).dataobj, np.float64)
     return statistics(view, np.asarray(lesion.dataobj) == 1)
 
