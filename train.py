@@ -335,4 +335,4 @@ def preload() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, continues=True)
+    run_script(main, continues=not {"--test", "--dry_run", "--profile", "--no-resume"} & set(sys.argv))

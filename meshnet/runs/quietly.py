@@ -26,6 +26,8 @@ def main(words: list[str]) -> int:
     sys.argv = [name, *words[len(name.split()):]]
     try:
         runpy.run_module(MODULES[name], run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # before the launcher has set its own handlers
+        return 130
     except Exception as error:
         code = code_of(error)
         if code is None:

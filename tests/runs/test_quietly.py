@@ -32,7 +32,7 @@ class Signalled(Exception):
 
 @pytest.mark.parametrize("error, code", [
     (subprocess.CalledProcessError(2, "train.py"), 2), (subprocess.CalledProcessError(-9, "train.py"), 137),
-    (Elastic(), 5), (Signalled(), 143)])
+    (Elastic(), 5), (Signalled(), 143), (KeyboardInterrupt(), 130)])
 def test_the_exit_code_is_the_scripts_own(launcher, error, code):
     def fail():
         raise error
