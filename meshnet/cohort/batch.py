@@ -15,6 +15,7 @@ import numpy as np
 from meshnet.cohort import bids, call, lists
 from meshnet.cohort.facts import head_facts, model_facts, side_of
 from meshnet.cohort.faults import breaks_gpu, ends_all, failure_of
+from meshnet.cohort.kept import where_of
 from meshnet.cohort.lines import class_names, header, purpose, voxel_sizes
 from meshnet.cohort.omissions import not_done, note_undecided, say_omissions
 from meshnet.cohort.page import PAGE, write_pages
@@ -142,6 +143,8 @@ class Batch:
         names = [Path(os.path.abspath(name)).name if os.path.exists(name) else name for name in self.arguments.model]
         kept = {key: value for key, value in result.items() if key != "parts"} | {
             "model": purpose(names, self.models[0].card, voxel_sizes(self.models))}
+        if "name" not in planned:  # of DICOM: no path that may name the patient
+            kept["where"] = where_of(planned["scans"])
         self.misfit |= any(map(asks_for_another_model, result["warnings"]))
         self.work.done(planned, kept)
         if self.earlier:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from meshnet.cohort.kept import is_of_another
+from meshnet.cohort.kept import is_out_of_date
 from meshnet.errors import UserError
 from meshnet.files import csv_text, hash_of, write_json, write_text
 from meshnet.runs.place import Place, place
@@ -165,8 +165,8 @@ class Work:
 
             if self.claims.path(key).exists() or not is_ours(case["mask"]):  # nor does one that somebody drew count
                 return False
-        if is_of_another(case, self.records.read(key) if self.records else None):
-            return False  # and refused when its turn comes
+        if is_out_of_date(case, self.records.read(key) if self.records else None):
+            return False  # and, where it is another scan's, refused when its turn comes
         self.skipped.append(case) if not shared else None
         return True
 

@@ -133,7 +133,9 @@ def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:
         return []
     if np.array_equal(voxels, np.asanyarray(mask.dataobj)) and np.allclose(earlier.affine, mask.affine, atol=1e-3):
         return []
-    other = " or with other settings" if MADE_OF.match(description(path)) else (
-        ", with other settings or of another scan of that name")
+    was, now = MADE_OF.match(description(path)), MADE_OF.match(bytes(mask.header["descrip"].item()))
+    other = ", with other settings or of another scan of that name" if not was else (
+        " or with other settings" if not now or now[1] == was[1] else
+        ", with other settings or of the scan before it was changed")
     volume_ml = np.count_nonzero(voxels) * voxel_volume_mm3(earlier.affine) / 1000
     return [f"replaces an earlier mask of {volume_ml:.2f} mL, by another model{other}; -o writes elsewhere"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bright import bright_model, infer, scan_file
 
-from meshnet.cohort.kept import is_of_another
+from meshnet.cohort.kept import is_of_another, is_out_of_date, names, where_of
 from meshnet.scans import ours
 from meshnet.scans.ours import is_ours, of_another_scan, scan_mark, signed
 
@@ -35,8 +35,8 @@ def test_a_mask_of_another_scan_is_kept(model, tmp_path):
     refused = infer(other, *flags, "--no-picture", check=False)
     assert refused.returncode == 2 and mask.read_bytes() == before
     assert refused.stderr.strip() == (
-        f"error: {mask}: exists and is the mask of another scan, or of {other} before it was changed, so it is kept; "
-        "name another file with -o, or --overwrite replaces it")
+        f"error: {mask}: exists and is the mask of another scan, of other channels, or of {other} before it was "
+        "changed, so it is kept; give another folder with -o, or --overwrite replaces it")
     again = infer(one, *flags, "--no-picture", "--threshold", "0.999999")  # the same scan: as always
     assert "replaces an earlier mask" in again.stderr and "another scan" not in again.stderr
     infer(other, *flags, "--no-picture", "--overwrite")
@@ -71,6 +71,57 @@ def test_a_scan_that_was_changed_is_done_again_where_a_table_names_it(model, tmp
     found = infer(scans[0], *flags)
     assert "replaces an earlier mask" in found.stderr
     assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() != before
+
+
+def test_a_scan_by_the_same_words_elsewhere_is_another_one(model, tmp_path):
+    """The record holds the paths as they are typed: in two folders they are of two scans. Here the folder is a link."""
+    patients(tmp_path)
+    here = tmp_path / "here"
+    flags = (here / "FLAIR.nii.gz", here / "b.nii.gz", "-o", tmp_path / "masks", "--model", model, "--no-picture")
+    for number in "12":
+        scan_file(tmp_path / f"sub-{number}" / "b.nii.gz")
+    here.symlink_to(tmp_path / "sub-1")
+    infer(*flags)
+    before = (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes()
+    here.unlink()
+    here.symlink_to(tmp_path / "sub-2")
+    found = infer(*flags, check=False)
+    assert found.returncode == 1 and "FLAIR_lesion.nii.gz: exists and is the mask of another scan" in found.stderr
+    assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_scan_that_was_changed_is_done_again_among_others(model, tmp_path, beside):
+    one, other = patients(tmp_path)
+    out = () if beside else ("-o", tmp_path / "masks")
+    flags = (one, scan_file(tmp_path / "sub-1" / "b.nii.gz"), *out, "--model", model, "--no-picture")
+    infer(*flags)
+    one.write_bytes(other.read_bytes())
+    found = infer(*flags)
+    assert found.stderr.count("exists, skipped") == 1 and found.stdout.count(" mL") == 1
+    assert "another model, with other settings or of the scan before it was changed; -o" in found.stderr
+    assert infer(*flags).stderr.count("exists, skipped") == 2
+
+
+def test_of_which_files_a_record_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = where_of(["a.nii"])
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert names({"scan": ["a.nii"], "where": where}, [tmp_path / "a.nii"]) is True
+    assert names({"scan": ["a.nii"], "where": where}, ["a.nii"]) is False
+    assert names({"scan": [str(tmp_path / "a.nii")]}, ["../a.nii"]) is True  # of an earlier version
+    for unknown in (None, {}, {"scan": []}, {"scan": ["a.nii"]}):
+        assert names(unknown, ["a.nii"]) is None
+
+
+def test_a_scan_that_cannot_be_read_is_not_finished_by_the_mask_of_another(tmp_path):
+    a = tmp_path / "a.nii"
+    a.write_bytes(b"a")
+    nib.save(signed(nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4)), scan_mark([a])), tmp_path / "x.nii.gz")
+    gone = {"scans": [tmp_path / "gone.nii"], "mask": tmp_path / "x.nii.gz"}
+    assert is_out_of_date(gone, {"where": where_of([a])}) and is_of_another(gone, {"where": where_of([a])})
+    assert not is_out_of_date(gone) and not is_out_of_date(gone, {"where": where_of(gone["scans"])})
 
 
 def test_a_scan_is_known_by_its_content(tmp_path):
