@@ -126,8 +126,10 @@ def main() -> int | None:
     with contextlib.closing(batch):
         segment_all(batch, models, arguments)
         code = batch.end()
-    if cases and not arguments.json and place().count == 1:
-        print(printable(next_step(cases, arguments, models[0].card, batch.misfit)), file=sys.stderr)
+    if batch.work.did + len(batch.work.skipped) and not arguments.json and not arguments.level and place().count == 1:
+        said = (next_step(cases, arguments, models[0].card, batch.misfit) if cases else
+                f"Next: look at {batch.out}" + ", or repeat the command with --report" * (not arguments.report))
+        print(printable(said), file=sys.stderr)
     return code
 
 

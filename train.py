@@ -200,6 +200,7 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     from meshnet.training import loop
     from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
     from meshnet.training.resume import check_kept
+    from meshnet.training.said import faint_line, needed_threshold
 
     live = Live(run.accelerator.is_main_process)
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
@@ -229,6 +230,8 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
         live.clear()
         raise
     finish_run(run, live.say)
+    if run.accelerator.is_main_process and (better := needed_threshold(run)):
+        live.say(faint_line(*better))
     if over and run.progress.finished:
         live.say(longer(run.folder))
     if run.accelerator.is_main_process:
@@ -246,8 +249,12 @@ def next_commands(run) -> list[str]:
     folder = run.folder
     if not run.progress.finished:
         return [f"the same command with a higher --stop_epoch (up to {run.config.training.max_epochs})"]
+    from meshnet.training.said import needed_threshold
+
+    better = needed_threshold(run)
     return [command("python", "train.py", "--test", "--run_dir", folder),
-            command("python", "infer.py", "SCAN.nii.gz", "--model", folder)]
+            command("python", "infer.py", "SCAN.nii.gz", "--model", folder,
+                    *(["--threshold", f"{better[0]:g}"] if better else []))]
 
 
 def began_as(init: str | None) -> str | None:

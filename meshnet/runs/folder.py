@@ -84,8 +84,10 @@ def check_same(path: Path, old: dict, new: dict, allow: bool) -> None:
         raise UserError(f"{path}: {', '.join(built_in)} cannot change in a run that has begun, even with "
                         "--allow_changed; start a new run from its weights with --init")
     if changed and not allow:
+        way = (f"and --init {path.parent} to start from its weights" if built_in
+               else "or --allow_changed to continue anyway")
         raise UserError(f"{path}: this run was started with other settings: {'; '.join(changed.values())}; use another "
-                        "--run_dir, or --allow_changed to continue anyway")
+                        f"--run_dir, {way}")
 
 
 def without_places(one: Mapping, other: Mapping) -> dict:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection
 
 from meshnet.display import Live, bar, minutes
+from meshnet.runs.folder import read_metrics
 from meshnet.training.run import Progress, Run
 
 WAIT_BEFORE_COLLAPSE = 3  # validated epochs without any predicted lesion before a word about it
@@ -116,3 +117,26 @@ def judged(progress: Progress, summary: dict, nothing: bool, cases: int) -> tupl
 def own_cases(train: Collection[int], val: Collection[int]) -> str:
     """What the last line says of a Dice on cases that training saw too, as ``prepare.py --inner 1`` has it; else ""."""
     return "" if set(train).isdisjoint(val) else "; validated on its own training cases: an upper bound"
+
+
+def better_threshold(row: dict) -> tuple[float, float] | None:
+    """The threshold at which validation Dice is more than twice that at 0.5, and that Dice, of an epoch's ``row`` in
+    metrics.jsonl; None where 0.5 is not so far off."""
+    swept, threshold = row.get("val_dice_swept") or 0.0, row.get("val_threshold")
+    if threshold in (None, 0.5) or swept <= 2 * row.get("val_dice", 1.0):
+        return None
+    return threshold, swept
+
+
+def needed_threshold(run: Run) -> tuple[float, float] | None:
+    """``better_threshold`` of a finished run's best epoch; None where it has a threshold of its own."""
+    if not run.progress.finished or run.progress.threshold is not None:
+        return None
+    rows = (row for row in read_metrics(run.folder) if row.get("epoch") == run.progress.best_epoch)
+    return better_threshold(next(rows, {}))
+
+
+def faint_line(threshold: float, dice: float) -> str:
+    """What is said of a network that needs another threshold, at the end of its training."""
+    return (f"at probability 0.5 the network marks little or nothing; on the validation cases a --threshold of "
+            f"{threshold:g} gives Dice {dice:.3f}. Longer training may mend that (--training.max_epochs)")

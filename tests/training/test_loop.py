@@ -26,7 +26,7 @@ from meshnet.training import agree, assemble
 from meshnet.training.keep import is_better, rank_of
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.run import Progress
-from meshnet.training.said import judged
+from meshnet.training.said import better_threshold, faint_line, judged
 
 
 def scale_losses(monkeypatch, scale, limit=math.inf):
@@ -123,6 +123,13 @@ def test_a_run_that_only_skips_its_steps_ends(tiny_data, tmp_path, monkeypatch):
     assert "20 optimizer steps in a row were skipped, up to epoch 5, step 20" in found.stderr
     assert "loss scale, now 0.0625; try --training.precision bf16 or no" in found.stderr
     assert "20 optimizer steps" in (tmp_path / "failed.json").read_text()
+
+
+def test_the_threshold_that_a_network_needs_is_named_where_half_is_far_off():
+    row = {"val_dice": 0.0, "val_dice_swept": 0.226, "val_threshold": 0.15}
+    assert better_threshold(row) == (0.15, 0.226) and "--threshold of 0.15 gives Dice 0.226" in faint_line(0.15, 0.226)
+    assert better_threshold(row | {"val_dice": 0.2}) is None
+    assert better_threshold(row | {"val_threshold": 0.5}) is None and better_threshold({}) is None
 
 
 def test_a_collapse_is_said_once(tiny_data, tmp_path):
