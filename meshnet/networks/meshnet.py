@@ -13,10 +13,11 @@ from torch import nn
 
 from meshnet.config import ACTIVATIONS
 from meshnet.errors import UserError
-from meshnet.files import write_text
+from meshnet.files import write_json, write_text
 from meshnet.kernels import convolution, normalise
 from meshnet.networks import folder, gpu_step, memory
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST
 from meshnet.networks.checkpointing import run_checkpointed
 from meshnet.networks.gpu_tuning import Tuning
 from meshnet.networks.norms import make_norm, recomputed
@@ -178,14 +179,23 @@ class MeshNet(nn.Module):
             licence: named in the model card.
 
         Raises:
-            UserError: for a name or a token that the Hub refuses, or without a connection.
+            UserError: for a name or a token that the Hub refuses, without a connection, or for a cascade without its
+                first network.
         """
         from meshnet import hub
         from meshnet.networks.readme import model_readme, public_card
 
+        card = public_card(card or self.card or self.plain_card())
+        if card.first and getattr(self, "first", None) is None:
+            raise UserError(f"push_to_hub {repository}: found no first network of this cascade (given the "
+                            f"probabilities of {', '.join(card.first)}), expected it as the attribute first; load the "
+                            "cascade with meshnet.load_model")
         hub.check_push(repository)
         with tempfile.TemporaryDirectory() as temporary:
-            self.save_pretrained(temporary, public_card(card or self.card or self.plain_card()))
+            self.save_pretrained(temporary, card)
+            if card.first:  # the first network's card may name files of this machine as well
+                first = Path(temporary) / FIRST
+                write_json(first / CONFIG, public_card(read_card(first)).to_dict())
             text = model_readme(self, read_card(temporary), repository, Path(temporary) / "none", None, licence)
             write_text(Path(temporary) / "README.md", text)
             return hub.upload(Path(temporary), repository, "model", private, hub.MODEL_FILES)

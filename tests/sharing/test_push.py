@@ -49,6 +49,21 @@ def test_a_network_in_memory_is_pushed_with_its_card(server):
         network.push_to_hub("user/mine@main")
 
 
+def test_a_cascade_in_memory_is_pushed_without_paths_of_either_network(server, tmp_path):
+    known = {"source": {"format": "bids", "path": "/home/someone/scans"}, "cases": 3}
+    folder = write_cascade(tmp_path / "two", training_data=known)
+    edit(folder / "first/config.json", training_data=known)
+    network, card = build.load_model(folder)
+    network.push_to_hub("user/two", card)
+    files = server.repos["model", "user/two"]["commits"][-1][1]
+    assert {"first/config.json", "first/model.safetensors"} < set(files)
+    assert b"someone" not in b"".join(files.values()) and b"bids" in files["first/config.json"]
+    network.first = None
+    with pytest.raises(UserError, match="push_to_hub user/three: found no first network of this cascade") as refused:
+        network.push_to_hub("user/three", card)
+    assert "\n" not in str(refused.value) and ("model", "user/three") not in server.repos
+
+
 def test_what_goes_up(server, run_folder):
     push.push_run(run_folder, "user/stroke")
     files = server.repos["model", "user/stroke"]["commits"][-1][1]
