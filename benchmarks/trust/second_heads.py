@@ -165,6 +165,7 @@ def write_head(path: Path, seed: int, first, grid, maps: list, masks: list, opti
     given = second_volume(first, case.inputs[0], grey_view([image], own, [{LOOKS: case.contrast}]), own.voxel_mm)
     if given is None:
         return "the first network finds nothing"
+    given = given[0]
     truth = np.asarray(conform_mask(mask, own, {1: 1, 3: 2}, image, exact=False).dataobj)
     part = slices(box_of(given.max(0)))
     with whole_file(path) as temporary, open(temporary, "wb") as file:

@@ -12,9 +12,11 @@ from meshnet.networks.build import Model
 from meshnet.scans.contrast import T1W, turned_round
 from meshnet.scans.grid import LOOKS, Grid, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
-from meshnet.scans.second import mixed, second_input
+from meshnet.scans.mask import slices
+from meshnet.scans.second import Box, input_within, mixed, region
 
 View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z) and its affine
+Given = tuple[np.ndarray, Box]  # what a second network is given, and the region
 
 
 def grey_view(images: Sequence[nib.Nifti1Image], grid: Grid, extras: Sequence[dict]) -> View:
@@ -31,8 +33,9 @@ def turned_alike(volumes: Sequence[np.ndarray], extras: Sequence[dict]) -> list[
 
 
 def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: float, crop: str = "head",
-                  max_memory: int | None = None, threads: int | None = None) -> np.ndarray | None:
-    """What the second network of a cascade is given, (C + K, X, Y, Z) uint8; None where the first one found nothing.
+                  max_memory: int | None = None, threads: int | None = None) -> Given | None:
+    """What the second network of a cascade is given, (C + K, X, Y, Z) uint8, and the region, outside which it is 0;
+    None where the first one found nothing.
 
     Args:
         first: the first network.
@@ -49,21 +52,25 @@ def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: f
         if len(views) > 1:
             found /= np.float32(len(views))
         total = found if total is None else np.add(total, found, out=total)
-    return second_input(scan, total, voxel_mm)
+    box = region(total, voxel_mm)
+    return None if box is None else (input_within(scan, total, box), box)
 
 
-def second_probabilities(model: Model, volume: np.ndarray | None, shape: tuple[int, ...], crop: str = "head",
+def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ...], crop: str = "head",
                          max_memory: int | None = None, threads: int | None = None) -> np.ndarray:
-    """The second network's probabilities (K, X, Y, Z) on a grid of that ``shape``, for a ``volume`` of
-    ``second_volume``, and the share of the first one's that the card says; where the volume is None, all is background
-    and nothing is computed. Others as for ``predict``."""
-    if volume is not None:
-        card = model.card
-        found = predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
-        if not card.first_share:
-            return found
-        places = [card.first.index(name) for name in card.classes[1:]]
-        return mixed(found, volume[len(card.channels):], places, card.first_share)
-    nothing = np.zeros((len(model.card.classes), *shape), np.float32)
-    nothing[0] = 1
-    return nothing
+    """The second network's probabilities (K, X, Y, Z) on a grid of that ``shape``, for what ``second_volume`` has
+    ``given``, with the share of the first one's that the card says. All outside the region is background; where nothing
+    is given, all is, and nothing is computed. Others as for ``predict``."""
+    card = model.card
+    result = np.zeros((len(card.classes), *shape), np.float32)
+    result[0] = 1
+    if given is None:
+        return result
+    volume, box = given
+    found = predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
+    inside = (slice(None), *slices(box))
+    result[inside] = found[inside]  # beyond, the network has seen nothing, but may mark what lies at the border
+    if not card.first_share:
+        return result
+    places = [card.first.index(name) for name in card.classes[1:]]
+    return mixed(result, volume[len(card.channels):], places, card.first_share)

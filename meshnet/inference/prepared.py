@@ -70,4 +70,5 @@ def see(images: Sequence[nib.Nifti1Image], volumes: np.ndarray, affine: np.ndarr
     grids = [checks.fitted(grid, images[0], "scan")[0] for grid in card.grids()]
     seen = [conformed_view(images, grid, card.scaling, None, {}) for grid in grids]
     second = stack_channels(turned_alike(volumes, seen[0][1])), affine
-    return second_volume(model, [view for view, _ in seen], second, settings.grid.voxel_mm)
+    given = second_volume(model, [view for view, _ in seen], second, settings.grid.voxel_mm)
+    return given and given[0]

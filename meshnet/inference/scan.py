@@ -248,10 +248,10 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
             with timed(case.parts, "first"):
                 given = second_volume(model.network.first, views, second, model.card.voxel_mm, **how)
             views = [(given, second[1])]
-        for volume, affine in views:
+        for seen, affine in views:
             with timed(case.parts, "compute"):
-                found = second_probabilities(model, volume, second[0].shape[1:], **how) if second else predict(
-                    model.network, volume, **how)
+                found = second_probabilities(model, seen, second[0].shape[1:], **how) if second else predict(
+                    model.network, seen, **how)
             found = marks.of(found, also)
             with timed(case.parts, "back"):
                 native = to_native(found, affine, case.images[0], seen_only=True)

@@ -17,10 +17,11 @@ FEWEST = 500  # voxels of it, up to which their grey values say nothing
 ELSE = (0, 64, 128)  # quartiles that are taken then
 NARROWEST = 4  # grey levels from the first quartile to the third, at least
 LOWEST, HIGHEST = -4, 8  # distances from the median, in units of that range, that become 0 and 255
+Box = tuple[tuple[int, int], ...]  # ((x0, x1), (y0, y1), (z0, z1)), half open
 SCALINGS = ("conform_uint8", "lesions_bright")  # that a cascade can have: those with grey values of 8 bits
 
 
-def region(probabilities: np.ndarray, voxel_mm: float) -> tuple[tuple[int, int], ...] | None:
+def region(probabilities: np.ndarray, voxel_mm: float) -> Box | None:
     """The box ((x0, x1), (y0, y1), (z0, z1)), half open, around what the first network found.
 
     Args:
@@ -47,8 +48,11 @@ def second_input(scan: np.ndarray, probabilities: np.ndarray, voxel_mm: float) -
         rounded; 0 outside the region. None where nothing was found.
     """
     box = region(probabilities, voxel_mm)
-    if box is None:
-        return None
+    return None if box is None else input_within(scan, probabilities, box)
+
+
+def input_within(scan: np.ndarray, probabilities: np.ndarray, box: Box) -> np.ndarray:
+    """``second_input`` where the region, ``box``, is known."""
     inside = slices(box)
     found = probabilities[(slice(None), *inside)]
     middle = (found.max(0) < np.float32(UNSURE)) & ellipsoid(found.shape[1:])

@@ -186,7 +186,7 @@ def seen_by(scan: Sequence[Path], model: Model) -> list[np.ndarray]:
         return [conformed_scan(scan, model.card)]
     case = read_case(scan, [model])
     found = second_volume(model.network.first, case.inputs[0], case.seconds[0], model.card.voxel_mm)
-    return [] if found is None else [as_input(found)]
+    return [] if found is None else [as_input(found[0])]
 
 
 def export_one(model: nn.Module, card: Card, out: Path, precision: str, volumes: list[np.ndarray]) -> str:

@@ -16,6 +16,7 @@ from small import array, by_model, image_of, needs_kernels, network
 
 from meshnet import MeshNet, UserError, load_model, predict, segment_scan
 from meshnet.inference import light
+from meshnet.inference.cascade import second_probabilities, second_volume
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case, segment_case
 from meshnet.networks.build import Model
@@ -24,7 +25,8 @@ from meshnet.networks.folder import save_model
 from meshnet.scans import grid as grids
 from meshnet.scans.contrast import T1W, turned_round
 from meshnet.scans.grid import conform, to_native
-from meshnet.scans.second import mixed
+from meshnet.scans.mask import slices
+from meshnet.scans.second import mixed, region
 
 
 def by_hand(paths, folder, turned=False):
@@ -45,6 +47,9 @@ def by_hand(paths, folder, turned=False):
     given = plain_input(grey, p.astype(np.float32), card.voxel_mm)
     logits = by_model(second, given.astype(np.float32) / 255)
     found = np.exp(logits - logits.max(0)) / np.exp(logits - logits.max(0)).sum(0)
+    inside = np.zeros(own.size, bool)
+    inside[slices(region(p.astype(np.float32), card.voxel_mm))] = True
+    found = np.where(inside, found, np.float32([1, 0, 0]).reshape(3, 1, 1, 1))
     share, place = card.first_share, len(card.channels) + card.first.index("lesion")
     found = (1 - share) * found + share * given[place].astype(np.float32) / 255
     return to_native(found[1:2], affine, images[0], seen_only=True)[0]
@@ -111,6 +116,25 @@ def test_several_channels_and_norms_that_need_whole_maps(tmp_path, scan, way):
 def test_computing_the_head_gives_the_mask_of_computing_everything(scan, cascade, way):
     head, everything = (segment_scan(scan, cascade, crop=crop) for crop in ("head", "none"))
     assert np.array_equal(array(head.mask), array(everything.mask)) and head.volume_ml > 1
+
+
+@pytest.mark.parametrize("share", [0, 0.4])
+def test_all_outside_the_first_networks_region_is_background(tmp_path, scan, way, share):
+    """Even where the second network takes what lies there for lesion: the air, which is 0, as all outside is."""
+    folder = write_cascade(tmp_path / "two", first_share=share)
+    network, card = load_model(folder)
+    network.head.bias.data[1] += 30
+    save_model(folder, network, card)
+    models = load_models([folder])
+    case = read_case([scan], models)
+    given = second_volume(models[0].network.first, case.inputs[0], case.seconds[0], 8.0)
+    volume, box = given
+    inside = np.zeros(volume.shape[1:], bool)
+    inside[slices(box)] = True
+    for crop in ("head", "none"):
+        found = second_probabilities(models[0], given, volume.shape[1:], crop=crop)
+        assert not found[1:, ~inside].any() and (found[0, ~inside] == 1).all() and not inside.all()
+        assert (found[1, inside] > 0.5 * (1 - share)).all()
 
 
 def test_where_the_first_network_finds_nothing_the_second_is_not_run(tmp_path, cascade, monkeypatch):

@@ -76,7 +76,7 @@ const answers = {
   second({ scan, probabilities, shape, voxel_mm, out }) {
     const n = count(shape), parts = (data) => Array.from({ length: data.length / n }, (_, c) => data.slice(n * c, n * (c + 1)));
     const found = secondInput(parts(read(scan)), parts(new Float32Array(read(probabilities).buffer)), shape, voxel_mm);
-    if (found) fs.writeFileSync(out, Buffer.concat(found));
+    if (found) fs.writeFileSync(out, Buffer.concat(found.input));
     return { found: found !== null };
   },
   // {files, channels, out} -> the series among DICOM files, those chosen, and each of `convert` (numbers) as a NIfTI file

@@ -6,7 +6,7 @@
 const SECOND = { FOUND: 0.3, MARGIN_MM: 8, UNSURE: 0.5, ELLIPSOID: 0.64, FEWEST: 500, ELSE: [0, 64, 128], NARROWEST: 4, LOWEST: -4, HIGHEST: 8 };
 
 // u1 volumes, 0 outside the region: grey values told from those of the brain's middle, then 255 times the probabilities.
-// Null where the first network found nothing.
+// Null where the first network found nothing; else {input, region}.
 function secondInput(greys, probabilities, shape, voxelMm) {
   const most = highest(probabilities), region = regionOf(most, shape, voxelMm);
   if (!region) return null;
@@ -14,7 +14,8 @@ function secondInput(greys, probabilities, shape, voxelMm) {
     const levels = greyLevels(quartilesOf(grey, most, shape, region));
     return within(region, shape, grey, (value) => levels[value]);
   });
-  return [...found, ...probabilities.map((one) => within(region, shape, one, (share) => roundEven(f32(255 * share))))];
+  const input = [...found, ...probabilities.map((one) => within(region, shape, one, (share) => roundEven(f32(255 * share))))];
+  return { input, region };
 }
 
 function highest(probabilities) {
@@ -71,8 +72,9 @@ function greyLevels([first, median, third]) {
   });
 }
 
-function within(region, shape, data, use) {
-  const found = new Uint8Array(data.length), [[x0, x1], [y0, y1], [z0, z1]] = region;
+// `found` with what `use` makes of the data inside the region.
+function within(region, shape, data, use, found = new Uint8Array(data.length)) {
+  const [[x0, x1], [y0, y1], [z0, z1]] = region;
   for (let i = x0; i < x1; ++i)
     for (let j = y0; j < y1; ++j)
       for (let at = (i * shape[1] + j) * shape[2] + z0, end = at + z1 - z0; at < end; ++at) found[at] = use(data[at]);

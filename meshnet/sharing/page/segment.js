@@ -75,9 +75,10 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
   const { card, layers, first } = model, { images, contrast } = read, which = decisive(card, contrast), total = [];
   const views = first ? await secondViews(engine, model, read, step, parts, name) : read.views;
   if (!views.length) return which.map(() => new Float32Array(count(images[0].volume.shape)));
-  for (const [number, { channels, shape, affine }] of views.entries()) {
+  for (const [number, { channels, shape, affine, region }] of views.entries()) {
     step(first ? SECOND_STAGE : "computing", number, views.length);
     const found = await timed(parts, "compute", () => computed(engine, layers, channels, shape, name));
+    if (region) backgroundOutside(found, region, shape);
     if (card.first_share) mix(found, channels.slice(card.channels.length), card);
     step("going back", number, views.length);
     await timed(parts, "back", () => which.forEach(([one, ...others], at) => {
@@ -86,6 +87,11 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
     }));
   }
   return total;
+}
+
+// Makes all outside the region background, in place: there the second network of a cascade has seen nothing.
+function backgroundOutside(found, region, shape) {
+  found.forEach((own, number) => own.set(within(region, shape, own, (value) => value, new Float32Array(own.length).fill(number ? 0 : 1))));
 }
 
 // Gives the second network's probabilities, in place, the share of the first one's `given` that the card says.
@@ -107,8 +113,8 @@ async function secondViews(engine, { card, first }, { views, second: { shape, af
       found.forEach((one, at) => addMean(total, at, toGrid(one, view.shape, view.affine, { shape, affine }), views.length));
     });
   }
-  const input = await timed(parts, "first", () => secondInput(greys, total, shape, card.voxel_mm));
-  return input ? [{ channels: input.map((data) => asInput(makeVolume(data, shape, "u1"))), shape, affine }] : [];
+  const given = await timed(parts, "first", () => secondInput(greys, total, shape, card.voxel_mm));
+  return given ? [{ channels: given.input.map((data) => asInput(makeVolume(data, shape, "u1"))), shape, affine, region: given.region }] : [];
 }
 
 function computed(engine, layers, channels, shape, name) {
