@@ -47,10 +47,12 @@ def main() -> int:
         shell = sys.argv[2] if len(sys.argv) > 2 else ""
         run_script(lambda: print(script_for(shell, VERBS), end=""))
     if given not in VERBS:
+        from meshnet.colours import open_streams
         from meshnet.flags import alike
 
         like = [OTHERWISE[given]] if given in OTHERWISE else alike(given, VERBS)
         meant = f"; did you mean {like[0]}?" if like else ""
+        open_streams()
         print(f"error: found verb '{given}', expected one of {', '.join(VERBS)}{meant}", file=sys.stderr)
         return 2
     script = str(ROOT / VERBS[given][0])

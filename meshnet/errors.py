@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from meshnet.colours import open_streams
 from meshnet.flags import Guessing, add_version, help_text, meant
 from meshnet.numbers import add_numbers
 
@@ -92,6 +93,7 @@ def check_packages() -> None:
     """End a script that runs outside the project's environment with one line, before its imports end it with many."""
     missing = [name for name in LOADED_FIRST if importlib.util.find_spec(name) is None]
     if missing:
+        open_streams()
         print(f"error: {explain_missing(', '.join(missing))}", file=sys.stderr)
         sys.exit(2)
 
@@ -113,9 +115,7 @@ def run_script(main: Callable[[], int | None], grace: float = GRACE, continues: 
 
     grace: seconds after a signal in which ``main`` may tidy up. continues: whether the same command goes on then.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started the script
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    open_streams()
     with ended_by_signals(grace):
         try:
             code = main() or 0

@@ -7,8 +7,8 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-GROUND = ["numbers", "flags", "errors", "display", "files", "machine", "mapping", "config", "recipe", "hub", "plots",
-          "webpage", "completion"]
+GROUND = ["numbers", "flags", "colours", "errors", "display", "files", "machine", "mapping", "config", "recipe", "hub",
+          "plots", "webpage", "completion"]
 GONE = {"modelfolder"}  # says where its one name went, for model cards of earlier versions
 ROOMS = ["scans", "kernels", "runs", "data", "networks", "inference", "cohort", "training", "search", "crossval",
          "sharing"]
