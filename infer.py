@@ -27,7 +27,6 @@ from meshnet.runs.folder import AVERAGED
 from meshnet.runs.place import place
 
 MOST_THREADS = 1024
-MOST_CAPTION = 160  # characters under a picture
 COMMON = """The three most common commands:
 
     python infer.py scan.nii.gz                     mask, volume and picture, by the built-in model
@@ -316,7 +315,7 @@ def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
 
     model = called([shown_path(name) for name in arguments.model])
     words = [Path(result["scan"][0]).name, f"{result['volume_ml']:.2f} mL", model]
-    return printable("; ".join([", ".join(words), *result["warnings"]])[:MOST_CAPTION])
+    return printable("; ".join([", ".join(words), *result["warnings"]]))
 
 
 if __name__ == "__main__":

@@ -113,9 +113,10 @@ def figure(data: PreparedData, index: int, reasons: list[str], folds: dict[str, 
 
 
 def picture(data: PreparedData, index: int) -> str:
-    """A small JPEG of the first channel with the mask, in base64."""
+    """A small JPEG of the first channel with the outline of the mask, in base64."""
     from meshnet.scans.overlay import thumbnail
 
     mask = data.marking.truth(data.read(index, "mask"))
     affine = np.array(data.rows[index]["conformed_affine"]).reshape(4, 4)
-    return base64.b64encode(thumbnail(data.image(index)[0], mask, affine, HEIGHT, QUALITY)).decode("ascii")
+    drawn = thumbnail(data.image(index)[0], mask, affine, HEIGHT, QUALITY, filled=False)
+    return base64.b64encode(drawn).decode("ascii")

@@ -3,7 +3,7 @@
 It needs only Pillow, so that segmenting a scan does not load matplotlib.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ OTHERS = ((120, 210, 90), (235, 215, 70), (205, 125, 215), (150, 150, 255), (240
 MOST_NAMES = 6  # classes in the legend
 FILL = 0.3           # opacity of the predicted mask
 GAP, MARGIN_MM = 8, 6.0
+LINE, MIN_TEXT = 20, 240  # of the caption, in pixels: height of a line; width below which it stands under the legend
 INK, PAPER = (225, 225, 225), (12, 12, 12)
 PLANES = (  # name, axis cut through, axis that runs right, its letters left and right on screen (radiological)
     ("axial", 2, 0, "RL"), ("coronal", 1, 0, "RL"), ("sagittal", 0, 1, "AP"),
@@ -38,7 +39,7 @@ def draw_overlay(volume: np.ndarray, mask: np.ndarray, path: str | Path, truth: 
         truth: (X, Y, Z) or None, lesion where > 0.
         affine: (4, 4), from voxel to RAS+ mm: slices are shown in the radiological view, scaled to mm and lettered.
             None: axes as stored, cubic voxels, no letters.
-        caption: a line under the slices.
+        caption: under the slices, in as many lines as it takes.
         height: of the tallest slice, in pixels.
         names: of the labels 1, 2, …; where there are several, each has its own colour and its name in the legend.
 
@@ -72,13 +73,15 @@ def colour_of(label: int) -> tuple[int, int, int]:
     return PREDICTED if label == 1 else OTHERS[(label - 2) % len(OTHERS)]
 
 
-def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: int = 96, quality: int = 60) -> bytes:
+def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: int = 96, quality: int = 60,
+              filled: bool = True) -> bytes:
     """A small JPEG of the three slices through the largest connected lesion, the mask as in ``draw_overlay``.
 
     Args:
         volume: (X, Y, Z), any numbers. mask: (X, Y, Z), lesion where > 0, each label in its own colour. affine: (4, 4),
             from voxel to RAS+ mm.
-        height: of the tallest slice, in pixels. quality: of the JPEG, 1 to 95.
+        height: of the tallest slice, in pixels. quality: of the JPEG, 1 to 95. filled: False draws the outline alone,
+            which hides nothing of the lesion.
     """
     import io
 
@@ -86,7 +89,8 @@ def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: 
 
     labels = np.asarray(mask) if np.max(mask, initial=0) > 1 else None
     marked = np.asarray(mask) > 0
-    panels = [panel for panel, _ in _panels(np.asarray(volume), marked, None, affine, height, True, labels)]
+    panels = [panel for panel, _ in _panels(np.asarray(volume), marked, None, affine, height, True, labels,
+                                              FILL if filled else 0.0)]
     size = max(panel.shape[0] for panel in panels), sum(panel.shape[1] + 2 for panel in panels)
     strip = np.zeros((*size, 3), np.uint8)
     left = 0
@@ -95,16 +99,17 @@ def thumbnail(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray, height: 
         strip[top:top + panel.shape[0], left:left + panel.shape[1]] = panel
         left += panel.shape[1] + 2
     file = io.BytesIO()
-    Image.fromarray(strip).save(file, format="JPEG", quality=quality)
+    Image.fromarray(strip).save(file, format="JPEG", quality=quality, subsampling=2 if filled else 0)  # a thin line
     return file.getvalue()
 
 
 def _panels(volume: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, affine: np.ndarray | None, height: int,
-            largest: bool = False, labels: np.ndarray | None = None) -> list[tuple[np.ndarray, str]]:
+            largest: bool = False, labels: np.ndarray | None = None, fill: float = FILL
+            ) -> list[tuple[np.ndarray, str]]:
     """The three slices (rows, columns, 3), uint8, with the masks drawn on them, and the letters of their edges.
 
     With ``largest`` the slices go through the largest connected lesion of ``mask``. ``labels`` are the classes of its
-    voxels, where each has its own colour.
+    voxels, where each has its own colour; ``fill`` is the opacity within an outline.
     """
     from PIL import Image
 
@@ -123,7 +128,7 @@ def _panels(volume: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, affi
         rgb = np.repeat(rgb[..., None], 3, 2).astype(np.float32)
         masks = [None if m is None else np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST))
                  for m in masks]
-        panels.append((_paint(rgb, *masks), letters if affine is not None else ""))
+        panels.append((_paint(rgb, *masks, fill=fill), letters if affine is not None else ""))
     return panels
 
 
@@ -197,11 +202,12 @@ def _slice(volume: np.ndarray, cut: int, index: int, box: Box) -> np.ndarray:
     return volume[tuple(where)].T[::-1, ::-1]
 
 
-def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, labels: np.ndarray | None = None) -> np.ndarray:
+def _paint(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray | None, labels: np.ndarray | None = None,
+           fill: float = FILL) -> np.ndarray:
     """A panel (rows, columns, 3), uint8, with the masks (rows, columns) drawn on ``rgb``, which is overwritten."""
     parts = [(mask, PREDICTED)] if labels is None else [(labels == k, colour_of(k)) for k in np.unique(labels[mask])]
     for part, colour in parts:
-        rgb[part] = (1 - FILL) * rgb[part] + FILL * np.array(colour)
+        rgb[part] = (1 - fill) * rgb[part] + fill * np.array(colour)
         rgb[_outline(part)] = colour
     if truth is not None:
         rgb[_outline(truth)] = TRUE
@@ -228,9 +234,12 @@ def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption
     font = ImageFont.load_default(15)
     tall = max(p.shape[0] for p, _ in panels)
     legend_width = sum(int(font.getlength(word)) + 32 for word, _ in legend)
-    text_width = int(font.getlength(caption)) + legend_width + 2 * GAP
-    width = max(sum(p.shape[1] for p, _ in panels) + GAP * (len(panels) + 1), text_width)
-    picture = Image.new("RGB", (width, tall + 2 * GAP + 28), PAPER)
+    width = max(sum(p.shape[1] for p, _ in panels) + GAP * (len(panels) + 1), legend_width + 2 * GAP)
+    beside = width - legend_width - 2 * GAP  # what the legend leaves of a line
+    under = beside < MIN_TEXT and font.getlength(caption) > beside
+    lines = wrapped(caption, font.getlength, width - 2 * GAP if under else beside)
+    rows = max(1, len(lines) + under)
+    picture = Image.new("RGB", (width, tall + 2 * GAP + 28 + (rows - 1) * LINE), PAPER)
     draw = ImageDraw.Draw(picture)
     x = (width - sum(p.shape[1] for p, _ in panels) - GAP * (len(panels) - 1)) // 2
     for panel, letters in panels:
@@ -241,7 +250,8 @@ def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption
             draw.text((left, y + high // 2), letter, INK, font, anchor=anchor)
         x += wide + GAP
     middle = tall + GAP + 18
-    draw.text((GAP, middle), caption, INK, font, anchor="lm")
+    for row, line in enumerate(lines, under):
+        draw.text((GAP, middle + row * LINE), line, INK, font, anchor="lm")
     x = width - legend_width
     for word, colour in legend:
         if colour is not None:
@@ -252,6 +262,21 @@ def _compose(panels: Sequence[tuple[np.ndarray, str]], path: str | Path, caption
     said.add_text(*MARK)
     with whole_file(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=said)
+
+
+def wrapped(text: str, length: Callable[[str], float], most: float) -> list[str]:
+    """The lines of ``text``, none longer than ``most`` by ``length``; within a word only where it alone is longer."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and length(f"{lines[-1]} {word}") <= most:
+            lines[-1] += f" {word}"
+            continue
+        while length(word) > most and len(word) > 1:  # a path without spaces
+            end = next((end for end in range(len(word) - 1, 1, -1) if length(word[:end]) <= most), 1)
+            lines.append(word[:end])
+            word = word[end:]
+        lines.append(word)
+    return lines
 
 
 def is_drawn(path: Path) -> bool:

@@ -1,12 +1,13 @@
 """Pictures of a scan: what was drawn lies where it belongs, however the scan is stored."""
 
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from meshnet.scans import overlay
 
@@ -121,3 +122,38 @@ def test_classes_have_their_own_colours_and_an_empty_mask_none(tmp_path):
         pixels = np.asarray(Image.open(tmp_path / f"{name}.png")).reshape(-1, 3)
         colours[name] = {k for k in (1, 2, 3) if (pixels == overlay.colour_of(k)).all(1).any()}
     assert colours == {"three": {1, 3}, "one": {1}, "none": set()}
+
+
+@pytest.mark.parametrize("caption", ["sub-01_T1w.nii.gz, 1.20 mL, meshnet16", "its name says T1w, but the model " * 20,
+                                     "runs/" + "a" * 400, ""])
+@pytest.mark.parametrize(("height", "classes"), [(90, 1), (360, 1), (360, 6)])
+def test_a_caption_is_whole_and_clear_of_the_legend(tmp_path, monkeypatch, caption, height, classes):
+    volume, mask, _, affine = head()
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[mask] = 1 + np.arange(mask.sum()) % classes
+    drawn, draw_text = [], ImageDraw.ImageDraw.text
+
+    def text(self, at, words, fill, font, anchor):
+        drawn.append((words, self.textbbox(at, words, font, anchor=anchor), self.im.size))
+        draw_text(self, at, words, fill, font, anchor=anchor)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    names = [f"class {k} of several" for k in range(classes)]
+    overlay.draw_overlay(volume, labels, tmp_path / "a.png", affine=affine, caption=caption, height=height, names=names)
+    foot = [one for one in drawn if one[0] not in ("R", "L", "A", "P")]
+    lines = "".join(words for words, *_ in foot[:len(foot) - classes]).replace(" ", "")
+    assert lines == caption.replace(" ", "")
+    for number, (_, (left, top, right, bottom), size) in enumerate(foot):
+        assert left >= 0 and right <= size[0] and bottom <= size[1]
+        for _, (other_left, other_top, other_right, other_bottom), _ in foot[:number]:
+            assert left >= other_right or right <= other_left or top >= other_bottom or bottom <= other_top
+
+
+def test_a_thumbnail_with_an_outline_shows_the_lesion_within():
+    """Within the outline the scan is as grey as it is."""
+    volume, mask, _, affine = head()
+    shown = {}
+    for filled in (True, False):
+        strip = np.asarray(Image.open(io.BytesIO(overlay.thumbnail(volume, mask, affine, 200, 95, filled)))).astype(int)
+        shown[filled] = (strip.max(-1) - strip.min(-1) > 25).sum()
+    assert 0.05 * shown[True] < shown[False] < 0.5 * shown[True]
