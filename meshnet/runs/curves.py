@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meshnet import plots
+from meshnet.display import shown_path
 
 CURVES = (  # panel title, then (name in metrics.jsonl, label)
     ("Loss", (("train_loss", "training"), ("val_loss", "validation"),
@@ -59,6 +60,22 @@ def draw_run(rows: Sequence[Mapping], path: str | Path, title: str = "", score: 
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     plots.save(figure, path)
+
+
+def title_of(folder: Path, record: Mapping, network: str) -> str:
+    """``tiny on data/tiny, fold 0, seed 0``: what was trained, on what.
+
+    record: the section ``run`` of the run's config.yaml. First stands the trial of a search, else the recipe, else the
+    ``network``. A data set outside the working folder goes by its name, so that no picture shows somebody's folders.
+    """
+    parts = Path(folder).resolve().parts
+    if len(parts) > 2 and parts[-3] in ("trials", "confirm") and parts[-2].isdigit():
+        what, inner = f"trial {int(parts[-2])}", f", inner fold {record.get('inner_fold')}"
+    else:
+        what, inner = " + ".join(Path(recipe).stem for recipe in record.get("recipe") or ()) or network, ""
+    data = shown_path(record["data_path"])
+    data = Path(data).name if Path(data).is_absolute() else data
+    return f"{what} on {data}, fold {record['fold']}{inner}, seed {record['seed']}"
 
 
 def _known(value) -> bool:

@@ -11,6 +11,8 @@ from meshnet.search.space import Dimension, Space
 
 MIN_TRIALS = 10  # with scores that differ; the importances of fewer would be noise
 NAMED = 6  # the best trials, whose curves carry their number
+DASHES = ("-", (0, (6, 2)), (0, (3, 1.5)), (0, (8, 2, 1.5, 2)), (0, (12, 2)), (0, (6, 2, 1.5, 2, 1.5, 2)))  # of those
+DOTS = (0, (1, 3))
 LINE = 0.045  # height of a line of text, as a share of the axes
 STEPS = 4  # of the scale of a parameter that is a number
 
@@ -46,9 +48,11 @@ def draw_curves(study: Asha, curves: list, metric: str):
             lines.setdefault((trial, fold, horizon), []).append((epoch, score))
     ranked, ends = ranks(study), {}
     named = sorted(ranked, key=ranked.get)[-NAMED:]  # as in parallel.png: where few reach the last rung, others too
+    dashes = dict(zip(reversed(named), DASHES))  # the colour says the rung, which most of them share
     for (trial, _, _), points in sorted(lines.items(), key=lambda item: study.trials[item[0][0]].rung):
         rung = max(study.trials[trial].scores, default=study.trials[trial].bracket)
-        axes.plot(*zip(*points), color=colours[rung], alpha=0.4 + 0.6 * (rung + 1) / len(study.rungs), linewidth=1.2,
+        axes.plot(*zip(*points), color=colours[rung], alpha=0.4 + 0.6 * (rung + 1) / len(study.rungs),
+                  linestyle=dashes.get(trial, "-"), linewidth=1.8 if trial in named else 0.9,
                   marker="." if len(points) < 8 else None)
         if trial in named:
             ends.setdefault(trial, []).append(points[-1])
@@ -72,14 +76,15 @@ def named_words(named: int, trials: int) -> str:
 
 def name_at_the_right(axes, ends: dict[int, tuple[float, float]]) -> None:
     """Write the number of each trial right of the axes, as high as its line ends (x, y), but none over another; a thin
-    line leads to each."""
+    row of dots leads to each, which nobody takes for a curve."""
     low, high = axes.get_ylim()
     order = sorted(ends, key=lambda trial: ends[trial][1])
     places = spread([(ends[trial][1] - low) / (high - low) for trial in order])
     for trial, place in zip(order, places):
         axes.annotate(f"trial {trial}", ends[trial], (1.03, place), textcoords="axes fraction", va="center",
                       fontsize=8, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2})
+                      arrowprops={"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.7, "linestyle": DOTS,
+                                  "shrinkA": 1, "shrinkB": 2})
 
 
 def spread(places: list[float]) -> list[float]:

@@ -332,7 +332,7 @@ def finish_run(run, say) -> None:
         from meshnet.runs import curves
 
         rows = read_metrics(run.folder)
-        title = f"{run.config.model.name}, fold {run.card.training_data['fold']}, seed {run.seed}: {run.folder.name}"
+        title = curves.title_of(run.folder, read_mapping(run.folder / CONFIG_YAML)["run"], run.config.model.name)
         curves.draw_run(rows, run.folder / CURVES, title, SCORES[run.config.training.score_at], run.progress.best_epoch)
 
 

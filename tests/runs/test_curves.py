@@ -1,5 +1,6 @@
 """The curves of a run: every value, and the best epoch marked."""
 
+import pytest
 from PIL import Image
 
 from meshnet import plots
@@ -29,3 +30,19 @@ def test_run_curves_show_every_value_and_mark_the_best(tmp_path, monkeypatch):
 def test_a_run_without_a_single_epoch_has_empty_panels(tmp_path):
     curves.draw_run([], tmp_path / "run.svg")
     assert "Learning rate" in (tmp_path / "run.svg").read_text()
+
+
+@pytest.mark.parametrize(("folder", "recipes", "title"), [
+    ("runs/mine", ["recipes/tiny.yaml"], "tiny on data/tiny, fold 1, seed 3"),
+    ("runs/mine", ["a/tiny.yaml", "b/more.yaml"], "tiny + more on data/tiny, fold 1, seed 3"),
+    ("runs/mine", [], "unet on data/tiny, fold 1, seed 3"),
+    ("search/trials/00007/fold2", ["search/trials/00007/recipe.yaml"],
+     "trial 7 on data/tiny, fold 1, inner fold 2, seed 3"),
+])
+def test_a_title_says_what_was_trained_on_what(tmp_path, monkeypatch, folder, recipes, title):
+    monkeypatch.chdir(tmp_path)
+    record = {"recipe": recipes, "data_path": str(tmp_path / "data/tiny"), "fold": 1, "inner_fold": 2, "seed": 3}
+    assert curves.title_of(folder, record, "unet") == title
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert curves.title_of(folder, record, "unet") == title.replace("data/tiny", "tiny")

@@ -6,8 +6,19 @@ import sys
 
 import pytest
 
+from meshnet.plots import GREY
 from meshnet.search.asha import Asha
-from meshnet.search.figures import LINE, draw_curves, draw_parallel, draw_parameters, importance, ranks, spread
+from meshnet.search.figures import (
+    DASHES,
+    DOTS,
+    LINE,
+    draw_curves,
+    draw_parallel,
+    draw_parameters,
+    importance,
+    ranks,
+    spread,
+)
 from meshnet.search.space import parse_space
 
 SPACE = parse_space(
@@ -50,6 +61,22 @@ def test_curves_are_named_and_their_colours_explained():
     assert len(set(explained.values())) == 3
     longest = [line for line in axes.lines if list(line.get_xdata()) == [1, 2, 3, 4]]
     assert {line.get_color() for line in longest} == {explained["finished 4 epochs"]} and len(longest) == len(top)
+
+
+def test_the_trials_in_front_have_lines_of_their_own_and_what_leads_to_a_name_is_no_line():
+    study = play(12, lambda parameters: parameters["lr"])
+    curves = [(trial.number, 0, 4, epoch, trial.number + 0.1 * epoch) for trial in study.trials
+              for epoch in range(1, study.rungs[max(trial.scores)] + 1)]
+    picture = draw_curves(study, curves, "val_dice")
+    (axes,) = picture.axes
+    best = sorted(ranks(study), key=ranks(study).get)[-6:]
+    styles = {int(line.get_ydata()[0]): str(line._unscaled_dash_pattern) for line in axes.lines
+              if len(line.get_ydata()) and line.get_ydata()[0] > 0 and line.get_label().startswith("_child")
+              and line.get_color() != GREY}
+    assert len({styles[number] for number in best}) == 6
+    assert {styles[number] for number in styles if number not in best} == {"(0, None)"}
+    assert {text.arrow_patch.get_linestyle() for text in axes.texts} == {DOTS}
+    assert DOTS not in DASHES
 
 
 def test_every_trial_of_a_small_study_is_named():
