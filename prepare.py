@@ -267,14 +267,13 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 def check_folds(arguments: argparse.Namespace, listing) -> None:
     """Refuse more folds than there are patients, before anything is prepared."""
-    from meshnet.data.splits import check_number, shown_units, units_of
+    from meshnet.data.splits import check_number, fewer_folds, shown_units, units_of
 
     units = units_of([c.subject for c in listing.cases], listing.together)
     if len(units) < arguments.outer:
         raise UserError(
             f"--outer {arguments.outer}: found {count(len(units), 'subject')}{shown_units(units)}, expected at least "
-            f"{arguments.outer}; use fewer folds (--outer 1 --inner 1 trains and validates on all subjects) or add "
-            "subjects"
+            f"{arguments.outer}; {fewer_folds(len(units))}"
         )
     check_number(units, arguments.outer, arguments.inner)
 

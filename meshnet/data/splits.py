@@ -88,9 +88,15 @@ def check_number(units: Sequence[Sequence[str]], outer: int, inner: int) -> None
     if len(units) < outer or fewest_training < inner:
         raise UserError(
             f"--outer {outer} --inner {inner}: found {count(len(units), 'subject')}{shown_units(units)}, expected at "
-            f"least {outer} for the outer folds and {inner} training subjects for the inner ones; use fewer folds "
-            "(--outer 1 --inner 1 trains and validates on all subjects) or add subjects"
+            f"least {outer} for the outer folds and {inner} training subjects for the inner ones; "
+            f"{fewer_folds(len(units))}"
         )
+
+
+def fewer_folds(subjects: int) -> str:
+    """What to do about too few subjects: folds that still test on some, if there are two, and none at all."""
+    way = f"--outer {min(subjects, 5)} --inner 1 tests each subject once, " if subjects > 1 else ""
+    return f"use fewer folds ({way}--outer 1 --inner 1 trains and validates on all subjects) or add subjects"
 
 
 def shown_units(units: Sequence[Sequence[str]]) -> str:

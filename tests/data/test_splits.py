@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnet.data.splits import content_hash, fold_subjects, load_splits, make_splits, make_strata, merge_strata
+from meshnet.data.splits import (
+    content_hash,
+    fewer_folds,
+    fold_subjects,
+    load_splits,
+    make_splits,
+    make_strata,
+    merge_strata,
+)
 from meshnet.errors import UserError
 
 
@@ -128,6 +136,11 @@ def test_mistakes_are_one_line(tmp_path):
     path.write_text("{}")
     with pytest.raises(UserError, match="no hash"):
         load_splits(path)
+
+
+def test_the_way_out_of_too_few_subjects_still_tests_where_there_are_two():
+    assert "--outer 3 --inner 1 tests each subject once" in fewer_folds(3)
+    assert "--outer 5" in fewer_folds(9) and "tests" not in fewer_folds(1)
 
 
 def test_a_change_by_hand_is_noticed(tmp_path):

@@ -160,6 +160,13 @@ def test_without_a_scan_a_terminal_shows_the_common_commands(root):
     assert found.stderr == "error: no scan given; try: python infer.py scan.nii.gz\n"
 
 
+def test_masks_beside_the_scans_of_a_bids_data_set_are_remarked_on(model, tmp_path):
+    scan_file(tmp_path / "a.nii.gz")
+    (tmp_path / "dataset_description.json").write_text("{}")
+    found = infer(tmp_path, "--model", model, "--no-picture")
+    assert f"note: {tmp_path}: is a BIDS data set, and the masks go beside its scans; --format bids" in found.stderr
+
+
 def test_a_scan_behind_the_model_is_a_scan(model, tmp_path):
     scan_file(tmp_path / "a.nii.gz")
     infer("--model", model, tmp_path / "a.nii.gz", "-o", tmp_path / "mask.nii.gz", "--no-picture")
