@@ -66,8 +66,8 @@ def as_bids_app(arguments: argparse.Namespace) -> None:
         from meshnet.cohort.bids import DESCRIPTION
 
         for folder in (name for name in arguments.scans if Path(name, DESCRIPTION).is_file()):
-            print(f"note: {folder}: is a BIDS data set, and the masks go beside its scans; --format bids puts them into "
-                  "a derivative", file=sys.stderr)
+            print(f"note: {folder}: is a BIDS data set, and the masks go beside its scans; --format bids puts them "
+                  "into a derivative", file=sys.stderr)
     if arguments.format == "files" and arguments.scans and all(map(is_export, arguments.scans)):
         arguments.format = "dicom"
     if arguments.format == "dicom":
