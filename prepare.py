@@ -139,8 +139,8 @@ def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings
                  failed: list) -> None:
     """Make one data set of the shards ``done``, with splits, and say what it holds and what failed."""
     from meshnet.data.sources.patients import join_rows
-    from meshnet.data.writer import small_columns, write_dataset
-    from meshnet.networks.cascade import keep_first
+    from meshnet.data.writer import PREPARED, small_columns, write_dataset
+    from meshnet.networks.cascade import drop_first, keep_first
 
     print_faults(failed)
     if not done:
@@ -152,7 +152,7 @@ def make_dataset(arguments: argparse.Namespace, options: dict, listing, settings
               **{name: getattr(arguments, name) for name in said if getattr(arguments, name)}}
     if arguments.format == "hub" and not arguments.apart:
         print_notes(join_rows(listing, [small_columns(out / name) for name in done]))
-    keep_first(arguments.first, out, listing.channels)
+    keep_first(arguments.first, out, listing.channels) if arguments.first else drop_first(out, PREPARED)
     prepared = write_dataset(out, done, settings, source, listing.channels, classes,
                              {"outer": arguments.outer, "inner": arguments.inner, "seed": arguments.split_seed,
                               "together": listing.together})
@@ -220,7 +220,7 @@ def seen_by(arguments: argparse.Namespace) -> dict:
         card = read_card(folder := find_folder(find(arguments.like)))
         said = f"{plain(card.voxel_mm)} mm, {'averaged' if card.averaged else 'sampled'}, {card.orientation}"
         print(f"as {arguments.like} sees scans: {said}, {card.scaling}, channels {', '.join(card.channels)}")
-        known = {name: getattr(card, name) for name in SEEN if name != "centre" or card.first}
+        known = {name: getattr(card, name) for name in SEEN}
         arguments.wanted = card.first
         if read_first(folder, card) and not arguments.first:
             arguments.first = str(folder / FIRST)

@@ -16,7 +16,7 @@ from meshnet.display import Live, command, count, say_next
 from meshnet.errors import Diverged, OneLineParser, UserError, run_script, surrounding
 from meshnet.flags import show_first
 from meshnet.machine import cpu_wanted
-from meshnet.networks.card import WEIGHTS
+from meshnet.networks.card import CONFIG
 from meshnet.numbers import plain
 from meshnet.recipe import as_begun, dump_config, flatten, list_recipes, parse, read_mapping
 from meshnet.runs.folder import CONFIG_YAML
@@ -196,7 +196,7 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     Raises:
         Diverged: where the loss becomes NaN or infinite, which is recorded in the run folder.
     """
-    from meshnet.networks.cascade import FIRST, keep_first
+    from meshnet.networks.cascade import drop_first, take_first
     from meshnet.training import loop
     from meshnet.training.assemble import describe_memory, estimate_step, finish_run, mark_failed
     from meshnet.training.resume import check_kept
@@ -206,10 +206,13 @@ def fit(run, begun: bool, stop_epoch: int) -> None:
     taken = estimate_step(run.config, run.data, run.network, run.box, run.accelerator.mixed_precision,
                           run.accelerator.device)
     live.say(f"memory: {describe_memory(taken)}")
-    if run.accelerator.is_main_process:
-        keep_first(run.data.path / FIRST / WEIGHTS if run.card.first else None, run.folder)
     resumed = begun and loop.resume(run)
     over = resumed and (run.progress.finished or run.progress.epoch >= stop_epoch)
+    if run.accelerator.is_main_process and not over:
+        if run.card.first:
+            take_first(run.data.path, run.data.info.get("first_network"), run.folder, resumed)
+        elif not resumed:
+            drop_first(run.folder, CONFIG)
     if over:
         end = "finished" if run.progress.finished else f"at --stop_epoch {stop_epoch}"
         live.say(f"{run.folder}: already {end}, after epoch {run.progress.epoch}; nothing to train")

@@ -43,12 +43,12 @@ CODE = (checks, contrast, grid, head, intensity, masks, nifti, resample, schema,
 
 @dataclass(frozen=True)
 class First:
-    """The first network of a cascade, whose second one is to be trained: the ``folder`` of its model, the names of its
-    classes without the background, and the hash of its weights."""
+    """The first network of a cascade, whose second one is to be trained: its weights' path (``folder``), the names of
+    its classes without the background, and which ``network`` it is, as ``networks.cascade.network_of`` says."""
 
     folder: str
     classes: tuple[str, ...]
-    sha256: str
+    network: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Settings:
         """What a shard depends on: all but where the first network lies."""
         own = asdict(replace(self, first=None))
         del own["first"]
-        return own | ({"first": [self.first.classes, self.first.sha256]} if self.first else {})
+        return own | ({"first": [self.first.classes, self.first.network]} if self.first else {})
 
 
 # What a cascade's second network is given of a case: from its images and these conformed, (C, X, Y, Z) uint8, with

@@ -187,7 +187,8 @@ def write_dataset(
         "scaling": settings.scaling,
         "window": list(settings.window) if settings.window else None,
         "channels": channels,
-        **({"first": list(settings.first.classes)} if settings.first else {}),
+        **({"first": list(settings.first.classes), "first_network": list(settings.first.network)} if settings.first else
+           {}),
         "classes": classes,
         "marks": None if settings.marks is None else classes[settings.marks],
         "groups": list(settings.groups),

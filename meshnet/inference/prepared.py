@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.data.row import First, Settings
-from meshnet.data.sources.find import sha256_file
 from meshnet.errors import UserError
 from meshnet.inference.cascade import second_volume, turned_alike
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import conformed_view
 from meshnet.networks.build import Model
 from meshnet.networks.card import read_card
+from meshnet.networks.cascade import network_of
 from meshnet.scans import checks
 from meshnet.scans.grid import stack_channels
 from meshnet.scans.second import SCALINGS
@@ -46,7 +46,7 @@ def first_of(weights: Path, scaling: str, channels: list[str], wanted: list[str]
         raise UserError(f"{name}: has the classes {', '.join(card.classes[1:])}, expected {', '.join(wanted)} as the "
                         "first network of --like has them; leave --first out to keep that one, or tune it on masks of "
                         "all these classes")
-    return First(str(weights), tuple(card.classes[1:]), sha256_file(weights))
+    return First(str(weights), tuple(card.classes[1:]), tuple(network_of(weights)))
 
 
 @functools.cache

@@ -3,13 +3,17 @@ own as ``first``."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
 from meshnet.errors import UserError
-from meshnet.files import whole_file, write_json
+from meshnet.files import hash_of, whole_file, write_json
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 
+# Of a first network's card: what its probabilities depend on, beside its weights.
+SEEN = ("name", "arguments", "voxel_mm", "shape", "orientation", "centre", "averaged", "shifted", "scaling", "window")
 FIRST = "first"  # subfolder of a cascade's folder, a model folder of its own
 
 
@@ -30,21 +34,66 @@ def read_first(folder: Path, card: Card) -> Card | None:
     return first
 
 
-def keep_first(weights: Path | None, folder: Path, channels: list[str] | None = None) -> None:
-    """Copy the model with these ``weights`` into ``folder`` as the first network of a cascade, each file whole. Where
-    there is none, remove one of an earlier data set or run.
+def network_of(weights: Path) -> list[str]:
+    """What the results of a first network depend on: the SHA-256 of its ``weights``, and of what the card beside them
+    says of how it is computed and sees a scan.
+
+    Raises:
+        UserError: where one of both files is missing, or the card is not valid.
+    """
+    card = read_card(weights.parent, weights.name).to_dict()
+    if not weights.is_file():
+        raise UserError(f"{weights}: not found, expected the weights of a cascade's first network; copy the whole "
+                        "folder again")
+    with open(weights, "rb") as handle:
+        return [hashlib.file_digest(handle, "sha256").hexdigest(), hash_of({name: card[name] for name in SEEN})]
+
+
+def keep_first(weights: Path, folder: Path, channels: list[str] | None = None) -> None:
+    """Copy the model with these ``weights`` into ``folder`` as the first network of a cascade, each file whole.
 
     ``channels``: names that the copy's card has instead of its own.
     """
     where = folder / FIRST
-    if weights is None:
-        if {path.name for path in where.glob("*")} <= {CONFIG, WEIGHTS}:
-            shutil.rmtree(where, ignore_errors=True)
-        return
+    network_of(weights)
     card = read_card(weights.parent, weights.name).changed(thresholds={})
     with whole_file(where / WEIGHTS) as temporary:
         shutil.copyfile(weights, temporary)
     write_json(where / CONFIG, card.changed(channels=channels or card.channels).to_dict())
+
+
+def drop_first(folder: Path, described: str) -> None:
+    """Remove the first network of an earlier cascade from ``folder``, where the file ``described`` in it says that
+    there is one; a folder of that name is someone else's otherwise."""
+    try:
+        known = json.loads((folder / described).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    where = folder / FIRST
+    if isinstance(known, dict) and known.get("first") and {path.name for path in where.glob("*")} <= {CONFIG, WEIGHTS}:
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def take_first(data: Path, known: list[str] | None, folder: Path, resumed: bool) -> None:
+    """Give the run in ``folder`` the first network of its data set. A ``resumed`` one keeps its own, which must be the
+    data set's.
+
+    Args:
+        data: folder of the data set.
+        known: ``network_of`` the first network that its cases were prepared with; None: it does not say.
+
+    Raises:
+        UserError: for another first network than that, or a missing one.
+    """
+    own, theirs = (where / FIRST / WEIGHTS for where in (folder, data))
+    if not resumed or not own.is_file():
+        if known and network_of(theirs) != known:
+            raise UserError(f"{theirs.parent}: found another first network than the cases of this data set were "
+                            "prepared with, expected that one; copy the whole data set again, or prepare it again")
+        keep_first(theirs, folder)
+    elif network_of(own) != (known or network_of(theirs)):
+        raise UserError(f"{own.parent}: found another first network than that of {data}, expected the same until the "
+                        "end of a run; begin anew with --no-resume or another --run_dir")
 
 
 def check_first(where: Path | str, first: Card, card: Card) -> None:

@@ -3,14 +3,13 @@ folder."""
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from meshnet.errors import UserError
 from meshnet.files import write_text
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
-from meshnet.networks.cascade import FIRST
+from meshnet.networks.cascade import FIRST, drop_first
 from meshnet.numbers import plain
 
 HEAD_MM = 128  # a grid shorter than this along an axis is too small for a head
@@ -65,8 +64,8 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
         said = assumptions(source, info, given)
         card = imported_card(source, model, info, classes=classes, **given)
     fields = {"name": "meshnet", **{key: model.arguments[key] for key in MESHNET_FIELDS}}
+    drop_first(out, CONFIG)
     (out / CONFIG).unlink(missing_ok=True)  # an interrupted import must not leave another network's
-    shutil.rmtree(out / FIRST, ignore_errors=True)
     write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(out, model, card)
     before = " (the second of a cascade)" if card.first else ""

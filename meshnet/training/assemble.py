@@ -18,7 +18,7 @@ from meshnet.data.reader import PreparedData
 from meshnet.errors import TOKEN, Surroundings, UserError, decoration, surrounding
 from meshnet.files import lock, write_json, write_text
 from meshnet.machine import cpu_wanted, parse_size
-from meshnet.networks import build
+from meshnet.networks import build, cascade
 from meshnet.networks.card import CONFIG, Card
 from meshnet.recipe import dump_config, read_begun, read_mapping
 from meshnet.runs.folder import (
@@ -268,9 +268,9 @@ def read_identity(path: Path) -> dict:
 def clear(folder: Path) -> None:
     """Remove the files of an earlier run from ``folder``; other files stay."""
     shutil.rmtree(folder / STATES, ignore_errors=True)
-    for pattern in ("*.safetensors", METRICS, "*cases.csv", TRACKING, CONFIG):
-        for path in folder.glob(pattern):
-            path.unlink()
+    cascade.drop_first(folder, CONFIG)
+    for path in [p for name in ("*.safetensors", METRICS, "*cases.csv", TRACKING, CONFIG) for p in folder.glob(name)]:
+        path.unlink()
 
 
 def assemble(accelerator, config: Config, folder: Path, seed: int, data: PreparedData, train: list[int],

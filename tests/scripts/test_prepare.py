@@ -565,7 +565,8 @@ def test_scans_are_prepared_as_a_model_sees_them(table, tmp_path, run):
     """--like takes everything from the model's card; a flag still wins."""
     model = tmp_path / "model"
     model.mkdir()
-    seen = {"voxel_mm": 8.0, "shape": [30, 31, 32], "orientation": "RAS", "averaged": True, "scaling": "minmax"}
+    seen = {"voxel_mm": 8.0, "shape": [30, 31, 32], "orientation": "RAS", "averaged": True, "scaling": "minmax",
+            "centre": "middle"}
     (model / "config.json").write_text(json.dumps(
         {"format": 1, "name": "meshnet", "arguments": {"channels": 3}, "channels": ["T2w"],
          "classes": ["background", "lesion"], **seen}))

@@ -1,6 +1,7 @@
 """The second network of a cascade: prepared, trained, and used as the folder that training leaves."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -13,11 +14,14 @@ from training_runs import train
 
 from meshnet import load_model, segment_scan
 from meshnet.data.reader import PreparedData
+from meshnet.data.row import Settings
 from meshnet.data.synthetic.case import make_case
 from meshnet.inference.cascade import second_volume
 from meshnet.inference.predict import predict
+from meshnet.inference.prepared import first_of
 from meshnet.inference.scan import read_case
 from meshnet.networks.card import Card, read_card
+from meshnet.networks.cascade import drop_first
 from meshnet.networks.folder import save_model
 from meshnet.scans.grid import to_native
 
@@ -147,6 +151,69 @@ def test_another_first_network_is_another_data_set(data, first, tmp_path):
     assert f"{prepared.rows[0]['outside_ml']:.2f} of {prepared.rows[0]['outside_ml']:.2f} mL of the lesion lie" in said
     run_script_file("prepare.py", *SYNTHETIC, "--out", out)  # without one: nothing of it is left
     assert not (out / "first").exists() and PreparedData(out).inputs == ["T2w"]
+
+
+@pytest.mark.parametrize("changes", [{"voxel_mm": 12.0}, {"shifted": False}, {"averaged": False}, {"centre": "n/2"},
+                                     {"shape": [20, 20, 20]}, {"orientation": "LIA"}, {"scaling": "conform_uint8"}])
+def test_a_first_network_that_sees_scans_otherwise_is_another_one(first, tmp_path, changes):
+    found = []
+    for folder in (first, write_first(tmp_path / "other", **changes)):
+        scaling = read_card(folder).scaling
+        known = first_of(folder / "model.safetensors", scaling, ["T2w"])
+        found.append(Settings(None, "minmax", None, None, 1, (), first=known).identity)
+    assert found[0] != found[1] and found[0]["first"][1][0] == found[1]["first"][1][0]  # the weights are the same
+
+
+def test_a_data_set_whose_first_network_is_another_one_is_not_trained_on(data, tmp_path):
+    for name, spoil, line in (
+            ("card", lambda first: edit(first / "config.json", voxel_mm=12.0), "first: found another first network "
+                                                                               "than the cases of this data set"),
+            ("weights", lambda first: (first / "model.safetensors").unlink(), "first/model.safetensors: not found, "
+                                                                              "expected the weights of a cascade's")):
+        shutil.copytree(data, tmp_path / name)
+        spoil(tmp_path / name / "first")
+        found = train(tmp_path / name, tmp_path / "run", *EPOCHS, check=False)
+        assert found.returncode == 2 and f"{tmp_path / name}/{line}" in found.stderr, found.stderr
+        assert not (tmp_path / "run" / "first").exists()
+
+
+def test_a_run_keeps_the_first_network_that_it_began_with(data, tmp_path):
+    copy, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, copy)
+    train(copy, folder, *EPOCHS, "--stop_epoch", 1)
+    card = (folder / "first" / "config.json").read_bytes()
+    edit(folder / "first" / "config.json", shifted=False)
+    found = train(copy, folder, *EPOCHS, check=False)
+    assert found.returncode == 2, found.stderr
+    assert f"{folder / 'first'}: found another first network than that of {copy}, expected the same" in found.stderr
+    (folder / "first" / "config.json").write_bytes(card)
+    shutil.rmtree(copy / "first")  # of which the data set's prepared.json says enough
+    train(copy, folder, *EPOCHS)
+    assert (folder / "first" / "config.json").read_bytes() == card
+    edit(folder / "first" / "config.json", shifted=False)  # a finished run is left as it is
+    assert "already finished" in (said := train(copy, folder, *EPOCHS)).stdout + said.stderr
+
+
+def test_a_folder_called_first_is_removed_only_where_it_is_a_cascades(first, tmp_path):
+    for name, described, left in (("none", None, True), ("plain", {"first": None}, True), ("not", "[", True),
+                                  ("cascade", {"first": ["lesion"]}, False)):
+        shutil.copytree(first, tmp_path / name / "first")
+        if described:
+            (tmp_path / name / "prepared.json").write_text(described if name == "not" else json.dumps(described))
+        drop_first(tmp_path / name, "prepared.json")
+        assert (tmp_path / name / "first" / "model.safetensors").exists() == left, name
+
+
+def test_what_is_called_first_in_a_plain_data_set_or_run_stays(tiny_data, first, tmp_path):
+    out, folder = tmp_path / "out", tmp_path / "run"
+    for where in (out, folder):
+        (where / "shards").mkdir(parents=True)
+        shutil.copytree(first, where / "first")
+    run_script_file("prepare.py", *SYNTHETIC, "--out", out)
+    train(tiny_data, folder, "--training.max_epochs", 1)
+    train(tiny_data, folder, "--training.max_epochs", 1, "--no-resume")
+    for where in (out, folder):
+        assert (where / "first" / "model.safetensors").is_file()
 
 
 def test_how_much_of_a_lesion_lies_outside(data):

@@ -67,6 +67,10 @@ def test_an_import_writes_over_nothing_but_an_import(tmp_path):
             run_command("import", path, taken)
     with pytest.raises(UserError, match="is a folder; expected brainchop's"):
         run_command("import", tmp_path, tmp_path / "n")
+    (tmp_path / "m" / "first").mkdir()  # someone else's, as this is no cascade
+    (tmp_path / "m" / "first" / "model.safetensors").write_bytes(b"weights")
+    run_command("import", path, tmp_path / "m")
+    assert (tmp_path / "m" / "first" / "model.safetensors").read_bytes() == b"weights"
     (tmp_path / "m" / "config.json").unlink()  # as an import that was interrupted leaves it
     (tmp_path / "m" / ".tmp-1-model.safetensors").write_bytes(b"half")
     run_command("import", path, tmp_path / "m")
