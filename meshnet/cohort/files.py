@@ -219,23 +219,18 @@ def together(folder: Path, files: list[Path], channels: list[str]) -> list[list[
     if not whole:
         raise UserError(f"{folder}: found no case with the channels {', '.join(channels)} of the model, expected names "
                         f"such as sub-1_{channels[0]}.nii.gz; or write {' '.join(f'{c}=FILE' for c in channels)}")
-    say_alone(alone, folder, channels)
+    if alone:
+        print(f"note: {folder}: left out, as none or not all of the channels {', '.join(channels)}: {listed(alone)}",
+              file=sys.stderr)
     return whole
 
 
 def cases_of_list(alone: list[list[Path]], channels: list[str]) -> list[list[Path]]:
-    """The cases among files that were given one by one, as ``grouped``; the same where none is whole: each may hold all
-    channels."""
-    whole, left = grouped([path for path, in alone], channels)
-    say_alone(left if whole else [], "the files given", channels)
-    return whole or alone
-
-
-def say_alone(files: list[Path], where: Path | str, channels: list[str]) -> None:
-    """A line on files that are no case."""
-    if files:
-        print(f"note: {where}: left out, as none or not all of the channels {', '.join(channels)}: {listed(files)}",
-              file=sys.stderr)
+    """The cases among files that were given one by one, as ``grouped``. One that is of none is a case by itself: it may
+    hold all channels, and where it does not it fails, as who names a file wants its mask."""
+    files = [path for path, in alone]
+    whole, left = grouped(files, channels)
+    return whole + [[path] for path in sorted(left, key=files.index)]
 
 
 def named_channels(files: list[Path], channels: list[str]) -> str:
