@@ -226,7 +226,8 @@ class Batch:
         if self.work.where.lines:
             given, cards = self.arguments, [model.card for model in self.models]
             report_all(header(given.model, cards, given.threshold, given.min_lesion_mm3, voxel_sizes(self.models)),
-                       done, len(failed), self.work.where.command, class_names(cards[0])[0])
+                       [record for record in done if not record.get("kept")], len(failed), self.work.where.command,
+                       class_names(cards[0])[0])
         if self.root is not None:
             note_undecided(records, self.arguments, self.root)
             write_bids(self.out, self.root, records, self.arguments.report)
@@ -269,7 +270,7 @@ def write_report(out: Path, records: Records, done: list[dict], failed: list[dic
         done: records as ``write_pages`` takes them, with ``image``, the scan, and ``mask``.
     """
     for record in done:
-        if not (records.folder / f"{record['key']}.jpg").is_file():
+        if not (record.get("kept") or (records.folder / f"{record['key']}.jpg").is_file()):  # of another scan
             with decoration(f"{record['mask']}: not drawn", "the page shows no picture of it"):
                 draw(records, record["key"], read_image(record["image"]), nib.load(record["mask"]))
     what = "Masks" if any(record.get("classes_ml") for record in done) else "Lesions"

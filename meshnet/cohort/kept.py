@@ -8,6 +8,10 @@ from meshnet.errors import UserError
 from meshnet.files import hash_of
 
 
+class Refused(UserError):
+    """A mask that is there may not be replaced, so that it is still what the folder's record of it tells."""
+
+
 def check_output(case: dict, overwrite: bool, probability: bool, picture: bool, record: dict | None = None) -> None:
     """Refuse to write a file that does not fit into its folder, or to replace one that this program did not write, or
     that is of another scan.
@@ -19,7 +23,7 @@ def check_output(case: dict, overwrite: bool, probability: bool, picture: bool, 
         record: what an earlier command has kept of the mask.
 
     Raises:
-        UserError: naming the file.
+        UserError: naming the file; ``Refused`` where there is one.
     """
     from meshnet.scans.ours import is_ours
 
@@ -38,10 +42,10 @@ def check_output(case: dict, overwrite: bool, probability: bool, picture: bool, 
 
         foreign += [] if is_drawn(case["picture"]) else [case["picture"]]
     if foreign:
-        raise UserError(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
+        raise Refused(f"{foreign[0]}: exists and was not written by this program (a mask drawn by hand?), so it is "
                         "kept; --overwrite replaces it, -o writes elsewhere")
     if is_of_another(case, record):
-        raise UserError(f"{mask}: exists and is the mask of another scan, of other channels, or of {case['scans'][0]} "
+        raise Refused(f"{mask}: exists and is the mask of another scan, of other channels, or of {case['scans'][0]} "
                         "before it was changed, so it is kept; give another folder with -o, or --overwrite replaces it")
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from meshnet.cohort.kept import is_out_of_date
+from meshnet.cohort.kept import Refused, is_out_of_date, names
 from meshnet.errors import UserError
 from meshnet.files import csv_text, hash_of, write_json, write_text
 from meshnet.runs.place import Place, place
@@ -88,7 +88,7 @@ class Work:
         if self.records is not None:
             again = self.records.read_failure(case["key"])
             self.records.write_failure(case["key"], self.shown(case) | {
-                "error": str(error), "command": self.where.command})
+                "error": str(error), "command": self.where.command, "refused": isinstance(error, Refused)})
             self.records.note_again(case["key"], self.where) if again else None
         self.share.finished(case["key"])
 
@@ -134,18 +134,25 @@ class Work:
 
     def results(self, others: Sequence[dict] = ()) -> tuple[list[dict], list[dict]]:
         """The records of all scans of this command that are finished, and of those that failed, in the cases' order;
-        and of ``others``, cases of other lists."""
+        and of ``others``, cases of other lists. A mask that was not replaced is there still, ``kept``, of its scan."""
         done, failed = [], []
         for case in [*self.cases, *others]:
             record, failure = self.records.read(case["key"]), self.records.read_failure(case["key"])
             if failure:  # the last try: a mask that is there all the same is of an earlier one
                 failed.append(failure | {"key": case["key"], "case": case})
+                if record and failure.get("refused") and case["mask"].exists():
+                    of = case if names(record, case["scans"]) else {"scans": [Path(name) for name in record["scan"]]}
+                    done.append(self._there(case, record, of) | {"kept": True})
             elif case["mask"].exists():
-                found = record or self.shown(case)
-                if record and self.records.changed_since(case["key"], case["mask"]):
-                    found = self.shown(case) | {"warnings": [CHANGED]}
-                done.append(found | {"mask": str(case["mask"]), "key": case["key"], "case": case})
+                done.append(self._there(case, record, case))
         return done, failed
+
+    def _there(self, case: dict, record: dict | None, of: dict) -> dict:
+        """The record of the mask of ``case``, which is that of the case ``of``."""
+        found = record or self.shown(of)
+        if record and self.records.changed_since(case["key"], case["mask"]):
+            found = self.shown(of) | {"warnings": [CHANGED]}
+        return found | {"mask": str(case["mask"]), "key": case["key"], "case": of}
 
     def _is_over(self, key: str) -> bool:
         """Whether a scan is finished, or failed in this very command."""

@@ -1,5 +1,6 @@
 """What is kept where a mask would be written."""
 
+import csv
 import gzip
 from pathlib import Path
 
@@ -71,6 +72,29 @@ def test_a_scan_that_was_changed_is_done_again_where_a_table_names_it(model, tmp
     found = infer(scans[0], *flags)
     assert "replaces an earlier mask" in found.stderr
     assert (tmp_path / "masks" / "FLAIR_lesion.nii.gz").read_bytes() != before
+
+
+def test_a_mask_that_is_kept_has_its_row_besides(model, tmp_path):
+    """Of the scan that it is of, in the table and the page; also where somebody has corrected it since."""
+    one, other = patients(tmp_path)
+    flags = ("-o", tmp_path / "masks", "--model", model, "--no-picture", "--report")
+    more = [scan_file(tmp_path / f"sub-{number}" / "b.nii.gz") for number in "12"]
+    infer(one, more[0], *flags)
+
+    def rows(*scans):
+        assert infer(*scans, *flags, check=False).returncode == 1
+        found = list(csv.DictReader((tmp_path / "masks" / "lesions.csv").open()))
+        return [(row["scan"], Path(row["mask"]).name, bool(row["volume_ml"]), bool(row["error"])) for row in found]
+
+    mask = tmp_path / "masks" / "FLAIR_lesion.nii.gz"
+    refused = [(str(more[0]), "b_lesion.nii.gz", True, False), (str(other), "", False, True)]
+    assert rows(other, more[1]) == [(str(one), mask.name, True, False), *refused]
+    page = (tmp_path / "masks" / "report.html").read_text()
+    assert str(one) in page and str(other) in page
+    image = nib.load(mask)
+    drawn = np.asarray(image.dataobj) * 0
+    nib.save(nib.Nifti1Image(drawn, image.affine, image.header), mask)
+    assert rows(other, more[1]) == [(str(one), mask.name, True, False), *refused]
 
 
 def test_a_scan_by_the_same_words_elsewhere_is_another_one(model, tmp_path):
