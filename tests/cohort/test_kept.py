@@ -87,10 +87,12 @@ def test_a_mask_that_is_kept_has_its_row_besides(model, tmp_path):
         return [(row["scan"], Path(row["mask"]).name, bool(row["volume_ml"]), bool(row["error"])) for row in found]
 
     mask = tmp_path / "masks" / "FLAIR_lesion.nii.gz"
+    [picture.unlink() for picture in (tmp_path / "masks" / ".meshnet").glob("*.jpg")]
     refused = [(str(more[0]), "b_lesion.nii.gz", True, False), (str(other), "", False, True)]
     assert rows(other, more[1]) == [(str(one), mask.name, True, False), *refused]
     page = (tmp_path / "masks" / "report.html").read_text()
     assert str(one) in page and str(other) in page
+    assert len(list((tmp_path / "masks" / ".meshnet").glob("*.jpg"))) == 1  # a path as typed may be another file here
     image = nib.load(mask)
     drawn = np.asarray(image.dataobj) * 0
     nib.save(nib.Nifti1Image(drawn, image.affine, image.header), mask)
