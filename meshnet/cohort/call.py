@@ -65,7 +65,7 @@ def as_bids_app(arguments: argparse.Namespace) -> None:
     if arguments.format == "files" and not arguments.output:
         from meshnet.cohort.bids import DESCRIPTION
 
-        for folder in (name for name in arguments.scans if Path(name, DESCRIPTION).is_file()):
+        for folder in (name for name in arguments.scans if os.path.isfile(os.path.join(name, DESCRIPTION))):
             print(f"note: {folder}: is a BIDS data set, and the masks go beside its scans; --format bids puts them "
                   "into a derivative", file=sys.stderr)
     if arguments.format == "files" and arguments.scans and all(map(is_export, arguments.scans)):
