@@ -21,7 +21,7 @@ from meshnet.display import command, shown_path
 from meshnet.errors import OneLineParser, UserError, run_script
 from meshnet.flags import show_first
 from meshnet.machine import without
-from meshnet.numbers import plain
+from meshnet.numbers import in_ml, plain
 from meshnet.runs import shards
 from meshnet.runs.folder import AVERAGED
 from meshnet.runs.place import place
@@ -314,7 +314,7 @@ def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
     from meshnet.cohort.lines import called
 
     model = called([shown_path(name) for name in arguments.model])
-    words = [Path(result["scan"][0]).name, f"{result['volume_ml']:.2f} mL", model]
+    words = [Path(result["scan"][0]).name, in_ml(result["volume_ml"]), model]
     return printable("; ".join([", ".join(words), *result["warnings"]]))
 
 

@@ -31,6 +31,12 @@ def plain(value: float, digits: int = 6) -> str:
     return f"{value:.0f}" if abs(value) >= 1 else format(Decimal(text), "f")
 
 
+def in_ml(ml: float) -> str:
+    """``1.20 mL``; ``less than 0.01 mL`` where there is something, but two decimals would say that there is nothing."""
+    text = f"{ml:.2f}"
+    return "less than 0.01 mL" if ml > 0 and text == "0.00" else f"{text} mL"
+
+
 def expected(value: object) -> dict[type, str]:
     """What is expected in place of ``value``, a number or its text, in words by type."""
     with contextlib.suppress(ValueError, TypeError, OverflowError):  # OverflowError: an int of hundreds of digits

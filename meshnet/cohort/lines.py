@@ -9,7 +9,7 @@ import numpy as np
 from meshnet.networks.build import Model, stages
 from meshnet.networks.card import Card, common_decision
 from meshnet.networks.folder import DEFAULT_NAME
-from meshnet.numbers import plain
+from meshnet.numbers import in_ml, plain
 
 UNNAMED = {"image", "scan"}  # names of channels that say no contrast, as of a table's column
 
@@ -106,11 +106,11 @@ def result_line(result: dict, volumes: dict[str, float]) -> str:
 
     ``result`` is what ``--json`` prints, ``volumes`` the return value of ``class_volumes``.
     """
-    said = f"{result['volume_ml']:.2f} mL"
+    said = in_ml(result["volume_ml"])
     if not result["lesions"]:
         said += "; " + ("; ".join(result["remarks"]) or "nothing marked")
     elif len(volumes) > 1:
-        said += ": " + ", ".join(f"{name} {ml:.2f}" for name, ml in volumes.items())
+        said += ": " + ", ".join(f"{name} {in_ml(ml).removesuffix(' mL')}" for name, ml in volumes.items())
     else:
         name = next(iter(volumes))
         one, many = ("lesion", "lesions") if "lesion" in name else (f"part ({name})", f"parts ({name})")

@@ -22,6 +22,11 @@ def caption(found: "Results", grid: str) -> str:
             f"subjects, Holm-corrected): * p < 0.05, ** p < 0.01, *** p < 0.001.{marked}{nothing_marked(found)}")
 
 
+def beside(rows: Sequence[tables.Row]) -> str:
+    """What the paper's columns are; "" where a table has none."""
+    return f" {BESIDE}" if tables.has_published(rows) else ""
+
+
 def nothing_marked(found: "Results") -> str:
     """A sentence for each model that marks nothing in some of its test cases; "" where none does."""
     words = []
@@ -29,6 +34,9 @@ def nothing_marked(found: "Results") -> str:
         empty, cases = found.empty(model), len(found.pooled[model])
         unfit = ": its scores are those of an empty mask" if empty == cases else ""
         words += [f" {model} marked nothing in {empty} of {cases} test cases{unfit}."] if empty else []
+    if any(map(found.silent, found.models)):
+        words.append(" A model that marks nothing is never the best and has no stars, even where its scores are better:"
+                     " the AVD of an empty mask is 1, and a model that marks too much has a larger one.")
     return "".join(words)
 
 
@@ -45,7 +53,7 @@ def compose(found: "Results", parameters: Mapping, missing: Sequence[str], plan:
     sections = [
         ("Results", gaps + webpage.table(
             tables.html(found.rows("conformed", parameters)),
-            f"Table 1. {caption(found, 'conformed')} {BESIDE}")),
+            f"Table 1. {caption(found, 'conformed')}{beside(found.rows('conformed', parameters))}")),
         ("Size and accuracy", webpage.picture(
             drawn.get("pareto"), "Parameters against macro Dice (mean and SD over folds). "
             f"{front_line(found, parameters)}Hollow points: published values.", "Parameters against macro Dice")),

@@ -24,6 +24,7 @@ from meshnet.data.schema import PREPARED
 from meshnet.errors import UserError, decoration
 from meshnet.files import write_csv, write_text
 from meshnet.networks.card import Card, read_card
+from meshnet.numbers import in_ml
 
 TABLE = "table.txt"
 
@@ -88,7 +89,7 @@ def write_tables(folder: Path, found: Results, parameters: Mapping[str, int | No
     """The main table on both grids, and the long tables with every number."""
     for grid, name in (("conformed", "table"), ("native", "table_native")):
         rows = found.rows(grid, parameters)
-        caption = f"{page.caption(found, grid)} {page.BESIDE}"
+        caption = f"{page.caption(found, grid)}{page.beside(rows)}"
         write_text(folder / f"{name}.md", f"{tables.markdown(rows)}\n{caption}\n")
         write_text(folder / f"{name}.csv", tables.comma_separated(rows))
         write_text(folder / f"{name}.tex", tables.latex(rows, caption, f"tab:{name}"))
@@ -148,9 +149,9 @@ def draw_cases(folder: Path, found: Results, out: Path, plan: Mapping,
         for rank, run, row in found.shown(model, count if model == found.reference else 1):
             place = find_planned(plan, run)
             path = folder / f"{place.name}_{row['case']}.png".replace("/", "_")
-            marked = f"{row['volume_ml']:.2f} mL predicted" if row["volume_ml"] else "nothing marked"
+            marked = f"{in_ml(row['volume_ml'])} predicted" if row["volume_ml"] else "nothing marked"
             drawn.setdefault(model, []).append((path, f"{rank.capitalize()}: {row['case']}, Dice {row['dice']:.3f}, "
-                                                f"{marked}, {row['truth_ml']:.2f} mL true"))
+                                                f"{marked}, {in_ml(row['truth_ml'])} true"))
             if path.is_file():
                 continue
             if data is None:

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,8 @@ class Results:
 
     def _tests(self, score: str) -> dict[str, Comparison]:
         scores = {m: stats.by_subject(rows, score) for m, rows in self.pooled.items()}
-        return stats.compare(scores, self.reference, np.random.default_rng(0), RESAMPLES)
+        found = stats.compare(scores, self.reference, np.random.default_rng(0), RESAMPLES)
+        return {m: replace(one, stars="") if self.silent(m) else one for m, one in found.items()}
 
     def rows(self, grid: str, parameters: Mapping[str, int | None]) -> list[tables.Row]:
         """The paper's table: chosen restarts over folds, stars where a model differs from the reference."""
@@ -164,12 +166,16 @@ class Results:
                                                   for name, *_ in tables.COLUMNS},
                            {name: self.tests[grid][name][m].stars for name, *_ in tables.COLUMNS
                             if m != self.reference}, INCOMPLETE if m in self.incomplete else "",
-                           self.empty(m) == len(self.pooled[m]))
+                           self.silent(m))
                 for m in self.models]
 
     def empty(self, model: str) -> int:
         """In how many of its test cases a model marked nothing."""
         return sum(row["volume_ml"] == 0 for row in self.pooled[model])
+
+    def silent(self, model: str) -> bool:
+        """Whether a model marked nothing in any of its test cases."""
+        return self.empty(model) == len(self.pooled[model])
 
     def column(self, model: str, score: str) -> list[float]:
         """A native-grid score of every test case of a model's chosen restarts."""

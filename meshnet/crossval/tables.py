@@ -95,7 +95,12 @@ def heading(rows: Sequence[Row], beside: bool) -> list[tuple[str, bool | None]]:
     """Column titles, each with whether more is better (None: neither)."""
     own = [(title, more) for _, title, more in columns_of(rows)]
     return [("Model", None), ("Parameters", None), *own,
-            *([(f"{title}, paper", None) for _, title, _ in PAPERS] if beside else [])]
+            *([(f"{title}, paper", None) for _, title, _ in PAPERS] if beside and has_published(rows) else [])]
+
+
+def has_published(rows: Sequence[Row]) -> bool:
+    """Whether the paper has any of the models: its columns would hold dashes alone."""
+    return any(published(row.model) for row in rows)
 
 
 def body(rows: Sequence[Row], beside: bool) -> list[list[Cell]]:
@@ -112,7 +117,8 @@ def body(rows: Sequence[Row], beside: bool) -> list[list[Cell]]:
             line.append(Cell(text, not row.silent and text.split(" ")[0] == best[name],
                              "" if row.silent else row.stars.get(name, "")))
         theirs = published(row.model)
-        line += [Cell(cell(theirs.scores[name] if theirs else None)) for name, *_ in PAPERS] if beside else []
+        line += [Cell(cell(theirs.scores[name] if theirs else None)) for name, *_ in PAPERS
+                 ] if beside and has_published(rows) else []
         lines.append(line)
     return lines
 

@@ -16,7 +16,7 @@ from meshnet.data.schema import SPLITS
 from meshnet.data.splits import load_splits
 from meshnet.display import count
 from meshnet.files import write_text
-from meshnet.numbers import plain
+from meshnet.numbers import in_ml, plain
 
 PAGE = "cases.html"
 MOST = 120  # pictures on the page; of larger data sets the odd cases and some of the others
@@ -109,7 +109,7 @@ def figure(data: PreparedData, index: int, reasons: list[str], folds: dict[str, 
     fold = f", tested in fold {folds[row['subject']]}" if row["subject"] in folds else ""
     odd = "".join(f'<br><span class="odd">{escape(reason)}</span>' for reason in reasons)
     return (f'<figure><img alt="{escape(row["case"], quote=True)}" src="data:image/jpeg;base64,{picture(data, index)}">'
-            f"<figcaption>{escape(row['case'])}: {row['lesion_ml']:.2f} mL{fold}{odd}</figcaption></figure>\n")
+            f"<figcaption>{escape(row['case'])}: {in_ml(row['lesion_ml'])}{fold}{odd}</figcaption></figure>\n")
 
 
 def picture(data: PreparedData, index: int) -> str:

@@ -23,7 +23,7 @@ from meshnet.inference.models import as_model, load_models
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, stages
 from meshnet.networks.card import Card, common_decision
-from meshnet.numbers import plain
+from meshnet.numbers import in_ml, plain
 from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.head import head_box
@@ -265,10 +265,10 @@ def remarks_on(unsure_mm3: float, small_mm3: float, decision: Decision) -> list[
     """The sentences for a reader of the mask: how much was dropped, and why."""
     said = []
     if unsure_mm3:
-        said.append(f"{unsure_mm3 / 1000:.2f} mL found that nowhere reaches the probability {plain(decision.sure)} "
+        said.append(f"{in_ml(unsure_mm3 / 1000)} found that nowhere reaches the probability {plain(decision.sure)} "
                     "from which it is kept")
     if small_mm3:
-        said.append(f"{small_mm3 / 1000:.2f} mL found below the {plain(decision.min_lesion_mm3 / 1000)} mL from which "
+        said.append(f"{in_ml(small_mm3 / 1000)} found below the {plain(decision.min_lesion_mm3 / 1000)} mL from which "
                     "it is kept")
     return said
 

@@ -6,13 +6,16 @@ use the weights: the architecture, and how a scan must be prepared for it.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshnet import ROOT
 from meshnet.errors import UserError
 from meshnet.files import near, whole_file, write_json
+from meshnet.flags import alike
 from meshnet.hub import pull_missing
 from meshnet.networks.card import CONFIG, WEIGHTS, Card
 from meshnet.networks.cascade import FIRST
@@ -129,7 +132,19 @@ def find_folder(name: str | Path) -> Path:
     built_in = sorted(p.parent.name for p in BUILT_IN.glob(f"*/{CONFIG}"))
     raise UserError(f"{text}: found no such model; expected a model or run folder, a .safetensors file beside its "
                     f"{CONFIG}, a Hub name user/name[@revision], or one of {', '.join(built_in)}; fetch a published "
-                    f"network of infer.py --list_models with: python share.py pull NAME FOLDER{near(text)}")
+                    f"network of infer.py --list_models with: python share.py pull NAME FOLDER{meant(text, built_in)}")
+
+
+def meant(text: str, built_in: Sequence[str]) -> str:
+    """``; did you mean meshnet16-synthetic?`` for the name of no model: a path nearly so called, a built-in name, or a
+    run of that name in ``runs``, where they are trained."""
+    if beside := near(text):
+        return beside
+    like = alike(text, built_in)
+    with contextlib.suppress(OSError):
+        runs = {one.name: one for one in sorted(Path("runs").iterdir()) if (one / CONFIG).is_file()}
+        like += [runs[text].as_posix()] if text in runs else [runs[name].as_posix() for name in alike(text, list(runs))]
+    return f"; did you mean {' or '.join(like)}?" if like else ""
 
 
 def find_weights(name: str | Path, weights: str = WEIGHTS) -> Path:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
+from meshnet.numbers import in_ml
 from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT, GZIP, unpacked
 
@@ -138,4 +139,4 @@ def replaced_remarks(path: str | Path, mask: nib.Nifti1Image) -> list[str]:
         " or with other settings" if not now or now[1] == was[1] else
         ", with other settings or of the scan before it was changed")
     volume_ml = np.count_nonzero(voxels) * voxel_volume_mm3(earlier.affine) / 1000
-    return [f"replaces an earlier mask of {volume_ml:.2f} mL, by another model{other}; -o writes elsewhere"]
+    return [f"replaces an earlier mask of {in_ml(volume_ml)}, by another model{other}; -o writes elsewhere"]

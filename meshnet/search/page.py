@@ -65,6 +65,8 @@ def best_table(asha, status: dict) -> str:
     note = (in_words(confirmed) + "." if confirmed else "The best score of many is too high, since luck has chosen it: "
             "search.py --confirm 3 says by how much.")
     titles = ["", "Trial", status["metric"], "95 % interval", "Parameters"]
+    if not any(line[3] for line in lines):  # neither a belief nor a confirmation
+        titles, *lines = ([*row[:3], *row[4:]] for row in (titles, *lines))
     reached = f"The score of the search is the best by epoch {best['epochs']}. "
     return webpage.table(webpage.html_table(titles, lines), reached + note)
 

@@ -85,6 +85,9 @@ def test_a_model_that_marks_nothing_wins_nothing(tmp_path, quick):
     assert lines[2].startswith(r"| a | 5,682 | **0.400 (0.000)** | **0.400 (0.000)** | **2.000 (0.000)**")
     assert lines[3].startswith("| b | 8,114 | 0.000 (0.000) | 0.700 (0.000) | 1.000 (0.000) |")
     assert "b marked nothing in 12 of 12 test cases: its scores are those of an empty mask." in page
+    assert "A model that marks nothing is never the best and has no stars" in page
+    assert "***<" not in page and "***" not in (tmp_path / "report/tests.csv").read_text()
+    assert ", paper" not in page + lines[0] and "arXiv" not in page + lines[-1]  # which has neither of the two
 
 
 def test_holm_counts_every_model_and_the_reference_can_be_chosen(tmp_path, quick):

@@ -108,3 +108,21 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
         model_folder.save_model(tmp_path, MeshNet(4, dilations=(1, 2)), Card(**CARD))
     assert torch.equal(build.load_model(tmp_path)[0].head.weight, model.head.weight)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    ("meshnet16-syntetic", "meshnet16-synthetic"), ("meshnet16_synthetic", "meshnet16-synthetic"),
+    ("first", "runs/first"), ("frist", "runs/first"), ("runs/first-", "runs/first")])
+def test_a_model_s_name_that_is_nearly_right_is_guessed(tmp_path, monkeypatch, given, meant):
+    write_model(tmp_path / "runs/first")
+    (tmp_path / "runs/frisk").mkdir()  # holds no model
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"; did you mean {meant}"):
+        model_folder.find_folder(given)
+
+
+def test_a_name_like_no_model_s_is_not_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without runs
+    with pytest.raises(UserError) as said:
+        model_folder.find_folder("zebra")
+    assert "did you mean" not in str(said.value)

@@ -100,6 +100,9 @@ def test_classes_are_told_by_name_with_their_own_volumes():
     assert result_line(result, volumes) == "m.nii.gz: 3.00 mL: grey matter 2.00, white matter 1.00 (1.0 s)"
     assert result_line(result | {"lesions": 2}, {"lesion": 3.0}) == "m.nii.gz: 3.00 mL in 2 lesions (1.0 s)"
     assert result_line(result, {"tumour": 3.0}) == "m.nii.gz: 3.00 mL in 1 part (tumour) (1.0 s)"
+    result["volume_ml"], little = 0.004, "m.nii.gz: less than 0.01 mL"
+    assert result_line(result, {"lesion": 0.004}) == f"{little} in 1 lesion (1.0 s)"
+    assert result_line(result, {"a": 0.004, "b": 0.0}) == f"{little}: a less than 0.01, b 0.00 (1.0 s)"
     assert "the most probable class" in header(["m"], [card], None, None)
 
 
@@ -249,13 +252,14 @@ def test_a_terminal_shows_how_far_a_folder_is(root, model, tmp_path):
     (tmp_path / "b.nii.gz").write_bytes(b"nothing")
     given = [sys.executable, "infer.py", tmp_path, "--model", model, "--no-picture", "--overwrite"]
     main, end = os.openpty()
-    found = subprocess.run(given, cwd=root, stdout=subprocess.PIPE, stderr=end, text=True, check=False)
+    found = subprocess.run(given, cwd=root, stdout=subprocess.PIPE, stderr=end, text=True, check=False,
+                           env={**os.environ, "TERM": "xterm", "NO_COLOR": ""})
     os.close(end)
     shown = os.read(main, 10_000).decode()
     os.close(main)
     for line in ("0 of 3 scans done; at ", "2 of 3 scans done, about 1 min left; at "):
         assert line in shown, shown
-    assert "\r\x1b[Kerror: " in shown and len(found.stdout.splitlines()) == 2
+    assert "\r\x1b[K\x1b[31merror:\x1b[0m " in shown and len(found.stdout.splitlines()) == 2
     assert "scans done" not in infer(*given[2:], check=False).stderr
 
 

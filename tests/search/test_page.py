@@ -43,6 +43,9 @@ def test_the_search_s_score_and_the_confirmed_one_stand_side_by_side(study):
     assert f"{found['score'] - 1.96 * found['uncertainty']:.4f} to " in text
     assert "--confirm 3 says by how much" in compose("a", study.asha, status | {"confirmed": None}, {})
     assert "Too few different scores" in compose("a", study.asha, status | {"belief": None}, {})
+    searched = compose("a", study.asha, status | {"belief": None, "confirmed": None}, {})
+    assert "95 % interval" in text and "95 % interval" not in searched
+    assert "<th>Trial</th><th>val_dice</th><th>Parameters</th>" in searched
 
 
 def test_the_page_opens_in_a_real_browser_without_a_network(study, tmp_path_factory):

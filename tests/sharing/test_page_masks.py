@@ -15,7 +15,7 @@ from page_steps import check_mask as check
 from meshnet import ROOT, segment_scan
 from meshnet.errors import UserError
 from meshnet.networks.folder import default_model
-from meshnet.numbers import plain
+from meshnet.numbers import in_ml, plain
 from meshnet.scans.checks import _mm
 
 SURE = 0.56
@@ -146,14 +146,14 @@ def test_every_message_about_a_scan_has_its_twin():
 
 
 def test_formats_are_pythons(page):
-    values = [0.0, 1, 0.1, 1 / 3, 1e-5, 123456789.0, 1e6, 999999.5, 2.5, 0.125, 22.5, 23.5, -7.25, 1e5,
-              12.3456789, 1e18, 4.25e-7]
+    values = [0.0, 0.004, 0.005, 0.0051, 1, 0.1, 1 / 3, 1e-5, 123456789.0, 1e6, 999999.5, 2.5, 0.125, 22.5, 23.5, -7.25,
+              1e5, 12.3456789, 1e18, 4.25e-7]
     odd = ("[NaN, Infinity, -Infinity].map((v) => [general(v), plain(v), fixed(v, 0), fixed(v, 2), "
            "millimetres([v, 1.5])])")
-    code = f"{json.dumps(values)}.map((v) => [general(v), plain(v), fixed(v, 0), fixed(v, 2), roundEven(v)])"
+    code = f"{json.dumps(values)}.map((v) => [general(v), plain(v), fixed(v, 0), fixed(v, 2), roundEven(v), inMl(v)])"
     steps = (ROOT / "meshnet/sharing/page/messages.js").read_text(encoding="utf-8")
     done = subprocess.run(["node", "-e", f"{steps}console.log(JSON.stringify([{code}, {odd}]))"], capture_output=True,
                           text=True, check=True)
-    expected = [[f"{v:g}", plain(v), f"{v:.0f}", f"{v:.2f}", round(v)] for v in values]
+    expected = [[f"{v:g}", plain(v), f"{v:.0f}", f"{v:.2f}", round(v), in_ml(v)] for v in values]
     unbounded = [[f"{v:g}", plain(v), f"{v:.0f}", f"{v:.2f}", _mm([v, 1.5])] for v in (np.nan, np.inf, -np.inf)]
     assert json.loads(done.stdout) == [expected, unbounded]

@@ -127,8 +127,8 @@ function expectedDice(probabilities, labels, each) {
 function decide(probabilities, like, decision) {
   const every = labelsOf(probabilities, decision.threshold), remarks = [];
   const found = clean(every, like.volume.shape, like.affine, decision, probabilities[probabilities.length - 1]);
-  if (found.unsure) remarks.push(say("unsure", fixed(found.unsure, 2), plain(decision.sure)));
-  if (found.dropped) remarks.push(say("dropped", fixed(found.dropped, 2), plain(decision.min_lesion_mm3 / 1000)));
+  if (found.unsure) remarks.push(say("unsure", inMl(found.unsure), plain(decision.sure)));
+  if (found.dropped) remarks.push(say("dropped", inMl(found.dropped), plain(decision.min_lesion_mm3 / 1000)));
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
   return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3),

@@ -28,8 +28,8 @@ const MESSAGES = {
   channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
   threshold: "threshold: found {}, expected 0 to 1",
   smallest: "min_lesion_mm3: found {}, expected 0 or more",
-  unsure: "{} mL found that nowhere reaches the probability {} from which it is kept",
-  dropped: "{} mL found below the {} mL from which it is kept",
+  unsure: "{} found that nowhere reaches the probability {} from which it is kept",
+  dropped: "{} found below the {} mL from which it is kept",
   // meshnet/scans/checks.py
   pixdim: "the header contradicts itself: voxels of {} by pixdim and {} by the affine; the affine was used, check the volume",
   noRotation: "the header's qform is no rotation; sform was used",
@@ -139,6 +139,11 @@ function float(value) {
 }
 
 // {value:.Nf}: of two equally near numbers the even one
+function inMl(ml) {  // numbers.in_ml
+  const text = fixed(ml, 2);
+  return ml > 0 && text === "0.00" ? "less than 0.01 mL" : `${text} mL`;
+}
+
 function fixed(value, digits) {
   if (!Number.isFinite(value)) return general(value);
   const text = value.toFixed(digits), scaled = Math.abs(value) * 10 ** digits;

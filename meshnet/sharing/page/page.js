@@ -162,9 +162,9 @@ function showExpected() {
 // ---------------------------------------------------------------- results out
 
 function showResult(anew) {
-  const { result } = state, n = result.lesions.length, ml = (value) => value.toFixed(2);
-  const lesions = n === 1 ? "1 lesion" : `${n} lesions`, largest = n > 1 ? ` (largest ${ml(result.largest_ml)} mL)` : "";
-  $("answer").textContent = `${state.shown.name}: ${n ? `${ml(result.volume_ml)} mL in ${lesions}${largest}` : "no lesion was marked, which does not mean that there is none"}`;
+  const { result } = state, n = result.lesions.length;
+  const lesions = n === 1 ? "1 lesion" : `${n} lesions`, largest = n > 1 ? ` (largest ${inMl(result.largest_ml)})` : "";
+  $("answer").textContent = `${state.shown.name}: ${n ? `${inMl(result.volume_ml)} in ${lesions}${largest}` : "no lesion was marked, which does not mean that there is none"}`;
   const looks = result.contrast ? [`looks like ${result.contrast}${result.expect ? `: ${result.expect}` : ""}`] : [];
   $("remarks").replaceChildren(...[...result.warnings, ...result.remarks, ...looks].map((text) => item(text)));
   if (anew || !state.typing) showDecision();  // nothing is written over what is being typed
@@ -207,7 +207,7 @@ function showList() {
 function describe(view) {
   if (!state.result) return;
   const n = state.result.lesions.length;
-  view.canvas.setAttribute("aria-label", n ? `Three planes of the scan; ${n === 1 ? "1 lesion" : `${n} lesions`} of ${state.result.volume_ml.toFixed(2)} mL marked`
+  view.canvas.setAttribute("aria-label", n ? `Three planes of the scan; ${n === 1 ? "1 lesion" : `${n} lesions`} of ${inMl(state.result.volume_ml)} marked`
     : "Three planes of the scan; nothing is marked");
 }
 
