@@ -35,7 +35,7 @@ figcaption { font-size: 13px; margin-top: .2rem; overflow-wrap: anywhere; } .odd
 def write_page(folder: Path) -> Path | None:
     """Write ``cases.html`` into a prepared data set; None where it is there already and of the same cases."""
     data = PreparedData(folder)
-    path, mark = Path(folder) / PAGE, f"<!-- {data.info['fingerprint']} -->"
+    path, mark = Path(folder) / PAGE, f"<!-- {data.info['fingerprint']} outlined -->"
     if path.is_file() and mark in path.read_text(encoding="utf-8")[:400]:
         return None
     reasons = odd_cases(data)

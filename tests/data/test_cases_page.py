@@ -1,9 +1,12 @@
 """The page with every case: what is odd comes first, with the reason; it opens without a network."""
 
+import base64
+
 import numpy as np
 import pytest
 
 from meshnet.data import cases_page
+from meshnet.scans.overlay import thumbnail
 
 
 class Data:
@@ -52,7 +55,12 @@ def test_the_page_holds_every_case_and_nothing_from_elsewhere(tiny_data, tmp_pat
     first = min(names, key=lambda name: page.index(f"<figcaption>{name}:"))
     assert first == names[1] and "&lt;odd&gt;" in page
     assert f"{data.rows[0]['lesion_ml']:.2f} mL" in page
+    affine = np.array(data.rows[0]["conformed_affine"]).reshape(4, 4)
+    outlined = thumbnail(data.image(0)[0], data.read(0, "mask"), affine, cases_page.HEIGHT, cases_page.QUALITY, False)
+    assert base64.b64encode(outlined).decode() in page
     assert cases_page.write_page(folder) is None  # it is there already
+    (folder / cases_page.PAGE).write_text(page.replace(" outlined -->", " -->"))  # of an earlier version, filled
+    assert cases_page.write_page(folder).read_text() == page
     monkeypatch.setattr(cases_page, "MOST", 3)
     (folder / cases_page.PAGE).unlink()
     assert cases_page.write_page(folder).read_text().count("data:image/jpeg") == 3

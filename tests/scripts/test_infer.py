@@ -1,5 +1,6 @@
 """infer.py as a user runs it: the scan's own grid, ensembles, thresholds, and one line for bad input."""
 
+import argparse
 import importlib
 import json
 import os
@@ -88,6 +89,14 @@ def test_it_says_what_it_does_and_why_a_mask_is_empty(model, tmp_path):
     found = infer(tmp_path / "a.nii.gz", "--model", faint, model, "--threshold", 0.9, "--no-picture")
     assert f"mean of 2 models ({faint}, {model}): marks lesion of stroke on T2w or DWI scans" in found.stderr
     assert ": 0.00 mL; nothing marked (" in found.stdout
+
+
+def test_the_caption_of_a_picture_has_every_warning_whole(root, monkeypatch):
+    monkeypatch.syspath_prepend(root)
+    said = ["its name says T1w, " + "but the model is for T2w scans " * 10, "the last one"]
+    caption = importlib.import_module("infer").picture_caption(
+        {"scan": ["/data/a_T1w.nii.gz"], "volume_ml": 0.004, "warnings": said}, argparse.Namespace(model=["m"]))
+    assert caption == f"a_T1w.nii.gz, less than 0.01 mL, m; {said[0]}; {said[1]}"
 
 
 def test_classes_are_told_by_name_with_their_own_volumes():

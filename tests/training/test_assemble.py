@@ -122,15 +122,17 @@ def test_the_estimated_memory_is_that_of_the_box_the_patch_or_the_whole_volume(t
 
 def test_a_run_is_recorded_as_done_before_it_is_decorated(tiny_data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    broken = []
+    broken, titles = [], []
 
-    def draw(*_):
+    def draw(*given):
         broken.append((folder / "DONE").is_file())
+        titles.append(given[2])
         raise ValueError("no such backend")
 
     monkeypatch.setattr("meshnet.runs.curves.draw_run", draw)
     found = train(tiny_data, folder, "--training.max_epochs", 1)
     assert broken == [True] and found.returncode == 0
+    assert [title.endswith(f" on {tiny_data.name}, fold 0, seed 0") for title in titles] == [True]
     assert (f"warning: {folder}/curves.png: not drawn: ValueError: no such backend; nothing else depends on it\n"
             in found.stderr)
 
