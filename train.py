@@ -183,10 +183,14 @@ def score(arguments: argparse.Namespace) -> int:
     """Score a finished run on its test fold. Whatever hinders it lies around the run: its data set, its files."""
     from meshnet.crossval.scoring import test_run
     from meshnet.hub import data_folder
+    from meshnet.networks.card import read_card
+    from meshnet.training.said import better_threshold, segmenting
 
     with surrounding():
         code = test_run(Path(arguments.run_dir), arguments.data and data_folder(arguments.data))
-    say_next(command("python", "infer.py", "SCAN.nii.gz", "--model", arguments.run_dir))
+    card = read_card(arguments.run_dir)
+    better = better_threshold(card.metrics) if card.threshold == 0.5 else None
+    say_next(segmenting(Path(arguments.run_dir), better))
     return code
 
 
@@ -252,12 +256,9 @@ def next_commands(run) -> list[str]:
     folder = run.folder
     if not run.progress.finished:
         return [f"the same command with a higher --stop_epoch (up to {run.config.training.max_epochs})"]
-    from meshnet.training.said import needed_threshold
+    from meshnet.training.said import needed_threshold, segmenting
 
-    better = needed_threshold(run)
-    return [command("python", "train.py", "--test", "--run_dir", folder),
-            command("python", "infer.py", "SCAN.nii.gz", "--model", folder,
-                    *(["--threshold", f"{better[0]:g}"] if better else []))]
+    return [command("python", "train.py", "--test", "--run_dir", folder), segmenting(folder, needed_threshold(run))]
 
 
 def began_as(init: str | None) -> str | None:

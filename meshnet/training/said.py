@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Collection
+from pathlib import Path
 
-from meshnet.display import Live, bar, minutes
+from meshnet.display import Live, bar, command, minutes
 from meshnet.runs.folder import read_metrics
 from meshnet.training.run import Progress, Run
 
@@ -140,3 +141,9 @@ def faint_line(threshold: float, dice: float) -> str:
     """What is said of a network that needs another threshold, at the end of its training."""
     return (f"at probability 0.5 the network marks little or nothing; on the validation cases a --threshold of "
             f"{threshold:g} gives Dice {dice:.3f}. Longer training may mend that (--training.max_epochs)")
+
+
+def segmenting(folder: Path, better: tuple[float, float] | None) -> str:
+    """How to segment with the network of a run, at the threshold that it needs where that is not its own."""
+    return command("python", "infer.py", "SCAN.nii.gz", "--model", folder,
+                   *(["--threshold", f"{better[0]:g}"] if better else []))

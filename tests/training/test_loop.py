@@ -26,7 +26,7 @@ from meshnet.training import agree, assemble
 from meshnet.training.keep import is_better, rank_of
 from meshnet.training.loss import SegmentationLoss
 from meshnet.training.run import Progress
-from meshnet.training.said import better_threshold, faint_line, judged
+from meshnet.training.said import better_threshold, faint_line, judged, segmenting
 
 
 def scale_losses(monkeypatch, scale, limit=math.inf):
@@ -129,6 +129,8 @@ def test_the_threshold_that_a_network_needs_is_named_where_half_is_far_off():
     row = {"val_dice": 0.0, "val_dice_swept": 0.226, "val_threshold": 0.15}
     assert better_threshold(row) == (0.15, 0.226) and "--threshold of 0.15 gives Dice 0.226" in faint_line(0.15, 0.226)
     assert better_threshold(row | {"val_dice": 0.2}) is None
+    assert segmenting(Path("runs/a"), (0.15, 0.226)).endswith("SCAN.nii.gz --model runs/a --threshold 0.15")
+    assert segmenting(Path("runs/a"), None).endswith("--model runs/a")
     assert better_threshold(row | {"val_threshold": 0.5}) is None and better_threshold({}) is None
 
 
