@@ -31,6 +31,10 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
     if card.voxel_mm != info.get("voxel_mm", card.voxel_mm):
         print(f"note: --init {init}: trained at {plain(card.voxel_mm)} mm, the data set has {plain(info['voxel_mm'])} "
               f"mm; prepare.py --like {init} prepares them alike", file=sys.stderr)
+    if card.centre != info.get("centre", card.centre):
+        print(f"note: --init {init}: trained on grids with the centre {card.centre!r}, the data set has "
+              f"{info['centre']!r}, half a voxel beside it; prepare.py --like {init} prepares them alike",
+              file=sys.stderr)
     shared = shared_classes(card, info)
     if not shared[1:]:
         raise UserError(f"--init {init}: has the classes {', '.join(card.classes)}, expected one of them in the "

@@ -84,3 +84,13 @@ def test_weights_of_averaged_voxels_say_so(tmp_path, capsys):
     assert not capsys.readouterr().err
     start_from.start_from(network, tmp_path, init_info(["background", "lesion"]))
     assert "trained on averaged voxels, the data set has others; prepare.py --like" in capsys.readouterr().err
+
+
+def test_a_grid_that_lies_half_a_voxel_beside_the_models_is_said(tmp_path, capsys):
+    write_model(tmp_path)
+    edit(tmp_path / "config.json", centre="middle")
+    network, info = build.build("meshnet", {"channels": 4, "dilations": [1, 2]}), init_info(["background", "lesion"])
+    for centre in ("middle", "n/2"):
+        start_from.start_from(network, tmp_path, info | {"centre": centre})
+        said = capsys.readouterr().err
+        assert ("trained on grids with the centre 'middle', the data set has 'n/2'" in said) is (centre == "n/2")
