@@ -23,8 +23,8 @@ from meshnet.numbers import plain
 from meshnet.runs import shards
 
 # What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
-SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "averaged": False, "scaling": None,
-        "window": None}
+SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "averaged": False, "mirror": False,
+        "scaling": None, "window": None}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,13 +58,14 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--first", metavar="MODEL", help="for the second network of a cascade: this one's probabilities "
                    "become further channels (default: the first network of a cascade in --like); without --like "
                    "orientation, centre and scaling are this one's")
+    g.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None, help="with --first: all channels "
+                   "once more, mirrored (default no)")
     g.add_argument("--voxel_mm", type=float, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
     g.add_argument("--orientation", help="axis codes (default LIA, as mri_convert and brainchop)")
     g.add_argument("--averaged", action=argparse.BooleanOptionalAction, default=None,
                    help="average the scan over each voxel instead of sampling it at the centre, as mri_convert does: "
-                   "for a --voxel_mm larger than the scans' voxels (masks are always sampled at the centre, which "
-                   "keeps a lesion's volume)")
+                   "for a --voxel_mm larger than the scans' (masks are sampled, which keeps a lesion's volume)")
     g.add_argument("--scaling", choices=SCALINGS, help="intensities (default conform_uint8, as mri_convert)")
     g.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
                    help="values that become 0 and 1, e.g. HU of a CT; implies --scaling window")
@@ -101,8 +102,8 @@ def main() -> int:
                    "preset": arguments.synthetic_preset, "anatomy": arguments.anatomy, "lesions": arguments.lesions}
     filters = Filters.parse(arguments.include, arguments.exclude, arguments.image_pattern, arguments.mask_pattern,
                             arguments.same)
-    listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, arguments.subject,
-                         arguments.apart, **options)
+    listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, arguments.subject, arguments.apart,
+                         **options)
     print_notes(listing.notes)
     if arguments.list:
         return print_listing(arguments, listing)
@@ -118,8 +119,8 @@ def main() -> int:
     if arguments.first:
         from meshnet.inference.prepared import first_of, see
 
-        known = settings.scaling, listing.channels, arguments.wanted
-        settings = replace(settings, first=first_of(arguments.first, *known))
+        settings = replace(settings, first=first_of(arguments.first, settings.scaling, listing.channels,
+                                                    arguments.wanted, arguments.mirror))
     check_folds(arguments, listing)
     out = open_folder(arguments.out)
     if shards.drives(arguments):
@@ -218,10 +219,9 @@ def seen_by(arguments: argparse.Namespace) -> dict:
     known, arguments.wanted = {}, None
     if arguments.like:
         card = read_card(folder := find_folder(find(arguments.like)))
-        said = f"{plain(card.voxel_mm)} mm, {'averaged' if card.averaged else 'sampled'}, {card.orientation}"
-        print(f"as {arguments.like} sees scans: {said}, {card.scaling}, channels {', '.join(card.channels)}")
-        known = {name: getattr(card, name) for name in SEEN}
-        arguments.wanted = card.first
+        print(f"as {arguments.like} sees scans: {plain(card.voxel_mm)} mm, {'averaged' if card.averaged else 'sampled'}, "
+              f"{card.orientation}, {card.scaling}, channels {', '.join(card.channels)}")
+        known, arguments.wanted = {name: getattr(card, name) for name in SEEN}, card.first
         if read_first(folder, card) and not arguments.first:
             arguments.first = str(folder / FIRST)
     if arguments.first:
@@ -231,6 +231,8 @@ def seen_by(arguments: argparse.Namespace) -> dict:
             raise UserError(f"--first {arguments.first.parent}: is a cascade, expected a single network; its own first "
                             f"one is {arguments.first.parent / FIRST}")
         known = {name: getattr(card, name) for name in ("orientation", "centre", "scaling")} | known
+    elif arguments.mirror:
+        raise UserError("--mirror: found no --first, expected a cascade's first network; leave --mirror out")
     return known
 
 

@@ -8,6 +8,7 @@ from small import network
 from meshnet.networks.card import Card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
+from meshnet.scans.mirror import find_plane
 
 F = np.float32
 CLASSES = ["background", "lesion", "fluid"]
@@ -27,17 +28,18 @@ def first_network(channels=1, norm="none", seed=0):
 
 
 def write_cascade(folder, channels=("T1w",), shifted=True, scaling="lesions_bright", first_norm="none",
-                  second_norm="batch", marks="lesion", **card):
+                  second_norm="batch", marks="lesion", mirror=False, **card):
     """A cascade of random networks at 16 mm and 8 mm, whose first one finds a part of the head."""
     both = {"channels": list(channels), "classes": CLASSES, "scaling": scaling, "marks": marks}
     first = Card(**both, voxel_mm=16.0, averaged=True, shifted=shifted, centre="middle")
     save_model(folder / "first", first_network(len(channels), first_norm), first)
-    second = network(5, (1, 2, 1), seed=3, in_channels=len(channels) + 2, classes=3, norm=second_norm)
+    given = (len(channels) + 2) * (2 if mirror else 1)
+    second = network(5, (1, 2, 1), seed=3, in_channels=given, classes=3, norm=second_norm)
     with torch.no_grad():
         second.head.weight.mul_(8)
-        air = second(torch.zeros(1, len(channels) + 2, 17, 17, 17))[0, :, 8, 8, 8]
+        air = second(torch.zeros(1, given, 17, 17, 17))[0, :, 8, 8, 8]
         second.head.bias.sub_(air - torch.tensor([1.0, 0, 0]))  # air is background
-    save_model(folder, second, Card(**both, first=CLASSES[1:], voxel_mm=8.0, averaged=True, **card))
+    save_model(folder, second, Card(**both, first=CLASSES[1:], voxel_mm=8.0, averaged=True, mirror=mirror, **card))
     return folder
 
 
@@ -62,7 +64,7 @@ def head_file(path, seed=0, bright=1.0):
     return path
 
 
-def plain_input(scan, p, voxel_mm):
+def plain_input(scan, p, voxel_mm, across=None):
     """What a cascade's second network is given: the specification, voxel by voxel. Arguments as ``second_input``."""
     above = np.argwhere(p.max(0) > F(0.3))
     if not len(above):
@@ -94,4 +96,25 @@ def plain_input(scan, p, voxel_mm):
         for i, j, k in places:
             at = (low[0] + i, low[1] + j, low[2] + k)
             result[(len(scan) + c, *at)] = np.rint(F(255) * one[at])
+    if across is None:
+        return result
+    box, images = tuple(slice(*ends) for ends in zip(low, high)), np.zeros_like(result)
+    for image, channel in zip(images, result):
+        turned = np.moveaxis(channel[box], across, 0)
+        plane = find_plane(np.moveaxis(result[0][box], across, 0))
+        image[box] = np.moveaxis(plain_mirror_image(turned, plane), 0, across)
+    return np.concatenate([result, images])
+
+
+def plain_mirror_image(volume, plane):
+    """``mirror.mirror_image`` voxel by voxel, in the numbers of Python, from the formula of a reflection."""
+    a, b, shift = plane
+    result = np.zeros_like(volume)
+    middle = [(n - 1) / 2 for n in volume.shape]
+    for place in np.ndindex(*volume.shape):
+        x, y, z = (i - m for i, m in zip(place, middle))
+        apart = ((x - shift) + a * y + b * z) * (2 / (1 + a * a + b * b))
+        there = [int(np.floor(own - tilt * apart + m + 0.5)) for own, tilt, m in zip((x, y, z), (1, a, b), middle)]
+        if all(0 <= i < n for i, n in zip(there, volume.shape)):
+            result[place] = volume[tuple(there)]
     return result

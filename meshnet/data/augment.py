@@ -1,8 +1,11 @@
 """Augmentation with MONAI's transforms, seeded by run, epoch and case: neither resuming nor workers change it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from meshnet.config import AugmentConfig
+from meshnet.scans.grid import left_to_right
 from meshnet.scans.mask import box_of, slices
 
 PROBABILITIES = ("flip", "affine", "intensity", "contrast", "bias_field", "noise", "blur")
@@ -24,16 +27,16 @@ class Augment:
     Flips mirror left and right only, since a brain has no other symmetry. Intensities stay within 0..1, or within
     the case's own range where that is wider.
 
-    ``scan``: for the second network of a cascade, how many of the channels are of the scan. The others, probabilities
-    of the first one, are moved alike, but no grey values of theirs are changed, and what lies outside the region of the
-    first one stays 0 (``scans.second``).
+    ``scan``: for the second network of a cascade, whether each channel is of the scan. The others, probabilities of the
+    first one, are moved alike, but no grey values of theirs are changed, and what lies outside the region of the first
+    one stays 0 (``scans.second``).
     """
 
-    def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str, scan: int | None = None):
+    def __init__(self, config: AugmentConfig, voxel_mm: float, orientation: str, scan: Sequence[bool] | None = None):
         from monai import transforms as mt
 
-        self.scan = scan
-        left_right = next(i for i, code in enumerate(orientation) if code in "LR")
+        self.scan = None if scan is None else np.array(scan)
+        left_right = left_to_right(orientation)
         radians = np.deg2rad(config.rotate_degrees)
         both, modes = ["image", "mask"], ["bilinear", "nearest"]
         if scan is not None:
@@ -61,10 +64,11 @@ class Augment:
         if self.scan is not None:
             inside = np.zeros_like(case["mask"])
             inside[(0, *slices(box_of(image.any(0)) or ((0, 0),) * 3))] = 1
-            case |= {"image": image[:self.scan], "first": image[self.scan:], "inside": inside}
+            case |= {"image": image[self.scan], "first": image[~self.scan], "inside": inside}
         case = self.transform(case)
         moved = np.clip(np.asarray(case["image"], dtype=np.float32), min(0, image.min()), max(1, image.max()))
         if self.scan is not None:
-            moved = np.concatenate([moved, np.clip(np.asarray(case["first"], dtype=np.float32), 0, 1)])
+            grey, moved = moved, np.empty_like(image)
+            moved[self.scan], moved[~self.scan] = grey, np.clip(np.asarray(case["first"], dtype=np.float32), 0, 1)
             moved *= np.asarray(case["inside"]) > 0.5
         return moved, np.rint(np.asarray(case["mask"][0])).astype(np.uint8)

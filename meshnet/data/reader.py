@@ -13,6 +13,7 @@ import numpy as np
 from meshnet.data import schema
 from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import Marks
+from meshnet.scans.second import given_names
 
 
 class PreparedData:
@@ -31,8 +32,9 @@ class PreparedData:
 
     @property
     def inputs(self) -> list[str]:
-        """What a network is given, by name: the channels, and for a cascade the classes of its first network."""
-        return [*self.info["channels"], *(self.info.get("first") or [])]
+        """What a network is given, by name: the channels, for a cascade the classes of its first network, and where it
+        is given the mirror image as well, all of these again."""
+        return given_names(self.info["channels"], self.info.get("first"), self.info.get("mirror", False))
 
     @property
     def marking(self) -> Marks:

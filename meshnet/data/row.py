@@ -15,7 +15,7 @@ from meshnet.data.sources.case import Case, Loaded
 from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import hash_of, whole_file
-from meshnet.scans import checks, contrast, grid, head, intensity, nifti, resample, second
+from meshnet.scans import checks, contrast, grid, head, intensity, mirror, nifti, resample, second
 from meshnet.scans import mask as masks
 from meshnet.scans.checks import (
     check_channels,
@@ -38,17 +38,19 @@ if TYPE_CHECKING:
 
 FILLS_HEAD = 0.5  # share of the head from which a mask is asked about
 # A change in these, or in this file, prepares every case again.
-CODE = (checks, contrast, grid, head, intensity, masks, nifti, resample, schema, second)
+CODE = (checks, contrast, grid, head, intensity, masks, mirror, nifti, resample, schema, second)
 
 
 @dataclass(frozen=True)
 class First:
     """The first network of a cascade, whose second one is to be trained: its weights' path (``folder``), the names of
-    its classes without the background, and which ``network`` it is, as ``networks.cascade.network_of`` says."""
+    its classes without the background, which ``network`` it is, as ``networks.cascade.network_of`` says, and whether
+    the second one is given the mirror image as well."""
 
     folder: str
     classes: tuple[str, ...]
     network: tuple[str, ...]
+    mirror: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Settings:
         """What a shard depends on: all but where the first network lies."""
         own = asdict(replace(self, first=None))
         del own["first"]
-        return own | ({"first": [self.first.classes, self.first.network]} if self.first else {})
+        if self.first:
+            own["first"] = [self.first.classes, self.first.network, *(["mirror"] if self.first.mirror else [])]
+        return own
 
 
 # What a cascade's second network is given of a case: from its images and these conformed, (C, X, Y, Z) uint8, with
@@ -168,7 +172,8 @@ def _second(see: See, loaded: Loaded, volumes: np.ndarray, mask: nib.Nifti1Image
     heads = [head_box(volumes[0])]
     outside = marked
     if found is None:
-        found = np.zeros((len(volumes) + len(settings.first.classes), *volumes.shape[1:]), np.uint8)
+        given = (len(volumes) + len(settings.first.classes)) * (2 if settings.first.mirror else 1)
+        found = np.zeros((given, *volumes.shape[1:]), np.uint8)
     else:
         heads = [box_of(found.any(0))]
         outside = marked.copy()

@@ -189,6 +189,7 @@ def write_dataset(
         "channels": channels,
         **({"first": list(settings.first.classes), "first_network": list(settings.first.network)} if settings.first else
            {}),
+        **({"mirror": True} if settings.first and settings.first.mirror else {}),
         "classes": classes,
         "marks": None if settings.marks is None else classes[settings.marks],
         "groups": list(settings.groups),

@@ -32,16 +32,16 @@ def turned_alike(volumes: Sequence[np.ndarray], extras: Sequence[dict]) -> list[
     return [turned_round(volume) if extra.get(LOOKS) == T1W else volume for volume, extra in zip(volumes, extras)]
 
 
-def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: float, crop: str = "head",
-                  max_memory: int | None = None, threads: int | None = None) -> Given | None:
-    """What the second network of a cascade is given, (C + K, X, Y, Z) uint8, and the region, outside which it is 0;
+def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: float, across: int | None = None,
+                  crop: str = "head", max_memory: int | None = None, threads: int | None = None) -> Given | None:
+    """What the second network of a cascade is given, as ``second_input`` has it, and the region, outside which it is 0;
     None where the first one found nothing.
 
     Args:
         first: the first network.
         views: the scan as that one sees it, a view for each of its grids, float32 in 0..1.
         second: the same from ``grey_view``.
-        voxel_mm: of the second network's grid.
+        voxel_mm, across: of the second network's card.
         crop, max_memory, threads: as for ``predict``.
     """
     scan, affine = second
@@ -53,14 +53,14 @@ def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: f
             found /= np.float32(len(views))
         total = found if total is None else np.add(total, found, out=total)
     box = region(total, voxel_mm)
-    return None if box is None else (input_within(scan, total, box), box)
+    return None if box is None else (input_within(scan, total, box, across), box)
 
 
-def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ...], crop: str = "head",
-                         max_memory: int | None = None, threads: int | None = None) -> np.ndarray:
+def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ...], contrast: str | None = None,
+                         crop: str = "head", max_memory: int | None = None, threads: int | None = None) -> np.ndarray:
     """The second network's probabilities (K, X, Y, Z) on a grid of that ``shape``, for what ``second_volume`` has
-    ``given``, with the share of the first one's that the card says. All outside the region is background; where nothing
-    is given, all is, and nothing is computed. Others as for ``predict``."""
+    ``given``, with the share of the first one's that the card says for a scan that looks like ``contrast``. All outside
+    the region is background; where nothing is given, all is, and nothing is computed. Others as for ``predict``."""
     card = model.card
     result = np.zeros((len(card.classes), *shape), np.float32)
     result[0] = 1
@@ -70,7 +70,7 @@ def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ..
     found = predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
     inside = (slice(None), *slices(box))
     result[inside] = found[inside]  # beyond, the network has seen nothing, but may mark what lies at the border
-    if not card.first_share:
+    if not (share := card.share(contrast)):
         return result
     places = [card.first.index(name) for name in card.classes[1:]]
-    return mixed(result, volume[len(card.channels):], places, card.first_share)
+    return mixed(result, volume[len(card.channels):], places, share)

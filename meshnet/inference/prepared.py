@@ -18,17 +18,19 @@ from meshnet.networks.build import Model
 from meshnet.networks.card import read_card
 from meshnet.networks.cascade import network_of
 from meshnet.scans import checks
-from meshnet.scans.grid import stack_channels
+from meshnet.scans.grid import left_to_right, stack_channels
 from meshnet.scans.second import SCALINGS
 
 
-def first_of(weights: Path, scaling: str, channels: list[str], wanted: list[str] | None = None) -> First:
+def first_of(weights: Path, scaling: str, channels: list[str], wanted: list[str] | None = None,
+             mirror: bool = False) -> First:
     """The first network of a cascade, as ``Settings`` have it.
 
     Args:
         weights: its weights, beside its card.
         scaling, channels: of the data set.
         wanted: the classes of the first network that the second one is known to take; None: any.
+        mirror: whether the second one is given the mirror image as well.
 
     Raises:
         UserError: where it sees scans otherwise, or cannot be a first network.
@@ -46,7 +48,7 @@ def first_of(weights: Path, scaling: str, channels: list[str], wanted: list[str]
         raise UserError(f"{name}: has the classes {', '.join(card.classes[1:])}, expected {', '.join(wanted)} as the "
                         "first network of --like has them; leave --first out to keep that one, or tune it on masks of "
                         "all these classes")
-    return First(str(weights), tuple(card.classes[1:]), tuple(network_of(weights)))
+    return First(str(weights), tuple(card.classes[1:]), tuple(network_of(weights)), mirror)
 
 
 @functools.cache
@@ -70,5 +72,6 @@ def see(images: Sequence[nib.Nifti1Image], volumes: np.ndarray, affine: np.ndarr
     grids = [checks.fitted(grid, images[0], "scan")[0] for grid in card.grids()]
     seen = [conformed_view(images, grid, card.scaling, None, {}) for grid in grids]
     second = stack_channels(turned_alike(volumes, seen[0][1])), affine
-    given = second_volume(model, [view for view, _ in seen], second, settings.grid.voxel_mm)
+    across = left_to_right(settings.grid.orientation) if settings.first.mirror else None
+    given = second_volume(model, [view for view, _ in seen], second, settings.grid.voxel_mm, across)
     return given and given[0]

@@ -246,11 +246,13 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     for model, views, second in zip(models, case.inputs, case.seconds):
         if second:
             with timed(case.parts, "first"):
-                given = second_volume(model.network.first, views, second, model.card.voxel_mm, **how)
+                given = second_volume(model.network.first, views, second, model.card.voxel_mm, model.card.across,
+                                      **how)
             views = [(given, second[1])]
         for seen, affine in views:
             with timed(case.parts, "compute"):
-                found = second_probabilities(model, seen, second[0].shape[1:], **how) if second else predict(
+                found = second_probabilities(
+                    model, seen, second[0].shape[1:], case.contrast, **how) if second else predict(
                     model.network, seen, **how)
             found = marks.of(found, also)
             with timed(case.parts, "back"):

@@ -14,12 +14,13 @@ from meshnet import __version__
 from meshnet.errors import UserError
 from meshnet.numbers import plain
 from meshnet.scans.contrast import CONTRASTS
-from meshnet.scans.grid import Grid
+from meshnet.scans.grid import Grid, left_to_right
 from meshnet.scans.mask import Decision, Marks
-from meshnet.scans.second import SCALINGS
+from meshnet.scans.second import SCALINGS, given_names
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHARE = "first_share"  # a field of the card, and a key of its ``contrasts``
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Card:
     marks: str | None = None  # the only class that a mask shows; None: all (see ``scans.mask.Marks``)
     first: list[str] | None = None  # of a cascade: the first network's classes, which are channels as well
     first_share: float = 0  # of a cascade: what share of the result the first network's own probabilities have
+    mirror: bool = False  # of a cascade: the second network is given the mirror image of all this as well
     others: dict[str, Any] = field(default_factory=dict)  # keys of the file that are not fields of this class
 
     def __post_init__(self):
@@ -75,8 +77,14 @@ class Card:
 
     @property
     def inputs(self) -> list[str]:
-        """What the network is given, by name: the scan's channels, and of a cascade the first network's classes."""
-        return [*self.channels, *(self.first or [])]
+        """What the network is given, by name: the scan's channels, of a cascade the first network's classes, and where
+        it is given the mirror image as well, all of these again."""
+        return given_names(self.channels, self.first, self.mirror)
+
+    @property
+    def across(self) -> int | None:
+        """The axis of the grid from left to right for a network that is given the mirror image; None for others."""
+        return left_to_right(self.orientation) if self.mirror else None
 
     def changed(self, **values) -> Card:
         """A copy of the card with other ``values``."""
@@ -90,8 +98,12 @@ class Card:
     def decision(self, contrast: str | None = None) -> Decision:
         """What makes a lesion on a scan that looks like ``contrast``, one of ``scans.contrast.CONTRASTS``."""
         own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
-        given = self.contrasts.get(contrast, {})
+        given = {key: value for key, value in self.contrasts.get(contrast, {}).items() if key != SHARE}
         return replace(own, **given | {"also": tuple(given.get("also", ()))})
+
+    def share(self, contrast: str | None = None) -> float:
+        """``first_share`` on a scan that looks like ``contrast``."""
+        return self.contrasts.get(contrast, {}).get(SHARE, self.first_share)
 
     def grids(self) -> list[Grid]:
         """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
@@ -160,7 +172,7 @@ def card_from(values: dict, path: Path) -> Card:
         if not isinstance(values.get(key), kind) or not values[key]:
             raise UserError(f"{path}: found {key} = {values.get(key)!r}, expected a {kind.__name__} that is not empty")
     check_first_classes(values, path)
-    given = [*values["channels"], *(values.get("first") or [])]
+    given = given_names(values["channels"], values.get("first"), values.get("mirror", False))
     for key, listed, what in (("in_channels", given, "channels"), ("classes", values["classes"], "classes")):
         number = values["arguments"].get(key, len(listed))
         if number != len(listed):
@@ -181,13 +193,13 @@ def card_from(values: dict, path: Path) -> Card:
 
 
 def check_first_classes(values: dict, path: Path) -> None:
-    """Raise UserError where ``first`` and ``first_share`` of the file ``path`` cannot be: see ``scans.second``."""
-    names, share = values.get("first"), values.get("first_share", 0)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise UserError(f"{path}: found first_share = {share!r}, expected a number from 0 to below 1")
-    if share and (not isinstance(names, list) or not set(values["classes"][1:]) <= set(names)):
-        raise UserError(f"{path}: found first_share = {share!r}, expected it only in a cascade whose first network has "
-                        "all of its classes")
+    """Raise UserError where ``first``, ``first_share`` and ``mirror`` of the file ``path`` cannot be: see
+    ``scans.second``."""
+    names = values.get("first")
+    check_share(values.get(SHARE, 0), values, path)
+    mirror = values.get("mirror", False)
+    if not isinstance(mirror, bool) or (mirror and names is None):
+        raise UserError(f"{path}: found mirror = {mirror!r}, expected true in a cascade, or false")
     if names is None:
         return
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -198,6 +210,16 @@ def check_first_classes(values: dict, path: Path) -> None:
     if values.get("shifted", False):
         raise UserError(f"{path}: found shifted = {values['shifted']!r} of a cascade, expected false: only its first "
                         "network may see a scan on two grids")
+
+
+def check_share(share, values: dict, path: Path) -> None:
+    """Raise UserError where the ``share`` that the file ``path`` gives the first network of a cascade cannot be."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise UserError(f"{path}: found first_share = {share!r}, expected a number from 0 to below 1")
+    names = values.get("first")
+    if share and (not isinstance(names, list) or not set(values["classes"][1:]) <= set(names)):
+        raise UserError(f"{path}: found first_share = {share!r}, expected it only in a cascade whose first network has "
+                        "all of its classes")
 
 
 def check_decision(values: dict, path: Path) -> None:
@@ -214,6 +236,9 @@ def check_decision(values: dict, path: Path) -> None:
     others = [] if values.get("marks") is None else [name for name in values["classes"][1:] if name != values["marks"]]
     for one in ({"sure": values.get("sure", 0)}, *given.values()):
         for key, value in one.items():
+            if key == SHARE:
+                check_share(value, values, path)
+                continue
             if key == "also":
                 if not isinstance(value, list) or not all(each in others for each in value):
                     raise UserError(f"{path}: found also = {value!r}, expected a list of classes beside the one that "

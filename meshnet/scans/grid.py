@@ -54,6 +54,11 @@ class Grid:
         return tuple(int(n) for n in self.shape) if self.shape else (max(1, round(256 / self.voxel_mm)),) * 3
 
 
+def left_to_right(orientation: str) -> int:
+    """Which axis of a grid with these codes runs from left to right, or from right to left."""
+    return next(axis for axis, code in enumerate(orientation) if code in "LR")
+
+
 def target_affine(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     """The (4, 4) affine of ``grid`` for ``image``: axes parallel to the scanner's, centre on the scan's centre."""
     back = CENTRES[grid.centre]

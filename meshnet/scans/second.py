@@ -5,9 +5,12 @@ The page computes the same, to the byte: values are float32 in the order written
 constants have their twins there.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from meshnet.scans.mask import box_of, slices
+from meshnet.scans.mirror import find_plane, mirror_image
 
 FOUND = 0.3  # probability above which a class is found: the region lies around all such voxels
 MARGIN_MM = 8  # by which the region is larger on each side
@@ -19,6 +22,13 @@ NARROWEST = 4  # grey levels from the first quartile to the third, at least
 LOWEST, HIGHEST = -4, 8  # distances from the median, in units of that range, that become 0 and 255
 Box = tuple[tuple[int, int], ...]  # ((x0, x1), (y0, y1), (z0, z1)), half open
 SCALINGS = ("conform_uint8", "lesions_bright")  # that a cascade can have: those with grey values of 8 bits
+
+
+def given_names(channels: Sequence[str], first: Sequence[str] | None, mirror: bool) -> list[str]:
+    """What a network is given, by name: the scan's channels, the classes of the first network of a cascade, and with
+    ``mirror`` all of these again."""
+    names = [*channels, *(first or [])]
+    return names + [f"{name}, mirrored" for name in names] if mirror else names
 
 
 def region(probabilities: np.ndarray, voxel_mm: float) -> Box | None:
@@ -36,32 +46,41 @@ def region(probabilities: np.ndarray, voxel_mm: float) -> Box | None:
     return box and tuple((max(0, a - margin), min(n, b + margin)) for (a, b), n in zip(box, probabilities.shape[1:]))
 
 
-def second_input(scan: np.ndarray, probabilities: np.ndarray, voxel_mm: float) -> np.ndarray | None:
+def second_input(scan: np.ndarray, probabilities: np.ndarray, voxel_mm: float,
+                 across: int | None = None) -> np.ndarray | None:
     """What the second network is given, as a prepared data set holds it; the network sees it divided by 255.
 
     Args:
         scan: conformed to the second network's grid, (C, X, Y, Z) uint8.
         probabilities, voxel_mm: as for ``region``.
+        across: the axis of the volumes from left to right, for a network that is given the mirror image as well.
 
     Returns:
         (C + K, X, Y, Z) uint8, in C order: the channels as ``grey_levels`` has them, then 255 times the probabilities,
-        rounded; 0 outside the region. None where nothing was found.
+        rounded; 0 outside the region. With ``across`` twice as many: the same follow as the plane between the
+        hemispheres mirrors them, which ``mirror.find_plane`` finds in the first channel. None where nothing was found.
     """
     box = region(probabilities, voxel_mm)
-    return None if box is None else input_within(scan, probabilities, box)
+    return None if box is None else input_within(scan, probabilities, box, across)
 
 
-def input_within(scan: np.ndarray, probabilities: np.ndarray, box: Box) -> np.ndarray:
+def input_within(scan: np.ndarray, probabilities: np.ndarray, box: Box, across: int | None = None) -> np.ndarray:
     """``second_input`` where the region, ``box``, is known."""
     inside = slices(box)
     found = probabilities[(slice(None), *inside)]
     middle = (found.max(0) < np.float32(UNSURE)) & ellipsoid(found.shape[1:])
-    result = np.zeros((len(scan) + len(found), *scan.shape[1:]), np.uint8)
+    own = len(scan) + len(found)
+    result = np.zeros((own if across is None else 2 * own, *scan.shape[1:]), np.uint8)
     for given, channel in zip(result, scan):
         grey = channel[inside]
         given[inside] = grey_levels(quartiles(grey[middle & (grey > 0)]))[grey]
     for given, share in zip(result[len(scan):], found):
         given[inside] = np.rint(np.float32(255) * share)
+    if across is not None:
+        there = [np.moveaxis(channel[inside], across, 0) for channel in result]
+        plane = find_plane(there[0])
+        for channel, image in zip(there[:own], there[own:]):
+            image[:] = mirror_image(channel, plane)
     return result
 
 

@@ -76,6 +76,7 @@ def seen_by(card: Card, folder: Path) -> list[tuple[str, str]]:
     return [("networks", "two: the first sees the whole head, the second what lies around all that the first found"),
             *grid_rows(read_card(folder / FIRST), "first network: "), ("handed on", ", ".join(card.first)),
             *grid_rows(card, "second network: "),
+            *([("given as well", "the mirror image of all that")] if card.mirror else []),
             *([("first network: share of the result", plain(card.first_share))] if card.first_share else [])]
 
 

@@ -185,7 +185,8 @@ def seen_by(scan: Sequence[Path], model: Model) -> list[np.ndarray]:
     if not model.card.first:
         return [conformed_scan(scan, model.card)]
     case = read_case(scan, [model])
-    found = second_volume(model.network.first, case.inputs[0], case.seconds[0], model.card.voxel_mm)
+    card = model.card
+    found = second_volume(model.network.first, case.inputs[0], case.seconds[0], card.voxel_mm, card.across)
     return [] if found is None else [as_input(found[0])]
 
 

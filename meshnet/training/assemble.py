@@ -149,7 +149,7 @@ def model_card(config: Config, data: PreparedData, box: list[int] | None, traini
     """The card that config.json holds: how a scan must look before it reaches the network, and what it trained on."""
     info = data.info
     same = {key: info[key] for key in ("channels", "classes", "voxel_mm", "shape", "orientation", "scaling", "window")}
-    others = {key: info[key] for key in ("averaged", "centre", "marks", "first") if key in info}  # newer ones
+    others = {key: info[key] for key in ("averaged", "centre", "marks", "first", "mirror") if key in info}  # newer ones
     return Card(**same, **others, crop=box, patch=config.model.patch or None, training_data=training_data)
 
 
@@ -303,7 +303,7 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     criterion = SegmentationLoss(config.loss, len(data.info["classes"])).to(accelerator.device)
     transform = None
     if augment.is_on(config.augment):
-        scan = len(data.info["channels"]) if data.info.get("first") else None
+        scan = [name in data.info["channels"] for name in data.inputs] if data.info.get("first") else None
         transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"], scan)
     tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card.training_data)
     return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,

@@ -44,6 +44,11 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
                  for names in (card.first, info.get("first"))]
         raise UserError(f"--init {init}: is given {kinds[0]}, expected {kinds[1]} as the data set holds it; prepare.py "
                         f"--like {init} prepares scans for it")
+    if card.mirror != info.get("mirror", False):
+        kinds = ["the mirror image as well" if mirror else "no mirror image" for mirror in
+                 (card.mirror, info.get("mirror", False))]
+        raise UserError(f"--init {init}: is given {kinds[0]}, expected {kinds[1]} as the data set holds it; prepare.py "
+                        f"--like {init} prepares scans for it")
     if len(card.channels) != len(info["channels"]):
         raise UserError(f"--init {init}: has {len(card.channels)} channels ({', '.join(card.channels)}), "
                         f"expected {len(info['channels'])} as the data set ({', '.join(info['channels'])})")

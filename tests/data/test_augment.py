@@ -33,7 +33,7 @@ def second(case):
 
 @pytest.mark.parametrize("name", [name for name in PROBABILITIES if name not in ("flip", "affine")])
 def test_grey_values_of_a_first_networks_probabilities_and_outside_its_region_stay(second, name):
-    image, _ = Augment(AugmentConfig(**{name: 1.0}), 1.0, "LIA", 1)(*second, seed=1)
+    image, _ = Augment(AugmentConfig(**{name: 1.0}), 1.0, "LIA", [True, False, False])(*second, seed=1)
     assert np.array_equal(image[1:], second[0][1:]) and not np.array_equal(image[0], second[0][0])
     outside = np.ones(image.shape[1:], bool)
     outside[3:-3, 3:-3, 3:-3] = False
@@ -41,14 +41,22 @@ def test_grey_values_of_a_first_networks_probabilities_and_outside_its_region_st
 
 
 def test_a_first_networks_probabilities_move_with_the_scan(second):
-    image, mask = Augment(AugmentConfig(flip=1.0), 1.0, "LIA", 1)(*second, seed=0)
+    image, mask = Augment(AugmentConfig(flip=1.0), 1.0, "LIA", [True, False, False])(*second, seed=0)
     assert np.array_equal(image, np.flip(second[0], 1)) and np.array_equal(mask, np.flip(second[1], 0))
     turn = {"affine": 1.0, "rotate_degrees": 25, "shift_mm": 3}
-    image, mask = Augment(AugmentConfig(**turn), 1.0, "LIA", 1)(*second, seed=3)
+    image, mask = Augment(AugmentConfig(**turn), 1.0, "LIA", [True, False, False])(*second, seed=3)
     plain, plain_mask = Augment(AugmentConfig(**turn), 1.0, "LIA")(*second, seed=3)
     inside = image.any(0)
     np.testing.assert_allclose(image[:, inside], plain[:, inside], atol=1e-5)
     assert np.array_equal(mask, plain_mask) and not np.array_equal(image, second[0]) and inside.mean() > 0.2
+
+
+def test_grey_values_of_the_mirror_image_change_with_those_of_the_scan(second):
+    """A scan and a probability, then the mirror images of both."""
+    image = np.concatenate([second[0][:2], np.flip(second[0][:2], 1)])
+    found, _ = Augment(AugmentConfig(contrast=1.0), 1.0, "LIA", [True, False, True, False])(image, second[1], seed=1)
+    assert np.array_equal(found[1::2], image[1::2]) and not np.array_equal(found[0], image[0])
+    np.testing.assert_allclose(found[2], np.flip(found[0], 0), atol=1e-6)
 
 
 def test_off_by_default():

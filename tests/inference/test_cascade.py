@@ -23,7 +23,7 @@ from meshnet.networks.build import Model
 from meshnet.networks.card import read_card
 from meshnet.networks.folder import save_model
 from meshnet.scans import grid as grids
-from meshnet.scans.contrast import T1W, turned_round
+from meshnet.scans.contrast import CONTRASTS, T1W, turned_round
 from meshnet.scans.grid import conform, to_native
 from meshnet.scans.mask import slices
 from meshnet.scans.second import mixed, region
@@ -44,7 +44,7 @@ def by_hand(paths, folder, turned=False):
         found = np.exp(found - found.max(0)) / np.exp(found - found.max(0)).sum(0)
         there = conform(images[0], each, exact=False).affine
         p = p + to_native(found[1:], there, SimpleNamespace(affine=affine, shape=own.size)) / len(before.grids())
-    given = plain_input(grey, p.astype(np.float32), card.voxel_mm)
+    given = plain_input(grey, p.astype(np.float32), card.voxel_mm, card.across)
     logits = by_model(second, given.astype(np.float32) / 255)
     found = np.exp(logits - logits.max(0)) / np.exp(logits - logits.max(0)).sum(0)
     inside = np.zeros(own.size, bool)
@@ -81,6 +81,19 @@ def test_the_mask_is_that_of_the_specification(tmp_path, scan, way, shifted):
     agree(segment_scan(scan, folder, probabilities=True), by_hand([scan], folder))
 
 
+@pytest.mark.parametrize("orientation", ["LIA", "PSR"])
+def test_the_second_network_can_be_given_the_mirror_image(tmp_path, scan, way, orientation):
+    folder = write_cascade(tmp_path / "two", mirror=True, orientation=orientation)
+    found = segment_scan(scan, folder, probabilities=True)
+    agree(found, by_hand([scan], folder))
+    network, card = load_model(folder)
+    with torch.no_grad():
+        network.blocks[0].conv.weight[:, 3:] = 0
+    save_model(folder, network, card)
+    without = segment_scan(scan, folder, probabilities=True)
+    assert np.abs(array(found.probabilities) - array(without.probabilities)).max() > 0.05
+
+
 def test_the_first_network_can_have_a_share_of_the_result(tmp_path, scan, way):
     folder = write_cascade(tmp_path / "two")
     alone = array(segment_scan(scan, folder, probabilities=True).probabilities)
@@ -88,6 +101,20 @@ def test_the_first_network_can_have_a_share_of_the_result(tmp_path, scan, way):
     found = segment_scan(scan, folder, probabilities=True)
     agree(found, by_hand([scan], folder))
     assert np.abs(array(found.probabilities) - alone).max() > 0.05
+
+
+def test_the_share_can_be_another_on_scans_that_look_otherwise(tmp_path, scan, way):
+    folder = write_cascade(tmp_path / "two")
+    plainly = array(segment_scan(scan, folder, probabilities=True).probabilities)
+    looks = segment_scan(scan, folder).contrast
+    other = next(name for name in CONTRASTS if name != looks)
+    for contrast, changed in ((other, False), (looks, True)):
+        edit(folder / "config.json", contrasts={contrast: {"first_share": 0.4, "threshold": 0.45}})
+        found = segment_scan(scan, folder, probabilities=True)
+        assert np.array_equal(array(found.probabilities), plainly) != changed
+    assert found.decision.threshold == 0.45
+    edit(folder / "config.json", contrasts={}, first_share=0.4)
+    agree(found, by_hand([scan], folder), 0.45)
 
 
 def test_a_share_by_hand():
@@ -262,6 +289,12 @@ CARD_FAULTS = [
     ("config.json", {"shifted": True}, "found shifted = True of a cascade, expected false"),
     ("config.json", {"first": ["fluid", "lesion"]}, "found classes lesion, fluid, expected fluid, lesion"),
     ("config.json", {"first_share": 1}, "found first_share = 1, expected a number from 0 to below 1"),
+    ("config.json", {"contrasts": {"T2w": {"first_share": 1}}}, "found first_share = 1, expected a number from 0 to"),
+    ("config.json", {"classes": ["background", "a", "b"], "marks": "a", "contrasts": {"T2w": {"first_share": 0.5}}},
+     "found first_share = 0.5, expected it only in a cascade"),
+    ("config.json", {"mirror": 1}, "found mirror = 1, expected true in a cascade, or false"),
+    ("config.json", {"mirror": True}, "found 6 channels, expected 3"),
+    ("config.json", {"mirror": True, "first": None}, "found mirror = True, expected true in a cascade, or false"),
     ("config.json", {"first_share": True}, "found first_share = True, expected a number"),
     ("config.json", {"first_share": 0.5, "classes": ["background", "a"]}, "found first_share = 0.5, expected it only"),
     ("config.json", {"channels": ["T2w"]}, "found channels T1w, expected T2w"),

@@ -32,6 +32,22 @@ def test_what_the_second_network_is_given_is_the_specification_to_the_byte(case,
     np.testing.assert_array_equal(found, plain_input(scan, p, voxel_mm))
 
 
+@pytest.mark.parametrize("across", [0, 1, 2])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_mirror_image_of_all_channels_follows_them(across, channels):
+    scan, p = made((24, 22, 26), channels, box=((3, 21), (4, 22), (2, 25)))
+    found, alone = second.second_input(scan, p, 2.0, across), second.second_input(scan, p, 2.0)
+    np.testing.assert_array_equal(found[:channels + 2], alone)
+    np.testing.assert_array_equal(found, plain_input(scan, p, 2.0, across))
+    assert found[channels + 2:].any() and found.flags.c_contiguous
+
+
+def test_what_a_network_is_given_by_name():
+    assert second.given_names(["T1w"], None, False) == ["T1w"]
+    assert second.given_names(["T1w"], ["a", "b"], True) == ["T1w", "a", "b", "T1w, mirrored", "a, mirrored",
+                                                            "b, mirrored"]
+
+
 def test_the_order_of_axes_in_memory_changes_nothing():
     scan, p = made((17, 16, 18))
     turned = second.second_input(np.asfortranarray(scan), np.asfortranarray(p), 2.0)

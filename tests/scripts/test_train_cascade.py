@@ -80,6 +80,34 @@ def test_a_case_is_prepared_as_infer_gives_it_to_the_second_network(data, first)
         assert not outside.any()
 
 
+def test_with_the_mirror_image_it_is_prepared_trained_and_run_so(data, run, first, tmp_path):
+    out, folder = tmp_path / "mirrored", tmp_path / "run"
+    run_script_file("prepare.py", *SYNTHETIC, "--first", first, "--mirror", "--out", out)
+    prepared, plain = PreparedData(out), PreparedData(data)
+    assert prepared.inputs == ["T2w", "lesion", "fluid", "T2w, mirrored", "lesion, mirrored", "fluid, mirrored"]
+    image = make_case(2, 8.0, "demo")[0]
+    found = prepared.read(2, "image")
+    assert np.array_equal(found[:3], plain.read(2, "image")) and found[3:].any()
+    train(out, folder, *EPOCHS, "--augment.contrast", 1, "--augment.flip", 1)
+    model = load_model(folder)
+    network, card = model
+    assert card.mirror and network.arguments["in_channels"] == 6
+    case = read_case([image], [model])
+    expected, _ = second_volume(network.first, case.inputs[0], case.seconds[0], 8.0, card.across)
+    apart = np.abs(found.astype(int) - expected)
+    assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert segment_scan(tmp_path / "a.nii.gz", folder).volume_ml >= 0
+    for given, init, line in ((out, run, "is given no mirror image, expected the mirror image as well"),
+                              (data, folder, "is given the mirror image as well, expected no mirror image")):
+        said = run_script_file("train.py", "--data", given, "--run_dir", tmp_path / "x", "--init", init, check=False)
+        assert said.returncode == 2 and f"{line} as the data set holds it" in said.stderr
+    again = tmp_path / "again"
+    run_script_file("prepare.py", *SYNTHETIC[:4], "--outer", 2, "--inner", 1, "--workers", 1, "--like", folder, "--out",
+                    again)
+    assert np.array_equal(PreparedData(again).read(2, "image"), found)
+
+
 def load_second(first, prepared):
     """A model with the first network and the grid of a data set, whose second network is not run."""
     from meshnet.networks.build import Model
@@ -241,6 +269,8 @@ def test_what_cannot_be_a_first_network_is_refused(tmp_path, first):
         found = run_script_file("prepare.py", *SYNTHETIC, *flags, "--out", tmp_path / "out", check=False)
         assert found.returncode == 2 and line in found.stderr and found.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
+    found = run_script_file("prepare.py", *SYNTHETIC, "--mirror", "--out", tmp_path / "out", check=False)
+    assert found.returncode == 2 and "--mirror: found no --first, expected" in found.stderr
     alone = write_first(tmp_path / "alone")
     model, card = load_model(alone)
     model.head.weight.data, model.head.bias.data = model.head.weight.data[:2], model.head.bias.data[:2]

@@ -22,8 +22,8 @@ from meshnet.inference import cascade
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case
 from meshnet.networks.card import Card, read_card
-from meshnet.scans import second
-from meshnet.scans.contrast import looks_like
+from meshnet.scans import mirror, second
+from meshnet.scans.contrast import CONTRASTS, looks_like
 from meshnet.scans.grid import conform
 from meshnet.sharing import to_web
 
@@ -34,13 +34,13 @@ def page():
         yield page
 
 
-def by_page(page, grey, probabilities, voxel_mm):
-    """What the page gives the second network, (C + K, X, Y, Z) uint8, or None."""
+def by_page(page, grey, probabilities, voxel_mm, across=None):
+    """What the page gives the second network, as ``second.second_input`` has it."""
     paths = {name: Path(page.folder.name) / name for name in ("scan", "probabilities", "out")}
     for name, volume in (("scan", grey), ("probabilities", probabilities)):
         np.ascontiguousarray(volume).tofile(paths[name])
     answer = page.ask("second", **{name: str(path) for name, path in paths.items()}, shape=grey.shape[1:],
-                      voxel_mm=voxel_mm)
+                      voxel_mm=voxel_mm, across=across)
     assert "error" not in answer, answer
     return np.fromfile(paths["out"], np.uint8).reshape(-1, *grey.shape[1:]) if answer["found"] else None
 
@@ -63,10 +63,10 @@ def findings(draw):
     return scan, p
 
 
-@given(findings(), st.sampled_from([1.0, 2.0, 3.2, 4.0, 16.5]))
+@given(findings(), st.sampled_from([1.0, 2.0, 3.2, 4.0, 16.5]), st.sampled_from([None, None, 0, 1, 2]))
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_the_second_network_is_given_pythons_bytes(page, found, voxel_mm):
-    expected, answer = second.second_input(*found, voxel_mm), by_page(page, *found, voxel_mm)
+def test_the_second_network_is_given_pythons_bytes(page, found, voxel_mm, across):
+    expected, answer = second.second_input(*found, voxel_mm, across), by_page(page, *found, voxel_mm, across)
     assert (answer is None) == (expected is None)
     if expected is not None:
         np.testing.assert_array_equal(answer, expected)
@@ -81,16 +81,34 @@ def test_the_second_network_is_given_pythons_bytes_of_a_head(page):
         scan = np.where(inside, 110 + spread * generator.standard_normal(inside.shape), 0).clip(0, 255)
         scan = scan.astype(np.uint8)[None]
         p = np.stack([np.float32(0.9) * (((grid - 0.3) ** 2).sum(0) < 0.06), np.float32(0.4) * inside]).astype("f4")
-        expected = second.second_input(scan, p, 2.0)
-        assert len(np.unique(expected[0])) > 3
-        np.testing.assert_array_equal(by_page(page, scan, p, 2.0), expected)
+        for across in (None, 0, 2):
+            expected = second.second_input(scan, p, 2.0, across)
+            assert len(np.unique(expected[0])) > 3
+            np.testing.assert_array_equal(by_page(page, scan, p, 2.0, across), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_plane_between_the_hemispheres_is_pythons(page, seed):
+    """Of a tilted head with one side unlike the other, so that the plane is looked for in every round."""
+    generator = np.random.default_rng(seed)
+    tilts, shift = generator.uniform(-0.15, 0.15, 2), generator.uniform(-6, 6)
+    x, y, z = np.indices((58, 66, 54), float) - np.array([28.5, 32.5, 26.5]).reshape(3, 1, 1, 1)
+    apart = (x - shift + tilts[0] * y + tilts[1] * z) / np.sqrt(1 + (tilts ** 2).sum())
+    scan = 90 + 40 * np.cos(apart / 3) * np.cos(y / 5) + 20 * np.sin(z / 4) + generator.normal(0, 9, x.shape)
+    scan = scan.clip(1, 255).astype(np.uint8)[None]
+    p = np.full((1, *x.shape), 0.4, np.float32)
+    expected = second.second_input(scan, p, 2.0, 0)
+    assert mirror.find_plane(expected[0]) != (0, 0, 0) and expected[2].any()
+    np.testing.assert_array_equal(by_page(page, scan, p, 2.0, 0), expected)
 
 
 def test_the_constants_are_pythons():
-    text = re.search(r"^const SECOND = (\{.*\});$", to_web.script("second"), re.MULTILINE).group(1)
-    values = json.loads(re.sub(r"(\w+):", r'"\1":', text))
-    assert {name: list(value) if isinstance(value, tuple) else value for name, value in vars(second).items()
-            if name.isupper() and name != "SCALINGS"} == values
+    for name, module in (("second", second), ("mirror", mirror)):
+        text = re.search(rf"^const {name.upper()} = (\{{.*\}});$", to_web.script(name), re.MULTILINE).group(1)
+        text = re.sub(r"1 / (\d+)", lambda found: str(1 / int(found[1])), text)
+        values = json.loads(re.sub(r"([A-Z_]+):", r'"\1":', text))
+        own = {key: value for key, value in vars(module).items() if key.isupper() and key != "SCALINGS"}
+        assert json.loads(json.dumps(own)) == values
 
 
 # ---------------------------------------------------------------------- both networks, from a scan to its mask
@@ -101,6 +119,10 @@ CASES = {
     "two channels": {"channels": ("FLAIR", "T2w")},
     "nothing turned round, one grid": {"scaling": "conform_uint8", "shifted": False},
     "the first has a share": {"first_share": 0.3},
+    "the first has a share by contrast": {"contrasts": {name: {"first_share": 0.1 * n, "threshold": 0.4} for n, name in
+                                                         enumerate(CONTRASTS, 2)}},
+    "the mirror image as well": {"mirror": True},
+    "the mirror image along another axis": {"mirror": True, "orientation": "PSR", "channels": ("FLAIR", "T2w")},
     "an odd grid": {"orientation": "RAS", "shape": [37, 40, 33], "min_lesion_mm3": 2000, "sure": 0.6},
 }
 

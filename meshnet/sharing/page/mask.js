@@ -12,7 +12,13 @@ function decisive(card, contrast) {
 // What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3}, and `also` (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  return { threshold, sure, min_lesion_mm3, ...((card.contrasts || {})[contrast] || {}) };
+  const { first_share: _, ...own } = (card.contrasts || {})[contrast] || {};
+  return { threshold, sure, min_lesion_mm3, ...own };
+}
+
+// What share of the result the first network of a cascade has on a scan that looks like `contrast` (Card.share).
+function shareOf(card, contrast) {
+  return ((card.contrasts || {})[contrast] || {}).first_share ?? card.first_share;
 }
 
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).

@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "naming", "grid", "second", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "naming", "grid", "mirror", "second", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -73,9 +73,9 @@ const answers = {
     return { seconds: (used.user + used.system) / 1e6, bytes: kernels.bytes, plan };
   },
   // {scan, probabilities, shape, voxel_mm, out} -> whether the second network of a cascade has an input, which is in a file
-  second({ scan, probabilities, shape, voxel_mm, out }) {
+  second({ scan, probabilities, shape, voxel_mm, out, across }) {
     const n = count(shape), parts = (data) => Array.from({ length: data.length / n }, (_, c) => data.slice(n * c, n * (c + 1)));
-    const found = secondInput(parts(read(scan)), parts(new Float32Array(read(probabilities).buffer)), shape, voxel_mm);
+    const found = secondInput(parts(read(scan)), parts(new Float32Array(read(probabilities).buffer)), shape, voxel_mm, across);
     if (found) fs.writeFileSync(out, Buffer.concat(found.input));
     return { found: found !== null };
   },

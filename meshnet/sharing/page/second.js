@@ -5,9 +5,10 @@
 
 const SECOND = { FOUND: 0.3, MARGIN_MM: 8, UNSURE: 0.5, ELLIPSOID: 0.64, FEWEST: 500, ELSE: [0, 64, 128], NARROWEST: 4, LOWEST: -4, HIGHEST: 8 };
 
-// u1 volumes, 0 outside the region: grey values told from those of the brain's middle, then 255 times the probabilities.
-// Null where the first network found nothing; else {input, region}.
-function secondInput(greys, probabilities, shape, voxelMm) {
+// u1 volumes, 0 outside the region: grey values told from those of the brain's middle, then 255 times the probabilities,
+// and with `across`, the axis from left to right, all of these mirrored. Null where the first network found nothing; else
+// {input, region}.
+function secondInput(greys, probabilities, shape, voxelMm, across = null) {
   const most = highest(probabilities), region = regionOf(most, shape, voxelMm);
   if (!region) return null;
   const found = greys.map((grey) => {
@@ -15,7 +16,25 @@ function secondInput(greys, probabilities, shape, voxelMm) {
     return within(region, shape, grey, (value) => levels[value]);
   });
   const input = [...found, ...probabilities.map((one) => within(region, shape, one, (share) => roundEven(f32(255 * share))))];
-  return { input, region };
+  return { input: across === null ? input : [...input, ...mirrorImages(input, shape, region, across)], region };
+}
+
+// u1 volumes as the plane between the hemispheres mirrors them, which the first of them shows; 0 outside the region.
+function mirrorImages(volumes, shape, region, across) {
+  const order = [across, ...[0, 1, 2].filter((axis) => axis !== across)], size = order.map((axis) => region[axis][1] - region[axis][0]);
+  const steps = order.map((axis) => shape.slice(axis + 1).reduce((all, n) => all * n, 1));
+  const from = order.reduce((sum, axis, i) => sum + region[axis][0] * steps[i], 0);
+  const places = new Int32Array(count(size));
+  for (let i = 0, at = 0; i < size[0]; ++i)
+    for (let j = 0; j < size[1]; ++j)
+      for (let k = 0; k < size[2]; ++k) places[at++] = from + i * steps[0] + j * steps[1] + k * steps[2];
+  const within = (volume) => ({ data: Uint8Array.from(places, (place) => volume[place]), shape: size });
+  const plane = findPlane(within(volumes[0]));
+  return volumes.map((volume) => {
+    const found = new Uint8Array(volume.length);
+    mirrorImage(within(volume), plane).forEach((value, at) => (found[places[at]] = value));
+    return found;
+  });
 }
 
 function highest(probabilities) {

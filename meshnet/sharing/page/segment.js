@@ -79,7 +79,8 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
     step(first ? SECOND_STAGE : "computing", number, views.length);
     const found = await timed(parts, "compute", () => computed(engine, layers, channels, shape, name));
     if (region) backgroundOutside(found, region, shape);
-    if (card.first_share) mix(found, channels.slice(card.channels.length), card);
+    const share = first ? shareOf(card, contrast) : 0;
+    if (share) mix(found, channels.slice(card.channels.length), card, share);
     step("going back", number, views.length);
     await timed(parts, "back", () => which.forEach(([one, ...others], at) => {
       const sum = others.length ? found[one].map((value, i) => others.reduce((all, k) => f32(all + found[k][i]), value)) : found[one];
@@ -94,8 +95,8 @@ function backgroundOutside(found, region, shape) {
   found.forEach((own, number) => own.set(within(region, shape, own, (value) => value, new Float32Array(own.length).fill(number ? 0 : 1))));
 }
 
-// Gives the second network's probabilities, in place, the share of the first one's `given` that the card says.
-function mix(found, given, { first, first_share: share, classes }) {
+// Gives the second network's probabilities, in place, a share of the first one's `given`.
+function mix(found, given, { first, classes }, share) {
   found.slice(1).forEach((own, at) => {
     const from = given[first.indexOf(classes[at + 1])];
     for (let i = 0; i < own.length; ++i) own[i] = f32(own[i] * f32(1 - share)) + f32(from[i] * f32(share));
@@ -113,8 +114,13 @@ async function secondViews(engine, { card, first }, { views, second: { shape, af
       found.forEach((one, at) => addMean(total, at, toGrid(one, view.shape, view.affine, { shape, affine }), views.length));
     });
   }
-  const given = await timed(parts, "first", () => secondInput(greys, total, shape, card.voxel_mm));
+  const given = await timed(parts, "first", () => secondInput(greys, total, shape, card.voxel_mm, card.mirror ? leftToRight(card) : null));
   return given ? [{ channels: given.input.map((data) => asInput(makeVolume(data, shape, "u1"))), shape, affine, region: given.region }] : [];
+}
+
+// The axis of a model's grid from left to right.
+function leftToRight({ orientation }) {
+  return [...orientation].findIndex((code) => "LR".includes(code));
 }
 
 function computed(engine, layers, channels, shape, name) {
@@ -162,7 +168,7 @@ function planNetwork(engine, { card, layers, first }) {
   const until = now() + TRIAL_MS;  // the first ones take longer, as the kernels are still being compiled
   let each = Infinity;
   for (let n = 0; n < TRIALS || now() < until; ++n) each = Math.min(each, time(TRIAL));
-  const operation = each / (2 * layers.reduce((sum, { weight }) => sum + weight.length, 0)), handed = first ? card.first.length : 0;
+  const operation = each / (2 * layers.reduce((sum, { weight }) => sum + weight.length, 0)), handed = first ? card.first.length * (card.mirror ? 2 : 1) : 0;
   const voxels = grids.reduce((sum, { size }) => sum + count(size), 0);
   const whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + (VOXEL_BYTES + HANDED_BYTES * handed) * count(size));
   return { network: (each * (normed ? 1 : HEAD_SHARE) + REST * handed * operation) * voxels, operation, bytes: Math.max(...whole) };
