@@ -58,8 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     g.add_argument("--first", metavar="MODEL", help="for the second network of a cascade: this one's probabilities "
                    "become further channels (default: the first network of a cascade in --like); without --like "
                    "orientation, centre and scaling are this one's")
-    g.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None, help="with --first: all channels "
-                   "once more, mirrored (default no)")
+    g.add_argument("--mirror", action=argparse.BooleanOptionalAction, help="with --first: all channels also mirrored")
     g.add_argument("--voxel_mm", type=float, help="edge of a voxel (default 1)")
     g.add_argument("--shape", type=int, nargs=3, metavar="N", help="voxels on each axis (default 256 / voxel_mm)")
     g.add_argument("--orientation", help="axis codes (default LIA, as mri_convert and brainchop)")
@@ -102,8 +101,8 @@ def main() -> int:
                    "preset": arguments.synthetic_preset, "anatomy": arguments.anatomy, "lesions": arguments.lesions}
     filters = Filters.parse(arguments.include, arguments.exclude, arguments.image_pattern, arguments.mask_pattern,
                             arguments.same)
-    listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, arguments.subject, arguments.apart,
-                         **options)
+    listing = find_cases(arguments.format, arguments.path, arguments.suffix, filters, arguments.subject,
+                         arguments.apart, **options)
     print_notes(listing.notes)
     if arguments.list:
         return print_listing(arguments, listing)
@@ -219,8 +218,9 @@ def seen_by(arguments: argparse.Namespace) -> dict:
     known, arguments.wanted = {}, None
     if arguments.like:
         card = read_card(folder := find_folder(find(arguments.like)))
-        print(f"as {arguments.like} sees scans: {plain(card.voxel_mm)} mm, {'averaged' if card.averaged else 'sampled'}, "
-              f"{card.orientation}, {card.scaling}, channels {', '.join(card.channels)}")
+        print(f"as {arguments.like} sees scans: {plain(card.voxel_mm)} mm, "
+              f"{'averaged' if card.averaged else 'sampled'}, {card.orientation}, {card.scaling}, channels "
+              f"{', '.join(card.channels)}")
         known, arguments.wanted = {name: getattr(card, name) for name in SEEN}, card.first
         if read_first(folder, card) and not arguments.first:
             arguments.first = str(folder / FIRST)
@@ -342,9 +342,8 @@ def print_notes(notes: list[str]) -> None:
 
 def print_faults(failed: list[tuple[str, str]]) -> None:
     """A line on stderr for each case that failed: its path and the reason."""
-    for path, reason in failed:
-        line = reason if reason.startswith(path) else f"{path}: {reason}"
-        print(f"failed\t{' '.join(line.split())}", file=sys.stderr)
+    for path, line in failed:
+        print(f"failed\t{' '.join((line if line.startswith(path) else f'{path}: {line}').split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":
