@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo.py
 
 page: $(VENV)/.installed
-	$(BIN)/python share.py web meshnet16-synthetic page
+	$(BIN)/python share.py web meshnet16-cascade page
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -255,7 +255,7 @@ def benchmark_flags() -> set[str]:
 
 @pytest.fixture(scope="module")
 def examples_folder(tmp_path_factory) -> Path:
-    """A folder with a small synthetic scan, ``scan.nii.gz``, and in the place of the built-in network a tiny one."""
+    """A folder with a small synthetic scan, ``scan.nii.gz``, and in the place of the built-in networks a tiny one."""
     from meshnet.data.synthetic.case import make_case
     from meshnet.networks.card import read_card
     from meshnet.networks.folder import BUILT_IN, DEFAULT_NAME
@@ -263,10 +263,12 @@ def examples_folder(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("examples")
     nib.save(make_case(1001, 4.0, "demo", (40, 48, 44))[0], folder / "scan.nii.gz")
-    card = read_card(BUILT_IN / DEFAULT_NAME)
+    single = "meshnet16-synthetic"  # the default is a cascade
+    card = read_card(BUILT_IN / single)
     tiny = MeshNet(2, len(card.channels), len(card.classes), dilations=(1, 2), norm="instance")
-    tiny.save_pretrained(folder / "weights" / DEFAULT_NAME,
-                         card.changed(voxel_mm=8.0, shape=None, crop=None, arguments=tiny.arguments))
+    for name in (single, DEFAULT_NAME):
+        tiny.save_pretrained(folder / "weights" / name,
+                             card.changed(voxel_mm=8.0, shape=None, crop=None, arguments=tiny.arguments))
     return folder
 
 

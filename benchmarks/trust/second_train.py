@@ -1,15 +1,18 @@
 """Train the second network of a built-in cascade on the heads of ``second_heads.py``.
 
 ``python benchmarks/trust/second_train.py --data FOLDER … --first MODEL --out FOLDER --minutes 88``
+``torchrun --nproc_per_node 2 benchmarks/trust/second_train.py … --mirror --weights FOLDER --minutes 100``
 
-Patches of 2 mm voxels, drawn where something is to be learned, on one core. The rate falls by the clock, and batch
-norm's statistics stay from 60 % of the time on. The state is written every half minute, so the same command goes on. At
+Patches of 2 mm voxels, drawn where something is to be learned, one process on each core. Each process has a share of
+the heads, and all take the mean of their weights every few steps. The rate falls by the clock, and batch norm's
+statistics stay in the last part of the time. The state is written every half minute, so the same command goes on. At
 the end ``--out`` is a cascade with the running mean of the weights, whose decision is still to be chosen
 (``decision.py``).
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -18,26 +21,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import distributed
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meshnet.errors import run_script
 from meshnet.files import whole_file
+from meshnet.scans.mirror import find_plane, mirror_places
 
 CLASSES = ["background", "lesion", "white matter disease"]
-ARGUMENTS = {"channels": 16, "in_channels": 4, "classes": 3, "dilations": [1, 2, 4, 4, 2, 1], "norm": "batch"}
+ARGUMENTS = {"channels": 16, "classes": 3, "dilations": [1, 2, 4, 4, 2, 1], "norm": "batch"}
 PATCH, EDGE, BATCH = 48, 4, 2  # voxels; those at the edge do not count, since they see too little
-RATE, LAST_RATE, DECAY, FROZEN = 0.01, 1e-4, 0.998, 0.6
+LAST_RATE, DECAY = 1e-4, 0.998
+EVERY = 10  # steps after which all processes take the mean of their weights
+KINDS = {"T1w": 2.4, "T2w": 1.5, "FLAIR": 1.0, "DWI": 1.1, "random": 0.5}  # how often a head is taken
+UNSURE, WRONG = 0.2, (0.03, 0.03, 1.0)  # share of mirror images that are off, by so much
+ABSENT = 0.04  # share that is left out
 # Shares of patches around a lesion, disease, and what the first network or the grey value makes suspicious; the weights
 # of the classes and of both losses. Many lesions at first, so that anything is learned; then what is nearer to a scan.
 WAYS = {"early": ((0.5, 0.1, 0.3), (1.0, 2.0, 1.0), 3.0, 0.7), "late": ((0.3, 0.06, 0.39), (1.0, 1.2, 0.8), 5.0, 0.5)}
 
 
-def read_head(path: Path) -> dict:
-    """A head with some of the places, (N, 3) int16, around which patches are drawn."""
+def read_head(path: Path, mirror: bool) -> dict:
+    """A head with the plane between its hemispheres, where that is asked for, and with some of the places, (N, 3)
+    int16, around which patches are drawn."""
     with np.load(path) as file:
-        given, truth = file["given"], file["truth"]
+        given, truth, kind = file["given"], file["truth"], str(file["contrast"])
     rng = np.random.default_rng(0)
 
     def some(where: np.ndarray, most: int) -> np.ndarray:
@@ -45,7 +55,7 @@ def read_head(path: Path) -> dict:
         return places[rng.permutation(len(places))[:most]].astype(np.int16)
 
     hot = (given[1].astype(int) + given[3] > 38) | (given[0] > 127)
-    return {"given": given, "truth": truth,
+    return {"given": given, "truth": truth, "weight": KINDS[kind], "plane": find_plane(given[0]) if mirror else None,
             "places": [some(truth == 1, 5000), some(truth == 2, 2000), some(hot, 8000)]}
 
 
@@ -58,24 +68,50 @@ def draw_patch(rng: np.random.Generator, head: dict, shares: tuple) -> tuple[np.
              for c, n in zip(centre, size)]
     part = tuple(slice(a, a + PATCH) for a in start)
     given, truth = head["given"][(slice(None), *part)].astype(np.float32), head["truth"][part]
+    if head["plane"]:
+        given = np.concatenate([given, mirrored(rng, head, start, truth.shape)])
     axes = [axis for axis in range(3) if rng.random() < 0.5]
     given, truth = np.flip(given, [axis + 1 for axis in axes]), np.flip(truth, axes)
     if rng.random() < 0.3:
         given, truth = given.swapaxes(1, 3), truth.swapaxes(0, 2)
-    grey = given[0] * np.float32(12 / 255) - 4
+    both = given.reshape(-1, 4, *truth.shape)  # the head, and its mirror image: (1 or 2, 4, n, n, n)
+    grey = both[:, 0] * np.float32(12 / 255) - 4
     if rng.random() < 0.3:
-        grey = ndimage.gaussian_filter1d(grey, rng.uniform(0.4, 1.6), int(rng.integers(3)))
+        grey = ndimage.gaussian_filter1d(grey, rng.uniform(0.4, 1.6), 1 + int(rng.integers(3)))
     grey = grey * np.float32(np.exp(rng.normal(0, 0.25))) + np.float32(rng.normal(0, 0.2))
     if rng.random() < 0.3:
+        shares = np.float32([1, rng.uniform(-1, 1)])[:len(grey), None, None, None]  # coils see two places otherwise
         for axis, slope in enumerate(rng.normal(0, 0.25, 3)):
-            ramp = np.linspace(-slope, slope, grey.shape[axis], dtype=np.float32)
-            grey = grey + ramp.reshape([-1 if axis == k else 1 for k in range(3)])
+            ramp = np.linspace(-slope, slope, truth.shape[axis], dtype=np.float32)
+            grey = grey + shares * ramp.reshape([-1 if axis == k else 1 for k in range(3)])
     if rng.random() < 0.4:
         grey = grey + rng.standard_normal(grey.shape, np.float32) * np.float32(rng.uniform(0, 0.5))
-    p = given[1:] / np.float32(255)
+    p = both[:, 1:] / np.float32(255)
     logits = np.log((p + 1e-3) / (1.001 - p)) * np.float32(np.exp(rng.normal(0, 0.25)))
-    p = 1 / (1 + np.exp(-logits - rng.normal(0, 0.7, (len(p), 1, 1, 1)).astype(np.float32)))
-    return np.concatenate([np.clip((grey[None] + 4) / 12, 0, 1), p]).astype(np.float32), truth.astype(np.int64)
+    p = 1 / (1 + np.exp(-logits - rng.normal(0, 0.7, (p.shape[1], 1, 1, 1)).astype(np.float32)))
+    found = np.concatenate([np.clip((grey[:, None] + 4) / 12, 0, 1), p], 1)
+    if len(found) == 2:
+        found[1] *= both[1].any(0) & (rng.random() >= ABSENT)
+    return found.reshape(given.shape).astype(np.float32), truth.astype(np.int64)
+
+
+def mirrored(rng: np.random.Generator, head: dict, start: list[int], size: tuple[int, ...]) -> np.ndarray:
+    """The mirror image of a patch, (C + K, n, n, n) float32; of some the plane is not quite right."""
+    shape, plane = head["truth"].shape, np.array(head["plane"])
+    if rng.random() < UNSURE:
+        plane = plane + rng.normal(0, 1, 3) * WRONG
+    points = np.ogrid[tuple(slice(a, a + n) for a, n in zip(start, size))]
+    inside, places = mirror_places(shape, points, tuple(plane))
+    found = head["given"].reshape(len(head["given"]), -1)[:, places] * inside
+    return found.reshape(-1, *size).astype(np.float32)
+
+
+def average(network: torch.nn.Module) -> None:
+    """Give the networks of all processes the mean of their weights."""
+    for value in network.state_dict().values():
+        if value.dtype.is_floating_point:
+            distributed.all_reduce(value)
+            value /= distributed.get_world_size()
 
 
 def loss_of(logits: torch.Tensor, truth: torch.Tensor, way: tuple) -> torch.Tensor:
@@ -94,9 +130,13 @@ def loss_of(logits: torch.Tensor, truth: torch.Tensor, way: tuple) -> torch.Tens
 def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     """The running mean of the trained weights."""
     rng, way, path = np.random.default_rng(), WAYS[arguments.way], arguments.out / "state.pt"
+    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if several > 1:
+        distributed.init_process_group("gloo")
     files = [path for folder in arguments.data for path in sorted(folder.glob("*.npz"))]
-    heads = [read_head(path) for path in files]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
+    heads = [read_head(path, arguments.mirror) for path in files[rank::several]]
+    weights = np.array([head["weight"] for head in heads]) / sum(head["weight"] for head in heads)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}
     if path.is_file():
         state = torch.load(path, weights_only=True)
@@ -107,7 +147,14 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     while True:
         seconds = time.monotonic() - begun
         share = min(1.0, seconds / (60 * arguments.minutes))
-        if share == 1 or time.monotonic() - saved > 30:
+        if several > 1 and step % EVERY == 0:
+            average(network)
+            now = torch.tensor(share)
+            distributed.broadcast(now, 0)  # so that all end with the same step
+            share = float(now)
+        elif several > 1:
+            share = min(share, 1 - 1e-9)
+        if rank == 0 and (share == 1 or time.monotonic() - saved > 30):
             with whole_file(path) as temporary:
                 torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "seconds": seconds,
                             "step": step, "mean": mean}, temporary)
@@ -115,10 +162,11 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
             saved, losses = time.monotonic(), []
         if share == 1:
             return mean
-        network.train(share < FROZEN)
+        network.train(share < arguments.frozen)
         for group in optimizer.param_groups:
-            group["lr"] = LAST_RATE + (RATE - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * share)) * min(1, (step + 1) / 50)
-        drawn = [draw_patch(rng, heads[k], way[0]) for k in rng.integers(len(heads), size=BATCH)]
+            group["lr"] = LAST_RATE + (arguments.rate - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * share)) * min(
+                1, (step + 1) / 50)
+        drawn = [draw_patch(rng, heads[k], way[0]) for k in rng.choice(len(heads), BATCH, p=weights)]
         alike = [one for one in drawn if one[1].shape == drawn[0][1].shape]  # a region may be smaller than a patch
         given, truth = (torch.from_numpy(np.stack(one)) for one in zip(*alike))
         loss = loss_of(network(given), truth, way)
@@ -135,7 +183,18 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
                 mean[name].copy_(value)
 
 
+def take(network: torch.nn.Module, weights: dict) -> None:
+    """Start from ``weights``, of a network with as many input channels or the first of these; others count nothing
+    yet."""
+    for name, value in network.state_dict().items():
+        if value.shape != weights[name].shape:
+            value[:, weights[name].shape[1]:] = 0
+        value[:, :weights[name].shape[1]].copy_(weights[name]) if value.dim() > 1 else value.copy_(weights[name])
+
+
 def main() -> None:
+    from safetensors.torch import load_file
+
     from meshnet.networks.build import build
     from meshnet.networks.card import CONFIG, WEIGHTS, read_card
     from meshnet.networks.folder import save_weights
@@ -145,19 +204,28 @@ def main() -> None:
     parser.add_argument("--first", type=Path, required=True, help="the first network, a model folder")
     parser.add_argument("--way", choices=tuple(WAYS), default="early", help="how patches are drawn and weighed")
     parser.add_argument("--minutes", type=float, default=88)
+    parser.add_argument("--rate", type=float, default=0.01, help="the first learning rate")
+    parser.add_argument("--frozen", type=float, default=0.6, help="share of the time from which batch norm's "
+                        "statistics stay")
+    parser.add_argument("--mirror", action="store_true", help="the network is given the mirror image as well")
+    parser.add_argument("--weights", type=Path, help="a cascade to start from, with or without the mirror image")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    network = build("meshnet", ARGUMENTS)
+    network = build("meshnet", {**ARGUMENTS, "in_channels": 8 if arguments.mirror else 4})
     with torch.no_grad():
         network.head.bias[1:] -= 3  # most voxels are background
+        if arguments.weights:
+            take(network, load_file(arguments.weights / WEIGHTS))
     network.load_state_dict(train(arguments, network))
+    if int(os.environ.get("RANK", 0)):
+        return
     first = read_card(arguments.first)
     card = first.changed(classes=CLASSES, arguments=network.arguments, voxel_mm=2.0, shape=[96, 128, 120],
-                         shifted=False, first=first.classes[1:], first_share=0.5, threshold=0.5, sure=0, contrasts={},
-                         training_data={}, metrics={})
+                         shifted=False, first=first.classes[1:], mirror=arguments.mirror, threshold=0.5, sure=0,
+                         contrasts={}, training_data={}, metrics={})
     (arguments.out / "first").mkdir(exist_ok=True)
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(arguments.first / name, arguments.out / "first" / name)

@@ -1,6 +1,6 @@
 """README.md of the built-in weights, written from config.json and results.json beside them.
 
-``python benchmarks/trust/weights_card.py [--folder weights/meshnet16-synthetic]``
+``python benchmarks/trust/weights_card.py [--folder weights/meshnet16-cascade]``
 
 results.json holds what was measured: ``decision.py table`` writes its synthetic part, ``calibrate.py`` the calibration;
 figures on real scans, which are not in the repository, are entered by hand with how often each was seen.
@@ -44,9 +44,12 @@ def decision(card: dict) -> list[str]:
     """What makes a lesion, for each contrast that a scan may look like."""
     decisions = [*card["contrasts"].items(), ("anything else", card)]
     rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}",
-             ", ".join(own.get("also", [])) or "–"] for name, own in decisions]
-    return table(["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL",
-                  "counts as lesion too"], rows)
+             ", ".join(own.get("also", [])) or "–", own.get("first_share", card.get("first_share", 0))]
+            for name, own in decisions]
+    head = ["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL",
+            "counts as lesion too", "share of the first network"]
+    columns = len(head) - (not card.get("first"))
+    return table(head[:columns], [row[:columns] for row in rows])
 
 
 def real(results: dict) -> list[str]:
@@ -60,8 +63,8 @@ def calibration(results: dict) -> list[str]:
     return table(["probability said, mean", "share that is lesion", "voxels"], rows)
 
 
-def readme(card: dict, results: dict) -> str:
-    lines = ["# meshnet16-synthetic", "", *results["intro"], "", "## What it reaches", "",
+def readme(name: str, card: dict, results: dict) -> str:
+    lines = [f"# {name}", "", *results["intro"], "", "## What it reaches", "",
              "**On synthetic heads.**", "", results["synthetic_note"], "", *synthetic(results),
              "**On real scans.**", "", *real(results),
              "## What it marks", "", *decision(card), *results["decision"], "",
@@ -73,11 +76,11 @@ def readme(card: dict, results: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("weights/meshnet16-synthetic"))
+    parser.add_argument("--folder", type=Path, default=Path("weights/meshnet16-cascade"))
     folder = parser.parse_args().folder
     card, results = (json.loads((folder / name).read_text(encoding="utf-8"))
                      for name in ("config.json", "results.json"))
-    write_text(folder / "README.md", readme(card, results))
+    write_text(folder / "README.md", readme(folder.resolve().name, card, results))
 
 
 if __name__ == "__main__":

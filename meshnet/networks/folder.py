@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BUILT_IN = ROOT / "weights"
-DEFAULT_NAME = "meshnet16-synthetic"
+DEFAULT_NAME = "meshnet16-cascade"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 

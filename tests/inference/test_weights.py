@@ -5,14 +5,18 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from meshnet import segment_scan
 from meshnet.data.synthetic import case
 from meshnet.inference import predict
 from meshnet.networks import build, folder
+from meshnet.scans.contrast import CONTRASTS
 from meshnet.scans.grid import Grid, conform, to_native
 from meshnet.scans.metrics import case_metrics
 
-FOLDER = folder.BUILT_IN / folder.DEFAULT_NAME
+FOLDER = folder.BUILT_IN / "meshnet16-synthetic"
+CASCADE = folder.BUILT_IN / folder.DEFAULT_NAME
 SEEDS = range(8_000_000, 8_000_006)
 
 
@@ -21,13 +25,23 @@ def built_in():
     return build.load_model(FOLDER)
 
 
-def test_weights_load_and_their_recipe_is_on_record(root, built_in):
-    model, card = built_in
+@pytest.mark.parametrize("path", [FOLDER, CASCADE], ids=lambda path: path.name)
+def test_weights_load_and_their_recipe_is_on_record(root, path):
+    model, card = build.load_model(path)
     assert sum(p.numel() for p in model.parameters()) < 60_000
-    assert (FOLDER / "model.safetensors").stat().st_size < 300_000
+    assert (path / "model.safetensors").stat().st_size < 300_000
     assert (root / card.training_data["recipe"]).is_file()
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    text = (path / "README.md").read_text(encoding="utf-8")
     assert card.training_data["recipe"] in text and "not for diagnosis" in text
+    assert set(card.others["about"]["trust"]) == set(CONTRASTS)
+
+
+def test_the_default_is_a_cascade_behind_the_single_network(built_in):
+    second, card = build.load_model(CASCADE)
+    first, before = second.first
+    assert card.mirror and card.voxel_mm == 2.0 and before == built_in[1].changed(
+        shifted=False, metrics={}, others=before.others)
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in built_in[0].state_dict().items())
 
 
 @pytest.mark.parametrize("code", ["RAS", "PIR"])
@@ -61,3 +75,16 @@ def test_score_on_fixed_synthetic_cases(built_in):
         scores.append(case_metrics(lesion, np.asarray(mask.dataobj), (card.voxel_mm,) * 3)["dice"])
     recorded = json.loads((FOLDER / "config.json").read_text())["metrics"]["fixed_synthetic_dice"]
     assert np.mean(scores) == pytest.approx(recorded, abs=0.02)
+
+
+def test_score_of_the_cascade_on_fixed_synthetic_cases():
+    """A T1w, a T2w, a FLAIR and a DWI head with strokes of 10 to 150 mL, as infer.py segments them."""
+    scores = []
+    for seed, contrast in zip(SEEDS, ("T1w", "T2w", "FLAIR", "DWI")):
+        image, mask, _ = case.make_case(seed, 2.0, "every", contrasts={contrast: 1.0}, healthy=0.0, inverted=0.0,
+                                        smallest_mm3=10_000.0, largest_mm3=150_000.0, artefacts=0.0)
+        found = segment_scan(image, CASCADE, device="cpu")
+        scores.append(case_metrics(np.asarray(found.mask.dataobj) > 0, np.asarray(mask.dataobj) == 1,
+                                   (2.0,) * 3)["dice"])
+    recorded = json.loads((CASCADE / "config.json").read_text())["metrics"]["fixed_synthetic_dice"]
+    assert scores == pytest.approx(recorded, abs=0.03)

@@ -29,10 +29,11 @@ def test_counts_are_the_papers():
     told = {name: int(line.split()[1].replace(",", "")) for name, line in listed.items()
             if re.match(r"[\d,]+$", line.split()[1])}
     own = {f"meshnet{channels}": found.pop(f"meshnet (channels {channels})") for channels in (5, 16, 26)}
-    for name in ("tiny", "demo", "meshnet16-synthetic"):
+    given = {"meshnet16-synthetic": (1, 4), "meshnet16-cascade": (8, 3)}  # channels and classes, where not 1 and 2
+    for name in ("tiny", "demo", *given):
         model = load_recipes([find_recipe(name)]).model
-        own[name] = count_parameters(MeshNet(model.channels, 1, 4 if "synthetic" in name else 2, model.dilations,
-                                             norm=model.norm))
+        inputs, classes = given.get(name, (1, 2))
+        own[name] = count_parameters(MeshNet(model.channels, inputs, classes, model.dilations, norm=model.norm))
     assert told == found | own | {"meshnet26_tuned": 147_474}
     assert "0.876 (0.016)  MeshNet-26" in listed["meshnet26"] and "(" not in listed["meshnet26_tuned"]
     assert listed["unet"].split("  ")[-1] != listed["residual_unet"].split("  ")[-1]
