@@ -70,7 +70,8 @@ def write_choice(rows: list[dict], folder: Path) -> None:
     path = folder / CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
     own, *_ = choose(rows)
-    also = {looks: one["also"] for looks, one in values.get("contrasts", {}).items() if "also" in one}
+    kept = {looks: {key: one[key] for key in ("also", "first_share") if key in one}
+            for looks, one in values.get("contrasts", {}).items()}  # are in the probabilities of the results already
     values |= {"threshold": own.threshold, "sure": own.sure, "min_lesion_mm3": own.min_lesion_mm3, "contrasts": {}}
     for looks in LOOKS:
         some = [row for row in rows if row["looks"] == looks]
@@ -78,9 +79,7 @@ def write_choice(rows: list[dict], folder: Path) -> None:
         print(looks, len(some), "heads:", found, f"value {value:.3f}, best {best:.3f}, as for all "
               f"{value_of(some, own):.3f}")
         values["contrasts"][looks] = {"threshold": found.threshold, "sure": found.sure,
-                                      "min_lesion_mm3": found.min_lesion_mm3}
-        if looks in also:  # it is in the probabilities of the results already
-            values["contrasts"][looks]["also"] = also[looks]
+                                      "min_lesion_mm3": found.min_lesion_mm3, **kept.get(looks, {})}
     print("all:", own)
     write_json(path, values)
 

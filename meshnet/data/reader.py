@@ -37,6 +37,14 @@ class PreparedData:
         return given_names(self.info["channels"], self.info.get("first"), self.info.get("mirror", False))
 
     @property
+    def of_scan(self) -> list[bool] | None:
+        """For a cascade, which of ``inputs`` are channels of the scan, mirrored or not; None otherwise."""
+        if not self.info.get("first"):
+            return None
+        own = [True] * len(self.info["channels"]) + [False] * len(self.info["first"])
+        return own * (2 if self.info.get("mirror") else 1)
+
+    @property
     def marking(self) -> Marks:
         """Which class is scored, and the probability from which a network in training marks it."""
         return Marks(tuple(self.info["classes"]), self.info.get("marks"))

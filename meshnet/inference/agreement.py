@@ -12,7 +12,7 @@ import numpy as np
 from meshnet.inference.cascade import View
 from meshnet.inference.scan import Case, average
 from meshnet.networks.build import Model
-from meshnet.networks.card import common_threshold
+from meshnet.networks.card import common_decision
 from meshnet.scans.mask import clean, voxel_volume_mm3
 
 
@@ -35,8 +35,9 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
         looks = [(models[0], [mirrored(view) for view in case.inputs[0]], second)]
     masks = [mask > 0] if len(models) == 1 else []
     for model, views, second in looks:
-        found = average(Case([like], [views], seconds=[second]), [model], crop, max_memory, threads)
-        limit = common_threshold([model.card]) if threshold is None else threshold
+        looked = Case([like], [views], seconds=[second], contrast=case.contrast)
+        found = average(looked, [model], crop, max_memory, threads)
+        limit = common_decision([model.card], case.contrast, threshold).threshold
         masks.append(clean(card.marking.labels(found, limit), voxel_mm3, smallest) > 0)
     return round(statistics.fmean(overlap(a, b, voxel_mm3) for a, b in itertools.combinations(masks, 2)), 3)
 

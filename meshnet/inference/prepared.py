@@ -48,6 +48,10 @@ def first_of(weights: Path, scaling: str, channels: list[str], wanted: list[str]
         raise UserError(f"{name}: has the classes {', '.join(card.classes[1:])}, expected {', '.join(wanted)} as the "
                         "first network of --like has them; leave --first out to keep that one, or tune it on masks of "
                         "all these classes")
+    if mirror and len(card.classes) < 3:
+        raise UserError(f"--mirror: found {name} with the class {card.classes[1]} alone, expected one that finds the "
+                        "whole brain, such as by its fluid: the plane is looked for within what it finds; leave "
+                        "--mirror out")
     return First(str(weights), tuple(card.classes[1:]), tuple(network_of(weights)), mirror)
 
 

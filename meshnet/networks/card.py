@@ -142,7 +142,8 @@ def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
     path = Path(folder) / CONFIG
     card = card_from(read_values(path), path)
     if weights in card.thresholds and weights != WEIGHTS:  # the rest was chosen for other weights
-        card = card.changed(sure=0, contrasts={})
+        shares = {name: {SHARE: one[SHARE]} for name, one in card.contrasts.items() if SHARE in one}
+        card = card.changed(sure=0, contrasts=shares)
     return card.changed(threshold=card.thresholds.get(weights, card.threshold))
 
 
@@ -212,14 +213,14 @@ def check_first_classes(values: dict, path: Path) -> None:
                         "network may see a scan on two grids")
 
 
-def check_share(share, values: dict, path: Path) -> None:
+def check_share(share, values: dict, path: Path, key: str = SHARE) -> None:
     """Raise UserError where the ``share`` that the file ``path`` gives the first network of a cascade cannot be."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise UserError(f"{path}: found first_share = {share!r}, expected a number from 0 to below 1")
+        raise UserError(f"{path}: found {key} = {share!r}, expected a number from 0 to below 1")
     names = values.get("first")
     if share and (not isinstance(names, list) or not set(values["classes"][1:]) <= set(names)):
-        raise UserError(f"{path}: found first_share = {share!r}, expected it only in a cascade whose first network has "
-                        "all of its classes")
+        raise UserError(f"{path}: found {key} = {share!r}, expected it only in a cascade whose first network has all "
+                        "of its classes")
 
 
 def check_decision(values: dict, path: Path) -> None:
@@ -234,10 +235,10 @@ def check_decision(values: dict, path: Path) -> None:
     if unknown := set(given) - set(CONTRASTS):
         raise UserError(f"{path}: found contrasts for {min(unknown)!r}, expected some of {', '.join(CONTRASTS)}")
     others = [] if values.get("marks") is None else [name for name in values["classes"][1:] if name != values["marks"]]
-    for one in ({"sure": values.get("sure", 0)}, *given.values()):
+    for name, one in (("", {"sure": values.get("sure", 0)}), *given.items()):
         for key, value in one.items():
             if key == SHARE:
-                check_share(value, values, path)
+                check_share(value, values, path, f"{SHARE} for {name}")
                 continue
             if key == "also":
                 if not isinstance(value, list) or not all(each in others for each in value):

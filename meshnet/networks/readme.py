@@ -14,6 +14,8 @@ CENTRES = {"n/2": "voxel n/2 on the scan's", "middle": "middle on the scan's mid
 AVERAGED = ", each voxel the mean of what it covers"
 SHIFTED = "segmented a second time on a grid moved by half a voxel, with averaged probabilities, "
 FIRST = ", with the probabilities of the network in `first` as further channels"
+MIRROR = ", and the mirror image of all channels"
+MIRROR = ", and the mirror image of all channels"
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex
@@ -126,7 +128,7 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
                      tags=["medical", "mri", "segmentation", "stroke", "meshnet"]) +
         f"# {repository}",
         f"Segments {targets} on {' + '.join(card.channels)} head scans. A {card.name} of "
-        f"{count_parameters(model):,} parameters{in_cascade(model)}.",
+        f"{count_parameters(model):,} parameters{in_cascade(model, card.mirror)}.",
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
         f"The scan may have any grid: it is resampled to {shape} voxels of {plain(card.voxel_mm)} mm in orientation "
@@ -142,13 +144,13 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
     ] if part) + "\n"
 
 
-def in_cascade(model) -> str:
-    """What is said of the first network of a cascade; empty for other models."""
+def in_cascade(model, mirror: bool) -> str:
+    """What is said of the first network of a cascade, and of the mirror image; empty for other models."""
     first = getattr(model, "first", None)
     return "" if first is None else (
         f", the second of a cascade: it is given the probabilities of a first one, a {first.card.name} of "
         f"{count_parameters(first.network):,} parameters that sees the whole head in voxels of "
-        f"{plain(first.card.voxel_mm)} mm (in the folder `first`)")
+        f"{plain(first.card.voxel_mm)} mm (in the folder `first`){MIRROR * mirror}")
 
 
 def dataset_readme(info: dict, repository: str, licence: str) -> str:
@@ -167,7 +169,8 @@ def dataset_readme(info: dict, repository: str, licence: str) -> str:
         f"channels {', '.join(info['channels'])}, classes {', '.join(info['classes'])}"
         f"{' of which ' + info['marks'] + ' alone is marked' if info.get('marks') else ''}, {shape} voxels of "
         f"{plain(info['voxel_mm'])} mm, orientation {info['orientation']}{AVERAGED * info.get('averaged', False)}, "
-        f"scaling `{info['scaling']}`{FIRST * bool(info.get('first'))}. Splits are in `splits.json`.",
+        f"scaling `{info['scaling']}`{FIRST * bool(info.get('first'))}"
+        f"{MIRROR * bool(info.get('mirror'))}. Splits are in `splits.json`.",
         "Check that the licence of the source and the consent of the subjects allow sharing before making it public.",
         f"```\npython share.py pull {repository} data/here --dataset\npython train.py --data data/here …\n```",
     ]) + "\n"

@@ -5,6 +5,7 @@ order written here. The constants have their twins there.
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -29,14 +30,23 @@ def find_plane(volume: np.ndarray) -> Plane:
     coarse, fine = (means(volume, size) for size in BLOCKS)
     tilts, shifts = ([n / unit for n in range(-most, most + 1)] for most, unit in (TILTS, SHIFTS))
     best = least(coarse, 1, itertools.product(tilts, tilts, shifts), (0.0, 0.0, 0.0))
-    best = *best[:2], best[2] * BLOCKS[0] / BLOCKS[1]
+    best = regrid(regrid(best, volume.shape, BLOCKS[0]), volume.shape, BLOCKS[1], back=True)
     for tilt, shift in FINER:
         for _ in range(ROUNDS):
             around = itertools.product(*([x - step, x, x + step] for x, step in zip(best, (tilt, tilt, shift))))
             before, best = best, least(fine, EVERY, around, best)
             if best == before:
                 break
-    return *best[:2], best[2] * BLOCKS[1]
+    return regrid(best, volume.shape, BLOCKS[1])
+
+
+def regrid(plane: Plane, shape: tuple[int, ...], size: int, back: bool = False) -> Plane:
+    """A plane by the blocks of ``size``³ voxels of a volume of that ``shape``, by its voxels, or the way ``back``. The
+    middle of the blocks is not that of the volume where some voxels are left out."""
+    a, b, shift = plane
+    x, y, z = (n % size / 2 for n in shape)
+    moved = x + a * y + b * z
+    return (a, b, (shift + moved) / size) if back else (a, b, shift * size - moved)
 
 
 def means(volume: np.ndarray, size: int) -> np.ndarray:
@@ -67,10 +77,13 @@ def difference(volume: np.ndarray, points: list[np.ndarray], own: np.ndarray, pl
     return int(apart.sum(dtype=np.int64)) * SCALE // known
 
 
-def mirror_image(volume: np.ndarray, plane: Plane) -> np.ndarray:
-    """``volume`` (X, Y, Z) seen in ``plane``, each voxel that of the nearest point; 0 beyond it."""
-    inside, places = mirror_places(volume.shape, grid_points(volume.shape), plane)
-    return np.where(inside, volume.ravel()[places], 0).astype(volume.dtype).reshape(volume.shape)
+def mirror_images(volumes: Sequence[np.ndarray], plane: Plane) -> Iterator[np.ndarray]:
+    """Each of the ``volumes`` (X, Y, Z) of one shape seen in ``plane``, each voxel that of the nearest point; 0 beyond
+    it."""
+    shape = volumes[0].shape
+    inside, places = mirror_places(shape, grid_points(shape), plane)
+    for volume in volumes:
+        yield (volume.ravel()[places] * inside).reshape(shape)
 
 
 def grid_points(shape: tuple[int, ...], every: int = 1) -> list[np.ndarray]:
@@ -80,13 +93,15 @@ def grid_points(shape: tuple[int, ...], every: int = 1) -> list[np.ndarray]:
 
 def mirror_places(shape: tuple[int, ...], points: list[np.ndarray], plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     """Whether the mirror image of each point lies in a volume of that ``shape`` (n,) bool, and at which place of its
-    data (n,) int64; 0 where it does not."""
+    data (n,) int32; 0 where it does not."""
     tilt_y, tilt_z, shift = plane
     x, y, z = (axis - (n - 1) / 2 for axis, n in zip(points, shape))
     apart = ((x - shift) + tilt_y * y + tilt_z * z) * (2 / (1 + tilt_y * tilt_y + tilt_z * tilt_z))
-    places, inside = 0, True
+    places, inside = np.zeros(apart.shape, np.int32), np.ones(apart.shape, bool)
     for own, tilt, n in zip((x, y, z), (1.0, tilt_y, tilt_z), shape):
-        found = np.floor((own - tilt * apart) + (n - 1) / 2 + 0.5)
-        inside = inside & (found >= 0) & (found < n)
-        places = places * n + found
-    return inside.ravel(), np.where(inside, places, 0).astype(np.int64).ravel()
+        found = np.floor((own - tilt * apart) + (n - 1) / 2 + 0.5).astype(np.int32)
+        inside &= (found >= 0) & (found < n)
+        places *= n
+        places += found
+    places[~inside] = 0
+    return inside.ravel(), places.ravel()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from meshnet.scans.mask import box_of, slices
-from meshnet.scans.mirror import find_plane, mirror_image
+from meshnet.scans.mirror import find_plane, mirror_images
 
 FOUND = 0.3  # probability above which a class is found: the region lies around all such voxels
 MARGIN_MM = 8  # by which the region is larger on each side
@@ -78,9 +78,8 @@ def input_within(scan: np.ndarray, probabilities: np.ndarray, box: Box, across: 
         given[inside] = np.rint(np.float32(255) * share)
     if across is not None:
         there = [np.moveaxis(channel[inside], across, 0) for channel in result]
-        plane = find_plane(there[0])
-        for channel, image in zip(there[:own], there[own:]):
-            image[:] = mirror_image(channel, plane)
+        for given, image in zip(there[own:], mirror_images(there[:own], find_plane(there[0]))):
+            given[:] = image
     return result
 
 

@@ -15,6 +15,7 @@ from meshnet.runs.folder import AVERAGED, LAST, TEST_CASES, read_metrics
 
 SECTIONS = ("What it reaches", "What it can and cannot do")  # of a README.md, that belong on a page
 DETAILS = "How the model sees a scan"
+SHARE = "first network: share of the result"
 OTHERS = {AVERAGED: ", averaged over training", LAST: " of the last epoch"}  # weights of a run beside its best ones
 
 
@@ -61,7 +62,7 @@ def about_html(weights: Path, card: Card) -> str:
         parts.append(f"<p>{html.escape(LIMITS)}</p>")
     seen = [("channels", ", ".join(card.channels)), ("classes", ", ".join(card.classes)), *seen_by(card, folder),
             ("marked from a probability of", plain(card.threshold)),
-            *[(f"on {name}", ", ".join(f"{key.replace('_', ' ')} "
+            *[(f"on {name}", ", ".join(f"{SHARE if key == 'first_share' else key.replace('_', ' ')} "
                                        f"{', '.join(value) if key == 'also' else plain(value)}"
                                        for key, value in own.items())) for name, own in card.contrasts.items()],
             ("lesions are dropped",
@@ -77,7 +78,7 @@ def seen_by(card: Card, folder: Path) -> list[tuple[str, str]]:
             *grid_rows(read_card(folder / FIRST), "first network: "), ("handed on", ", ".join(card.first)),
             *grid_rows(card, "second network: "),
             *([("given as well", "the mirror image of all that")] if card.mirror else []),
-            *([("first network: share of the result", plain(card.first_share))] if card.first_share else [])]
+            *([(SHARE, plain(card.first_share))] if card.first_share else [])]
 
 
 def grid_rows(card: Card, of: str = "") -> list[tuple[str, str]]:

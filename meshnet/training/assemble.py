@@ -303,8 +303,7 @@ def assemble(accelerator, config: Config, folder: Path, seed: int, data: Prepare
     criterion = SegmentationLoss(config.loss, len(data.info["classes"])).to(accelerator.device)
     transform = None
     if augment.is_on(config.augment):
-        scan = [name in data.info["channels"] for name in data.inputs] if data.info.get("first") else None
-        transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"], scan)
+        transform = augment.Augment(config.augment, data.info["voxel_mm"], data.info["orientation"], data.of_scan)
     tracker = Tracker(accelerator, config.tracking, folder, identity(config) | card.training_data)
     return Run(accelerator, config, folder, seed, data, train, val, box, card, network, model, prepared, schedule,
                criterion, ema, transform, tracker, layout=layout)

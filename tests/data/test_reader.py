@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from meshnet.data import schema
-from meshnet.data.reader import as_input
+from meshnet.data.reader import PreparedData, as_input
 from meshnet.errors import UserError
 
 
@@ -51,3 +51,14 @@ def test_values_that_an_editor_left_are_refused(tiny_cases, key, value):
     schema.check_values(prepared, tiny_cases.path)
     with pytest.raises(UserError, match=f"found {key} .*, which prepare.py does not write; run it again"):
         schema.check_values(prepared | {key: value}, tiny_cases.path)
+
+
+def test_which_channels_are_of_the_scan():
+    data = object.__new__(PreparedData)
+    data.info = {"channels": ["T2w", "FLAIR"]}
+    assert data.inputs == ["T2w", "FLAIR"] and data.of_scan is None
+    data.info |= {"first": ["lesion"]}
+    assert data.of_scan == [True, True, False]
+    data.info["mirror"] = True
+    assert data.inputs == ["T2w", "FLAIR", "lesion", "T2w, mirrored", "FLAIR, mirrored", "lesion, mirrored"]
+    assert data.of_scan == [True, True, False, True, True, False]

@@ -16,6 +16,7 @@ from small import array, by_model, image_of, needs_kernels, network
 
 from meshnet import MeshNet, UserError, load_model, predict, segment_scan
 from meshnet.inference import light
+from meshnet.inference.agreement import agreement
 from meshnet.inference.cascade import second_probabilities, second_volume
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case, segment_case
@@ -115,6 +116,19 @@ def test_the_share_can_be_another_on_scans_that_look_otherwise(tmp_path, scan, w
     assert found.decision.threshold == 0.45
     edit(folder / "config.json", contrasts={}, first_share=0.4)
     agree(found, by_hand([scan], folder), 0.45)
+
+
+def test_agreement_looks_with_the_share_of_the_contrast(tmp_path, scan):
+    folder = write_cascade(tmp_path / "two", mirror=True)
+    found = {}
+    for name, changes in (("all", {"first_share": 0.9}), ("by contrast", {"first_share": 0, "contrasts": {
+            contrast: {"first_share": 0.9, "threshold": 0.3} for contrast in CONTRASTS}})):
+        edit(folder / "config.json", threshold=0.3, **changes)
+        models = load_models([folder])
+        case = read_case([scan], models)
+        mask = array(segment_case(case, models).mask)
+        found[name] = agreement(case, models, mask)
+    assert found["all"] == found["by contrast"] > 0.1
 
 
 def test_a_share_by_hand():
@@ -289,9 +303,9 @@ CARD_FAULTS = [
     ("config.json", {"shifted": True}, "found shifted = True of a cascade, expected false"),
     ("config.json", {"first": ["fluid", "lesion"]}, "found classes lesion, fluid, expected fluid, lesion"),
     ("config.json", {"first_share": 1}, "found first_share = 1, expected a number from 0 to below 1"),
-    ("config.json", {"contrasts": {"T2w": {"first_share": 1}}}, "found first_share = 1, expected a number from 0 to"),
+    ("config.json", {"contrasts": {"T2w": {"first_share": 1}}}, "found first_share for T2w = 1, expected a number"),
     ("config.json", {"classes": ["background", "a", "b"], "marks": "a", "contrasts": {"T2w": {"first_share": 0.5}}},
-     "found first_share = 0.5, expected it only in a cascade"),
+     "found first_share for T2w = 0.5, expected it only in a cascade"),
     ("config.json", {"mirror": 1}, "found mirror = 1, expected true in a cascade, or false"),
     ("config.json", {"mirror": True}, "found 6 channels, expected 3"),
     ("config.json", {"mirror": True, "first": None}, "found mirror = True, expected true in a cascade, or false"),

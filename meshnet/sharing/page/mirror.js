@@ -10,7 +10,7 @@ function findPlane(volume) {
   const steps = ([most, unit]) => Array.from({ length: 2 * most + 1 }, (_, i) => (i - most) / unit);
   const tilts = steps(MIRROR.TILTS), planes = product(tilts, tilts, steps(MIRROR.SHIFTS));
   let best = leastPlane(coarse, 1, planes, [0, 0, 0]);
-  best[2] = (best[2] * MIRROR.BLOCKS[0]) / MIRROR.BLOCKS[1];
+  best = planeOfBlocks(planeOfVoxels(best, volume.shape, MIRROR.BLOCKS[0]), volume.shape, MIRROR.BLOCKS[1]);
   for (const [tilt, shift] of MIRROR.FINER)
     for (let round = 0; round < MIRROR.ROUNDS; ++round) {
       const around = product(...best.map((x, i) => [x - (i < 2 ? tilt : shift), x, x + (i < 2 ? tilt : shift)]));
@@ -18,7 +18,22 @@ function findPlane(volume) {
       best = leastPlane(fine, MIRROR.EVERY, around, best);
       if (best.every((x, i) => x === before[i])) break;
     }
-  return [best[0], best[1], best[2] * MIRROR.BLOCKS[1]];
+  return planeOfVoxels(best, volume.shape, MIRROR.BLOCKS[1]);
+}
+
+// A plane by blocks of size³ voxels as one by voxels, and back: the middle of the blocks is not that of the volume where some
+// voxels are left out.
+function planeOfVoxels([a, b, shift], shape, size) {
+  return [a, b, shift * size - movedBy(a, b, shape, size)];
+}
+
+function planeOfBlocks([a, b, shift], shape, size) {
+  return [a, b, (shift + movedBy(a, b, shape, size)) / size];
+}
+
+function movedBy(a, b, shape, size) {
+  const [x, y, z] = shape.map((n) => (n % size) / 2);
+  return x + a * y + b * z;
 }
 
 function product(first, second, third) {
@@ -53,31 +68,29 @@ function isBefore(one, other) {
 
 // The mean difference between a volume and its mirror image, at every so many voxels, times SCALE.
 function planeDifference({ data, shape }, every, plane) {
-  let known = 0, all = 0, sum = 0;
-  visitMirrored(shape, plane, every, (at, there) => {
-    ++all;
-    if (there < 0) return;
-    ++known, sum += Math.min(Math.abs(data[there] - data[at]), MIRROR.CAP);
-  });
-  return 2 * known <= all ? MIRROR.CAP * MIRROR.SCALE : Math.floor((sum * MIRROR.SCALE) / known);
+  const there = mirrorPlaces(shape, plane, every), [nx, ny, nz] = shape;
+  let known = 0, sum = 0, n = 0;
+  for (let i = 0; i < nx; i += every)
+    for (let j = 0; j < ny; j += every)
+      for (let k = 0, at = (i * ny + j) * nz; k < nz; k += every, ++n) {
+        if (there[n] < 0) continue;
+        const apart = Math.abs(data[there[n]] - data[at + k]);
+        ++known, sum += apart < MIRROR.CAP ? apart : MIRROR.CAP;
+      }
+  return 2 * known <= n ? MIRROR.CAP * MIRROR.SCALE : Math.floor((sum * MIRROR.SCALE) / known);
 }
 
-// A volume seen in a plane, each voxel that of the nearest point; 0 beyond it.
-function mirrorImage({ data, shape }, plane) {
-  const found = new data.constructor(data.length);
-  visitMirrored(shape, plane, 1, (at, there) => { if (there >= 0) found[at] = data[there]; });
-  return found;
-}
-
-// Calls `use` with the place of every so many voxels and with that of its mirror image, -1 where this lies outside.
-function visitMirrored([nx, ny, nz], [tiltY, tiltZ, shift], every, use) {
+// The places of the mirror images of every so many voxels of a volume, in its data, -1 where they lie outside.
+function mirrorPlaces([nx, ny, nz], [tiltY, tiltZ, shift], every = 1) {
   const [mx, my, mz] = [nx, ny, nz].map((n) => (n - 1) / 2), scale = 2 / (1 + tiltY * tiltY + tiltZ * tiltZ);
+  const places = new Int32Array([nx, ny, nz].reduce((all, n) => all * Math.ceil(n / every), 1));
+  let n = 0;
   for (let i = 0; i < nx; i += every)
     for (let j = 0; j < ny; j += every)
       for (let k = 0; k < nz; k += every) {
         const x = i - mx, y = j - my, z = k - mz, apart = (x - shift + tiltY * y + tiltZ * z) * scale;
         const p = Math.floor(x - apart + mx + 0.5), q = Math.floor(y - tiltY * apart + my + 0.5), r = Math.floor(z - tiltZ * apart + mz + 0.5);
-        const inside = p >= 0 && p < nx && q >= 0 && q < ny && r >= 0 && r < nz;
-        use((i * ny + j) * nz + k, inside ? (p * ny + q) * nz + r : -1);
+        places[n++] = p >= 0 && p < nx && q >= 0 && q < ny && r >= 0 && r < nz ? (p * ny + q) * nz + r : -1;
       }
+  return places;
 }

@@ -24,15 +24,15 @@ function mirrorImages(volumes, shape, region, across) {
   const order = [across, ...[0, 1, 2].filter((axis) => axis !== across)], size = order.map((axis) => region[axis][1] - region[axis][0]);
   const steps = order.map((axis) => shape.slice(axis + 1).reduce((all, n) => all * n, 1));
   const from = order.reduce((sum, axis, i) => sum + region[axis][0] * steps[i], 0);
-  const places = new Int32Array(count(size));
+  const places = new Int32Array(count(size)), part = new Uint8Array(count(size));
   for (let i = 0, at = 0; i < size[0]; ++i)
     for (let j = 0; j < size[1]; ++j)
       for (let k = 0; k < size[2]; ++k) places[at++] = from + i * steps[0] + j * steps[1] + k * steps[2];
-  const within = (volume) => ({ data: Uint8Array.from(places, (place) => volume[place]), shape: size });
-  const plane = findPlane(within(volumes[0]));
+  for (let at = 0; at < places.length; ++at) part[at] = volumes[0][places[at]];
+  const there = mirrorPlaces(size, findPlane({ data: part, shape: size }));
   return volumes.map((volume) => {
     const found = new Uint8Array(volume.length);
-    mirrorImage(within(volume), plane).forEach((value, at) => (found[places[at]] = value));
+    for (let at = 0; at < places.length; ++at) if (there[at] >= 0) found[places[at]] = volume[places[there[at]]];
     return found;
   });
 }

@@ -157,7 +157,7 @@ function planScan(engine, model) {
 }
 
 // Of one network: seconds {network, operation} and bytes. What the first one of a cascade hands on is brought to the second
-// one's grid, which takes for each voxel and class what a voxel of a scan does.
+// one's grid, which takes for each voxel and class what a voxel of a scan does, and so does the mirror image.
 function planNetwork(engine, { card, layers, first }) {
   const inputs = layers[0].in, grids = gridsOf(card), normed = layers[0].norm !== null;
   const time = (shape) => {
@@ -168,7 +168,7 @@ function planNetwork(engine, { card, layers, first }) {
   const until = now() + TRIAL_MS;  // the first ones take longer, as the kernels are still being compiled
   let each = Infinity;
   for (let n = 0; n < TRIALS || now() < until; ++n) each = Math.min(each, time(TRIAL));
-  const operation = each / (2 * layers.reduce((sum, { weight }) => sum + weight.length, 0)), handed = first ? card.first.length * (card.mirror ? 2 : 1) : 0;
+  const operation = each / (2 * layers.reduce((sum, { weight }) => sum + weight.length, 0)), handed = first ? card.first.length + (card.mirror ? inputs / 2 : 0) : 0;
   const voxels = grids.reduce((sum, { size }) => sum + count(size), 0);
   const whole = grids.map(({ size }) => planMemory(engine, layers, size, wholeBox(size), null).bytes + (VOXEL_BYTES + HANDED_BYTES * handed) * count(size));
   return { network: (each * (normed ? 1 : HEAD_SHARE) + REST * handed * operation) * voxels, operation, bytes: Math.max(...whole) };
