@@ -25,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.speed import measure
 
+SINGLE = "meshnet16-synthetic"  # a built-in network that sees the scan alone
 MOST_OF_TIME = 0.45  # of onnxruntime-web's
 MOST_BYTES, MOST_APART = 2e9, 1e-4
 MODULE_BYTES = 20e6  # that the module takes for itself
@@ -130,13 +131,13 @@ def exact(volume: np.ndarray, folder: Path) -> tuple[dict, bool]:
     import torch
 
     from meshnet.networks.build import load_model
-    from meshnet.networks.folder import default_model
+    from meshnet.networks.folder import BUILT_IN
 
-    network, _ = load_model(default_model())
+    network, _ = load_model(BUILT_IN / SINGLE)
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(volume)[None]).softmax(1)[0].numpy()
     volume.tofile(folder / "volume")
-    ask({"what": "network", "model": str(default_model()), "volume": str(folder / "volume"),
+    ask({"what": "network", "model": str(BUILT_IN / SINGLE), "volume": str(folder / "volume"),
          "shape": list(volume.shape[1:]), "out": str(folder / "out")})
     apart = float(np.abs(np.fromfile(folder / "out", np.float32).reshape(expected.shape) - expected).max())
     return {"apart": apart}, apart <= MOST_APART
@@ -144,16 +145,16 @@ def exact(volume: np.ndarray, folder: Path) -> tuple[dict, bool]:
 
 def parts(options: argparse.Namespace) -> dict:
     """Each part as a function of a folder, or the reason why it is left out."""
-    from meshnet.networks.folder import default_model
+    from meshnet.networks.folder import BUILT_IN
 
     side, small = (24, 20) if options.small else (128, 64)
     five = {"channels": 5}
     found = {
         "MeshNet-5 against": lambda f: against(save(f / "model", **five), side, options, f),
-        "built-in against": lambda f: against(default_model(), small, options, f),
+        "built-in against": lambda f: against(BUILT_IN / SINGLE, small, options, f),
         "built-in exact": lambda f: exact(made_up(small), f),
         "MeshNet-5 threads": lambda f: threads(save(f / "model", **five), made_up(small), f),
-        "built-in threads": lambda f: threads(default_model(), made_up(small), f),
+        "built-in threads": lambda f: threads(BUILT_IN / SINGLE, made_up(small), f),
         "MeshNet-26 memory": lambda f: largest(options, f),
         "published labels": lambda f: published(options, f),
     }

@@ -58,10 +58,10 @@ def of_scan(scan: str, mask: str) -> list[float] | None:
 def seen(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> list[float] | None:
     """``statistics`` of a scan and its mask on the built-in network's grid."""
     from meshnet.networks.card import read_card
-    from meshnet.networks.folder import BUILT_IN, DEFAULT_NAME
+    from meshnet.networks.folder import BUILT_IN
     from meshnet.scans.grid import conform, conform_mask
 
-    grid = read_card(BUILT_IN / DEFAULT_NAME).grids()[0]
+    grid = read_card(BUILT_IN / "meshnet16-synthetic").grids()[0]
     values = sorted({int(v) for v in np.unique(np.asarray(mask.dataobj)) if v > 0})
     if not values:
         return None

@@ -13,7 +13,7 @@ from meshnet.inference.predict import predict
 from meshnet.kernels import wasm
 from meshnet.networks.build import load_model
 from meshnet.networks.card import Card
-from meshnet.networks.folder import default_model, save_model
+from meshnet.networks.folder import BUILT_IN, save_model
 from meshnet.networks.meshnet import MeshNet
 
 
@@ -115,6 +115,6 @@ def test_threads_change_nothing(page, tmp_path, norm):
 
 
 def test_the_built_in_network(page):
-    network, _ = load_model(default_model())
+    network, _ = load_model(BUILT_IN / "meshnet16-synthetic")
     volume = made_up(1, (40, 33, 36))
-    assert np.abs(page.network(default_model(), volume)[0] - predict(network, volume)).max() < 1e-4
+    assert np.abs(page.network(BUILT_IN / "meshnet16-synthetic", volume)[0] - predict(network, volume)).max() < 1e-4

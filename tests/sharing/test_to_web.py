@@ -45,8 +45,8 @@ def test_a_page_holds_all_that_it_needs(tmp_path):
     text = (page / "index.html").read_text(encoding="utf-8")
     assert "index.html: open it in a browser" in said
     sizes = {path.name: path.stat().st_size for path in page.iterdir()}
-    assert sum(sizes.values()) <= 2_500_000  # 3.5 MB is the limit
-    assert sum(sizes.values()) - sizes["niivue.js"] <= 1_400_000
+    assert sum(sizes.values()) <= 2_700_000  # of two networks; 3.5 MB is the limit
+    assert sum(sizes.values()) - sizes["niivue.js"] <= 1_600_000
     assert sizes["dcm2niix.js"] > 400_000 and "dcm2niix.js" not in re.findall(r'src="([^"]+)"', text)  # only for DICOM
     assert "CharLS" in (page / "LICENSES.txt").read_text(encoding="utf-8")
     data, model = ((page / name).read_text(encoding="utf-8") for name in ("data.js", "model.js"))
