@@ -81,7 +81,8 @@ def check_mask(page, paths, model, tmp_path, voxels=None, **settings):
     assert differ <= max(1, marked / ALLOWED), f"{differ} of {marked} voxels"
     written_alike(probability.read_bytes(), expected.probabilities)
     apart = nib.load(probability).get_fdata() - expected.probabilities.get_fdata()
-    assert np.abs(apart).max() < 1e-3
+    # A cascade hands on bytes, of which one here and there rounds otherwise.
+    assert np.abs(apart).max() < (0.01 if models[0].card.first else 1e-3)
     volume, affine = case.inputs[0][0]
     assert abs(answer["middle_mm"] - head_facts(volume[0], affine)["middle_mm"]) < 0.01
     if not differ:
