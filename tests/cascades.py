@@ -107,7 +107,7 @@ def plain_input(scan, p, voxel_mm, across=None):
 
 
 def plain_mirror_image(volume, plane):
-    """``mirror.mirror_image`` voxel by voxel, in the numbers of Python, from the formula of a reflection."""
+    """An image of ``mirror.mirror_images``, voxel by voxel, in the numbers of Python."""
     a, b, shift = plane
     result = np.zeros_like(volume)
     middle = [(n - 1) / 2 for n in volume.shape]

@@ -13,7 +13,7 @@ from meshnet.inference.cascade import View
 from meshnet.inference.scan import Case, average
 from meshnet.networks.build import Model
 from meshnet.networks.card import common_decision
-from meshnet.scans.mask import clean, voxel_volume_mm3
+from meshnet.scans.mask import kept, voxel_volume_mm3
 
 
 def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshold: float | None = None,
@@ -28,7 +28,6 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     """
     card, like = models[0].card, case.images[0]
     voxel_mm3 = voxel_volume_mm3(like.affine)
-    smallest = card.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
     looks = list(zip(models, case.inputs, case.seconds))
     if len(models) == 1:
         second = case.seconds[0] and mirrored(case.seconds[0])
@@ -37,8 +36,8 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     for model, views, second in looks:
         looked = Case([like], [views], seconds=[second], contrast=case.contrast)
         found = average(looked, [model], crop, max_memory, threads)
-        limit = common_decision([model.card], case.contrast, threshold).threshold
-        masks.append(clean(card.marking.labels(found, limit), voxel_mm3, smallest) > 0)
+        decision = common_decision([model.card], case.contrast, threshold, min_lesion_mm3)
+        masks.append(kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)[0] > 0)
     return round(statistics.fmean(overlap(a, b, voxel_mm3) for a, b in itertools.combinations(masks, 2)), 3)
 
 

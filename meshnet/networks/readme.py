@@ -15,7 +15,6 @@ AVERAGED = ", each voxel the mean of what it covers"
 SHIFTED = "segmented a second time on a grid moved by half a voxel, with averaged probabilities, "
 FIRST = ", with the probabilities of the network in `first` as further channels"
 MIRROR = ", and the mirror image of all channels"
-MIRROR = ", and the mirror image of all channels"
 SCORES = (("dice", "Dice (lesion)"), ("dice_macro", "Dice (mean of background and lesion)"), ("avd", "AVD"),
           ("mcc", "MCC"), ("precision", "precision"), ("sensitivity", "sensitivity"))
 CITATION = """```bibtex

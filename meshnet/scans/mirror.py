@@ -87,7 +87,7 @@ def mirror_images(volumes: Sequence[np.ndarray], plane: Plane) -> Iterator[np.nd
 
 
 def grid_points(shape: tuple[int, ...], every: int = 1) -> list[np.ndarray]:
-    """The three coordinates of every so many voxels of a volume, from its middle, float64, (1, 1, 1) or wider."""
+    """The three coordinates of every so many voxels of a volume, each of a shape that broadcasts."""
     return np.ogrid[tuple(slice(0, n, every) for n in shape)]
 
 

@@ -129,6 +129,11 @@ def test_agreement_looks_with_the_share_of_the_contrast(tmp_path, scan):
         mask = array(segment_case(case, models).mask)
         found[name] = agreement(case, models, mask)
     assert found["all"] == found["by contrast"] > 0.1
+    edit(folder / "config.json", sure=0.999, contrasts={})  # neither look is sure of anything
+    models = load_models([folder])
+    case = read_case([scan], models)
+    mask = array(segment_case(case, models).mask)
+    assert not mask.any() and agreement(case, models, mask) == 1
 
 
 def test_a_share_by_hand():
