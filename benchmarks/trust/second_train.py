@@ -12,6 +12,7 @@ the end ``--out`` is a cascade with the running mean of the weights, whose decis
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -26,8 +27,10 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from meshnet.errors import run_script
+from meshnet.errors import UserError, run_script
 from meshnet.files import whole_file
+from meshnet.networks.card import WEIGHTS
+from meshnet.networks.cascade import network_of
 from meshnet.scans.mirror import find_plane, mirror_places
 
 CLASSES = ["background", "lesion", "white matter disease"]
@@ -130,6 +133,7 @@ def loss_of(logits: torch.Tensor, truth: torch.Tensor, way: tuple) -> torch.Tens
 def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     """The running mean of the trained weights."""
     rng, way, path = np.random.default_rng(), WAYS[arguments.way], arguments.out / "state.pt"
+    first = list(network_of(arguments.first / WEIGHTS))  # another one is another training
     rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if several > 1:
         distributed.init_process_group("gloo")
@@ -140,6 +144,9 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}
     if path.is_file():
         state = torch.load(path, weights_only=True)
+        if state.get("first") != first:
+            raise UserError(f"{path}: found a training behind another first network, expected that of --first "
+                            f"{arguments.first}; name another folder with --out")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         seconds, step, mean = state["seconds"], state["step"], state["mean"]
@@ -157,15 +164,15 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
         if rank == 0 and (share == 1 or time.monotonic() - saved > 30):
             with whole_file(path) as temporary:
                 torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "seconds": seconds,
-                            "step": step, "mean": mean}, temporary)
+                            "step": step, "mean": mean, "first": first}, temporary)
             print(f"step {step}, {seconds:.0f} s, loss {np.mean(losses or [0]):.4f}", flush=True)
             saved, losses = time.monotonic(), []
         if share == 1:
             return mean
         network.train(share < arguments.frozen)
         for group in optimizer.param_groups:
-            group["lr"] = LAST_RATE + (arguments.rate - LAST_RATE) * 0.5 * (1 + np.cos(np.pi * share)) * min(
-                1, (step + 1) / 50)
+            group["lr"] = LAST_RATE + (arguments.rate - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)) * min(
+                1, (step + 1) / 50)  # a float of Python's, as the state is read without unpickling
         drawn = [draw_patch(rng, heads[k], way[0]) for k in rng.choice(len(heads), BATCH, p=weights)]
         alike = [one for one in drawn if one[1].shape == drawn[0][1].shape]  # a region may be smaller than a patch
         given, truth = (torch.from_numpy(np.stack(one)) for one in zip(*alike))
@@ -187,6 +194,9 @@ def take(network: torch.nn.Module, weights: dict) -> None:
     """Start from ``weights``, of a network with as many input channels or the first of these; others count nothing
     yet."""
     for name, value in network.state_dict().items():
+        if value.dim() > 1 and value.shape[1] < weights[name].shape[1]:
+            raise UserError(f"--weights: found a network of {weights[name].shape[1]} input channels, expected at most "
+                            f"{value.shape[1]}; add --mirror")
         if value.shape != weights[name].shape:
             value[:, weights[name].shape[1]:] = 0
         value[:, :weights[name].shape[1]].copy_(weights[name]) if value.dim() > 1 else value.copy_(weights[name])
@@ -196,7 +206,7 @@ def main() -> None:
     from safetensors.torch import load_file
 
     from meshnet.networks.build import build
-    from meshnet.networks.card import CONFIG, WEIGHTS, read_card
+    from meshnet.networks.card import CONFIG, read_card
     from meshnet.networks.folder import save_weights
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

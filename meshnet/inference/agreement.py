@@ -13,6 +13,7 @@ from meshnet.inference.cascade import View
 from meshnet.inference.scan import Case, average
 from meshnet.networks.build import Model
 from meshnet.networks.card import common_decision
+from meshnet.scans.grid import left_to_right
 from meshnet.scans.mask import kept, voxel_volume_mm3
 
 
@@ -46,7 +47,7 @@ def mirrored(view: View) -> View:
     but a network, which sees the array alone, takes its left for its right.
     """
     volume, affine = view
-    axis = [code in "LR" for code in nib.aff2axcodes(affine)].index(True)
+    axis = left_to_right(nib.aff2axcodes(affine))
     back = np.eye(4)
     back[axis, axis], back[axis, 3] = -1, volume.shape[1 + axis] - 1
     return np.ascontiguousarray(np.flip(volume, 1 + axis)), affine @ back

@@ -3,6 +3,7 @@
 Voxel arrays are (X, Y, Z) in the order of the NIfTI file. Affines are 4x4, from voxel index to RAS+ millimetres.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -54,7 +55,7 @@ class Grid:
         return tuple(int(n) for n in self.shape) if self.shape else (max(1, round(256 / self.voxel_mm)),) * 3
 
 
-def left_to_right(orientation: str) -> int:
+def left_to_right(orientation: Sequence[str]) -> int:
     """Which axis of a grid with these codes runs from left to right, or from right to left."""
     return next(axis for axis, code in enumerate(orientation) if code in "LR")
 

@@ -11,7 +11,6 @@ from meshnet.files import write_text
 from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 from meshnet.networks.cascade import FIRST, drop_first
 from meshnet.numbers import plain
-from meshnet.scans.second import given_names
 
 HEAD_MM = 128  # a grid shorter than this along an axis is too small for a head
 NORMALIZE = {("minmax", None, None): "minmax", ("quantile", 5, 95): "brainchop_quantile"}  # brainchop's _normalize
@@ -123,7 +122,7 @@ def corrected(card: Card, source: Path, model, given: dict, classes: Sequence[st
         UserError: for names that do not fit the network.
     """
     names, changes = list(classes or card.classes), dict(given)
-    check_names(source, model, given_names(changes.get("channels", card.channels), card.first, card.mirror), names)
+    check_names(source, model, card.changed(channels=changes.get("channels", card.channels)).inputs, names)
     check_grid(card.orientation, card.voxel_mm)
     if card.marks:
         changes["marks"] = names[card.classes.index(card.marks)]
