@@ -236,8 +236,9 @@ def test_training_on_a_data_set_of_the_hub(server, tiny_data, tmp_path):
     assert hub.data_folder("recipes/none/x") == "recipes/none/x" and hub.data_folder(str(tiny_data)) == str(tiny_data)
 
 
-def test_both_networks_of_a_cascade_go_up_and_come_back(server, tmp_path):
-    folder = write_cascade(tmp_path / "two", training_data={"source": "/home/someone/data"})
+@pytest.mark.parametrize("mirror", [False, True])
+def test_both_networks_of_a_cascade_go_up_and_come_back(server, tmp_path, mirror):
+    folder = write_cascade(tmp_path / "two", mirror=mirror, training_data={"source": "/home/someone/data"})
     edit(folder / "first" / "config.json", training_data={"source": "/home/someone/first"})
     (folder / "first" / "notes.txt").write_text("sub-secret")
     push.push_run(folder, "user/two")

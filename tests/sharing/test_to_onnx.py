@@ -18,7 +18,7 @@ from meshnet import segment_scan
 from meshnet.errors import UserError
 from meshnet.inference.scan import conformed_scan
 from meshnet.networks import build, folder
-from meshnet.networks.card import Card
+from meshnet.networks.card import Card, read_card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.sharing import to_onnx
 
@@ -222,9 +222,10 @@ def test_what_cannot_be_read_back_says_so(tmp_path, norm, precision, words):
         read_onnx(tmp_path / "m.onnx")
 
 
-def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path, mirror):
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
-    two, scan = write_cascade(tmp_path / "two"), head_file(tmp_path / "a.nii.gz")
+    two, scan = write_cascade(tmp_path / "two", mirror=mirror), head_file(tmp_path / "a.nii.gz")
     said = run_script_file("share.py", "onnx", two, tmp_path / "m.onnx", "--scan", scan).stdout.splitlines()
     names = (tmp_path / "m_first.onnx", tmp_path / "m.onnx")
     for line, path in zip(said, names):
@@ -235,6 +236,7 @@ def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path):
     back = tmp_path / "back"
     said = run_script_file("share.py", "import", names[1], back).stdout
     assert "MeshNet (the second of a cascade)" in said
+    assert read_card(back).mirror == mirror
     masks = [np.asarray(segment_scan(scan, folder).mask.dataobj) for folder in (two, back)]
     assert masks[0].any() and (masks[0] != masks[1]).mean() < 1e-4  # its batch norm was fused
     run_script_file("share.py", "import", names[0], back)  # a single network in its place
