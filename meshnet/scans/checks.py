@@ -15,7 +15,7 @@ from meshnet.errors import UserError
 from meshnet.numbers import plain
 from meshnet.scans.affines import inverse, product
 from meshnet.scans.contrast import T1W
-from meshnet.scans.grid import LOOKS, Grid, target_affine
+from meshnet.scans.grid import LIKELY, LOOKS, Grid, target_affine
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import Extremes, as_input
 from meshnet.scans.mask import box_of, slices, voxel_volume_mm3
@@ -37,6 +37,7 @@ COVERED = 0.1, 0.6  # share of the first channel's head that another covers: bel
 CUT, CUT_SHARE = 0.5, 0.002  # voxels beyond the grid, and share of a lesion there, that are rounding
 MOST_ML = 1000  # of lesions; a hemisphere has some 600
 IN_HEAD = 0.5  # share of a lesion that lies where its scan is not empty
+DOUBTFUL = 0.6  # probability of a contrast: of synthetic heads below it a third was told wrongly, above it 1 of 100
 CHANGED, CHANGED_ML = 0.2, 0.5  # share and mL by which conforming may change a lesion without a word
 
 
@@ -196,12 +197,17 @@ def content_remarks(channel: np.ndarray, image: nib.Nifti1Image, voxel_mm: float
 
 
 def contrast_remarks(extra: dict) -> list[str]:
-    """What a reader should know of a scan that was turned round because it looks like T1w; ``extra`` is ``conform``'s.
-    """
-    if extra.get(LOOKS) != T1W:
-        return []
-    return ["looks like T1w, where lesions are dark: its grey values were turned round for the model; if it has "
-            "another contrast, do not use the mask"]
+    """What a reader should know of a scan whose contrast is doubtful, or that was turned round because it looks like
+    T1w; ``extra`` is ``conform``'s."""
+    remarks, likely = [], extra.get(LIKELY)
+    if likely and max(likely.values()) < DOUBTFUL:
+        (first, p), (second, q), _ = sorted(likely.items(), key=lambda item: -item[1])
+        remarks.append(f"looks most like {first} ({p:.0%}) and then {second} ({q:.0%}), which is doubtful: if its "
+                       f"contrast is not {first}, do not trust the mask")
+    if extra.get(LOOKS) == T1W:
+        remarks.append("looks like T1w, where lesions are dark: its grey values were turned round for the model; if it "
+                       "has another contrast, do not use the mask")
+    return remarks
 
 
 def grey_remarks(volume: np.ndarray, extremes: Extremes | None, name: str) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.scans.affines import inverse, product
-from meshnet.scans.contrast import T1W, looks_like, turned_round
+from meshnet.scans.contrast import T1W, likelihoods, most_likely, turned_round
 from meshnet.scans.intensity import intensity_range, stretch_quantiles, without_extremes
 from meshnet.scans.mask import voxel_volume_mm3
 from meshnet.scans.nifti import mask_classes
@@ -19,6 +19,7 @@ from meshnet.scans.resample import covering_reach, resample, resample_mean
 
 EXTREMES = "extremes"  # key of a conformed image's ``extra``: what ``without_extremes`` found
 LOOKS = "looks like"  # likewise: the contrast that the scaling ``lesions_bright`` found; it turns T1w scans round
+LIKELY = "likely"  # likewise: how likely each of the contrasts is
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
 
@@ -115,9 +116,9 @@ def conform(
     if scaling in ("brainchop_quantile", "lesions_bright"):
         conformed = conform(image, grid, "conform_uint8", window, reference, exact)
         volume = np.asarray(conformed.dataobj)
-        new, looks = _regraded(volume, scaling, grid.voxel_mm)
+        new, likely = _regraded(volume, scaling, grid)
         result = _image(new, affine)
-        result.extra.update(conformed.extra | {LOOKS: looks})
+        result.extra.update(conformed.extra | {LOOKS: most_likely(likely), LIKELY: likely})
         return result
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
@@ -134,12 +135,12 @@ def conform(
     return conformed
 
 
-def _regraded(volume: np.ndarray, scaling: str, voxel_mm: float) -> tuple[np.ndarray, str | None]:
-    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what it looks like."""
+def _regraded(volume: np.ndarray, scaling: str, grid: Grid) -> tuple[np.ndarray, dict[str, float] | None]:
+    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what it may be."""
     if scaling == "brainchop_quantile":
         return stretch_quantiles(volume), None
-    looks = looks_like(volume, voxel_mm)
-    return turned_round(volume) if looks == T1W else volume, looks
+    likely = likelihoods(volume, grid.voxel_mm, grid.orientation)
+    return turned_round(volume) if most_likely(likely) == T1W else volume, likely
 
 
 def _scaled(volume: np.ndarray, low: float, high: float, scaling: str) -> np.ndarray:

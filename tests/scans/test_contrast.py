@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from meshnet.data.synthetic.case import make_case
-from meshnet.scans.contrast import OTHER, T1W, T2W, features, inside_head, looks_like, moment, turned_round
-from meshnet.scans.grid import Grid, conform, target_affine
+from meshnet.scans.checks import contrast_remarks
+from meshnet.scans.contrast import OTHER, T1W, T2W, inside_head, is_head, likelihoods, most_likely, turned_round
+from meshnet.scans.grid import LIKELY, LOOKS, Grid, conform, target_affine
 
 GRID = Grid(4.0, None, "LIA", "middle", averaged=True)
 
@@ -18,6 +19,10 @@ def scan(seed, contrast, voxel_mm=4.0):
     return np.asarray(conform(image, GRID, exact=False).dataobj)
 
 
+def look(volume):
+    return most_likely(likelihoods(volume, 4.0))
+
+
 def conformed(volume, scaling):
     image = nib.Nifti1Image(volume, target_affine(nib.Nifti1Image(volume, np.eye(4)), GRID))
     return np.asarray(conform(image, replace(GRID, shape=volume.shape), scaling, exact=False).dataobj)
@@ -25,17 +30,17 @@ def conformed(volume, scaling):
 
 @pytest.mark.parametrize("contrast, name", [("T1w", T1W), ("T2w", T2W), ("DWI", OTHER)])
 def test_most_synthetic_scans_are_told_apart(contrast, name):
-    right = [looks_like(scan(seed, contrast), 4.0) == name for seed in range(5)]
+    right = [look(scan(seed, contrast)) == name for seed in range(5)]
     assert sum(right) >= 3
 
 
 def test_what_is_turned_round_is_the_head_alone_and_turning_is_its_own_inverse():
-    volume = next(found for seed in range(8) if looks_like(found := scan(seed, "T1w"), 4.0) == T1W)
+    volume = next(found for seed in range(8) if look(found := scan(seed, "T1w")) == T1W)
     bright = turned_round(volume)
     inside = inside_head(volume / np.float32(255))
     assert np.array_equal(bright[~inside], volume[~inside]) and np.array_equal(255 - bright[inside], volume[inside])
     assert np.array_equal(conformed(volume, "lesions_bright"), bright)
-    other = next(found for seed in range(8) if looks_like(found := scan(seed, "T2w"), 4.0) != T1W)
+    other = next(found for seed in range(8) if look(found := scan(seed, "T2w")) != T1W)
     assert np.array_equal(conformed(other, "lesions_bright"), other)
 
 
@@ -50,9 +55,8 @@ def test_inside_is_between_bright_voxels_on_every_axis():
 
 
 def test_nothing_is_said_of_what_is_no_head():
-    assert features(np.zeros((20, 20, 20), np.uint8), 4.0) is None
-    assert looks_like(np.zeros((9, 9, 9), np.uint8), 1.0) is None
-    assert moment(np.array([-1.0, 1.0]), 4) == pytest.approx(1, abs=1e-4)
+    assert not is_head(np.zeros((20, 20, 20)), 0.1)
+    assert look(np.zeros((9, 9, 9), np.uint8)) is None
 
 
 @pytest.mark.slow
@@ -61,10 +65,28 @@ def test_real_scans_are_told_apart(shared_data):
              "acute_stroke/case0009_dwi": OTHER, "acute_stroke/case0009_flair": OTHER, "healthy/FLAIR_1mm": OTHER}
     for name, expected in names.items():
         image = nib.load(shared_data / f"{name}.nii.gz")
-        assert looks_like(np.asarray(conform(image, GRID, exact=False).dataobj), 4.0) == expected, name
+        assert look(np.asarray(conform(image, GRID, exact=False).dataobj)) == expected, name
 
 
 def test_noise_in_the_air_does_not_hide_a_head():
-    volume = next(found for seed in range(8) if looks_like(found := scan(seed, "T2w"), 4.0) == T2W)
+    volume = next(found for seed in range(8) if look(found := scan(seed, "T2w")) == T2W)
     noisy = np.maximum(volume, 35).astype(np.uint8)  # air of 0.14, more than what counts as air
-    assert features(noisy, 4.0) is None and looks_like(noisy, 4.0) in (T2W, OTHER)
+    assert not is_head(noisy / 255, 0.1) and look(noisy) in (T2W, OTHER)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "PIL", "SRA"])
+def test_the_contrast_does_not_depend_on_the_orientation_of_the_grid(orientation):
+    image = make_case(3, 4.0, "train", contrasts={"T1w": 1.0}, artefacts=0.0, extracted=0.0)[0]
+    grids = [replace(GRID, orientation=one) for one in ("LIA", orientation)]
+    found = [conform(image, grid, "lesions_bright", exact=False).extra[LIKELY] for grid in grids]
+    assert found[0] == pytest.approx(found[1], abs=1e-6) and found[0][T1W] > 0.5
+
+
+def test_a_doubtful_contrast_is_said():
+    sure, doubtful = ({T1W: p, T2W: 0.9 - p, OTHER: 0.1} for p in (0.75, 0.5))
+    turned = "looks like T1w, where lesions are dark"
+    assert [one.partition(":")[0] for one in contrast_remarks({LOOKS: T1W, LIKELY: sure})] == [turned]
+    found = contrast_remarks({LOOKS: T1W, LIKELY: doubtful})
+    assert found[0] == ("looks most like T1w (50%) and then T2w (40%), which is doubtful: if its contrast is not T1w, "
+                        "do not trust the mask") and found[1].startswith(turned)
+    assert contrast_remarks({LOOKS: None, LIKELY: None}) == contrast_remarks({}) == []

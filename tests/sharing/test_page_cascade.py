@@ -23,7 +23,7 @@ from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case
 from meshnet.networks.card import Card, read_card
 from meshnet.scans import mirror, second
-from meshnet.scans.contrast import CONTRASTS, looks_like
+from meshnet.scans.contrast import CONTRASTS, likelihoods, most_likely
 from meshnet.scans.grid import conform
 from meshnet.sharing import to_web
 
@@ -154,8 +154,8 @@ def test_the_mask_of_a_scan_that_is_turned_round_for_both_networks(page, tmp_pat
     (first, *_), path = read_card(model / "first").grids(), tmp_path / "scan.nii"
     images = (make_case(seed, 8.0, "train", contrasts={"T1w": 1.0}, artefacts=0.0, extracted=0.0)[0]
               for seed in range(20))
-    nib.save(next(image for image in images
-                  if looks_like(np.asarray(conform(image, first, exact=False).dataobj), 16.0) == "T1w"), path)
+    look = lambda image: most_likely(likelihoods(np.asarray(conform(image, first, exact=False).dataobj), 16.0))
+    nib.save(next(image for image in images if look(image) == "T1w"), path)
     answer = check_mask(page, [path], model, tmp_path)
     assert answer["contrast"] == "T1w" and any("turned round" in line for line in answer["warnings"])
     grey, plain = read_case([path], load_models([model], device="cpu")), conform(nib.load(path), read_card(

@@ -41,7 +41,7 @@ def by_javascript(code):
     if not shutil.which("node"):
         pytest.skip("Node is not installed, so the page's steps are not tested")
     source = "".join(script(name).replace('"use strict";', "")
-                     for name in ("messages", "arrays", "cases", "intensity", "naming"))
+                     for name in ("messages", "arrays", "cases", "contrast", "naming"))
     source += """const fs = require("fs"), known = async (path, name = path) => ({ path: name,
                  own: await carriesOurName(new File([fs.readFileSync(path)], path)) });"""
     run = f"{source}(async () => console.log(JSON.stringify(await ({code}))))();"

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ from meshnet.networks.card import Card
 from meshnet.scans.grid import _along, target_affine
 from meshnet.scans.nifti import image_like, read_image
 from meshnet.scans.ours import MADE_OF, scan_mark, signed
+from meshnet.sharing import to_web
 
 TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8", ">i2", ">f4", "i8"]
 CARDS = [{}, {"voxel_mm": 2.0, "orientation": "RAS", "averaged": True, "centre": "middle"},
@@ -212,23 +214,42 @@ def test_what_is_said_of_odd_scans(page, tmp_path):
 @pytest.mark.parametrize("contrast", ["T1w", "T2w"])
 def test_scans_with_dark_lesions_are_turned_round_in_both(page, tmp_path, contrast):
     from meshnet.data.synthetic.case import make_case
-    from meshnet.scans.contrast import looks_like
+    from meshnet.scans.contrast import likelihoods, most_likely
     from meshnet.scans.grid import Grid, conform
 
     grid = Grid(4.0, None, "LIA", "middle", averaged=True)
     images = (make_case(seed, 4.0, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
               for seed in range(8))
     image = next(image for image in images
-                 if looks_like(np.asarray(conform(image, grid).dataobj), 4.0) == contrast)
+                 if most_likely(likelihoods(np.asarray(conform(image, grid).dataobj), 4.0)) == contrast)
     nib.save(image, tmp_path / "scan.nii.gz")
     card = card_of(scaling="lesions_bright", shape=None, voxel_mm=4.0, averaged=True, centre="middle", shifted=True)
-    check(page, [tmp_path / "scan.nii.gz"], card)
+    for orientation in ("LIA", "RAS", "SPL"):
+        check(page, [tmp_path / "scan.nii.gz"], card.changed(orientation=orientation))
     values = image.get_fdata(dtype=np.float32)  # noise in the air, beyond what counts as air
     noisy = np.maximum(values, 0.14 * np.quantile(values, 0.999))
     nib.save(nib.Nifti1Image(noisy, image.affine), tmp_path / "noisy.nii")
     check(page, [tmp_path / "noisy.nii"], card)
     plain, bright = (np.asarray(conform(image, grid, kind).dataobj) for kind in ("conform_uint8", "lesions_bright"))
     assert np.array_equal(plain, bright) == (contrast == "T2w")
+
+
+def test_what_contrast_a_scan_may_have_is_said_alike(page, tmp_path):
+    from meshnet.data.synthetic.case import make_case
+
+    card, said = card_of(scaling="lesions_bright", shape=None, voxel_mm=4.0, averaged=True, centre="middle"), []
+    for seed in range(8):
+        nib.save(make_case(seed, 4.0, "train", contrasts={"random": 1.0})[0], tmp_path / f"{seed}.nii")
+        check(page, [tmp_path / f"{seed}.nii"], card)
+        said += both(page, [tmp_path / f"{seed}.nii"], card)[1]["remarks"]
+    assert sum("which is doubtful" in line for line in said) > 1 and sum("turned round" in line for line in said) > 1
+
+
+def test_the_page_has_the_weights_that_tell_contrasts_apart():
+    from meshnet.scans.contrast_network import WEIGHTS
+
+    text = re.search(r'CONTRAST_WEIGHTS = "(.*)"', to_web.script("contrast_weights"))[1]
+    assert base64.b64decode(text) == WEIGHTS.read_bytes()
 
 
 def test_every_refusal_has_its_twin(page, tmp_path):

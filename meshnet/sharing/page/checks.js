@@ -3,7 +3,7 @@
 
 const SIZES_DIFFER = 0.02, SHORT_MM = 60, ROUNDING = 1, LONGEST_MM = 1200, FEW_SLICES = 5, THICK = 3.5, THICK_MM = 3;
 const APART_MM = 5, GAP = 0.8, GAP_SHARES = [0.002, 0.002, 0.01];
-const FEW = 0.003, FEW_LEVELS = 16, COVERED = [0.1, 0.6];
+const FEW = 0.003, FEW_LEVELS = 16, COVERED = [0.1, 0.6], DOUBTFUL = 0.6;
 
 function headerRemarks(image) {
   const { header, affine, own } = image, remarks = [], sizes = edges(affine);
@@ -113,6 +113,13 @@ function contentRemarks(volume, image, voxel) {
   });
   const extent = box.map(([a, b]) => (b < 0 ? Infinity : 2 * voxel * ((b - a) / 2 + 1)));
   return Math.min(...extent) < SHORT_MM ? [say("padded", millimetres(extent, 0))] : [];
+}
+
+// What a reader should know of a scan whose contrast is doubtful, or that was turned round because it looks like T1w.
+function contrastRemarks(likely) {
+  const [first, second] = Object.entries(likely || {}).sort((a, b) => b[1] - a[1]), percent = (p) => roundEven(100 * p);
+  return [...(first && first[1] < DOUBTFUL ? [say("doubtfulLook", first[0], percent(first[1]), second[0], percent(second[1]), first[0])] : []),
+          ...(first && first[0] === T1W ? [say("turned")] : [])];
 }
 
 // Whether a channel uses the grey levels that its scaling gave it. `volume`: conformed, float32 in 0..1; `found`: the

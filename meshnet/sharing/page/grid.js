@@ -25,7 +25,7 @@ function targetAffine(image, grid) {
   return affine;
 }
 
-// The scan on a grid: {volume, affine, extremes}. `reference` is the image whose centre defines the grid.
+// The scan on a grid: {volume, affine, extremes}, and of a scaling that asks what it looks like {looks, likely}. `reference` is the image whose centre defines the grid.
 function conform(image, grid, scaling, window, reference) {
   const affine = targetAffine(reference, grid);
   if (scaling === "brainchop_quantile") {
@@ -34,8 +34,8 @@ function conform(image, grid, scaling, window, reference) {
   }
   if (scaling === "lesions_bright") {
     const plain = conform(image, grid, "conform_uint8", null, reference);
-    const looks = looksLike(plain.volume, grid.voxel);
-    return { ...plain, volume: looks === T1W ? turnedRound(plain.volume) : plain.volume, looks };
+    const likely = likelihoods(plain.volume, grid.voxel, grid.orientation), looks = mostLikely(likely);
+    return { ...plain, volume: looks === T1W ? turnedRound(plain.volume) : plain.volume, looks, likely };
   }
   let { volume, toSource } = along(image, grid, affine, reference);
   const { low, high, found } = rangeOf(image, scaling, window);

@@ -40,7 +40,7 @@ async function readCase(files, { card: own, first }, step, parts) {
     step("conforming");
     await timed(parts, "conform", () => {
       const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
-      views.push({ extremes: conformed.map(({ extremes: found }) => found), looks: conformed.map(({ looks }) => looks ?? null), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
+      views.push({ extremes: conformed.map(({ extremes: found }) => found), looks: conformed.map(({ looks }) => looks ?? null), likely: conformed.map(({ likely }) => likely ?? null), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
     });
   }
   let second = null;
@@ -55,7 +55,7 @@ async function readCase(files, { card: own, first }, step, parts) {
     remarks.push(...checkChannels(volumes, card.channels, files[0].name, images[0]), ...contentRemarks(volumes[0], images[0], card.voxel_mm));
     volumes.forEach((volume, c) => {
       remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c]));
-      if (views[0].looks[c] === T1W) remarks.push(say("turned"));
+      remarks.push(...contrastRemarks(views[0].likely[c]));
     });
   });
   const contrast = views[0].looks[0], ofNames = nameRemarks(files.map(({ name }) => name), card.channels, contrast);
