@@ -202,8 +202,8 @@ def contrast_remarks(extra: dict) -> list[str]:
     remarks, likely = [], extra.get(LIKELY)
     if likely and max(likely.values()) < DOUBTFUL:
         (first, p), (second, q), _ = sorted(likely.items(), key=lambda item: -item[1])
-        remarks.append(f"looks most like {first} ({p:.0%}) and then {second} ({q:.0%}), which is doubtful: if its "
-                       f"contrast is not {first}, do not trust the mask")
+        remarks.append(f"looks most like {first} ({100 * p:.0f} %) and then {second} ({100 * q:.0f} %), which is "
+                       f"doubtful: if its contrast is not {first}, do not trust the mask")
     if extra.get(LOOKS) == T1W:
         remarks.append("looks like T1w, where lesions are dark: its grey values were turned round for the model; if it "
                        "has another contrast, do not use the mask")

@@ -145,7 +145,7 @@ def test_a_share_by_hand():
 
 def test_a_scan_that_the_first_network_saw_turned_round_is_so_for_the_second(scan, cascade, monkeypatch):
     plainly = by_hand([scan], cascade)
-    monkeypatch.setattr(grids, "likelihoods", lambda volume, voxel_mm: {T1W: 0.9 * (len(volume) == 16), "T2w": 0.5})
+    monkeypatch.setattr(grids, "likelihoods", lambda volume, *_: {T1W: 0.9 * (len(volume) == 16), "T2w": 0.5})
     found = segment_scan(scan, cascade, probabilities=True)
     expected = by_hand([scan], cascade, turned=True)
     assert found.contrast == T1W and np.abs(array(found.probabilities) - expected).max() < 2e-3

@@ -87,6 +87,6 @@ def test_a_doubtful_contrast_is_said():
     turned = "looks like T1w, where lesions are dark"
     assert [one.partition(":")[0] for one in contrast_remarks({LOOKS: T1W, LIKELY: sure})] == [turned]
     found = contrast_remarks({LOOKS: T1W, LIKELY: doubtful})
-    assert found[0] == ("looks most like T1w (50%) and then T2w (40%), which is doubtful: if its contrast is not T1w, "
-                        "do not trust the mask") and found[1].startswith(turned)
+    assert found[0] == ("looks most like T1w (50 %) and then T2w (40 %), which is doubtful: if its contrast is not "
+                        "T1w, do not trust the mask") and found[1].startswith(turned)
     assert contrast_remarks({LOOKS: None, LIKELY: None}) == contrast_remarks({}) == []

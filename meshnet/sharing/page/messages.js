@@ -38,7 +38,7 @@ const MESSAGES = {
   formsApart: "the header contradicts itself: qform and sform are {} mm apart, both of code {}; sform was used",
   fewSlices: "the scan has only {}; lesions between them cannot be marked",
   thick: "slices of {} mm are thick for a model with voxels of {} mm; small lesions may be missed and outlines are coarse",
-  doubtfulLook: "looks most like {} ({}%) and then {} ({}%), which is doubtful: if its contrast is not {}, do not trust the mask",
+  doubtfulLook: "looks most like {} ({} %) and then {} ({} %), which is doubtful: if its contrast is not {}, do not trust the mask",
   turned: "looks like T1w, where lesions are dark: its grey values were turned round for the model; if it has another contrast, do not use the mask",
   tooLong: "{}: measures {} by its affine, expected a head of at most {} mm; correct its affine, or cut the head out",
   enlarged: "the scan is larger than the model's grid of {}: the grid was enlarged, and what lies outside the head was not trained on",
