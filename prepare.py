@@ -22,9 +22,10 @@ from meshnet.flags import show_first
 from meshnet.numbers import plain
 from meshnet.runs import shards
 
-# What the model will see, where nothing else is said; the names are those of the flags and of a model's card.
+# What the model will see, where nothing else is said, by the names of the flags and of a model's card.
 SEEN = {"voxel_mm": 1.0, "shape": None, "orientation": "LIA", "centre": "n/2", "averaged": False, "mirror": False,
         "scaling": None, "window": None}
+ALIKE = "orientation", "scaling", "window", "mirror"  # without which --init refuses a model
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -180,9 +181,9 @@ def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> No
         with decoration(f"{out / PAGE}: not written", "nothing else depends on it"):
             write_page(out)
             print(f"{out / PAGE}: every case to look at, the odd ones first")
-    begin = ("--init", arguments.like) if arguments.like else ()
-    recipe = "recipes/finetune.yaml" if arguments.like else recipe_for(prepared)
-    say_next(f"{command('python', 'train.py', *begin, '--recipe', recipe, '--data', out)} --run_dir runs/NAME")
+    begin = ("--init", arguments.like, "--recipe", "recipes/finetune.yaml") if arguments.alike else (
+        "--recipe", recipe_for(prepared))
+    say_next(f"{command('python', 'train.py', *begin, '--data', out)} --run_dir runs/NAME")
 
 
 def recipe_for(prepared: dict) -> str:
@@ -194,11 +195,10 @@ def recipe_for(prepared: dict) -> str:
 
 def fill_in(arguments: argparse.Namespace) -> None:
     """Set what no flag says: the format by the file's name, and what the model will see as --like has it."""
-    tables = (arguments.path or "").lower().endswith((".csv", ".tsv"))
-    if not (arguments.format or tables):
+    if not (arguments.format or (arguments.path or "").lower().endswith((".csv", ".tsv"))):
         raise UserError(f"--format: missing, expected one of {', '.join(FORMATS)}")
     arguments.format = arguments.format or "table"
-    known = SEEN | seen_by(arguments)
+    known = SEEN | (theirs := seen_by(arguments))
     if arguments.voxel_mm not in (None, known["voxel_mm"]):
         known["shape"] = None  # it is one of the model's voxels
     if arguments.scaling or arguments.window:
@@ -206,6 +206,7 @@ def fill_in(arguments: argparse.Namespace) -> None:
     for name, value in known.items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
+    arguments.alike = bool(arguments.like) and all(getattr(arguments, name) == theirs[name] for name in ALIKE)
 
 
 def seen_by(arguments: argparse.Namespace) -> dict:
@@ -218,9 +219,8 @@ def seen_by(arguments: argparse.Namespace) -> dict:
     known, arguments.wanted = {}, None
     if arguments.like:
         card = read_card(folder := find_folder(find(arguments.like)))
-        print(f"as {arguments.like} sees scans: {plain(card.voxel_mm)} mm, "
-              f"{'averaged' if card.averaged else 'sampled'}, {card.orientation}, {card.scaling}, channels "
-              f"{', '.join(card.channels)}")
+        print(f"as {arguments.like} sees scans: {plain(card.voxel_mm)} mm, {('sampled', 'averaged')[card.averaged]}, "
+              f"{card.orientation}, {card.scaling}, channels {', '.join(card.channels)}")
         known, arguments.wanted = {name: getattr(card, name) for name in SEEN}, card.first
         if read_first(folder, card) and not arguments.first:
             arguments.first = str(folder / FIRST)
