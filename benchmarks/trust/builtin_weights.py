@@ -22,7 +22,7 @@ from meshnet.errors import run_script
 from meshnet.files import whole_file
 
 CONTRASTS = ("T1w", "T2w", "FLAIR", "DWI")
-WAYS = ("as made", "5 mm slices", "RAS", "brain-extracted")
+WAYS = ("as made", "plain", "3 mm voxels", "5 mm slices", "RAS", "brain-extracted")  # all but the first: no artefacts
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 HEALTHY = 5  # every fifth head has no stroke
 EVERYWHERE = np.ones((3, 3, 3))
@@ -38,18 +38,22 @@ def make(seed: int, contrast: str, way: str, maps: list, masks: list) -> tuple:
         options |= {"extracted": float(way == "brain-extracted"), "artefacts": 0.0}
     image, mask, info = make_labelled_case(seed, VOXEL_MM, "every", maps, masks, **options)
     if way == "5 mm slices":
-        image = thick(image)
+        image = taken_in(image, 5.0, (1,))  # from below
+    if way == "3 mm voxels":
+        image = taken_in(image, 3.0, (0, 1, 2))
     if way == "RAS":
         image, mask = nib.as_closest_canonical(image), nib.as_closest_canonical(mask)
     return image, mask, info
 
 
-def thick(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """``image`` as if taken in 5 mm slices from below, and stored at its own voxels."""
+def taken_in(image: nib.Nifti1Image, mm: float, axes: tuple[int, ...]) -> nib.Nifti1Image:
+    """``image`` as if taken in voxels of ``mm`` along ``axes``, and stored at its own voxels."""
     from meshnet.data.synthetic.scanner import along, coarsen, refine
 
-    data, size = np.asarray(image.dataobj, np.float32), float(image.header.get_zooms()[1])
-    data = along(along(data, coarsen(data.shape[1], size, 5.0), 1), refine(data.shape[1], size, 5.0), 1)
+    data = np.asarray(image.dataobj, np.float32)
+    for axis in axes:
+        size, count = float(image.header.get_zooms()[axis]), data.shape[axis]
+        data = along(along(data, coarsen(count, size, mm), axis), refine(count, size, mm), axis)
     return nib.Nifti1Image(data, image.affine)
 
 
