@@ -15,7 +15,7 @@ from meshnet.data.sources.case import Case, Loaded
 from meshnet.data.sources.find import load_case, sha256_file, signature
 from meshnet.errors import UserError
 from meshnet.files import hash_of, whole_file
-from meshnet.scans import checks, contrast, grid, head, intensity, mirror, nifti, resample, second
+from meshnet.scans import checks, contrast, contrast_network, grid, head, intensity, mirror, nifti, resample, second
 from meshnet.scans import mask as masks
 from meshnet.scans.checks import (
     check_channels,
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 FILLS_HEAD = 0.5  # share of the head from which a mask is asked about
-# A change in these, or in this file, prepares every case again.
-CODE = (checks, contrast, grid, head, intensity, masks, mirror, nifti, resample, schema, second)
+# A change in these, in this file, or in the weights that tell contrasts apart prepares every case again.
+CODE = (checks, contrast, contrast_network, grid, head, intensity, masks, mirror, nifti, resample, schema, second)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def code_version(synthetic: bool) -> str:
         )
 
         modules += [anatomy, atlas, case, from_folders, labelled, labelmaps, lesionmasks, lesions, scanner]
-    return hash_of([sha256_file(module.__file__) for module in modules])
+    return hash_of([sha256_file(path) for path in (*(module.__file__ for module in modules), contrast_network.WEIGHTS)])
 
 
 def shard_name(case: Case, settings: Settings, version: str) -> str:
