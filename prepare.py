@@ -167,6 +167,7 @@ def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> No
     from meshnet.data.cases_page import PAGE, write_page
     from meshnet.data.schema import SPLITS
     from meshnet.data.splits import fold_subjects, load_splits
+    from meshnet.recipe import recipe_for
 
     print(f"{out}: {count(prepared['cases'], 'case')}, {count(prepared['subjects'], 'subject')}, lesions "
           f"{prepared['lesion_ml']}")
@@ -181,16 +182,12 @@ def say_prepared(arguments: argparse.Namespace, out: Path, prepared: dict) -> No
         with decoration(f"{out / PAGE}: not written", "nothing else depends on it"):
             write_page(out)
             print(f"{out / PAGE}: every case to look at, the odd ones first")
-    begin = ("--init", arguments.like, "--recipe", "recipes/finetune.yaml") if arguments.alike else (
-        "--recipe", recipe_for(prepared))
+    begin = ("--recipe", recipe_for(prepared))
+    if arguments.alike:
+        begin = ("--init", arguments.like, "--recipe", "recipes/finetune.yaml")
+    elif arguments.like:
+        print(f"note: {arguments.like} sees scans otherwise than they are here, so train.py --init would refuse it")
     say_next(f"{command('python', 'train.py', *begin, '--data', out)} --run_dir runs/NAME")
-
-
-def recipe_for(prepared: dict) -> str:
-    """A recipe to begin with: one of the demo's for few coarse cases, else the paper's smallest network."""
-    if prepared["voxel_mm"] < 4 or prepared["cases"] >= 100:
-        return "recipes/meshnet5.yaml"
-    return "recipes/tiny.yaml" if prepared["voxel_mm"] >= 8 else "recipes/demo.yaml"
 
 
 def fill_in(arguments: argparse.Namespace) -> None:
@@ -206,7 +203,8 @@ def fill_in(arguments: argparse.Namespace) -> None:
     for name, value in known.items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
-    arguments.alike = bool(arguments.like) and all(getattr(arguments, name) == theirs[name] for name in ALIKE)
+    arguments.alike = bool(arguments.like) and bool(arguments.first) == bool(arguments.wanted) and all(
+        getattr(arguments, name) == theirs[name] for name in ALIKE)
 
 
 def seen_by(arguments: argparse.Namespace) -> dict:

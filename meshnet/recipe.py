@@ -322,3 +322,10 @@ def dump_config(config: Config, head: dict | None = None) -> str:
     follows = ", ".join(f"{section}.{name}: {value}" for section, part in to_dict(config).items()
                         for name, value in part.items() if value != written[section][name] and value is not None)
     return dump({**(head or {}), **written}) + (f"# follows from the rest: {follows}\n" if follows else "")
+
+
+def recipe_for(prepared: dict) -> str:
+    """A recipe to begin with: one of the demo's for few coarse cases, else the paper's smallest network."""
+    if prepared["voxel_mm"] < 4 or prepared["cases"] >= 100:
+        return "recipes/meshnet5.yaml"
+    return "recipes/tiny.yaml" if prepared["voxel_mm"] >= 8 else "recipes/demo.yaml"

@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from meshnet.errors import run_script
-from meshnet.files import whole_file, write_text
+from meshnet.errors import UserError, run_script
+from meshnet.files import hash_of, whole_file, write_text
 from meshnet.scans import contrast, contrast_network
 from meshnet.scans.grid import Grid, conform
 
@@ -50,7 +50,7 @@ def make_heads(arguments: argparse.Namespace) -> None:
 
 def read_heads(folder: str) -> tuple[np.ndarray, np.ndarray]:
     """Scans (N, X, Y, Z) uint8 and the numbers of their contrasts (N,)."""
-    files = [np.load(path) for path in sorted(Path(folder).glob("*.npz"))]
+    files = [np.load(path) for path in sorted(Path(folder).glob("[0-9]*.npz"))]  # not those that are being written
     return np.stack([file["scan"] for file in files]), np.array(
         [contrast_network.CLASSES.index(str(file["contrast"])) for file in files])
 
@@ -124,8 +124,10 @@ def train(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     scans, classes = read_heads(arguments.heads)
     scans, classes, state = scaled(scans), torch.from_numpy(classes), folder / "state.pt"
-    steps = len(classes) // BATCH
+    steps, data = len(classes) // BATCH, hash_of([arguments.heads, len(classes), classes.tolist()])
     begun = torch.load(state, weights_only=True) if state.exists() else None
+    if begun and begun["data"] != data:
+        raise UserError(f"{state}: was begun with other heads, expected {arguments.heads}; give another --out")
     for strong, epochs, rate in ((False, EPOCHS, RATES[0]), (True, FINAL, RATES[1])):
         first = begun["epoch"] if begun and begun["strong"] == strong else 0
         if begun and begun["strong"] and not strong:
@@ -153,7 +155,7 @@ def train(arguments: argparse.Namespace) -> None:
             print(f"epoch {epoch + 1} of {epochs}: {right / (steps * BATCH):.3f} of augmented heads right", flush=True)
             with whole_file(state) as temporary:
                 torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "strong": strong,
-                            "course": course.state_dict(), "epoch": epoch + 1}, temporary)
+                            "course": course.state_dict(), "epoch": epoch + 1, "data": data}, temporary)
     pack(net.eval(), folder / "contrast.safetensors", arguments.install)
 
 
@@ -188,7 +190,8 @@ def check(arguments: argparse.Namespace) -> None:
     known = np.minimum(classes, 2)
     found = [contrast.likelihoods(scan, GRID.voxel_mm) or dict.fromkeys(contrast.CONTRASTS, 0.0) for scan in scans]
     values = np.array([list(one.values()) for one in found])
-    right, sure = values.argmax(1) == known, values.max(1)
+    sure = values.max(1)
+    right = (values.argmax(1) == known) & (sure > 0)  # not where it is taken for no head
     print(f"{len(known)} heads, {right.mean():.3f} right: " + ", ".join(
         f"{name} {right[classes == n].mean():.3f}" for n, name in enumerate(contrast_network.CLASSES)))
     for low, high in pairwise(SURENESS):

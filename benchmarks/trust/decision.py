@@ -23,7 +23,7 @@ from meshnet.errors import run_script
 from meshnet.files import write_json
 from meshnet.networks.card import CONFIG, read_card
 from meshnet.scans.contrast import CONTRASTS as LOOKS
-from meshnet.scans.mask import DRAW_ML, Decision
+from meshnet.scans.mask import EMPTY_ML, Decision
 
 SURE = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SMALLEST = (0.0, 100.0, 300.0, 1000.0, 2000.0)  # mm³
@@ -41,7 +41,8 @@ def decided(row: dict, decision: Decision) -> tuple[float, float | None, float, 
     false = sum(not part[4] for part in kept)
     dice = 2 * right / (ml + row["ml"]) if ml + row["ml"] else 1.0
     f1 = 2 * len(touched) / (len(touched) + row["n"] + false) if row["n"] else None
-    return dice, f1, ml, (2 * inside + DRAW_ML) / (row["sum"] * ML + ml + DRAW_ML)
+    one = 1 if kept else EMPTY_ML  # as scans.mask.expected_dice
+    return dice, f1, ml, (2 * inside + one) / (row["sum"] * ML + ml + one)
 
 
 def value_of(rows: list[dict], decision: Decision) -> float:

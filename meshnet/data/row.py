@@ -20,9 +20,11 @@ from meshnet.scans import mask as masks
 from meshnet.scans.checks import (
     check_channels,
     content_remarks,
+    contrast_remarks,
     extent_remarks,
     grey_remarks,
     header_remarks,
+    is_doubtful,
     mask_remarks,
     place_remarks,
     values_remarks,
@@ -208,6 +210,7 @@ def look(case: Case, loaded: Loaded, settings: Settings, conformed: list[nib.Nif
     remarks += content_remarks(volumes[0], loaded.images[0], settings.grid.voxel_mm)
     for image, volume, name in zip(conformed, volumes, names):
         remarks += grey_remarks(volume, image.extra[EXTREMES], name)
+        remarks += contrast_remarks(image.extra, name if len(names) > 1 else "") if is_doubtful(image.extra) else []
     remarks += mask_remarks(native, mask, settings.marks, case.mask)
     remarks += ["the mask is soft: its upper half was taken as lesion"] if is_soft(np.asanyarray(
         loaded.mask.dataobj)) and not settings.labels else []

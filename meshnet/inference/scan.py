@@ -162,7 +162,8 @@ def read_case(scans: Sequence[Scan], models: Sequence[Model]) -> Case:
         remarks += checks.check_channels(volume, card.channels, where, images[0])
         remarks += checks.content_remarks(volume[0], images[0], stages(models[0])[0].card.voxel_mm)
         for channel, extra, name in zip(volume, extras[0], card.channels):
-            remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(extra)
+            remarks += checks.grey_remarks(channel, extra[EXTREMES], name) + checks.contrast_remarks(
+                extra, name if len(card.channels) > 1 else "")
     looks = next(filter(None, [extra[0].get(LOOKS) for extra in extras]), None)
     mark = ""
     if not any(isinstance(scan, nib.spatialimages.SpatialImage) for scan in scans):

@@ -24,8 +24,8 @@ def likelihoods(volume: np.ndarray, voxel_mm: float, orientation: str = TRAINED)
     """How likely a conformed scan (X, Y, Z) uint8, whose axes have that ``orientation``, is each of ``CONTRASTS``; None
     for what is no head.
 
-    The probabilities are those of a network of 22,100 parameters (``contrast_network``), which was trained on 2,577
-    synthetic heads at 4 mm of label maps 1 to 16.
+    The probabilities are those of a network of 22,100 weights (``contrast_network``), which was trained on synthetic
+    heads at 4 mm. Other contrasts, such as ADC, are taken for one of these.
     """
     if orientation != TRAINED:
         codes = (nib.orientations.axcodes2ornt(one) for one in (orientation, TRAINED))
@@ -69,7 +69,10 @@ def is_head(volume: np.ndarray, air: float) -> bool:
 
 
 def coarse(volume: np.ndarray, voxel_mm: float) -> np.ndarray:
-    """``volume`` uint8 as 0..1, float64, each voxel the mean of as many as make about ``COARSE_MM``."""
+    """``volume`` uint8 as 0..1, float64, each voxel the mean of as many as make about ``COARSE_MM``; larger ones
+    several times each."""
+    for axis in range(3) if (times := round(voxel_mm / COARSE_MM)) > 1 else ():
+        volume = np.repeat(volume, times, axis)
     step = max(1, round(COARSE_MM / voxel_mm))
     size = [n // step for n in volume.shape]
     cut = volume[tuple(slice(n * step) for n in size)].astype(np.float64) / 255

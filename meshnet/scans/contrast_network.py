@@ -20,7 +20,7 @@ BLOCK = 8  # voxels along each axis that become one
 
 def class_probabilities(volume: np.ndarray, air: float) -> np.ndarray:
     """The probabilities (4,) of ``CLASSES`` for a scan (X, Y, Z) of about 4 mm, 0 to 1, of which what is up to ``air``
-    counts as air; its axes may be in any order and direction."""
+    counts as air, and whose axes run as LIA."""
     convolutions, (weight, bias) = layers()
     bright = volume[volume > air]
     volume = np.clip(volume / (np.quantile(bright, BRIGHT) + 1e-3), 0, MOST).astype(np.float32)

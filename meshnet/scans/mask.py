@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAW_ML = 8.0  # that ``expected_dice`` adds to both sides of its fraction
+EMPTY_ML = 8.0  # of expected lesion, at which an empty mask is as likely right as wrong
 
 
 @dataclass(frozen=True)
@@ -137,19 +137,19 @@ def kept(mask: np.ndarray, probability: np.ndarray | None, voxel_mm3: float,
 
 
 def expected_dice(probability: np.ndarray, marked: np.ndarray, voxel_mm3: float) -> float:
-    """The Dice that a mask has in the mean if the probabilities of lesion are right, as (2 a + 8 mL) / (b + c + 8 mL):
+    """The Dice that a mask has in the mean if the probabilities of lesion are right, as (2 a + 1 mL) / (b + c + 1 mL):
     a the expected volume within the mask, b the whole expected volume, c the mask's.
 
-    The 8 mL (``DRAW_ML``) let an empty mask be right: without them nothing found and hardly anything expected would be
-    0, and what is expected of a small mask would hang on a few voxels. Of 1 to 64 mL these and 12 ranked failures
-    under successes best, on 198 synthetic heads.
+    That of an empty mask is 1 where there is no lesion, and 0 otherwise: 8 mL / (b + 8 mL) says how likely the first
+    is (``EMPTY_ML`` was chosen on synthetic heads, docs/log/weights.md).
 
     Args:
         probability: of lesion, (X, Y, Z).
         marked: True where the mask is, (X, Y, Z).
         voxel_mm3: volume of a voxel.
     """
-    draw = DRAW_ML * 1000 / voxel_mm3
-    box = slices(box_of(marked) or ((0, 0),) * 3)
+    found, expected = box_of(marked), float(probability.sum(dtype=np.float64))
+    one = (1 if found else EMPTY_ML) * 1000 / voxel_mm3
+    box = slices(found or ((0, 0),) * 3)
     inside = float(probability[box][marked[box]].sum(dtype=np.float64))
-    return (2 * inside + draw) / (float(probability.sum(dtype=np.float64)) + float(marked.sum()) + draw)
+    return (2 * inside + one) / (expected + float(marked.sum()) + one)

@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -42,7 +43,7 @@ CSP = ("default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-s
        "webrtc 'block'")  # of CSP 3, taken by no browser tried: see seal.js
 NOTICE = "Research software. Not a medical device, not for diagnosis."
 SCALINGS = ("conform_uint8", "minmax", "quantile", "window", "brainchop_quantile",
-            "lesions_bright")  # those of intensity.js
+            "lesions_bright")  # those of intensity.js and grid.js
 MOST_BYTES = 2e9  # of memory for a network, as in engine.js
 MOST_PAGE = 3_500_000  # bytes
 MODEL = "const MODEL = "  # how model.js begins
@@ -168,7 +169,9 @@ def is_page(folder: Path) -> bool:
 
 
 def script(name: str) -> str:
-    return (PARTS / f"{name}.js").read_text(encoding="utf-8")
+    """A script without the lines that are comments, which are a tenth of it."""
+    text = (PARTS / f"{name}.js").read_text(encoding="utf-8")
+    return re.sub(r"^ *//.*\n", "", text, flags=re.MULTILINE)
 
 
 def data_script() -> str:

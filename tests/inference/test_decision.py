@@ -34,7 +34,7 @@ def test_a_head_is_scored_by_what_a_decision_keeps(decision):
     stroke = head(False, [[250, 0.8, 150.0, 125, [1]], [50, 0.5, 20.0, 0, []], [10, 0.9, 8.0, 10, [2]]], 2.0)
     dice, f1, ml, quality = decision.decided(stroke, Decision(0.3, 0.6, 100.0))  # the first alone, half of it right
     assert (dice, f1, ml) == (pytest.approx(0.5), pytest.approx(2 / 3), pytest.approx(2.0))
-    assert quality == pytest.approx((2 * 1.2 + 8) / (4 + 2 + 8))
+    assert quality == pytest.approx((2 * 1.2 + 1) / (4 + 2 + 1))
     assert decision.decided(stroke, Decision(0.3, 0.0, 0.0))[1] == pytest.approx(4 / 5)  # both found, one false
     assert decision.decided(head(True, []), Decision(0.3))[:3] == (1.0, None, 0.0)
 

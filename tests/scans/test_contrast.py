@@ -82,11 +82,22 @@ def test_the_contrast_does_not_depend_on_the_orientation_of_the_grid(orientation
     assert found[0] == pytest.approx(found[1], abs=1e-6) and found[0][T1W] > 0.5
 
 
+@pytest.mark.parametrize("voxel_mm", [2.0, 6.0, 8.0])
+def test_the_contrast_is_told_on_grids_of_other_voxels(voxel_mm):
+    for contrast, name in (("T1w", T1W), ("T2w", T2W)):
+        image = make_case(3, 2.0, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
+        found = conform(image, replace(GRID, voxel_mm=voxel_mm), "lesions_bright", exact=False).extra
+        assert found[LOOKS] == name, found
+
+
 def test_a_doubtful_contrast_is_said():
-    sure, doubtful = ({T1W: p, T2W: 0.9 - p, OTHER: 0.1} for p in (0.75, 0.5))
-    turned = "looks like T1w, where lesions are dark"
-    assert [one.partition(":")[0] for one in contrast_remarks({LOOKS: T1W, LIKELY: sure})] == [turned]
-    found = contrast_remarks({LOOKS: T1W, LIKELY: doubtful})
-    assert found[0] == ("looks most like T1w (50 %) and then T2w (40 %), which is doubtful: if its contrast is not "
-                        "T1w, do not trust the mask") and found[1].startswith(turned)
+    sure, doubtful = ({T1W: p, T2W: 0.9 - p, OTHER: 0.1} for p in (0.61, 0.59))
+    turned = "looks like T1w, where lesions are dark: its grey"
+    assert contrast_remarks({LOOKS: T1W, LIKELY: sure}, "a")[0].startswith(f"a: {turned}")
+    said = "looks most like {} (59 %) and then {} (31 %), which is doubtful; "
+    found, = contrast_remarks({LOOKS: T1W, LIKELY: doubtful})
+    assert found.startswith(said.format("T1w", "T2w") + "its grey values were turned round")
+    other, = contrast_remarks({LOOKS: T2W, LIKELY: {T1W: 0.31, T2W: 0.59, OTHER: 0.1}})
+    assert other == said.format("T2w", "T1w") + "if its contrast is not T2w, do not trust the mask"
+    assert contrast_remarks({LOOKS: T2W, LIKELY: {T1W: 0.3, T2W: 0.61, OTHER: 0.09}}) == []
     assert contrast_remarks({LOOKS: None, LIKELY: None}) == contrast_remarks({}) == []

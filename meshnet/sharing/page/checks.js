@@ -115,11 +115,13 @@ function contentRemarks(volume, image, voxel) {
   return Math.min(...extent) < SHORT_MM ? [say("padded", millimetres(extent, 0))] : [];
 }
 
-// What a reader should know of a scan whose contrast is doubtful, or that was turned round because it looks like T1w.
-function contrastRemarks(likely) {
-  const [first, second] = Object.entries(likely || {}).sort((a, b) => b[1] - a[1]), percent = (p) => roundEven(100 * p);
-  return [...(first && first[1] < DOUBTFUL ? [say("doubtfulLook", first[0], percent(first[1]), second[0], percent(second[1]), first[0])] : []),
-          ...(first && first[0] === T1W ? [say("turned")] : [])];
+// What a reader should know of a scan whose contrast is doubtful, or that was turned round because it looks like T1w. `name`:
+// of the channel where there are several.
+function contrastRemarks(likely, name) {
+  if (!likely) return [];
+  const of = name ? `${name}: ` : "", [[first, p], [second, q]] = Object.entries(likely).sort((a, b) => b[1] - a[1]), percent = (one) => roundEven(100 * one);
+  if (p >= DOUBTFUL) return first === T1W ? [say("turned", of)] : [];
+  return [first === T1W ? say("doubtfulT1w", of, percent(p), second, percent(q)) : say("doubtfulLook", of, first, percent(p), second, percent(q), first)];
 }
 
 // Whether a channel uses the grey levels that its scaling gave it. `volume`: conformed, float32 in 0..1; `found`: the

@@ -70,7 +70,18 @@ function isHead({ data, shape }, air) {
   return core >= FEWEST && total - core >= FEWEST;
 }
 
+// Each voxel of a volume several times along each axis.
+function repeated({ data, shape }, times) {
+  const [nx, ny, nz] = shape.map((n) => n * times), found = makeVolume(new Uint8Array(nx * ny * nz), [nx, ny, nz], "u1");
+  for (let i = 0, to = 0; i < nx; ++i)
+    for (let j = 0; j < ny; ++j)
+      for (let k = 0; k < nz; ++k, ++to) found.data[to] = data[(Math.floor(i / times) * shape[1] + Math.floor(j / times)) * shape[2] + Math.floor(k / times)];
+  return found;
+}
+
 function coarseVolume(volume, voxelMm) {
+  const times = roundEven(voxelMm / COARSE_MM);
+  if (times > 1) volume = repeated(volume, times);
   const step = Math.max(1, roundEven(COARSE_MM / voxelMm)), shape = volume.shape.map((n) => Math.floor(n / step));
   const data = new Float64Array(count(shape)), [, rows, columns] = volume.shape;
   for (let i = 0, to = 0; i < shape[0]; ++i)
@@ -119,7 +130,7 @@ function readContrastLayers() {
 function blocksOfHead({ data, shape }, air) {
   const size = shape.map((n) => Math.ceil(n / BLOCK)), counts = new Float64Array(count(size)), [, ny, nz] = shape;
   for (let at = 0; at < data.length; ++at)
-    if (data[at] > air) {
+    if (data[at] > f32(air)) {
       const [i, j, k] = [Math.floor(at / (ny * nz)), Math.floor(at / nz) % ny, at % nz].map((n) => Math.floor(n / BLOCK));
       ++counts[(i * size[1] + j) * size[2] + k];
     }

@@ -118,17 +118,18 @@ function clean(every, shape, affine, { threshold, sure, min_lesion_mm3: smallest
   return { labels, lesions, unsure: (unsure * each) / 1000, dropped: (dropped * each) / 1000, parts };
 }
 
-const DRAW_ML = 8;
+const EMPTY_ML = 8;
 
 // The Dice that a mask has in the mean if the probabilities of lesion are right (expected_dice).
 function expectedDice(probabilities, labels, each) {
-  const lesion = lesionProbability(probabilities), draw = (DRAW_ML * 1000) / each;
+  const lesion = lesionProbability(probabilities);
   let inside = 0, all = 0, marked = 0;
   for (let i = 0; i < labels.length; ++i) {
     all += lesion[i];
     if (labels[i]) inside += lesion[i], ++marked;
   }
-  return roundTo((2 * inside + draw) / (all + marked + draw), 3);
+  const one = ((marked ? 1 : EMPTY_ML) * 1000) / each;
+  return roundTo((2 * inside + one) / (all + marked + one), 3);
 }
 
 // What a decision leaves: everything that a reader of the mask is told.

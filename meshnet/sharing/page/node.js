@@ -79,6 +79,10 @@ const answers = {
     if (found) fs.writeFileSync(out, Buffer.concat(found.input));
     return { found: found !== null };
   },
+  // {volume, shape, voxel_mm, orientation} -> how likely each contrast is
+  contrast({ volume, shape, voxel_mm, orientation }) {
+    return { likely: likelihoods(makeVolume(read(volume), shape, "u1"), voxel_mm, orientation) };
+  },
   // {files, channels, out} -> the series among DICOM files, those chosen, and each of `convert` (numbers) as a NIfTI file
   async dicom({ files, channels, out, convert = [] }) {
     const found = await findSeries(files.map((name) => new File([fs.readFileSync(name)], path.basename(name))));

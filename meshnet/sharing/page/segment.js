@@ -55,7 +55,7 @@ async function readCase(files, { card: own, first }, step, parts) {
     remarks.push(...checkChannels(volumes, card.channels, files[0].name, images[0]), ...contentRemarks(volumes[0], images[0], card.voxel_mm));
     volumes.forEach((volume, c) => {
       remarks.push(...greyRemarks(volume, views[0].extremes[c], card.channels[c]));
-      remarks.push(...contrastRemarks(views[0].likely[c]));
+      remarks.push(...contrastRemarks(views[0].likely[c], card.channels.length > 1 ? card.channels[c] : ""));
     });
   });
   const contrast = views[0].looks[0], ofNames = nameRemarks(files.map(({ name }) => name), card.channels, contrast);
