@@ -42,6 +42,7 @@ def test_a_doubtful_contrast_is_said_of_a_case(tmp_path, monkeypatch):
     nib.save(image_of((data > 118).astype(np.uint8), affine), tmp_path / "m.nii")
     case = Case("c", "p", (str(tmp_path / "s.nii"),), str(tmp_path / "m.nii"))
     for share in (0.55, 0.65):
-        monkeypatch.setattr(grid, "likelihoods", lambda *_: {"T1w": 0.2, "T2w": share, "FLAIR or DWI": 0.8 - share})
+        found = {"T1w": 0.2, "T2w": share, "FLAIR or DWI": 0.8 - share}
+        monkeypatch.setattr(grid, "likelihoods", lambda *_, found=found: found)
         said = " ".join(make_row(case, Settings(Grid(8.0), "lesions_bright", None, None, 1, ()))["warnings"])
         assert ("looks most like T2w (55 %)" in said) == (share < 0.6)
