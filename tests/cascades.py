@@ -28,10 +28,10 @@ def first_network(channels=1, norm="none", seed=0):
 
 
 def write_cascade(folder, channels=("T1w",), shifted=True, scaling="lesions_bright", first_norm="none",
-                  second_norm="batch", marks="lesion", mirror=False, **card):
-    """A cascade of random networks at 16 mm and 8 mm, whose first one finds a part of the head."""
+                  second_norm="batch", marks="lesion", mirror=False, voxels=(16.0, 8.0), **card):
+    """A cascade of random networks at 16 mm and 8 mm (``voxels``), whose first one finds a part of the head."""
     both = {"channels": list(channels), "classes": CLASSES, "scaling": scaling, "marks": marks}
-    first = Card(**both, voxel_mm=16.0, averaged=True, shifted=shifted, centre="middle")
+    first = Card(**both, voxel_mm=voxels[0], averaged=True, shifted=shifted, centre="middle")
     save_model(folder / "first", first_network(len(channels), first_norm), first)
     given = (len(channels) + 2) * (2 if mirror else 1)
     second = network(5, (1, 2, 1), seed=3, in_channels=given, classes=3, norm=second_norm)
@@ -39,7 +39,8 @@ def write_cascade(folder, channels=("T1w",), shifted=True, scaling="lesions_brig
         second.head.weight.mul_(8)
         air = second(torch.zeros(1, given, 17, 17, 17))[0, :, 8, 8, 8]
         second.head.bias.sub_(air - torch.tensor([1.0, 0, 0]))  # air is background
-    save_model(folder, second, Card(**both, first=CLASSES[1:], voxel_mm=8.0, averaged=True, mirror=mirror, **card))
+    own = Card(**both, first=CLASSES[1:], voxel_mm=voxels[1], averaged=True, mirror=mirror, **card)
+    save_model(folder, second, own)
     return folder
 
 

@@ -31,6 +31,7 @@ SHAPE = (96, 128, 120)
 SHARES = {"none": {"T1w": 0.24, "T2w": 0.22, "FLAIR": 0.3, "DWI": 0.21, "random": 0.03},
           "some": {"T1w": 0.14, "T2w": 0.14, "FLAIR": 0.43, "DWI": 0.27, "random": 0.02},
           "strong": {"T1w": 0.17, "T2w": 0.08, "FLAIR": 0.52, "DWI": 0.21, "random": 0.02}}
+MOSTLY_T1W = {"T1w": 0.72, "T2w": 0.12, "FLAIR": 0.04, "DWI": 0.12}
 # How much brighter grey matter may be at the places below, by contrast
 AMOUNT = {"some": {"FLAIR": (0, 0.5), "DWI": (0, 0.45), "T2w": (0, 0.2), "T1w": (0, 0.1), "random": (0, 0.3)},
           "strong": {"FLAIR": (0.25, 0.95), "DWI": (0.1, 0.8), "T2w": (0, 0.2), "T1w": (0, 0.1), "random": (0, 0.3)}}
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--anatomy", required=True, help="folder of label maps")
     parser.add_argument("--lesions", nargs="+", required=True, help="folders of lesion masks")
     parser.add_argument("--bright", choices=("none", "some", "strong"), default="none")
+    parser.add_argument("--mostly_t1w", action="store_true", help="72 %% of the heads T1w, 28 %% without a lesion")
     parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=7_000_000, help="of the first head")
     parser.add_argument("--out", type=Path, required=True)
@@ -195,6 +197,8 @@ def main() -> None:
     grid = replace(first.card.grids()[0], voxel_mm=VOXEL_MM, shape=SHAPE)
     options = {"contrasts": SHARES[arguments.bright], "healthy": 0.12 if arguments.bright == "none" else 0.2,
                "spots": 0.45 if arguments.bright == "none" else 0.4, "extracted": 0.35}
+    if arguments.mostly_t1w:
+        options |= {"contrasts": MOSTLY_T1W, "healthy": 0.28, "spots": 0.45}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seed, arguments.seed + arguments.cases):
         path = arguments.out / f"{seed}.npz"

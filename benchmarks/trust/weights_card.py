@@ -31,7 +31,8 @@ def synthetic(results: dict) -> list[str]:
                    "mL marked, median", "90 %"], rows)
     if results.get("ways"):
         lines += ["How a head is scanned, mean Dice (all but as made without artefacts; plain is whole, at 2 mm):", ""]
-        lines += table(["contrast", *WAYS], [[name, *(found.get(way) for way in WAYS)]
+        ways = [way for way in WAYS if any(way in found for found in results["ways"].values())]
+        lines += table(["contrast", *ways], [[name, *(found.get(way) for way in ways)]
                                              for name, found in results["ways"].items()])
     lines += ["By label map (none was trained on), mean Dice over all contrasts: " + ", ".join(
         f"{name} {value}" for name, value in results["maps"].items()) + ".",
