@@ -6,7 +6,6 @@ thing only where T1w scans are turned round first: within the head, white become
 
 from __future__ import annotations
 
-import nibabel as nib
 import numpy as np
 
 from meshnet.scans.contrast_network import class_probabilities
@@ -28,6 +27,8 @@ def likelihoods(volume: np.ndarray, voxel_mm: float, orientation: str = TRAINED)
     heads at 4 mm. Other contrasts, such as ADC, are taken for one of these.
     """
     if orientation != TRAINED:
+        import nibabel as nib
+
         codes = (nib.orientations.axcodes2ornt(one) for one in (orientation, TRAINED))
         volume = nib.orientations.apply_orientation(volume, nib.orientations.ornt_transform(*codes))
     x = coarse(volume, voxel_mm)

@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 WEIGHTS = Path(__file__).with_name("contrast.safetensors")
 CLASSES = ("T1w", "T2w", "FLAIR", "DWI")
 BRIGHT = 0.95  # the quantile of what is brighter than air that becomes 1
 MOST = 1.5
 BLOCK = 8  # voxels along each axis that become one
+ONE_THREAD = 2**17  # products, up to which OpenBLAS starts no threads; those wait busily and slow what comes after
 
 
 def class_probabilities(volume: np.ndarray, air: float) -> np.ndarray:
@@ -37,6 +37,8 @@ def class_probabilities(volume: np.ndarray, air: float) -> np.ndarray:
 def layers() -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
     """Kernels (out, in, 3, 3, 3) and shifts (out,) of the convolutions, then weights (4, in) and shifts of the classes,
     float32."""
+    from safetensors.numpy import load_file
+
     stored = load_file(WEIGHTS)
     count = sum(name.endswith(".weight") for name in stored)
     found = []
@@ -60,7 +62,10 @@ def halved(maps: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     size = [-(-n // 2) for n in maps.shape[1:]]
     padded = np.pad(maps, [(0, 0), *[(1, 1)] * 3])
     result = np.zeros((len(kernel), int(np.prod(size))), np.float32)
+    columns = ONE_THREAD // (len(kernel) * len(maps))
     for at in np.ndindex(3, 3, 3):
         seen = padded[(slice(None), *(slice(start, start + 2 * n - 1, 2) for start, n in zip(at, size)))]
-        result += kernel[(slice(None), slice(None), *at)] @ seen.reshape(len(maps), -1)
+        seen, weights = seen.reshape(len(maps), -1), kernel[(slice(None), slice(None), *at)]
+        for some in (slice(first, first + columns) for first in range(0, seen.shape[1], columns)):
+            result[:, some] += weights @ seen[:, some]
     return result.reshape(-1, *size)
