@@ -203,8 +203,9 @@ def fill_in(arguments: argparse.Namespace) -> None:
     for name, value in known.items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
+    ours = vars(arguments) | {"scaling": arguments.scaling or ("window" if arguments.window else None)}
     arguments.alike = bool(arguments.like) and bool(arguments.first) == bool(arguments.wanted) and all(
-        getattr(arguments, name) == theirs[name] for name in ALIKE)
+        ours[name] == theirs[name] for name in ALIKE)
 
 
 def seen_by(arguments: argparse.Namespace) -> dict:

@@ -30,8 +30,9 @@ def synthetic(results: dict) -> list[str]:
     lines = table(["contrast", "strokes", "Dice", "lesion F1", "< 1 mL", "1–5", "5–20", "> 20 mL", "healthy heads",
                    "mL marked, median", "90 %"], rows)
     if results.get("ways"):
-        lines += ["How a head is scanned, mean Dice (all but as made without artefacts; plain is whole, at 2 mm):", ""]
         ways = [way for way in WAYS if any(way in found for found in results["ways"].values())]
+        said = " (without artefacts; plain is the whole head at 2 mm)" if "plain" in ways else ""
+        lines += [f"How a head is scanned, mean Dice{said}:", ""]
         lines += table(["contrast", *ways], [[name, *(found.get(way) for way in ways)]
                                              for name, found in results["ways"].items()])
     lines += ["By label map (none was trained on), mean Dice over all contrasts: " + ", ".join(

@@ -66,8 +66,8 @@ class Segmentation:
     ``mask`` holds labels, uint8: 0 and 1 where one class is marked, else the model's classes. ``probabilities`` is the
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
-    step, by name. ``quality`` is the Dice to be expected if the probabilities are right (``scans.mask.expected_dice``).
-    ``decision`` is what decided, ``contrast`` what the scan looks like.
+    step, by name. ``quality`` is the Dice to be expected if the probabilities are right, of an empty mask a score for
+    ranking (``scans.mask.expected_dice``). ``decision`` is what decided, ``contrast`` what the scan looks like.
     """
 
     mask: nib.Nifti1Image

@@ -72,8 +72,9 @@ def is_head(volume: np.ndarray, air: float) -> bool:
 def coarse(volume: np.ndarray, voxel_mm: float) -> np.ndarray:
     """``volume`` uint8 as 0..1, float64, each voxel the mean of as many as make about ``COARSE_MM``; larger ones
     several times each."""
-    for axis in range(3) if (times := round(voxel_mm / COARSE_MM)) > 1 else ():
-        volume = np.repeat(volume, times, axis)
+    times = round(voxel_mm / COARSE_MM)
+    for axis in range(3):
+        volume = volume if times < 2 else np.repeat(volume, times, axis)
     step = max(1, round(COARSE_MM / voxel_mm))
     size = [n // step for n in volume.shape]
     cut = volume[tuple(slice(n * step) for n in size)].astype(np.float64) / 255

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-EMPTY_ML = 8.0  # of expected lesion, at which an empty mask is as likely right as wrong
+EMPTY_ML = 8.0  # of expected lesion, at which ``expected_dice`` of an empty mask is 0.5
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def expected_dice(probability: np.ndarray, marked: np.ndarray, voxel_mm3: float)
     """The Dice that a mask has in the mean if the probabilities of lesion are right, as (2 a + 1 mL) / (b + c + 1 mL):
     a the expected volume within the mask, b the whole expected volume, c the mask's.
 
-    That of an empty mask is 1 where there is no lesion, and 0 otherwise: 8 mL / (b + 8 mL) says how likely the first
-    is (``EMPTY_ML`` was chosen on synthetic heads, docs/log/weights.md).
+    Of an empty mask it is 8 mL / (b + 8 mL), a scale that ranks it among others and no calibrated probability
+    (``EMPTY_ML`` was chosen on synthetic heads, docs/log/weights.md).
 
     Args:
         probability: of lesion, (X, Y, Z).

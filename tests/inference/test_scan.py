@@ -353,20 +353,20 @@ def test_remarks_say_what_was_dropped(model, tmp_path):
 
 def test_a_contrast_decides_in_the_mask_the_line_and_the_header(tmp_path):
     """The bright block is about sure to be a lesion, but nowhere of probability 1."""
-    path, about = scan_file(tmp_path / "a.nii.gz"), {"about": {"trust": {"T2w": "not tried."}}}
+    path, about = scan_file(tmp_path / "a.nii.gz"), {"about": {"trust": {"FLAIR or DWI": "not tried."}}}
     own = {"scaling": "lesions_bright", "threshold": 0.999, "others": about}
-    model = bright_model(tmp_path / "m", **own, contrasts={"T2w": {"threshold": 0.3, "sure": 0.5}})
+    model = bright_model(tmp_path / "m", **own, contrasts={"FLAIR or DWI": {"threshold": 0.3, "sure": 0.5}})
     found = infer(path, "--model", model, "--no-picture", "--json")
     told = json.loads(found.stdout)
-    assert told["contrast"] == "T2w" and told["expect"] == "not tried." and told["lesions"] == 1
+    assert told["contrast"] == "FLAIR or DWI" and told["expect"] == "not tried." and told["lesions"] == 1
     assert (told["threshold"], told["sure"]) == (0.3, 0.5)
     text = infer(path, "--model", model, "--no-picture")
     assert (" scans;\n  from probability 0.3 to 0.999, where a lesion reaches 0 to 0.5, by contrast; all sizes are "
             "kept\n" in text.stderr)
-    assert "; looks like T2w (" in text.stdout and "T2w: not tried.\n" in text.stderr
-    strict = bright_model(tmp_path / "s", **own, contrasts={"T2w": {"threshold": 0.3, "sure": 1.0}})
+    assert "; looks like FLAIR or DWI (" in text.stdout and "FLAIR or DWI: not tried.\n" in text.stderr
+    strict = bright_model(tmp_path / "s", **own, contrasts={"FLAIR or DWI": {"threshold": 0.3, "sure": 1.0}})
     none = segment_scan(path, strict)
-    assert none.lesions == 0 and none.contrast == "T2w"
+    assert none.lesions == 0 and none.contrast == "FLAIR or DWI"
     assert none.remarks == (f"{told['volume_ml']:.2f} mL found that nowhere reaches the probability 1 from which it is "
                             "kept",)
     assert segment_scan(path, strict, threshold=0.3).volume_ml == told["volume_ml"]  # the user's decides alone

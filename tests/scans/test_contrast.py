@@ -31,7 +31,7 @@ def conformed(volume, scaling):
 @pytest.mark.parametrize("contrast, name", [("T1w", T1W), ("T2w", T2W), ("DWI", OTHER)])
 def test_most_synthetic_scans_are_told_apart(contrast, name):
     right = [look(scan(seed, contrast)) == name for seed in range(5)]
-    assert sum(right) >= 3
+    assert sum(right) >= 4
 
 
 def test_what_is_turned_round_is_the_head_alone_and_turning_is_its_own_inverse():

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from cascades import write_cascade
 from stand_in import wait_for
 
 import prepare
@@ -579,6 +580,16 @@ def test_scans_are_prepared_as_a_model_sees_them(table, tmp_path, run):
         code, out, _ = run(table.path, "--like", model, "--out", tmp_path / "other", "--outer", 1, "--inner", 1,
                            "--no-pictures", *flags)
         assert code == 0 and "--init would refuse it" in out and "finetune" not in out, flags
+    two, one = write_cascade(tmp_path / "two", mirror=True), tmp_path / "windowed"
+    one.mkdir()
+    card = json.loads((model / "config.json").read_text()) | {"scaling": "window", "window": [0.0, 90.0]}
+    (one / "config.json").write_text(json.dumps(card))
+    for like, flags, alike in ((two, [], True), (two, ["--no-mirror"], False),
+                               (two / "first", ["--first", two / "first"], False),
+                               (one, ["--window", "0", "90"], True), (one, ["--window", "0", "80"], False)):
+        given = prepare.make_parser().parse_args(["x.csv", "--like", str(like), *map(str, flags)])
+        prepare.fill_in(given)
+        assert given.alike == alike, (like, flags)
     given = prepare.make_parser().parse_args(["x.csv", "--like", str(model), "--voxel_mm", "4", "--no-averaged"])
     prepare.fill_in(given)
     assert (given.format, given.voxel_mm, given.shape, given.averaged, given.orientation) == (

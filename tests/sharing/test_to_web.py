@@ -237,3 +237,13 @@ def test_scripts_are_short_and_named_once():
         names = [name for part in parts for name in
                  re.findall(r"^(?:async )?(?:function|class|const) (\w+)", to_web.script(part), re.MULTILINE)]
         assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
+
+
+@pytest.mark.parametrize("name", dict.fromkeys((*to_web.STEPS, *to_web.PAGE)))
+def test_a_script_loses_comments_alone(name):
+    """Lines that begin with // and lie in no template literal, before which the number of backticks is odd."""
+    whole = (to_web.PARTS / f"{name}.js").read_text(encoding="utf-8").splitlines(keepends=True)
+    comments = [number for number, line in enumerate(whole) if line.lstrip(" ").startswith("//")]
+    assert to_web.script(name) == "".join(line for number, line in enumerate(whole) if number not in comments)
+    code = ["" if number in comments else line for number, line in enumerate(whole)]
+    assert all("".join(code[:number]).count("`") % 2 == 0 for number in comments)

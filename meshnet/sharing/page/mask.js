@@ -118,7 +118,7 @@ function clean(every, shape, affine, { threshold, sure, min_lesion_mm3: smallest
   return { labels, lesions, unsure: (unsure * each) / 1000, dropped: (dropped * each) / 1000, parts };
 }
 
-const EMPTY_ML = 8;
+const EMPTY_ML = 8;  // of expected lesion, at which the quality of an empty mask is 0.5
 
 // The Dice that a mask has in the mean if the probabilities of lesion are right (expected_dice).
 function expectedDice(probabilities, labels, each) {
