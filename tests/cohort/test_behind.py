@@ -19,8 +19,16 @@ def slowly(path, begun, seconds=20.0):
             time.sleep(0.01)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises, also where these tests were begun in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("at_the_end", [False, True])
-def test_what_is_being_written_is_given_up_on_ctrl_c(tmp_path, at_the_end):
+def test_what_is_being_written_is_given_up_on_ctrl_c(tmp_path, ctrl_c, at_the_end):
     """Before all is computed, or while the last scan is waited for; a second signal changes nothing."""
     begun, later, started = threading.Event(), [], time.monotonic()
 
