@@ -197,15 +197,17 @@ def content_remarks(channel: np.ndarray, image: nib.Nifti1Image, voxel_mm: float
 
 
 def is_doubtful(extra: dict) -> bool:
-    """Whether ``conform``, whose ``extra`` this is, asked for the contrast and is unsure of it."""
-    likely = extra.get(LIKELY)
-    return likely is not None and max(likely.values()) < DOUBTFUL
+    """Whether ``conform``, whose ``extra`` this is, asked for the contrast and is unsure of it, or found no head."""
+    return LIKELY in extra and (extra[LIKELY] is None or max(extra[LIKELY].values()) < DOUBTFUL)
 
 
 def contrast_remarks(extra: dict, name: str = "") -> list[str]:
     """What a reader should know of a scan whose contrast is doubtful, or that was turned round because it looks like
     T1w; ``extra`` is ``conform``'s, ``name`` that of the channel where there are several."""
     of = f"{name}: " if name else ""
+    if is_doubtful(extra) and extra[LIKELY] is None:
+        return [f"{of}its contrast could not be told, since no head was found in it: its grey values were taken as "
+                "they are; if it is T1w, do not use the mask"]
     if is_doubtful(extra):
         (first, p), (second, q), _ = sorted(extra[LIKELY].items(), key=lambda item: -item[1])
         if first == T1W:

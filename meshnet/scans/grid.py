@@ -19,7 +19,7 @@ from meshnet.scans.resample import covering_reach, resample, resample_mean
 
 EXTREMES = "extremes"  # key of a conformed image's ``extra``: what ``without_extremes`` found
 LOOKS = "looks like"  # likewise: the contrast that the scaling ``lesions_bright`` found; it turns T1w scans round
-LIKELY = "likely"  # likewise: how likely each of the contrasts is
+LIKELY = "likely"  # likewise: how likely each of the contrasts is; None where no head was found
 CENTRES = {"n/2": 0.0, "middle": 0.5}  # voxels that the centre lies before voxel n/2
 
 
@@ -115,10 +115,9 @@ def conform(
     affine = target_affine(reference or image, grid)
     if scaling in ("brainchop_quantile", "lesions_bright"):
         conformed = conform(image, grid, "conform_uint8", window, reference, exact)
-        volume = np.asarray(conformed.dataobj)
-        new, likely = _regraded(volume, scaling, grid)
+        new, told = _regraded(np.asarray(conformed.dataobj), scaling, grid)
         result = _image(new, affine)
-        result.extra.update(conformed.extra | {LOOKS: most_likely(likely), LIKELY: likely})
+        result.extra.update(conformed.extra | told)
         return result
     data, to_source = _along(image, grid, affine, reference)
     low, high = intensity_range(data, scaling, window)
@@ -135,12 +134,14 @@ def conform(
     return conformed
 
 
-def _regraded(volume: np.ndarray, scaling: str, grid: Grid) -> tuple[np.ndarray, dict[str, float] | None]:
-    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what it may be."""
+def _regraded(volume: np.ndarray, scaling: str, grid: Grid) -> tuple[np.ndarray, dict]:
+    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what ``conform`` says of
+    it."""
     if scaling == "brainchop_quantile":
-        return stretch_quantiles(volume), None
+        return stretch_quantiles(volume), {}
     likely = likelihoods(volume, grid.voxel_mm, grid.orientation)
-    return turned_round(volume) if most_likely(likely) == T1W else volume, likely
+    told = {LOOKS: most_likely(likely), LIKELY: likely}
+    return turned_round(volume) if told[LOOKS] == T1W else volume, told
 
 
 def _scaled(volume: np.ndarray, low: float, high: float, scaling: str) -> np.ndarray:

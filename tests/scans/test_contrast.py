@@ -100,4 +100,6 @@ def test_a_doubtful_contrast_is_said():
     other, = contrast_remarks({LOOKS: T2W, LIKELY: {T1W: 0.31, T2W: 0.59, OTHER: 0.1}})
     assert other == said.format("T2w", "T1w") + "if its contrast is not T2w, do not trust the mask"
     assert contrast_remarks({LOOKS: T2W, LIKELY: {T1W: 0.3, T2W: 0.61, OTHER: 0.09}}) == []
-    assert contrast_remarks({LOOKS: None, LIKELY: None}) == contrast_remarks({}) == []
+    assert contrast_remarks({}) == []
+    none, = contrast_remarks({LOOKS: None, LIKELY: None}, "b")
+    assert none.startswith("b: its contrast could not be told, since no head was found in it")

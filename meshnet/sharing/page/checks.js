@@ -118,8 +118,9 @@ function contentRemarks(volume, image, voxel) {
 // What a reader should know of a scan whose contrast is doubtful, or that was turned round because it looks like T1w. `name`:
 // of the channel where there are several.
 function contrastRemarks(likely, name) {
-  if (!likely) return [];
-  const of = name ? `${name}: ` : "", [[first, p], [second, q]] = Object.entries(likely).sort((a, b) => b[1] - a[1]), percent = (one) => roundEven(100 * one);
+  const of = name ? `${name}: ` : "";
+  if (!likely) return likely === null ? [say("noContrast", of)] : [];
+  const [[first, p], [second, q]] = Object.entries(likely).sort((a, b) => b[1] - a[1]), percent = (one) => roundEven(100 * one);
   if (p >= DOUBTFUL) return first === T1W ? [say("turned", of)] : [];
   return [first === T1W ? say("doubtfulT1w", of, percent(p), second, percent(q)) : say("doubtfulLook", of, first, percent(p), second, percent(q), first)];
 }

@@ -25,7 +25,8 @@ function targetAffine(image, grid) {
   return affine;
 }
 
-// The scan on a grid: {volume, affine, extremes}, and of a scaling that asks what it looks like {looks, likely}. `reference` is the image whose centre defines the grid.
+// The scan on a grid: {volume, affine, extremes}, and of a scaling that asks what it looks like {looks, likely}. `reference`
+// is the image whose centre defines the grid.
 function conform(image, grid, scaling, window, reference) {
   const affine = targetAffine(reference, grid);
   if (scaling === "brainchop_quantile") {

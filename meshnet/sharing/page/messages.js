@@ -38,6 +38,7 @@ const MESSAGES = {
   formsApart: "the header contradicts itself: qform and sform are {} mm apart, both of code {}; sform was used",
   fewSlices: "the scan has only {}; lesions between them cannot be marked",
   thick: "slices of {} mm are thick for a model with voxels of {} mm; small lesions may be missed and outlines are coarse",
+  noContrast: "{}its contrast could not be told, since no head was found in it: its grey values were taken as they are; if it is T1w, do not use the mask",
   doubtfulT1w: "{}looks most like T1w ({} %) and then {} ({} %), which is doubtful; its grey values were turned round for the model, so if it is not T1w, do not use the mask",
   doubtfulLook: "{}looks most like {} ({} %) and then {} ({} %), which is doubtful; if its contrast is not {}, do not trust the mask",
   turned: "{}looks like T1w, where lesions are dark: its grey values were turned round for the model; if it has another contrast, do not use the mask",

@@ -40,7 +40,7 @@ async function readCase(files, { card: own, first }, step, parts) {
     step("conforming");
     await timed(parts, "conform", () => {
       const conformed = images.map((image) => conform(image, larger, card.scaling, card.window, images[0]));
-      views.push({ extremes: conformed.map(({ extremes: found }) => found), looks: conformed.map(({ looks }) => looks ?? null), likely: conformed.map(({ likely }) => likely ?? null), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
+      views.push({ extremes: conformed.map(({ extremes: found }) => found), looks: conformed.map(({ looks }) => looks ?? null), likely: conformed.map(({ likely }) => likely), channels: conformed.map(({ volume }) => asInput(volume)), shape: larger.size, affine: conformed[0].affine });
     });
   }
   let second = null;
