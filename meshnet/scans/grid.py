@@ -135,8 +135,8 @@ def conform(
 
 
 def _regraded(volume: np.ndarray, scaling: str, grid: Grid) -> tuple[np.ndarray, dict]:
-    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what ``conform`` says of
-    it."""
+    """A conformed scan (X, Y, Z) uint8 in the grey values of a scaling that needs it whole, and what ``conform`` says
+    of it."""
     if scaling == "brainchop_quantile":
         return stretch_quantiles(volume), {}
     likely = likelihoods(volume, grid.voxel_mm, grid.orientation)
