@@ -1,5 +1,6 @@
 """Scans that look like T1w, and turning them round."""
 
+import functools
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,9 +15,14 @@ from meshnet.scans.grid import LIKELY, LOOKS, Grid, conform, target_affine
 GRID = Grid(4.0, None, "LIA", "middle", averaged=True)
 
 
-def scan(seed, contrast, voxel_mm=4.0):
-    image = make_case(seed, voxel_mm, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
-    return np.asarray(conform(image, GRID, exact=False).dataobj)
+@functools.cache
+def made(seed, contrast, voxel_mm=4.0):
+    return make_case(seed, voxel_mm, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
+
+
+@functools.cache
+def scan(seed, contrast):
+    return np.asarray(conform(made(seed, contrast), GRID, exact=False).dataobj)
 
 
 def look(volume):
@@ -76,7 +82,7 @@ def test_noise_in_the_air_does_not_hide_a_head():
 
 @pytest.mark.parametrize("orientation", ["RAS", "PIL", "SRA"])
 def test_the_contrast_does_not_depend_on_the_orientation_of_the_grid(orientation):
-    image = make_case(3, 4.0, "train", contrasts={"T1w": 1.0}, artefacts=0.0, extracted=0.0)[0]
+    image = made(3, "T1w")
     grids = [replace(GRID, orientation=one) for one in ("LIA", orientation)]
     found = [conform(image, grid, "lesions_bright", exact=False).extra[LIKELY] for grid in grids]
     assert found[0] == pytest.approx(found[1], abs=1e-6) and found[0][T1W] > 0.5
@@ -85,8 +91,7 @@ def test_the_contrast_does_not_depend_on_the_orientation_of_the_grid(orientation
 @pytest.mark.parametrize("voxel_mm", [2.0, 6.0, 8.0])
 def test_the_contrast_is_told_on_grids_of_other_voxels(voxel_mm):
     for contrast, name in (("T1w", T1W), ("T2w", T2W)):
-        image = make_case(3, 2.0, "train", contrasts={contrast: 1.0}, artefacts=0.0, extracted=0.0)[0]
-        found = conform(image, replace(GRID, voxel_mm=voxel_mm), "lesions_bright", exact=False).extra
+        found = conform(made(3, contrast, 2.0), replace(GRID, voxel_mm=voxel_mm), "lesions_bright", exact=False).extra
         assert found[LOOKS] == name, found
 
 
