@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from builtin_weights import CONTRASTS, THRESHOLDS, VOXEL_MM, WAYS, read
 
-from meshnet.errors import run_script
+from meshnet.errors import UserError, run_script
 from meshnet.files import write_json
 from meshnet.networks.card import CONFIG, read_card
 from meshnet.scans.contrast import CONTRASTS as LOOKS
@@ -70,6 +70,9 @@ def write_choice(rows: list[dict], folder: Path) -> None:
     """Choose for all heads and for each contrast that they look like, and write it into config.json."""
     path = folder / CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
+    if vetoes := [looks for looks, one in values.get("contrasts", {}).items() if "veto" in one]:
+        raise UserError(f"{path}: found a veto for {vetoes[0]}, expected none, since it counts in the results and "
+                        "depends on what is chosen here; remove it, measure, choose, and learn it after that (veto.py)")
     own, *_ = choose(rows)
     kept = {looks: {key: one[key] for key in ("also", "first_share") if key in one}
             for looks, one in values.get("contrasts", {}).items()}  # are in the probabilities of the results already

@@ -57,8 +57,9 @@ def near_ventricles(path: str) -> tuple[np.ndarray, np.ndarray]:
     return points, share / share.sum()
 
 
-def drawer(path: str):
-    """What draws the lesions of a head, in place of ``from_folders.draw_strokes``."""
+def drawer(path: str, sclerosis_alone: bool = False):
+    """What draws the lesions of a head, in place of ``from_folders.draw_strokes``; or those of multiple sclerosis
+    alone, of a generator and lesion masks."""
     points, share = near_ventricles(path)
 
     def sclerosis(rng: np.random.Generator, masks) -> list:
@@ -82,7 +83,7 @@ def drawer(path: str):
             return several(100.0, 8000.0, 1 + int(rng.random() < 0.3))
         return several(800.0, 200_000.0, 1 + int(rng.random() < preset.second))
 
-    return draw
+    return sclerosis if sclerosis_alone else draw
 
 
 # ---------------------------------------------------------------------- signal

@@ -46,11 +46,12 @@ def decision(card: dict) -> list[str]:
     """What makes a lesion, for each contrast that a scan may look like."""
     decisions = [*card["contrasts"].items(), ("anything else", card)]
     rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}",
-             ", ".join(own.get("also", [])) or "–", own.get("first_share", card.get("first_share", 0))]
+             ", ".join(own.get("also", [])) or "–", own.get("first_share", card.get("first_share", 0)),
+             "yes" if own.get("veto") else "–"]
             for name, own in decisions]
     head = ["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL",
-            "counts as lesion too", "share of the first network"]
-    columns = len(head) - (not card.get("first"))
+            "counts as lesion too", "share of the first network", "veto"]
+    columns = len(head) - 2 * (not card.get("first"))
     return table(head[:columns], [row[:columns] for row in rows])
 
 

@@ -123,6 +123,7 @@ class Batch:
             settings = {"Threshold": found.decision.threshold, "SmallestLesionMM3": found.decision.min_lesion_mm3,
                         **({"Sure": found.decision.sure} if found.decision.sure else {}),
                         **({"CountedAsWell": list(found.decision.also)} if found.decision.also else {}),
+                        **({"Veto": True} if found.veto else {}),
                         **({"LooksLike": found.contrast} if found.contrast else {})}
             bids.write_sidecars(planned, self.root, self.model_facts, result, settings)
 

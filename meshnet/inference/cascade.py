@@ -14,6 +14,7 @@ from meshnet.scans.grid import LOOKS, Grid, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
 from meshnet.scans.mask import slices
 from meshnet.scans.second import Box, input_within, mixed, region
+from meshnet.scans.veto import take_back
 
 View = tuple[np.ndarray, np.ndarray]  # a conformed scan (C, X, Y, Z) and its affine
 Given = tuple[np.ndarray, Box]  # what a second network is given, and the region
@@ -74,3 +75,16 @@ def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ..
         return result
     places = [card.first.index(name) for name in card.classes[1:]]
     return mixed(result, volume[len(card.channels):], places, share)
+
+
+def without_lookalikes(model: Model, probabilities: np.ndarray, given: Given | None, contrast: str | None) -> float:
+    """Lower, in place, the second network's ``probabilities`` (K, X, Y, Z) of what the card's veto takes for no lesion
+    on a scan that looks like ``contrast``, and return its mL. ``given`` is as for ``second_probabilities``."""
+    card = model.card
+    if given is None or (veto := card.veto(contrast)) is None:
+        return 0.0
+    volume, box = given
+    decision, inside = card.decision(contrast), (slice(None), *slices(box))
+    marked = [card.classes.index(name) for name in (card.marks or card.classes[1], *decision.also)]
+    return take_back(probabilities[inside], marked, volume[inside], decision.threshold, decision.sure, card.voxel_mm,
+                     veto)

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.errors import UserError
-from meshnet.inference.cascade import View, grey_view, second_probabilities, second_volume
+from meshnet.inference.cascade import View, grey_view, second_probabilities, second_volume, without_lookalikes
 from meshnet.inference.models import as_model, load_models
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, stages
@@ -44,7 +44,8 @@ class Case:
     that model's grids, float32 in 0..1. Of a cascade these are the first network's; the second one's, uint8, is in
     ``seconds``, which is None for other models. ``parts`` are the seconds that reading, conforming and later steps
     took, by name. ``contrast`` is what the scan looks like (``scans.contrast``), None where no model's scaling looks
-    at that. ``mark`` tells its files from others (``scans.ours.scan_mark``), "" of images in memory.
+    at that. ``mark`` tells its files from others (``scans.ours.scan_mark``), "" of images in memory. ``taken_ml`` is
+    what a veto (``scans.veto``) took back, in mL.
     """
 
     images: list[nib.Nifti1Image]
@@ -54,6 +55,7 @@ class Case:
     contrast: str | None = None
     seconds: list[View | None] = field(default_factory=list)
     mark: str = ""
+    taken_ml: float = 0.0
 
     def __post_init__(self):
         self.seconds = self.seconds or [None] * len(self.inputs)
@@ -67,7 +69,8 @@ class Segmentation:
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
     step, by name. ``quality`` is the Dice to be expected if the probabilities are right, of an empty mask a score for
-    ranking (``scans.mask.expected_dice``). ``decision`` is what decided, ``contrast`` what the scan looks like.
+    ranking (``scans.mask.expected_dice``). ``decision`` is what decided, ``contrast`` what the scan looks like,
+    ``veto`` whether a veto (``scans.veto``) counted.
     """
 
     mask: nib.Nifti1Image
@@ -80,6 +83,7 @@ class Segmentation:
     quality: float | None = None
     decision: Decision = field(default_factory=Decision)
     contrast: str | None = None
+    veto: bool = False
 
 
 def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequence | None = None, *,
@@ -221,7 +225,8 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     if min_lesion_mm3 is not None and not min_lesion_mm3 >= 0:
         raise UserError(f"min_lesion_mm3: found {plain(min_lesion_mm3)}, expected 0 or more")
     card, like, parts = models[0].card, case.images[0], case.parts
-    found = average(case, models, crop, max_memory, threads)
+    veto = threshold is None and len(models) == 1 and card.veto(case.contrast) is not None
+    found = average(case, models, crop, max_memory, threads, veto)
     decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3)
     voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
@@ -234,15 +239,17 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     return Segmentation(signed(image_like(labels, like), case.mark), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like), case.mark) if probabilities else None,
-                        (*case.remarks, *remarks_on(*dropped, decision)), parts, round(quality, 3), decision,
-                        case.contrast)
+                        (*case.remarks, *remarks_on(case.taken_ml, *dropped, decision)), parts, round(quality, 3),
+                        decision, case.contrast, veto)
 
 
-def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None) -> np.ndarray:
+def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None,
+            veto: bool = True) -> np.ndarray:
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
-    and for each model over its views."""
+    and for each model over its views. ``veto``: that of the model counts, if it is
+    a single one."""
     total, marks = None, models[0].card.marking
-    also = models[0].card.decision(case.contrast).also
+    also, case.taken_ml = models[0].card.decision(case.contrast).also, 0.0
     how = {"crop": crop, "max_memory": max_memory, "threads": threads}
     for model, views, second in zip(models, case.inputs, case.seconds):
         if second:
@@ -255,6 +262,8 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
                 found = second_probabilities(
                     model, seen, second[0].shape[1:], case.contrast, **how) if second else predict(
                     model.network, seen, **how)
+                if second and veto and len(models) == 1:
+                    case.taken_ml = without_lookalikes(model, found, seen, case.contrast)
             found = marks.of(found, also)
             with timed(case.parts, "back"):
                 native = to_native(found, affine, case.images[0], seen_only=True)
@@ -264,9 +273,11 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
     return total if len(models) == 1 else total / len(models)
 
 
-def remarks_on(unsure_mm3: float, small_mm3: float, decision: Decision) -> list[str]:
+def remarks_on(taken_ml: float, unsure_mm3: float, small_mm3: float, decision: Decision) -> list[str]:
     """The sentences for a reader of the mask: how much was dropped, and why."""
     said = []
+    if taken_ml:
+        said.append(f"{in_ml(taken_ml)} found that the model's veto takes for no lesion")
     if unsure_mm3:
         said.append(f"{in_ml(unsure_mm3 / 1000)} found that nowhere reaches the probability {plain(decision.sure)} "
                     "from which it is kept")

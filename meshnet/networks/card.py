@@ -17,10 +17,12 @@ from meshnet.scans.contrast import CONTRASTS
 from meshnet.scans.grid import Grid, left_to_right
 from meshnet.scans.mask import Decision, Marks
 from meshnet.scans.second import SCALINGS, given_names
+from meshnet.scans.veto import Veto, count_of
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARE = "first_share"  # a field of the card, and a key of its ``contrasts``
+VETO = "veto"  # another key of these
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,18 @@ class Card:
     def decision(self, contrast: str | None = None) -> Decision:
         """What makes a lesion on a scan that looks like ``contrast``, one of ``scans.contrast.CONTRASTS``."""
         own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
-        given = {key: value for key, value in self.contrasts.get(contrast, {}).items() if key != SHARE}
+        given = {key: value for key, value in self.contrasts.get(contrast, {}).items()
+                 if key not in (SHARE, VETO)}
         return replace(own, **given | {"also": tuple(given.get("also", ()))})
 
     def share(self, contrast: str | None = None) -> float:
         """``first_share`` on a scan that looks like ``contrast``."""
         return self.contrasts.get(contrast, {}).get(SHARE, self.first_share)
+
+    def veto(self, contrast: str | None = None) -> Veto | None:
+        """What takes back lesions of a cascade on a scan that looks like ``contrast``; None where nothing does."""
+        found = self.contrasts.get(contrast, {}).get(VETO)
+        return found and Veto(found["bias"], tuple(found["weights"]))
 
     def grids(self) -> list[Grid]:
         """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
@@ -223,6 +231,19 @@ def check_share(share, values: dict, path: Path, key: str = SHARE) -> None:
                         "of its classes")
 
 
+def check_veto(veto, values: dict, path: Path, key: str) -> None:
+    """Raise UserError where the ``veto`` of the file ``path`` cannot be."""
+    if values.get("first") is None or (values.get("marks") is None and len(values["classes"]) > 2):
+        raise UserError(f"{path}: found {key}, expected it only in a cascade that marks one class; remove it")
+    needed = count_of(len(given_names(values["channels"], values["first"], values.get("mirror", False))))
+    known = isinstance(veto, dict) and set(veto) == {"bias", "weights"} and isinstance(veto["weights"], list)
+    numbers = [veto["bias"], *veto["weights"]] if known else []
+    if len(numbers) != needed + 1 or any(isinstance(one, bool) or not isinstance(one, (int, float))
+                                         or not abs(one) <= 1e9 for one in numbers):
+        raise UserError(f"{path}: found {key} = {veto!r}, expected a bias and {needed} weights, numbers up to 1e9; "
+                        "copy the model folder again, or remove it")
+
+
 def check_decision(values: dict, path: Path) -> None:
     """Raise UserError for what cannot decide about a mask: ``sure`` and ``contrasts`` of the file ``path``."""
     several = values.get("marks") is None and len(values["classes"]) > 2
@@ -240,10 +261,17 @@ def check_decision(values: dict, path: Path) -> None:
             if key == SHARE:
                 check_share(value, values, path, f"{SHARE} for {name}")
                 continue
+            if key == VETO:
+                check_veto(value, values, path, f"{VETO} for {name}")
+                if not one.get("threshold", values.get("threshold", 0.5)):
+                    raise UserError(f"{path}: found {VETO} for {name} and threshold = 0, expected a threshold above "
+                                    "it, below which a veto lowers; remove one of them")
+                continue
             if key == "also":
-                if not isinstance(value, list) or not all(each in others for each in value):
+                if not isinstance(value, list) or not all(each in others for each in value) or (
+                        len(set(value)) < len(value)):
                     raise UserError(f"{path}: found also = {value!r}, expected a list of classes beside the one that "
-                                    "is marked")
+                                    "is marked, each once")
                 continue
             top = {"threshold": 1, "sure": 1, "min_lesion_mm3": math.inf}.get(key, -1)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:

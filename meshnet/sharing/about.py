@@ -62,12 +62,19 @@ def about_html(weights: Path, card: Card) -> str:
         parts.append(f"<p>{html.escape(LIMITS)}</p>")
     seen = [("channels", ", ".join(card.channels)), ("classes", ", ".join(card.classes)), *seen_by(card, folder),
             ("marked from a probability of", plain(card.threshold)),
-            *[(f"on {name}", ", ".join(f"{SHARE if key == 'first_share' else key.replace('_', ' ')} "
-                                       f"{', '.join(value) if key == 'also' else plain(value)}"
-                                       for key, value in own.items())) for name, own in card.contrasts.items()],
+            *[(f"on {name}", ", ".join(setting(key, value) for key, value in own.items()))
+              for name, own in card.contrasts.items()],
             ("lesions are dropped",
              f"under {plain(card.min_lesion_mm3 / 1000)} mL" if card.min_lesion_mm3 else "never")]
     return "\n".join([*parts, f"<h3>{DETAILS}</h3>", table([("field", "value"), *seen])])
+
+
+def setting(key: str, value) -> str:
+    """One of a card's ``contrasts`` in words."""
+    if key == "veto":
+        return "a veto takes back what looks like no lesion"
+    name = SHARE if key == "first_share" else key.replace("_", " ")
+    return f"{name} {', '.join(value) if key == 'also' else plain(value)}"
 
 
 def seen_by(card: Card, folder: Path) -> list[tuple[str, str]]:

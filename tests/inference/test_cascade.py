@@ -1,6 +1,7 @@
 """Cascades: the mask of infer.py beside the specification written plainly, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -80,6 +81,77 @@ def cascade(tmp_path_factory):
 def test_the_mask_is_that_of_the_specification(tmp_path, scan, way, shifted):
     folder = write_cascade(tmp_path / "two", shifted=shifted)
     agree(segment_scan(scan, folder, probabilities=True), by_hand([scan], folder))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_veto_takes_back_what_has_a_score_below_nothing(tmp_path, scan, way, mirror):
+    folder = write_cascade(tmp_path / "two", mirror=mirror)
+    plainly = segment_scan(scan, folder, probabilities=True)
+    number = 4 + 2 * (6 if mirror else 3)
+
+    def vetoed(bias, *weights):
+        veto = {"bias": bias, "weights": [*weights, *[0] * (number - len(weights))]}
+        edit(folder / "config.json", contrasts={plainly.contrast: {"veto": veto}})
+        return segment_scan(scan, folder, probabilities=True)
+
+    kept, none, some = vetoed(0.0), vetoed(-1), vetoed(-2, 1.0)  # the last: those under 7.4 mL
+    assert np.array_equal(array(kept.mask), array(plainly.mask)) and kept.remarks == plainly.remarks
+    assert none.volume_ml == 0 < some.volume_ml and 0 < some.lesions < plainly.lesions
+    for found in (none, some):
+        assert found.veto and any(line.endswith("mL found that the model's veto takes for no lesion")
+                                  for line in found.remarks)
+    assert (array(some.probabilities) <= array(plainly.probabilities) + 1e-6).all()
+    assert array(none.probabilities).max() < 0.5
+
+
+def test_what_a_veto_looks_at_is_what_would_be_marked(tmp_path, scan):
+    """By the contrast's own threshold, ``sure`` and ``also``: what these leave out does not meet it."""
+    folder = write_cascade(tmp_path / "two")
+    looks = segment_scan(scan, folder).contrast
+    never = {"veto": {"bias": -1, "weights": [0] * 10}}
+    taken = {}
+    for name, own in (("0.5", {}), ("0.6", {"threshold": 0.6}), ("sure", {"sure": 0.7}), ("both", {"also": ["fluid"]})):
+        edit(folder / "config.json", contrasts={looks: own})
+        found = segment_scan(scan, folder)
+        edit(folder / "config.json", contrasts={looks: {**own, **never}})
+        none = segment_scan(scan, folder)
+        assert found.volume_ml > 0 == none.volume_ml and "veto" in none.remarks[0]
+        taken[name] = float(none.remarks[0].split()[0])
+    assert taken["both"] > taken["0.5"] > max(taken["0.6"], taken["sure"])
+
+
+def test_a_veto_counts_for_one_model_with_its_own_threshold(tmp_path, scan):
+    """And each time alike; not for other weights of the folder, nor where a threshold is given."""
+    from meshnet.inference.agreement import agreement
+
+    folder = write_cascade(tmp_path / "two")
+    plainly = segment_scan(scan, folder)
+    lower = segment_scan(scan, folder, threshold=0.3)
+    (tmp_path / "two/last.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    edit(folder / "config.json", thresholds={"last.safetensors": 0.4},
+         contrasts={plainly.contrast: {"veto": {"bias": -2, "weights": [1.0, *[0] * 9]}}})
+    models = load_models([folder])
+    case = read_case([scan], models)
+    first, again = segment_case(case, models), segment_case(case, models)
+    assert first.remarks == again.remarks and len(again.remarks) == len(plainly.remarks) + 1
+    for found, expected in ((segment_scan(scan, folder, threshold=0.3), lower),
+                            (segment_scan(scan, [folder, folder]), plainly)):
+        assert np.array_equal(array(found.mask), array(expected.mask)) and not found.veto
+        assert found.remarks == expected.remarks
+    assert not segment_scan(scan, folder / "last.safetensors").veto
+    edit(folder / "config.json", contrasts={plainly.contrast: {"veto": {"bias": -1, "weights": [0] * 10}}})
+    models = load_models([folder])
+    empty = np.zeros(array(plainly.mask).shape)
+    assert agreement(case, models, empty) == 1 > agreement(case, models, empty, threshold=0.5)
+
+
+def test_what_a_page_says_of_a_veto(tmp_path, scan):
+    from meshnet.sharing.about import about_html
+
+    folder = write_cascade(tmp_path / "two", contrasts={"T1w": {"threshold": 0.3, "veto": {
+        "bias": 1, "weights": [0] * 10}}})
+    said = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", about_html(folder / "model.safetensors", read_card(folder))))
+    assert "on T1w threshold 0.3, a veto takes back what looks like no lesion" in said
 
 
 @pytest.mark.parametrize("orientation", ["LIA", "PSR"])
@@ -309,6 +381,20 @@ CARD_FAULTS = [
     ("config.json", {"first": ["fluid", "lesion"]}, "found classes lesion, fluid, expected fluid, lesion"),
     ("config.json", {"first_share": 1}, "found first_share = 1, expected a number from 0 to below 1"),
     ("config.json", {"contrasts": {"T2w": {"first_share": 1}}}, "found first_share for T2w = 1, expected a number"),
+    ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 9}}}},
+     "found veto for T2w = {'bias': 0, 'weights': [0, 0, 0, 0, 0, 0, 0, 0, 0]}, expected a bias and 10 weights"),
+    ("config.json", {"contrasts": {"T2w": {"veto": {"bias": True, "weights": [0] * 10}}}}, "found veto for T2w = "),
+    ("config.json", {"contrasts": {"T2w": {"veto": [0]}}}, "found veto for T2w = [0], expected a bias and 10 weights"),
+    ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 10**400, "weights": [0] * 10}}}}, "found veto for T2w = "),
+    ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 10, "least": 1}}}},
+     "found veto for T2w = "),
+    ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 10}, "threshold": 0}}},
+     "found veto for T2w and threshold = 0, expected a threshold above it"),
+    ("config.json", {"contrasts": {"T2w": {"also": ["fluid", "fluid"]}}}, "found also = ['fluid', 'fluid'], expected"),
+    ("first/config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 6}}}},
+     "found veto for T2w, expected it only in a cascade that marks one class"),
+    ("config.json", {"marks": None, "contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 10}}}},
+     "found veto for T2w, expected it only in a cascade that marks one class"),
     ("config.json", {"classes": ["background", "a", "b"], "marks": "a", "contrasts": {"T2w": {"first_share": 0.5}}},
      "found first_share for T2w = 0.5, expected it only in a cascade"),
     ("config.json", {"mirror": 1}, "found mirror = 1, expected true in a cascade, or false"),

@@ -22,7 +22,7 @@ from meshnet.inference import cascade
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case
 from meshnet.networks.card import Card, read_card
-from meshnet.scans import mirror, second
+from meshnet.scans import mirror, second, veto
 from meshnet.scans.contrast import CONTRASTS, likelihoods, most_likely
 from meshnet.scans.grid import conform
 from meshnet.sharing import to_web
@@ -102,8 +102,42 @@ def test_the_plane_between_the_hemispheres_is_pythons(page, seed):
     np.testing.assert_array_equal(by_page(page, scan, p, 2.0, 0), expected)
 
 
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_a_veto_takes_back_the_same_parts(page, seed):
+    """Of random parts in a region that they touch, with weights of all values that matter alike."""
+    generator = np.random.default_rng(seed)
+    shape, classes = generator.integers(6, 15, 3), int(generator.integers(2, 4))
+    region = [tuple(sorted(generator.choice(n + 1, 2, replace=False).tolist())) for n in shape]
+    inside, channels = (slice(None), *(slice(a, b) for a, b in region)), int(generator.integers(1, 7))
+    found = np.zeros((classes, *shape), np.float32)
+    found[0] = 1
+    rough = generator.random(found[inside].shape, np.float32) ** 4 + np.float32(0.01)
+    found[inside] = rough / rough.sum(0)
+    seen = generator.integers(0, 256, (channels, *shape), np.uint8)  # what lies outside the region must not count
+    marked = [1] if classes == 2 or generator.random() < 0.6 else [1, 2]
+    threshold, sure = float(generator.choice([0.3, 0.5, 0.7])), float(generator.choice([0, 0.6, 0.85]))
+    expected = found.copy()
+    values = [veto.values_of((own, around), *(found[some][inside].sum(0)[box] for some in (
+        marked, [k for k in range(1, classes) if k not in marked])), seen[inside][(slice(None), *box)], 1.5)
+        for box, own, around in veto.parts_of(found[marked][inside].sum(0), threshold, sure)]
+    spread = np.std(values, 0) + 0.01 if values else np.ones(veto.count_of(channels))
+    weights = generator.normal(0, 1, len(spread)) / spread
+    bias = 0.3 - float(np.mean(values, 0) @ weights) if values else 0.0  # not 0 for a part that is the mean
+    ml = veto.take_back(expected[inside], marked, seen[inside], threshold, sure, 1.5,
+                        veto.Veto(bias, tuple(weights.tolist())))
+    paths = {name: str(Path(page.folder.name) / name) for name in ("found", "given", "out")}
+    found.tofile(paths["found"]), seen.tofile(paths["given"])
+    answer = page.ask("veto", **paths, shape=shape.tolist(), region=region, voxel_mm=1.5, marked=marked,
+                      threshold=threshold, sure=sure, veto={"bias": bias, "weights": weights.tolist()})
+    assert answer.get("ml") == ml, answer
+    left = np.fromfile(paths["out"], np.float32).reshape(found.shape)
+    np.testing.assert_array_equal(left[1:], expected[1:])
+    np.testing.assert_allclose(left[0], expected[0], atol=2e-7)
+
+
 def test_the_constants_are_pythons():
-    for name, module in (("second", second), ("mirror", mirror)):
+    for name, module in (("second", second), ("mirror", mirror), ("veto", veto)):
         text = re.search(rf"^const {name.upper()} = (\{{.*\}});$", to_web.script(name), re.MULTILINE).group(1)
         text = re.sub(r"1 / (\d+)", lambda found: str(1 / int(found[1])), text)
         values = json.loads(re.sub(r"([A-Z_]+):", r'"\1":', text))
@@ -121,6 +155,10 @@ CASES = {
     "the first has a share": {"first_share": 0.3},
     "the first has a share by contrast": {"contrasts": {name: {"first_share": 0.1 * n, "threshold": 0.4} for n, name in
                                                          enumerate(CONTRASTS, 2)}},
+    "a veto by size, and what is around": {"contrasts": {name: {"threshold": 0.45, "sure": 0.5, "veto": {
+        "bias": -2, "weights": [1.0, 0.2, -0.1, 0.3, 0.5, -0.7, 0.2, 0.4, -0.3, 0.1]}} for name in CONTRASTS}},
+    "a veto with the mirror image": {"mirror": True, "first_share": 0.2, "contrasts": {name: {
+        "also": ["fluid"], "veto": {"bias": -2, "weights": [1.0, *[0.1, -0.1, 0.2] * 5]}} for name in CONTRASTS}},
     "the mirror image as well": {"mirror": True},
     "the mirror image along another axis": {"mirror": True, "orientation": "PSR", "channels": ("FLAIR", "T2w")},
     "an odd grid": {"orientation": "RAS", "shape": [37, 40, 33], "min_lesion_mm3": 2000, "sure": 0.6},
@@ -142,6 +180,7 @@ def test_the_mask_is_that_of_infer(page, tmp_path, name):
         edit(model / "config.json", voxel_mm=7.0, averaged=False)
     scans = [head_file(tmp_path / f"{c}.nii", c) for c, _ in enumerate(read_card(model).channels)]
     answer = check_mask(page, scans, model, tmp_path)
+    assert any("veto takes for no lesion" in line for line in answer["remarks"]) == ("veto" in name)
     assert answer["volume_ml"] > 0 and answer["steps"].count("computing, network 1 of 2") == (
         1 + CASES[name].get("shifted", True)) and answer["steps"].count("computing, network 2 of 2") == 1
 

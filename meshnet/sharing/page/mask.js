@@ -12,13 +12,18 @@ function decisive(card, contrast) {
 // What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3}, and `also` (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  const { first_share: _, ...own } = (card.contrasts || {})[contrast] || {};
+  const { first_share: _, veto: __, ...own } = (card.contrasts || {})[contrast] || {};
   return { threshold, sure, min_lesion_mm3, ...own };
 }
 
 // What share of the result the first network of a cascade has on a scan that looks like `contrast` (Card.share).
 function shareOf(card, contrast) {
   return ((card.contrasts || {})[contrast] || {}).first_share ?? card.first_share;
+}
+
+// What takes back lesions of a cascade there, {bias, weights} or null (Card.veto).
+function vetoOf(card, contrast) {
+  return ((card.contrasts || {})[contrast] || {}).veto || null;
 }
 
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).
@@ -132,10 +137,11 @@ function expectedDice(probabilities, labels, each) {
   return roundTo((2 * inside + one) / (all + marked + one), 3);
 }
 
-// What a decision leaves: everything that a reader of the mask is told.
-function decide(probabilities, like, decision) {
+// What a decision leaves: everything that a reader of the mask is told. `taken`: mL that a veto took back.
+function decide(probabilities, like, decision, taken) {
   const every = labelsOf(probabilities, decision.threshold), remarks = [];
   const found = clean(every, like.volume.shape, like.affine, decision, probabilities[probabilities.length - 1]);
+  if (taken) remarks.push(say("taken", inMl(taken)));
   if (found.unsure) remarks.push(say("unsure", inMl(found.unsure), plain(decision.sure)));
   if (found.dropped) remarks.push(say("dropped", inMl(found.dropped), plain(decision.min_lesion_mm3 / 1000)));
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);

@@ -1,5 +1,5 @@
 // What the page says about a scan, in the words of the command line: each text is the one of the Python file named above
-// it, with {} where a value stands (tests/sharing/test_page_messages.py compares them). Functions that format as Python's
+// it, with {} where a value stands (tests/sharing/test_page_masks.py compares them). Functions that format as Python's
 // do are below. Here and in the other files there is no DOM, so that Node runs them as a page does.
 "use strict";
 
@@ -28,6 +28,7 @@ const MESSAGES = {
   channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
   threshold: "threshold: found {}, expected 0 to 1",
   smallest: "min_lesion_mm3: found {}, expected 0 or more",
+  taken: "{} found that the model's veto takes for no lesion",
   unsure: "{} found that nowhere reaches the probability {} from which it is kept",
   dropped: "{} found below the {} mL from which it is kept",
   // meshnet/scans/checks.py

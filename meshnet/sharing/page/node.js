@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "contrast_weights", "contrast", "naming", "grid", "mirror", "second", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "contrast_weights", "contrast", "naming", "grid", "mirror", "second", "veto", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });
@@ -78,6 +78,14 @@ const answers = {
     const found = secondInput(parts(read(scan)), parts(new Float32Array(read(probabilities).buffer)), shape, voxel_mm, across);
     if (found) fs.writeFileSync(out, Buffer.concat(found.input));
     return { found: found !== null };
+  },
+  // {found, given, shape, region, voxel_mm, marked, threshold, sure, veto, out} -> mL taken back; what is left is in a file
+  veto({ found, given, shape, region, voxel_mm, marked, threshold, sure, veto, out }) {
+    const n = count(shape), parts = (data) => Array.from({ length: data.length / n }, (_, c) => data.slice(n * c, n * (c + 1)));
+    const left = parts(new Float32Array(read(found).buffer)), seen = parts(Float32Array.from(read(given), (value) => value / 255));
+    const ml = takeBack(left, marked, seen, { shape, region, voxelMm: voxel_mm }, { threshold, sure }, veto);
+    fs.writeFileSync(out, Buffer.concat(left.map((one) => Buffer.from(one.buffer))));
+    return { ml };
   },
   // {volume, shape, voxel_mm, orientation} -> how likely each contrast is
   contrast({ volume, shape, voxel_mm, orientation }) {

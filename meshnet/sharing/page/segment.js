@@ -70,9 +70,9 @@ function greyView(images, grid, looks) {
 }
 
 // The probabilities that decide, on the scan's own grid: the mean over the views. Of a cascade they are the second network's,
-// 0 where the first one finds nothing.
+// 0 where the first one finds nothing. Where its veto takes anything back, what is left then is read.vetoed, {probabilities, ml}.
 async function probabilitiesOf(engine, model, read, step, parts, name) {
-  const { card, layers, first } = model, { images, contrast } = read, which = decisive(card, contrast), total = [];
+  const { card, layers, first } = model, { images, contrast } = read, which = decisive(card, contrast), total = [], left = [];
   const views = first ? await secondViews(engine, model, read, step, parts, name) : read.views;
   if (!views.length) return which.map(() => new Float32Array(count(images[0].volume.shape)));
   for (const [number, { channels, shape, affine, region }] of views.entries()) {
@@ -81,11 +81,17 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
     if (region) backgroundOutside(found, region, shape);
     const share = first ? shareOf(card, contrast) : 0;
     if (share) mix(found, channels.slice(card.channels.length), card, share);
+    const veto = first && vetoOf(card, contrast), lowered = veto && found.map((one) => one.slice());
+    const ml = veto ? takeBack(lowered, which[which.length - 1], channels, { shape, region, voxelMm: card.voxel_mm }, decisionOf(card, contrast), veto) : 0;
     step("going back", number, views.length);
-    await timed(parts, "back", () => which.forEach(([one, ...others], at) => {
-      const sum = others.length ? found[one].map((value, i) => others.reduce((all, k) => f32(all + found[k][i]), value)) : found[one];
-      addMean(total, at, toNative(sum, shape, affine, images[0]), views.length);
-    }));
+    const back = (all, given) => which.forEach(([one, ...others], at) => {
+      const sum = others.length ? given[one].map((value, i) => others.reduce((most, k) => f32(most + given[k][i]), value)) : given[one];
+      addMean(all, at, toNative(sum, shape, affine, images[0]), views.length);
+    });
+    await timed(parts, "back", () => {
+      back(total, found);
+      if (ml) back(left, lowered), read.vetoed = { probabilities: left, ml };
+    });
   }
   return total;
 }
@@ -180,12 +186,13 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
   checkSettings(settings.threshold ?? card.threshold, settings.min_lesion_mm3 ?? card.min_lesion_mm3);
   try {
     const read = await readCase(files, model, step, parts);
-    const probabilities = await probabilitiesOf(engine, model, read, step, parts, name);
+    const plain = await probabilitiesOf(engine, model, read, step, parts, name), { vetoed } = read;
     step("cleaning");
+    const { probabilities, ml } = settings.threshold === undefined && vetoed ? vetoed : { probabilities: plain, ml: 0 };
     const own = decisionOf(card, read.contrast), decision = { ...own, ...settings, ...(settings.threshold === undefined ? {} : { sure: 0 }) };
-    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision));
+    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision, ml));
     const seconds = roundTo((now() - started) / 1000, 2);
-    return { ...found, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, ofScan: read.remarks, warnings: [...read.remarks, ...tooMuch(card, found.volume_ml)], contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
+    return { ...found, plain, vetoed, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, ofScan: read.remarks, warnings: [...read.remarks, ...tooMuch(card, found.volume_ml)], contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
   } catch (error) {
     if (error instanceof UserError) throw error;
     if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError)

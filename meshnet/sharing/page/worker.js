@@ -73,8 +73,9 @@ const answers = {
   decide({ id, threshold, smallest }) {
     if (id !== kept.id) return;
     checkSettings(threshold, smallest);
-    const { own } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
-    Object.assign(kept.result, decide(kept.result.probabilities, kept.result.like, decision), { decision });
+    const { own, plain, vetoed, like } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
+    const { probabilities, ml } = threshold === own.threshold && vetoed ? vetoed : { probabilities: plain, ml: 0 };
+    Object.assign(kept.result, decide(probabilities, like, decision, ml), { decision, probabilities });
     const { labels, volume_ml, largest_ml, remarks, quality } = kept.result;
     const warnings = kept.result.warnings = [...kept.result.ofScan, ...tooMuch(kept.model.card, volume_ml)];
     tell({ what: "decided", id, labels: labels.slice(), volume_ml, largest_ml, warnings, remarks, quality, decision, lesions: lesionTable(kept.result) });
