@@ -118,7 +118,7 @@ def ranked(rows: list[tuple]) -> float | None:
 def table(rows: list[dict], folder: Path) -> dict:
     """By contrast, by way of scanning, by label map, and how well the quality ranks and the contrast is told."""
     card = read_card(folder)
-    found = [(row, decided(row, card.decision(row["looks"]))) for row in rows]
+    found = [(row, decided(row, card.decision(row["looks"], veto=True))) for row in rows]
     plain = [one for one in found if one[0]["way"] == "as made"]
     ill = [one for one in found if one[0]["ml"] > 0.05]
     seeds = {row["seed"] for row in rows if row["way"] != "as made"}  # heads that were scanned in every way

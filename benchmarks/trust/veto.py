@@ -1,8 +1,8 @@
 """The veto of a cascade: learned from synthetic heads, by contrast, and written into the model's card.
 
 ``python benchmarks/trust/veto.py heads --model FOLDER --anatomy FOLDER --lesions FOLDER … --out heads.jsonl``
-``python benchmarks/trust/veto.py try heads.jsonl … --model FOLDER --least T1w 0.25 T2w 0.4``
-``python benchmarks/trust/veto.py fit heads.jsonl … --model FOLDER --least T1w 0.25 T2w 0.4``
+``python benchmarks/trust/veto.py try heads.jsonl … --model FOLDER --least T1w 0.25 T2w 0.4 --sure T1w 0.7 T2w 0.6``
+``python benchmarks/trust/veto.py fit heads.jsonl … --model FOLDER --least T1w 0.25 T2w 0.4 --sure T1w 0.7 T2w 0.6``
 
 A line of the first one is a head with the values (``meshnet.scans.veto``) of all that the second network finds there
 from the card's threshold on, and how much of each is right; a head with ``--sclerosis`` has lesions as in multiple
@@ -146,7 +146,7 @@ def told(rows: list[dict], keep) -> str:
             f"{np.quantile(healthy, 0.9):.2f} mL, value {value:.3f}")
 
 
-def compare(rows: list[dict], least: dict[str, float], folder: Path) -> None:
+def compare(rows: list[dict], least: dict[str, float], sures: dict[str, float], folder: Path) -> None:
     """Print what each contrast's heads have without and with a veto that was learned from other heads."""
     card = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for contrast in CONTRASTS:
@@ -155,6 +155,7 @@ def compare(rows: list[dict], least: dict[str, float], folder: Path) -> None:
         if looks not in least or not some:
             continue
         sure, seeds = card["contrasts"][looks].get("sure", card["sure"]), sorted({row["seed"] for row in some})
+        lower = sures.get(looks, sure)
         fold = {seed: k % FOLDS for k, seed in enumerate(np.random.default_rng(0).permutation(seeds).tolist())}
         found = [learn([row for row in some if fold[row["seed"]] != k]) for k in range(FOLDS)]
         own = [row for row in some if row["contrast"] == contrast]
@@ -166,11 +167,11 @@ def compare(rows: list[dict], least: dict[str, float], folder: Path) -> None:
 
         print(f"{contrast}, without: {told(own, lambda k, part, sure=sure: part[3] >= sure)}")
         print(f"{contrast}, with: "
-              f"{told(own, lambda k, part, sure=sure, stays=stays: part[3] >= sure and stays(k, part))}")
+              f"{told(own, lambda k, part, lower=lower, stays=stays: part[3] >= lower and stays(k, part))}")
 
 
-def fit(rows: list[dict], least: dict[str, float], folder: Path) -> None:
-    """Write the veto for each of the contrasts in ``least`` into the card of ``folder``."""
+def fit(rows: list[dict], least: dict[str, float], sures: dict[str, float], folder: Path) -> None:
+    """Write the veto for each of the contrasts in ``least`` into the card of ``folder``, with the ``sure`` of some."""
     path = folder / CONFIG
     card = json.loads(path.read_text(encoding="utf-8"))
     for looks, share in least.items():
@@ -184,25 +185,26 @@ def fit(rows: list[dict], least: dict[str, float], folder: Path) -> None:
                             "measure them again")
         weights, bias = learn(some)
         bias -= np.log(share / (1 - share))
-        card["contrasts"][looks][VETO] = {"bias": round(bias, 5), "weights": np.round(weights, 5).tolist()}
+        card["contrasts"][looks][VETO] = {"bias": round(bias, 5), "weights": np.round(weights, 5).tolist(),
+                                          **({"sure": sures[looks]} if looks in sures else {})}
         print(f"{looks}: {len(parts)} parts, {np.mean([part[2] > RIGHT for part in parts]):.2f} of them right, "
               f"{np.mean([np.dot(weights, part[0]) + bias < 0 for part in parts]):.2f} taken back")
     write_json(path, card)
 
 
-def shares(given: list[str]) -> dict[str, float]:
-    """What ``--least`` says, contrast and probability in turn, by what scans look like."""
+def shares(given: list[str], flag: str = "--least") -> dict[str, float]:
+    """What ``--least`` or ``--sure`` says, contrast and probability in turn, by what scans look like."""
     names = {name: next(looks for looks in LOOKS if name in looks) for name in CONTRASTS}
     found = {}
     for name, share in zip(given[::2], given[1::2]):
         if name not in names or not share.replace(".", "", 1).isdigit() or not 0 < float(share) < 1:
-            raise UserError(f"--least: found {name} {share}, expected one of {', '.join(names)} and a probability "
+            raise UserError(f"{flag}: found {name} {share}, expected one of {', '.join(names)} and a probability "
                             "between 0 and 1")
         if names[name] in found:
-            raise UserError(f"--least: found {names[name]} twice, expected it once; FLAIR and DWI are decided alike")
+            raise UserError(f"{flag}: found {names[name]} twice, expected it once; FLAIR and DWI are decided alike")
         found[names[name]] = float(share)
     if not found or len(given) % 2:
-        raise UserError(f"--least: found {' '.join(given) or 'nothing'}, expected contrasts and probabilities in turn, "
+        raise UserError(f"{flag}: found {' '.join(given) or 'nothing'}, expected contrasts and probabilities in turn, "
                         "as T1w 0.25 T2w 0.4")
     return found
 
@@ -228,6 +230,7 @@ def main() -> None:
     parser.add_argument("--healthy", action="store_true", help="heads without a stroke alone")
     parser.add_argument("--sclerosis", action="store_true", help="FLAIR heads with multiple sclerosis")
     parser.add_argument("--least", nargs="+", default=[], help="contrast and probability, in turn; FLAIR is with DWI")
+    parser.add_argument("--sure", nargs="+", default=[], help="contrast and the decision's sure where the veto counts")
     parser.add_argument("--out", help="lines to write")
     arguments = parser.parse_args()
     if arguments.what == "heads":
@@ -235,7 +238,8 @@ def main() -> None:
         measure(arguments)
         return
     what = compare if arguments.what == "try" else fit
-    what([row for path in arguments.results for row in read(path)], shares(arguments.least), arguments.model)
+    sures = shares(arguments.sure, "--sure") if arguments.sure else {}
+    what([row for path in arguments.results for row in read(path)], shares(arguments.least), sures, arguments.model)
 
 
 if __name__ == "__main__":

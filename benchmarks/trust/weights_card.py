@@ -35,7 +35,7 @@ def synthetic(results: dict) -> list[str]:
         lines += [f"How a head is scanned, mean Dice{said}:", ""]
         lines += table(["contrast", *ways], [[name, *(found.get(way) for way in ways)]
                                              for name, found in results["ways"].items()])
-    lines += ["By label map (none was trained on), mean Dice over all contrasts: " + ", ".join(
+    lines += ["By label map (no network was trained on them), mean Dice over all contrasts: " + ", ".join(
         f"{name} {value}" for name, value in results["maps"].items()) + ".",
         "Share of these heads whose contrast is told right: " + ", ".join(
         f"{name} {value}" for name, value in results["told"].items()) + " (FLAIR and DWI count as one).", ""]
@@ -47,7 +47,7 @@ def decision(card: dict) -> list[str]:
     decisions = [*card["contrasts"].items(), ("anything else", card)]
     rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}",
              ", ".join(own.get("also", [])) or "–", own.get("first_share", card.get("first_share", 0)),
-             "yes" if own.get("veto") else "–"]
+             f"yes, and {own['veto'].get('sure', own['sure'])} is enough" if own.get("veto") else "–"]
             for name, own in decisions]
     head = ["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL",
             "counts as lesion too", "share of the first network", "veto"]

@@ -72,7 +72,8 @@ def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: flo
              divisor: float = 1) -> str:
     """A field of the models' ``Decision``, from its lowest to its highest value where it is another on scans of some
     contrast; empty where it is 0 on all."""
-    values = [getattr(common_decision(cards, contrast, threshold, min_lesion_mm3), name) / divisor
+    veto = threshold is None and len(cards) == 1  # then it counts
+    values = [getattr(common_decision(cards, contrast, threshold, min_lesion_mm3, veto), name) / divisor
               for contrast in (None, *cards[0].contrasts)]
     low, high = min(values), max(values)
     return f"{plain(low, 3)} to {plain(high, 3)}" if low != high else plain(low, 3) if high else ""

@@ -38,7 +38,7 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     for model, views, second in looks:
         looked = Case([like], [views], seconds=[second], contrast=case.contrast)
         found = average(looked, [model], crop, max_memory, threads, veto)
-        decision = common_decision([model.card], case.contrast, threshold, min_lesion_mm3)
+        decision = common_decision([model.card], case.contrast, threshold, min_lesion_mm3, veto)
         masks.append(kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)[0] > 0)
     return round(statistics.fmean(overlap(a, b, voxel_mm3) for a, b in itertools.combinations(masks, 2)), 3)
 

@@ -84,7 +84,7 @@ def without_lookalikes(model: Model, probabilities: np.ndarray, given: Given | N
     if given is None or (veto := card.veto(contrast)) is None:
         return 0.0
     volume, box = given
-    decision, inside = card.decision(contrast), (slice(None), *slices(box))
+    decision, inside = card.decision(contrast, veto=True), (slice(None), *slices(box))
     marked = [card.classes.index(name) for name in (card.marks or card.classes[1], *decision.also)]
     return take_back(probabilities[inside], marked, volume[inside], decision.threshold, decision.sure, card.voxel_mm,
                      veto)

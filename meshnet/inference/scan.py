@@ -227,7 +227,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     card, like, parts = models[0].card, case.images[0], case.parts
     veto = threshold is None and len(models) == 1 and card.veto(case.contrast) is not None
     found = average(case, models, crop, max_memory, threads, veto)
-    decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3)
+    decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3, veto)
     voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
         labels, *dropped = kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)
@@ -246,8 +246,8 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None,
             veto: bool = True) -> np.ndarray:
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
-    and for each model over its views. ``veto``: that of the model counts, if it is
-    a single one."""
+    and for each model over its views. ``veto``: whether the
+    model's veto counts; never that of several."""
     total, marks = None, models[0].card.marking
     also, case.taken_ml = models[0].card.decision(case.contrast).also, 0.0
     how = {"crop": crop, "max_memory": max_memory, "threads": threads}
@@ -277,7 +277,7 @@ def remarks_on(taken_ml: float, unsure_mm3: float, small_mm3: float, decision: D
     """The sentences for a reader of the mask: how much was dropped, and why."""
     said = []
     if taken_ml:
-        said.append(f"{in_ml(taken_ml)} found that the model's veto takes for no lesion")
+        said.append(f"{in_ml(taken_ml)} found and taken back by the model's veto, as no lesion")
     if unsure_mm3:
         said.append(f"{in_ml(unsure_mm3 / 1000)} found that nowhere reaches the probability {plain(decision.sure)} "
                     "from which it is kept")

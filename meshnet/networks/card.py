@@ -97,12 +97,15 @@ class Card:
         """Which of the classes a mask shows, and from what probability."""
         return Marks(tuple(self.classes), self.marks, self.threshold)
 
-    def decision(self, contrast: str | None = None) -> Decision:
-        """What makes a lesion on a scan that looks like ``contrast``, one of ``scans.contrast.CONTRASTS``."""
+    def decision(self, contrast: str | None = None, veto: bool = False) -> Decision:
+        """What makes a lesion on a scan that looks like ``contrast``, one of ``scans.contrast.CONTRASTS``. ``veto``:
+        where the card's veto for it, if there is one, counts."""
         own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
         given = {key: value for key, value in self.contrasts.get(contrast, {}).items()
                  if key not in (SHARE, VETO)}
-        return replace(own, **given | {"also": tuple(given.get("also", ()))})
+        own = replace(own, **given | {"also": tuple(given.get("also", ()))})
+        found = self.veto(contrast) if veto else None
+        return own if found is None or found.sure is None else replace(own, sure=found.sure)
 
     def share(self, contrast: str | None = None) -> float:
         """``first_share`` on a scan that looks like ``contrast``."""
@@ -111,7 +114,7 @@ class Card:
     def veto(self, contrast: str | None = None) -> Veto | None:
         """What takes back lesions of a cascade on a scan that looks like ``contrast``; None where nothing does."""
         found = self.contrasts.get(contrast, {}).get(VETO)
-        return found and Veto(found["bias"], tuple(found["weights"]))
+        return found and Veto(found["bias"], tuple(found["weights"]), found.get("sure"))
 
     def grids(self) -> list[Grid]:
         """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
@@ -129,13 +132,13 @@ def common_threshold(cards: Sequence[Card]) -> float:
 
 
 def common_decision(cards: Sequence[Card], contrast: str | None = None, threshold: float | None = None,
-                    min_lesion_mm3: float | None = None) -> Decision:
+                    min_lesion_mm3: float | None = None, veto: bool = False) -> Decision:
     """What makes a lesion of averaged probabilities on a scan that looks like ``contrast``.
 
     Threshold and ``sure`` are the means of the models' own, the rest is the first one's. A ``threshold`` that a
-    user gives decides alone, a ``min_lesion_mm3`` that a user gives replaces the size.
+    user gives decides alone, a ``min_lesion_mm3`` that a user gives replaces the size. ``veto``: whether a veto counts.
     """
-    own = [card.decision(contrast) for card in cards]
+    own = [card.decision(contrast, veto) for card in cards]
     found = Decision(statistics.fmean(one.threshold for one in own), statistics.fmean(one.sure for one in own),
                      own[0].min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3, own[0].also)
     return found if threshold is None else replace(found, threshold=threshold, sure=0.0)
@@ -236,8 +239,11 @@ def check_veto(veto, values: dict, path: Path, key: str) -> None:
     if values.get("first") is None or (values.get("marks") is None and len(values["classes"]) > 2):
         raise UserError(f"{path}: found {key}, expected it only in a cascade that marks one class; remove it")
     needed = count_of(len(given_names(values["channels"], values["first"], values.get("mirror", False))))
-    known = isinstance(veto, dict) and set(veto) == {"bias", "weights"} and isinstance(veto["weights"], list)
+    known = isinstance(veto, dict) and set(veto) - {"sure"} == {"bias", "weights"} and isinstance(veto["weights"], list)
     numbers = [veto["bias"], *veto["weights"]] if known else []
+    sure = veto.get("sure", 0) if known else 0
+    if isinstance(sure, bool) or not isinstance(sure, (int, float)) or not 0 <= sure <= 1:
+        raise UserError(f"{path}: found {key} with sure = {sure!r}, expected a number from 0 to 1; correct it")
     if len(numbers) != needed + 1 or any(isinstance(one, bool) or not isinstance(one, (int, float))
                                          or not abs(one) <= 1e9 for one in numbers):
         raise UserError(f"{path}: found {key} = {veto!r}, expected a bias and {needed} weights, numbers up to 1e9; "

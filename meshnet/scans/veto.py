@@ -14,15 +14,17 @@ import numpy as np
 from meshnet.scans.mask import label_lesions
 
 NEAREST = 1e-3  # to 0 and 1, of probabilities before their logits are taken
-LESS = 0.5  # of the threshold: by this times the threshold the probabilities of what is vetoed are multiplied
+LESS = 0.5  # the probabilities of a part that is taken back are multiplied by this and by the threshold
 
 
 @dataclass(frozen=True)
 class Veto:
-    """The score is ``bias`` + ``weights`` times ``values_of`` a part."""
+    """The score is ``bias`` + ``weights`` times ``values_of`` a part. ``sure`` is that of the decision where the veto
+    counts; None: the same as without it."""
 
     bias: float
     weights: tuple[float, ...]
+    sure: float | None = None
 
     def score(self, values: Sequence[float]) -> float:
         return self.bias + sum(weight * value for weight, value in zip(self.weights, values))

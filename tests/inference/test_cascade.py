@@ -98,7 +98,7 @@ def test_a_veto_takes_back_what_has_a_score_below_nothing(tmp_path, scan, way, m
     assert np.array_equal(array(kept.mask), array(plainly.mask)) and kept.remarks == plainly.remarks
     assert none.volume_ml == 0 < some.volume_ml and 0 < some.lesions < plainly.lesions
     for found in (none, some):
-        assert found.veto and any(line.endswith("mL found that the model's veto takes for no lesion")
+        assert found.veto and any(line.endswith("mL found and taken back by the model's veto, as no lesion")
                                   for line in found.remarks)
     assert (array(some.probabilities) <= array(plainly.probabilities) + 1e-6).all()
     assert array(none.probabilities).max() < 0.5
@@ -139,6 +139,11 @@ def test_a_veto_counts_for_one_model_with_its_own_threshold(tmp_path, scan):
         assert np.array_equal(array(found.mask), array(expected.mask)) and not found.veto
         assert found.remarks == expected.remarks
     assert not segment_scan(scan, folder / "last.safetensors").veto
+    edit(folder / "config.json", contrasts={plainly.contrast: {"sure": 1, "veto": {
+        "bias": 1, "weights": [0] * 10, "sure": 0.5}}})  # where it counts it lets more through
+    assert np.array_equal(array(segment_scan(scan, folder).mask), array(plainly.mask))
+    assert segment_scan(scan, folder).decision.sure == 0.5
+    assert segment_scan(scan, [folder, folder]).volume_ml == 0 and read_card(folder).decision("T1w").sure == 0
     edit(folder / "config.json", contrasts={plainly.contrast: {"veto": {"bias": -1, "weights": [0] * 10}}})
     models = load_models([folder])
     empty = np.zeros(array(plainly.mask).shape)
@@ -386,6 +391,8 @@ CARD_FAULTS = [
     ("config.json", {"contrasts": {"T2w": {"veto": {"bias": True, "weights": [0] * 10}}}}, "found veto for T2w = "),
     ("config.json", {"contrasts": {"T2w": {"veto": [0]}}}, "found veto for T2w = [0], expected a bias and 10 weights"),
     ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 10**400, "weights": [0] * 10}}}}, "found veto for T2w = "),
+    ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 10, "sure": 2}}}},
+     "found veto for T2w with sure = 2, expected a number from 0 to 1"),
     ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 10, "least": 1}}}},
      "found veto for T2w = "),
     ("config.json", {"contrasts": {"T2w": {"veto": {"bias": 0, "weights": [0] * 10}, "threshold": 0}}},

@@ -120,16 +120,17 @@ def test_what_is_right_with_less_than_the_least_probability_is_taken_back(learni
             {"looks": "T1w", "parts": [[[9.0, 9.0], 1.0, 0.0]]}]
     card = {"contrasts": {"T2w": {"threshold": 0.3}}}
     (tmp_path / "config.json").write_text(json.dumps(card))
-    learning.fit(rows, {"T2w": 0.2}, tmp_path)
+    learning.fit(rows, {"T2w": 0.2}, {"T2w": 0.6}, tmp_path)
     found = json.loads((tmp_path / "config.json").read_text())["contrasts"]["T2w"]
     veto = Veto(found["veto"]["bias"], tuple(found["veto"]["weights"]))
     border = -veto.bias / veto.weights[0]
-    assert found["threshold"] == 0.3 and border == pytest.approx(math.log(0.2 / 0.8), abs=0.25)
+    assert found["threshold"] == 0.3 and found["veto"]["sure"] == 0.6
+    assert border == pytest.approx(math.log(0.2 / 0.8), abs=0.25)
     assert veto.weights[1] == 0
     with pytest.raises(UserError, match="FLAIR or DWI: found 0 parts, expected some"):
-        learning.fit(rows, {"FLAIR or DWI": 0.2}, tmp_path)
+        learning.fit(rows, {"FLAIR or DWI": 0.2}, {}, tmp_path)
     with pytest.raises(UserError, match="T2w: found heads measured from"):
-        learning.fit([{**rows[0], "threshold": 0.4}], {"T2w": 0.2}, tmp_path)
+        learning.fit([{**rows[0], "threshold": 0.4}], {"T2w": 0.2}, {}, tmp_path)
 
 
 @pytest.mark.parametrize("given, said", [
@@ -158,13 +159,13 @@ def test_a_veto_is_tried_on_heads_that_it_was_not_learned_from(learning, tmp_pat
         healthy = seed % 5 == 0
         rows.append({"seed": seed, "looks": "T2w", "contrast": "T2w", "ml": 0.0 if healthy else 3.0,
                      "n": 1 - healthy, "parts": parts[healthy:]})
-    learning.compare(rows, {"T2w": 0.5}, tmp_path)
+    learning.compare(rows, {"T2w": 0.5}, {}, tmp_path)
     without, within = capsys.readouterr().out.splitlines()
     assert without == ("T2w, without: Dice 0.600, F1 0.667, 20 of 20 healthy heads over 1 mL, 90 % 2.00 mL, "
                        "value 0.573")
     assert re.match(r"T2w, with: Dice 0.7\d\d, F1 0.9\d\d, [0-2] of 20 healthy heads", within)
     learned = []
     monkeypatch.setattr(learning, "learn", lambda some: learned.append({row["seed"] for row in some}) or ([0.0], 0.0))
-    learning.compare(rows, {"T2w": 0.5}, tmp_path)
+    learning.compare(rows, {"T2w": 0.5}, {}, tmp_path)
     assert len(learned) == 5 and set().union(*({*range(100)} - one for one in learned)) == {*range(100)}
     assert all(len(one) == 80 for one in learned)

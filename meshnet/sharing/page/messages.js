@@ -28,7 +28,7 @@ const MESSAGES = {
   channels: "{}: found {} channel(s), expected {} ({}); give the files of a case joined by commas, as {}",
   threshold: "threshold: found {}, expected 0 to 1",
   smallest: "min_lesion_mm3: found {}, expected 0 or more",
-  taken: "{} found that the model's veto takes for no lesion",
+  taken: "{} found and taken back by the model's veto, as no lesion",
   unsure: "{} found that nowhere reaches the probability {} from which it is kept",
   dropped: "{} found below the {} mL from which it is kept",
   // meshnet/scans/checks.py

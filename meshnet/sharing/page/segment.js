@@ -84,9 +84,9 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
     const veto = first && vetoOf(card, contrast), lowered = veto && found.map((one) => one.slice());
     const ml = veto ? takeBack(lowered, which[which.length - 1], channels, { shape, region, voxelMm: card.voxel_mm }, decisionOf(card, contrast), veto) : 0;
     step("going back", number, views.length);
-    const back = (all, given) => which.forEach(([one, ...others], at) => {
-      const sum = others.length ? given[one].map((value, i) => others.reduce((most, k) => f32(most + given[k][i]), value)) : given[one];
-      addMean(all, at, toNative(sum, shape, affine, images[0]), views.length);
+    const back = (mean, given) => which.forEach(([one, ...others], at) => {
+      const sum = others.length ? given[one].map((value, i) => others.reduce((all, k) => f32(all + given[k][i]), value)) : given[one];
+      addMean(mean, at, toNative(sum, shape, affine, images[0]), views.length);
     });
     await timed(parts, "back", () => {
       back(total, found);
