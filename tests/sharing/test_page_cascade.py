@@ -271,6 +271,8 @@ def test_a_cascade_takes_the_time_of_both_networks_and_the_memory_of_the_larger_
         assert plans[name]["network"] > 4 * plans["none"]["network"], plans
         assert plans[name]["bytes"] - plans["none"]["bytes"] > 0.9 * each * 600 ** 3
     assert plans["none"]["voxelBytes"] == 20
+    edit(tmp_path / "none/config.json", contrasts={"T2w": {"veto": {"bias": 0, "weights": [0] * 10}}})
+    assert page.ask("plan", model=str(tmp_path / "none"))["voxelBytes"] == 28  # two sets of probabilities
 
 
 # ---------------------------------------------------------------------- the page that is written

@@ -8,6 +8,7 @@ const HEAD_SHARE = 0.6;  // of a grid
 const FIRST_STAGE = "computing, network 1 of 2", SECOND_STAGE = "computing, network 2 of 2";  // of a cascade
 const REST = 5500;  // operations that the network makes in the time that a voxel of a scan takes beside it
 const VOXEL_BYTES = 20, PAGE_BYTES = 6e7;  // that are taken for each voxel of a scan and of a grid, and by an empty page
+const VETOED_BYTES = 8;  // for each voxel of a scan, where a veto leaves other probabilities
 const HANDED_BYTES = 9;  // for each voxel and class that the first network of a cascade hands to the second one
 
 // A model from its config.json and model.safetensors: {card, layers, first}. `first`: those of the first network of a
@@ -158,8 +159,9 @@ function needed(engine, layers, channels, shape) {
 // and bytes {bytes, voxelBytes}.
 function planScan(engine, model) {
   const inputs = model.card.channels.length, stages = [...(model.first ? [model.first] : []), model].map((one) => planNetwork(engine, one));
+  const more = Object.values(model.card.contrasts || {}).some(({ veto }) => veto) ? VETOED_BYTES : 0;
   return { network: stages.reduce((sum, { network }) => sum + network, 0), voxel: REST * inputs * stages[stages.length - 1].operation,
-           bytes: Math.max(...stages.map(({ bytes }) => bytes)) + PAGE_BYTES, voxelBytes: VOXEL_BYTES * inputs };
+           bytes: Math.max(...stages.map(({ bytes }) => bytes)) + PAGE_BYTES, voxelBytes: VOXEL_BYTES * inputs + more };
 }
 
 // Of one network: seconds {network, operation} and bytes. What the first one of a cascade hands on is brought to the second
