@@ -103,7 +103,7 @@ def test_the_plane_between_the_hemispheres_is_pythons(page, seed):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_a_veto_takes_back_the_same_parts(page, seed):
     """Of random parts in a region that they touch, with weights of all values that matter alike."""
     generator = np.random.default_rng(seed)

@@ -298,7 +298,7 @@ def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp
     # These norms take a convolution's bias out again: its gradient is rounding noise, which Adam scales up (to full
     # steps with torch's own eps). Without such biases everything is compared.
     # A larger eps leaves tiny gradients as tiny steps, and lets a gradient of twice the size be seen.
-    ["--model.norm", "group", "--model.bias", "false", "--optimizer.eps", "1e-6"],
+    pytest.param(["--model.norm", "group", "--model.bias", "false", "--optimizer.eps", "1e-6"], marks=pytest.mark.slow),
     ["--model.norm", "batch", "--model.bias", "false"],
     pytest.param(["--model.norm", "batch", "--optimizer.eps", "1e-4"], marks=pytest.mark.slow),
 ], ids=" ".join)
