@@ -33,7 +33,7 @@ RIGHT = 0.2  # share of a part in lesions, from which it is right
 PENALTY = 10.0  # on the squares of the weights of values of variance 1
 MOST_ML, EACH = 5.0, 0.1  # a part counts by the root of its mL, at most so many, and every part by so much
 FOLDS = 5
-SURE = 0.5  # parts that nowhere reach it are not looked at: no decision leaves them
+SURE = 0.5  # parts that nowhere reach it are not looked at, unless the card's decision leaves them
 
 
 def values_on(models: list, image: nib.Nifti1Image, mask: nib.Nifti1Image) -> dict:
@@ -239,6 +239,8 @@ def main() -> None:
         return
     what = compare if arguments.what == "try" else fit
     sures = shares(arguments.sure, "--sure") if arguments.sure else {}
+    if low := [share for share in sures.values() if share < SURE]:
+        raise UserError(f"--sure: found {min(low)}, expected at least {SURE}, below which no part was measured")
     what([row for path in arguments.results for row in read(path)], shares(arguments.least), sures, arguments.model)
 
 

@@ -72,7 +72,8 @@ def about_html(weights: Path, card: Card) -> str:
 def setting(key: str, value) -> str:
     """One of a card's ``contrasts`` in words."""
     if key == "veto":
-        return "a veto takes back what looks like no lesion"
+        other = f", and sure {plain(value['sure'])} is enough then" if "sure" in value else ""
+        return f"a veto takes back what looks like no lesion{other}"
     name = SHARE if key == "first_share" else key.replace("_", " ")
     return f"{name} {', '.join(value) if key == 'also' else plain(value)}"
 

@@ -154,9 +154,9 @@ def test_what_a_page_says_of_a_veto(tmp_path, scan):
     from meshnet.sharing.about import about_html
 
     folder = write_cascade(tmp_path / "two", contrasts={"T1w": {"threshold": 0.3, "veto": {
-        "bias": 1, "weights": [0] * 10}}})
+        "bias": 1, "weights": [0] * 10, "sure": 0.7}}})
     said = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", about_html(folder / "model.safetensors", read_card(folder))))
-    assert "on T1w threshold 0.3, a veto takes back what looks like no lesion" in said
+    assert "on T1w threshold 0.3, a veto takes back what looks like no lesion, and sure 0.7 is enough then" in said
 
 
 @pytest.mark.parametrize("orientation", ["LIA", "PSR"])
