@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--lesions", nargs="+", required=True, help="folders of lesion masks")
     parser.add_argument("--bright", choices=("none", "some", "strong"), default="none")
     parser.add_argument("--mostly_t1w", action="store_true", help="72 %% of the heads T1w, 28 %% without a lesion")
+    parser.add_argument("--only", nargs="+", metavar="CONTRAST", help="heads of these alone, as often as each other")
     parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=7_000_000, help="of the first head")
     parser.add_argument("--out", type=Path, required=True)
@@ -200,6 +201,8 @@ def main() -> None:
                "spots": 0.45 if arguments.bright == "none" else 0.4, "extracted": 0.35}
     if arguments.mostly_t1w:
         options |= {"contrasts": MOSTLY_T1W, "healthy": 0.28, "spots": 0.45}
+    if arguments.only:
+        options["contrasts"] = {kind: 1 / len(arguments.only) for kind in arguments.only}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seed, arguments.seed + arguments.cases):
         path = arguments.out / f"{seed}.npz"

@@ -46,11 +46,14 @@ ABSENT = 0.04  # share that is left out
 WAYS = {"early": ((0.5, 0.1, 0.3), (1.0, 2.0, 1.0), 3.0, 0.7), "late": ((0.3, 0.06, 0.39), (1.0, 1.2, 0.8), 5.0, 0.5)}
 
 
-def read_head(path: Path, mirror: bool) -> dict:
+def read_head(path: Path, mirror: bool, kinds: dict[str, float]) -> dict | None:
     """A head with the plane between its hemispheres, where that is asked for, and with some of the places, (N, 3)
-    int16, around which patches are drawn."""
+    int16, around which patches are drawn; None of a kind that is not to be taken."""
     with np.load(path) as file:
-        given, truth, kind = file["given"], file["truth"], str(file["contrast"])
+        kind = str(file["contrast"])
+        if not kinds.get(kind):
+            return None
+        given, truth = file["given"], file["truth"]
     rng = np.random.default_rng(0)
 
     def some(where: np.ndarray, most: int) -> np.ndarray:
@@ -58,7 +61,7 @@ def read_head(path: Path, mirror: bool) -> dict:
         return places[rng.permutation(len(places))[:most]].astype(np.int16)
 
     hot = (given[1].astype(int) + given[3] > 38) | (given[0] > 127)
-    return {"given": given, "truth": truth, "weight": KINDS[kind], "plane": find_plane(given[0]) if mirror else None,
+    return {"given": given, "truth": truth, "weight": kinds[kind], "plane": find_plane(given[0]) if mirror else None,
             "places": [some(truth == 1, 5000), some(truth == 2, 2000), some(hot, 8000)]}
 
 
@@ -138,7 +141,8 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     if several > 1:
         distributed.init_process_group("gloo")
     files = [path for folder in arguments.data for path in sorted(folder.glob("*.npz"))]
-    heads = [read_head(path, arguments.mirror) for path in files[rank::several]]
+    kinds = dict(zip(arguments.kinds[::2], map(float, arguments.kinds[1::2]))) or KINDS
+    heads = [head for path in files[rank::several] if (head := read_head(path, arguments.mirror, kinds))]
     weights = np.array([head["weight"] for head in heads]) / sum(head["weight"] for head in heads)
     optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}
@@ -219,6 +223,8 @@ def main() -> None:
                         "statistics stay")
     parser.add_argument("--mirror", action="store_true", help="the network is given the mirror image as well")
     parser.add_argument("--weights", type=Path, help="a cascade to start from, with or without the mirror image")
+    parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND NUMBER",
+                        help="how often heads of a contrast are taken, others never: T1w 1 T2w 0.2")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

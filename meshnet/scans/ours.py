@@ -14,7 +14,7 @@ import numpy as np
 
 from meshnet.errors import UserError
 from meshnet.numbers import in_ml
-from meshnet.scans.mask import voxel_volume_mm3
+from meshnet.scans.mask import box_of, slices, voxel_volume_mm3
 from meshnet.scans.nifti import BAD_CONTENT, GZIP, unpacked
 
 SIGNATURE = b"MeshNet"  # in the header's free text
@@ -33,7 +33,18 @@ def signed(image: nib.Nifti1Image, scan: str = "") -> nib.Nifti1Image:
 
 def signature(image: nib.Nifti1Image) -> bytes:
     """How the header's free text begins of an image that this program made."""
-    return SIGNATURE + b" %08x" % zlib.crc32(np.ascontiguousarray(image.dataobj))
+    return SIGNATURE + b" %08x" % zlib.crc32(in_order(np.asanyarray(image.dataobj)))
+
+
+def in_order(voxels: np.ndarray) -> np.ndarray:
+    """``voxels`` (X, Y, Z) with the last axis next in memory. Of a mask, which is mostly 0, only the box with something
+    in it is copied: to turn all of it takes a tenth of a second."""
+    if voxels.flags.c_contiguous or voxels.ndim != 3 or voxels.dtype.kind not in "bu":
+        return np.ascontiguousarray(voxels)
+    result = np.zeros(voxels.shape, voxels.dtype)
+    if box := box_of(voxels):
+        result[slices(box)] = voxels[slices(box)]
+    return result
 
 
 def has_signature(image: nib.Nifti1Image) -> bool:

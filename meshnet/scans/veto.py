@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshnet.scans.mask import label_lesions
+from meshnet.scans.mask import label_lesions, peaks_of
 
 NEAREST = 1e-3  # to 0 and 1, of probabilities before their logits are taken
 LESS = 0.5  # the probabilities of a part that is taken back are multiplied by this and by the threshold
@@ -45,9 +45,8 @@ def parts_of(deciding: np.ndarray, threshold: float, sure: float) -> Iterator[tu
     from scipy import ndimage
 
     labels, count = label_lesions(deciding >= np.float32(threshold))
-    peaks = np.atleast_1d(ndimage.maximum(deciding, labels, np.arange(1, count + 1)))
-    for number, (peak, box) in enumerate(zip(peaks, ndimage.find_objects(labels)), 1):
-        if np.float32(peak) < np.float32(sure):
+    for number, (peak, box) in enumerate(zip(peaks_of(deciding, labels, count), ndimage.find_objects(labels)), 1):
+        if peak < np.float32(sure):
             continue
         wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
         inside = labels[wide] == number

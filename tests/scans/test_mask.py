@@ -1,14 +1,20 @@
 """From probabilities to a mask."""
 
+import zlib
+from types import SimpleNamespace
+
+import nibabel as nib
 import numpy as np
 import pytest
 from model_folders import CARD, edit
+from scipy import ndimage
 
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
 from meshnet.networks.card import Card, read_card
-from meshnet.scans.mask import Decision, clean, expected_dice, kept, lesion_volumes_mm3
+from meshnet.scans.mask import Decision, clean, expected_dice, kept, label_lesions, lesion_volumes_mm3, peaks_of
+from meshnet.scans.ours import SIGNATURE, signature
 
 
 def test_of_several_classes_one_alone_may_be_marked(tmp_path):
@@ -58,3 +64,28 @@ def test_the_expected_dice_by_hand():
     assert expected_dice(probability, marked, 8.0) == pytest.approx((2 * 3.2 + 1) / (3.2 + 4 + 1))
     assert expected_dice(np.zeros_like(probability), np.zeros_like(marked), 8.0) == 1
     assert expected_dice(probability, np.zeros_like(marked), 8.0) == pytest.approx(8 / (3.2 + 8))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_peaks_of_parts_are_those_of_scipy(order):
+    rng = np.random.default_rng(0)
+    values = np.asarray(rng.random((12, 9, 11), np.float32), order=order)
+    labels, count = label_lesions(values[1:] > 0.8)
+    assert count > 3
+    expected = ndimage.maximum(values[1:], labels, np.arange(1, count + 1))
+    assert np.array_equal(peaks_of(values[1:], labels, count), expected)
+    assert peaks_of(values, np.zeros(values.shape, int), 0).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool, np.uint16, np.float32, np.int16])
+@pytest.mark.parametrize("empty", [True, False])
+def test_the_checksum_of_a_mask_is_that_of_its_voxels_whatever_their_order_in_memory(kind, empty):
+    voxels = np.zeros((7, 5, 6), kind)
+    if not empty:
+        lowest = -2 if kind in (np.float32, np.int16) else 0
+        voxels[2:4, 1:3, 2:5] = np.random.default_rng(0).integers(lowest, 3, (2, 2, 3))
+    expected = SIGNATURE + b" %08x" % zlib.crc32(voxels.tobytes())
+    for data in (voxels, np.asfortranarray(voxels), voxels[::-1].copy()[::-1]):
+        assert signature(SimpleNamespace(dataobj=data)) == expected
+    if kind is np.uint8:
+        assert signature(nib.Nifti1Image(np.asfortranarray(voxels), np.eye(4))) == expected
