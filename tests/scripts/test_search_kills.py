@@ -93,13 +93,21 @@ def test_chaos_in_short(bench):
 
 @LINUX
 def test_a_run_that_outlived_its_driver_is_taken_up_not_begun_again(bench):
-    process = bench.start("study", "--max_trials", "2", epoch_seconds=1.5)
+    process = bench.start("study", "--max_trials", "2", epoch_seconds=0.7)
     wait_for(lambda: len(list(bench.folder.glob("study/trials/*/fold0/heartbeat"))) == 2)
+    runs = runs_of(bench.folder)
+    for run in runs:
+        os.kill(run, signal.SIGSTOP)  # they would be done before the next driver looks
     process.kill()
     process.communicate()
-    assert len(runs_of(bench.folder)) == 2
-    output = bench.run("study", "--max_trials", "2")
-    assert output.count("still running on") == 2
+    assert len(runs) == 2 and sorted(runs_of(bench.folder)) == sorted(runs)
+    process, taken_up = bench.start("study", "--max_trials", "2", patience=60), 0
+    while taken_up < 2 and (line := process.stdout.readline()):
+        taken_up += "still running on" in line
+    for run in runs:
+        os.kill(run, signal.SIGCONT)
+    output = process.communicate(timeout=600)[0]
+    assert (taken_up, process.returncode) == (2, 0), output
     firsts = "SELECT COUNT(*) FROM attempts JOIN trials USING (trial) WHERE attempts.rung = trials.bracket"
     assert bench.ask("study", firsts) == [(2,)]
     check_accounts(bench, "study", 2)
