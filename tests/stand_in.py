@@ -111,11 +111,11 @@ class Bench:
                 "--gpus_per_worker", "0", *self.sampler, *flags]
 
     def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, patience: float = 5,
-              **options) -> subprocess.Popen:
+              stdout=subprocess.PIPE, **options) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(self.root), "EPOCH_SECONDS": str(epoch_seconds),
                        "PATIENCE": str(patience)}
         return subprocess.Popen(self.command(study, *flags, **options), env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                stdout=stdout, stderr=subprocess.STDOUT)
 
     def run(self, study: str, *flags: str, code: int = 0, **options) -> str:
         process = self.start(study, *flags, **options)

@@ -184,7 +184,8 @@ def main() -> None:
     parser.add_argument("--lesions", nargs="+", required=True, help="folders of lesion masks")
     parser.add_argument("--bright", choices=("none", "some", "strong"), default="none")
     parser.add_argument("--mostly_t1w", action="store_true", help="72 %% of the heads T1w, 28 %% without a lesion")
-    parser.add_argument("--only", nargs="+", metavar="CONTRAST", help="heads of these alone, as often as each other")
+    parser.add_argument("--only", nargs="+", choices=tuple(SHARES["none"]), metavar="CONTRAST",
+                        help="heads of these alone, as often as each other")
     parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=7_000_000, help="of the first head")
     parser.add_argument("--out", type=Path, required=True)

@@ -46,6 +46,20 @@ ABSENT = 0.04  # share that is left out
 WAYS = {"early": ((0.5, 0.1, 0.3), (1.0, 2.0, 1.0), 3.0, 0.7), "late": ((0.3, 0.06, 0.39), (1.0, 1.2, 0.8), 5.0, 0.5)}
 
 
+def kinds_of(given: list[str]) -> dict[str, float]:
+    """What ``--kinds`` says, names and numbers in turn.
+
+    Raises:
+        UserError: for another name, or no number above 0.
+    """
+    found = dict(zip(given[::2], given[1::2]))
+    if len(given) % 2 or not found.keys() <= KINDS.keys() or not all(
+            number.replace(".", "", 1).isdigit() and float(number) > 0 for number in found.values()):
+        raise UserError(f"--kinds: found {' '.join(given)}, expected some of {', '.join(KINDS)}, each with a number "
+                        "above 0, as T1w 1 T2w 0.2")
+    return {kind: float(number) for kind, number in found.items()}
+
+
 def read_head(path: Path, mirror: bool, kinds: dict[str, float]) -> dict | None:
     """A head with the plane between its hemispheres, where that is asked for, and with some of the places, (N, 3)
     int16, around which patches are drawn; None of a kind that is not to be taken."""
@@ -141,8 +155,11 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     if several > 1:
         distributed.init_process_group("gloo")
     files = [path for folder in arguments.data for path in sorted(folder.glob("*.npz"))]
-    kinds = dict(zip(arguments.kinds[::2], map(float, arguments.kinds[1::2]))) or KINDS
+    kinds = kinds_of(arguments.kinds) if arguments.kinds else KINDS
     heads = [head for path in files[rank::several] if (head := read_head(path, arguments.mirror, kinds))]
+    if not heads:
+        raise UserError(f"--data: found no head of {', '.join(kinds)} in {len(files[rank::several])} files, expected "
+                        "some; make them with second_heads.py")
     weights = np.array([head["weight"] for head in heads]) / sum(head["weight"] for head in heads)
     optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}

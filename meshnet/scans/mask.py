@@ -99,7 +99,7 @@ def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def peaks_of(values: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The highest of ``values`` (X, Y, Z) in each of the parts 1 to ``count`` of ``labels``, (count,)."""
+    """The highest of the floating-point ``values`` (X, Y, Z) in each part, 1 to ``count``, of ``labels``, (count,)."""
     places = np.flatnonzero(labels)  # few; ndimage.maximum sorts all voxels
     peaks = np.full(count + 1, -np.inf, values.dtype)
     np.maximum.at(peaks, labels.ravel()[places], values.ravel()[places])

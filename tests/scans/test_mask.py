@@ -84,6 +84,7 @@ def test_the_checksum_of_a_mask_is_that_of_its_voxels_whatever_their_order_in_me
     if not empty:
         lowest = -2 if kind in (np.float32, np.int16) else 0
         voxels[2:4, 1:3, 2:5] = np.random.default_rng(0).integers(lowest, 3, (2, 2, 3))
+        voxels[0, 0, 0] = lowest  # beyond the box of what is above 0
     expected = SIGNATURE + b" %08x" % zlib.crc32(voxels.tobytes())
     for data in (voxels, np.asfortranarray(voxels), voxels[::-1].copy()[::-1]):
         assert signature(SimpleNamespace(dataobj=data)) == expected
