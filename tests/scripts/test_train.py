@@ -43,7 +43,7 @@ def training_seconds(folder):
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_ends_with_the_same_weights(undisturbed, tiny_data, tmp_path, seed):
     kill_and_finish(tiny_data, tmp_path / "run", random.Random(seed), training_seconds(undisturbed))
     assert_same_run(undisturbed, tmp_path / "run")

@@ -52,7 +52,8 @@ def scale_losses(monkeypatch, scale, limit=math.inf):
     return runs
 
 
-@pytest.mark.parametrize(("clipping", "scale"), [(False, 1), (True, 1), (True, 1024)])
+@pytest.mark.parametrize(("clipping", "scale"), [
+    (False, 1), pytest.param(True, 1, marks=pytest.mark.slow), (True, 1024)])
 def test_the_loop_is_a_plain_one(tiny_data, tmp_path, monkeypatch, clipping, scale):
     """Two epochs of torch's own classes, written out: accumulation, clipping, AdamW, OneCycleLR, the order of cases.
 
@@ -249,7 +250,7 @@ def test_two_processes_go_on_bit_for_bit(tiny_data, tmp_path):
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("nth", range(7))
+@pytest.mark.parametrize("nth", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 5)], 2, 3, 6])
 def test_a_run_cut_after_any_resume_point_ends_the_same(undisturbed, tiny_data, tmp_path, monkeypatch, nth):
     """Each resume point of the run in turn, inside epochs and between them, is where it goes on from."""
     from meshnet.training import loop
@@ -294,7 +295,7 @@ def test_a_stop_between_validations_is_scored_and_decides_nothing(tiny_data, tmp
 
 
 @pytest.mark.parametrize("flags", [
-    ["--model.norm", "none"],
+    pytest.param(["--model.norm", "none"], marks=pytest.mark.slow),
     # These norms take a convolution's bias out again: its gradient is rounding noise, which Adam scales up (to full
     # steps with torch's own eps). Without such biases everything is compared.
     # A larger eps leaves tiny gradients as tiny steps, and lets a gradient of twice the size be seen.
