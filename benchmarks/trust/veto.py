@@ -1,8 +1,8 @@
 """The veto of a cascade: learned from synthetic heads, by contrast, and written into the model's card.
 
 ``python benchmarks/trust/veto.py heads --model FOLDER --anatomy FOLDER --lesions FOLDER … --out heads.jsonl``
-``python benchmarks/trust/veto.py try heads.jsonl … --model FOLDER --least T1w 0.25 T2w 0.4 --sure T1w 0.7 T2w 0.6``
-``python benchmarks/trust/veto.py fit heads.jsonl … --model FOLDER --least T1w 0.25 T2w 0.4 --sure T1w 0.7 T2w 0.6``
+``python benchmarks/trust/veto.py try heads.jsonl … --model FOLDER --least T1w 0.2 T2w 0.35 --sure T1w 0.75 T2w 0.65``
+``python benchmarks/trust/veto.py fit heads.jsonl … --model FOLDER --least T1w 0.2 T2w 0.35 --sure T1w 0.75 T2w 0.65``
 
 A line of the first one is a head with the values (``meshnet.scans.veto``) of all that the second network finds there
 from the card's threshold on, and how much of each is right; a head with ``--sclerosis`` has lesions as in multiple
@@ -205,7 +205,7 @@ def shares(given: list[str], flag: str = "--least") -> dict[str, float]:
         found[names[name]] = float(share)
     if not found or len(given) % 2:
         raise UserError(f"{flag}: found {' '.join(given) or 'nothing'}, expected contrasts and probabilities in turn, "
-                        "as T1w 0.25 T2w 0.4")
+                        "as T1w 0.2 T2w 0.35")
     return found
 
 

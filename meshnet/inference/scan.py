@@ -246,8 +246,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None,
             veto: bool = True) -> np.ndarray:
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
-    and for each model over its views. ``veto``: whether the
-    model's veto counts; never that of several."""
+    and for each model over its views. ``veto``: whether the model's veto counts; never that of several."""
     total, marks = None, models[0].card.marking
     also, case.taken_ml = models[0].card.decision(case.contrast).also, 0.0
     how = {"crop": crop, "max_memory": max_memory, "threads": threads}

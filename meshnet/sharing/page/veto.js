@@ -11,11 +11,13 @@ function takeBack(found, marked, given, { shape, region, voxelMm }, { threshold,
   const others = found.map((_, k) => k).filter((k) => k > 0 && !marked.includes(k)), least = f32(threshold);
   const deciding = sumOf(found, marked), beside = sumOf(found, others), lower = f32(VETO.LESS * threshold);
   const { parts, sizes, boxes } = components(deciding.map((value) => value >= least), shape), volume = voxelMm ** 3;
+  const peaks = new Float32Array(sizes.length);
+  parts.forEach((n, at) => { if (n && deciding[at] > peaks[n - 1]) peaks[n - 1] = deciding[at]; });
   let taken = 0;
   for (const [n, size] of sizes.entries()) {
+    if (!(peaks[n] >= f32(sure))) continue;
     const { voxels, around } = placesOf(parts, n + 1, boxes[n], shape, region);
-    if (!(voxels.reduce((most, at) => Math.max(most, deciding[at]), 0) >= f32(sure))) continue;
-    if (scoreOf({ voxels, around }, deciding, beside, given, volume, veto) >= 0) continue;
+    if (scoreOf({ voxels, around }, peaks[n], deciding, beside, given, volume, veto) >= 0) continue;
     taken += size;
     for (const at of voxels) {
       for (const k of marked) found[k][at] = f32(found[k][at] * lower);
@@ -51,9 +53,9 @@ function placesOf(parts, number, [[x0, x1], [y0, y1], [z0, z1]], shape, region) 
   return { voxels, around: [...around] };
 }
 
-function scoreOf({ voxels, around }, deciding, beside, given, volume, { bias, weights }) {
+function scoreOf({ voxels, around }, most, deciding, beside, given, volume, { bias, weights }) {
   const mean = (data, places) => (places.length ? places.reduce((sum, at) => sum + data[at], 0) / places.length : 0);
-  const most = voxels.reduce((high, at) => Math.max(high, deciding[at]), 0), means = (places) => given.map((channel) => mean(channel, places));
+  const means = (places) => given.map((channel) => mean(channel, places));
   const values = [Math.log((voxels.length * volume) / 1000), logitOf(most), logitOf(mean(deciding, voxels)), mean(beside, voxels), ...means(voxels), ...means(around)];
   return values.reduce((sum, value, n) => sum + weights[n] * value, bias);
 }
