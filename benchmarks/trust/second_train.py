@@ -4,10 +4,10 @@
 ``torchrun --nproc_per_node 2 benchmarks/trust/second_train.py … --mirror --weights FOLDER --minutes 100``
 
 Patches of 2 mm voxels, drawn where something is to be learned, one process on each core. Each process has a share of
-the heads, and all take the mean of their weights every few steps. The rate falls by the clock, and batch norm's
-statistics stay in the last part of the time. The state is written every half minute, so the same command goes on. At
-the end ``--out`` is a cascade with the running mean of the weights, whose decision is still to be chosen
-(``decision.py``).
+the heads, which may be made meanwhile, and all take the mean of their weights every few steps. The rate falls by the
+clock, and batch norm's statistics stay in the last part of the time. The state is written every half minute, so the
+same command goes on. At the end ``--out`` is a cascade with the running mean of the weights, whose decision is still to
+be chosen (``decision.py``).
 """
 
 import argparse
@@ -126,6 +126,35 @@ def mirrored(rng: np.random.Generator, head: dict, start: list[int], size: tuple
     return found.reshape(-1, *size).astype(np.float32)
 
 
+class Heads:
+    """The heads of this process in some folders; those that are made while it trains are taken as they come.
+
+    kinds: how often a head of each contrast is drawn; most: how many are kept, the newest.
+    """
+
+    def __init__(self, folders: list[Path], mirror: bool, kinds: dict[str, float], most: int):
+        self.folders, self.mirror, self.kinds, self.most = folders, mirror, kinds, most
+        self.rank, self.several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.seen, self.taken = set(), []
+        self.read()
+        if not self.taken:
+            raise UserError(f"--data: found no head of {', '.join(kinds)} in {len(self.seen)} files, expected some; "
+                            "make them with second_heads.py")
+
+    def read(self, most: int | None = None) -> None:
+        """Read files that were not there before, at most so many."""
+        files = [path for folder in self.folders for path in sorted(folder.glob("[0-9]*.npz"))  # a seed, none half done
+                 if path not in self.seen and int(path.stem) % self.several == self.rank]
+        for path in files[:most]:
+            self.seen.add(path)
+            if head := read_head(path, self.mirror, self.kinds):
+                self.taken = [*self.taken[-self.most + 1:], head]
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[dict]:
+        weights = np.array([head["weight"] for head in self.taken])
+        return [self.taken[k] for k in rng.choice(len(weights), count, p=weights / weights.sum())]
+
+
 def average(network: torch.nn.Module) -> None:
     """Give the networks of all processes the mean of their weights."""
     for value in network.state_dict().values():
@@ -154,13 +183,8 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if several > 1:
         distributed.init_process_group("gloo")
-    files = [path for folder in arguments.data for path in sorted(folder.glob("*.npz"))]
-    kinds = kinds_of(arguments.kinds) if arguments.kinds else KINDS
-    heads = [head for path in files[rank::several] if (head := read_head(path, arguments.mirror, kinds))]
-    if not heads:
-        raise UserError(f"--data: found no head of {', '.join(kinds)} in {len(files[rank::several])} files, expected "
-                        "some; make them with second_heads.py")
-    weights = np.array([head["weight"] for head in heads]) / sum(head["weight"] for head in heads)
+    heads = Heads(arguments.data, arguments.mirror, kinds_of(arguments.kinds) if arguments.kinds else KINDS,
+                  arguments.most)
     optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}
     if path.is_file():
@@ -186,7 +210,8 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
             with whole_file(path) as temporary:
                 torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "seconds": seconds,
                             "step": step, "mean": mean, "first": first}, temporary)
-            print(f"step {step}, {seconds:.0f} s, loss {np.mean(losses or [0]):.4f}", flush=True)
+            print(f"step {step}, {seconds:.0f} s, {len(heads.taken)} heads, loss {np.mean(losses or [0]):.4f}",
+                  flush=True)
             saved, losses = time.monotonic(), []
         if share == 1:
             return mean
@@ -194,7 +219,9 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
         for group in optimizer.param_groups:
             group["lr"] = LAST_RATE + (arguments.rate - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)) * min(
                 1, (step + 1) / 50)  # a float of Python's, as the state is read without unpickling
-        drawn = [draw_patch(rng, heads[k], way[0]) for k in rng.choice(len(heads), BATCH, p=weights)]
+        if step % EVERY == 0:
+            heads.read(EVERY)
+        drawn = [draw_patch(rng, head, way[0]) for head in heads.draw(rng, BATCH)]
         alike = [one for one in drawn if one[1].shape == drawn[0][1].shape]  # a region may be smaller than a patch
         given, truth = (torch.from_numpy(np.stack(one)) for one in zip(*alike))
         loss = loss_of(network(given), truth, way)
@@ -242,6 +269,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a cascade to start from, with or without the mirror image")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND NUMBER",
                         help="how often heads of a contrast are taken, others never: T1w 1 T2w 0.2")
+    parser.add_argument("--most", type=int, default=4000, help="heads in memory, the newest; 4 MB each")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -32,3 +32,28 @@ def test_heads_of_other_kinds_are_not_taken(training, tmp_path):
     taken = {kind: training.read_head(tmp_path / f"{kind}.npz", False, kinds) for kind in ("T1w", "FLAIR", "DWI")}
     assert taken["FLAIR"] is None and [taken[kind]["weight"] for kind in ("T1w", "DWI")] == [1.0, 0.5]
     assert len(taken["T1w"]["places"][0]) == 8
+
+
+def test_heads_that_come_later_are_taken_each_once_and_the_oldest_go(training, tmp_path, monkeypatch):
+    def write(*names):
+        for name in names:
+            np.savez(tmp_path / name, given=np.full((4, 8, 8, 8), 40, np.uint8), contrast="T1w",
+                     truth=np.full((8, 8, 8), int(name[-3:]) % 100, np.uint8))
+
+    def there(heads):
+        return [int(head["truth"][0, 0, 0]) for head in heads.taken]
+
+    with pytest.raises(UserError, match="--data: found no head of T1w in 0 files"):
+        training.Heads([tmp_path], False, {"T1w": 1.0}, 3)
+    write("701", "702")
+    heads = training.Heads([tmp_path], False, {"T1w": 1.0}, 3)
+    write("703", "704", ".tmp-799")  # the last is being written
+    heads.read(1)
+    assert there(heads) == [1, 2, 3]
+    heads.read(5)
+    heads.read(5)
+    assert there(heads) == [2, 3, 4]
+    assert {int(head["truth"][0, 0, 0]) for head in heads.draw(np.random.default_rng(0), 60)} == {2, 3, 4}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert there(training.Heads([tmp_path], False, {"T1w": 1.0}, 3)) == [1, 3]  # another process has the others
