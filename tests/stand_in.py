@@ -75,9 +75,9 @@ DRIVER = """
     from meshnet.search import drive, study
     drive.PATIENCE = float(os.environ["PATIENCE"])
     study.StudyPlan = functools.partial(study.StudyPlan, script=sys.argv.pop(1))
-    if os.environ.get("PICTURES") != "1":
-        from meshnet.search import figures
-        figures.draw = lambda *what: []
+    if os.environ.get("WHOLE") != "1":
+        from meshnet.search import belief, figures
+        belief.believe, figures.draw = lambda *what: None, lambda *what: []
     import search
     run_script(search.main)
 """
@@ -94,7 +94,7 @@ class Bench:
     def __init__(self, folder: Path, root: Path):
         self.folder, self.root = folder, root
         self.sampler = ("--sampler", "random")  # spares each driver the imports of the model
-        self.pictures = False  # nor are any drawn, which takes longer than what most of these tests are about
+        self.whole = False  # whether pictures are drawn and a model is fitted for the status, which most tests ignore
         (folder / "data").mkdir()
         names = [f"s{i}" for i in range(12)]
         write_json(folder / "data" / "splits.json", make_splits(names, [1.0] * 12, [()] * 12))
@@ -117,7 +117,7 @@ class Bench:
     def start(self, study: str, *flags: str, epoch_seconds: float = 0.02, patience: float = 5,
               stdout=subprocess.PIPE, **options) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(self.root), "EPOCH_SECONDS": str(epoch_seconds),
-                       "PATIENCE": str(patience), "PICTURES": str(int(self.pictures))}
+                       "PATIENCE": str(patience), "WHOLE": str(int(self.whole))}
         return subprocess.Popen(self.command(study, *flags, **options), env=environment, text=True,
                                 stdout=stdout, stderr=subprocess.STDOUT)
 

@@ -43,13 +43,13 @@ def believe(known: Known, space: Space, maximize: bool, anew: bool = False) -> d
         scores of one recipe; ``promise``, the expected gain of ``promising`` (a trial, None for a new one) and the
         ``epochs`` that it takes.
     """
+    real = {loss for _, _, loss, _ in known.scored if math.isfinite(loss)}
+    if len(real) < LEAST:
+        return None
     import numpy as np
 
     from meshnet.search.surrogate import Data, Surrogate, one_thread, standardised
 
-    real = {loss for _, _, loss, _ in known.scored if math.isfinite(loss)}
-    if len(real) < LEAST:
-        return None
     units, rungs, loss, trials = (np.array(column) for column in zip(*known.scored))
     target, middle, unit = standardised(loss)
     data = Data(features(space, units), scale_of(space), np.array(known.heights)[rungs], trials, target)

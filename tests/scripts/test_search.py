@@ -14,7 +14,7 @@ from meshnet.recipe import load_recipes
 
 
 def test_a_search_from_beginning_to_end(bench):
-    bench.pictures = True
+    bench.whole = True
     output = bench.run("study", "--max_trials", "8")
     status = bench.status("study")
     assert (status["state"], status["trials"], status["running"]) == ("finished", 8, [])

@@ -172,7 +172,7 @@ def undisturbed(real: Bench, calm_results: dict) -> dict:
 
 @pytest.mark.slow
 def test_a_real_search_ends_and_its_best_recipe_trains(real, root):
-    began, real.pictures = time.monotonic(), True
+    began, real.whole = time.monotonic(), True
     real.run("calm", *REAL_FLAGS, "--brackets", "1")  # all begin at the first rung: what promotion alone saves
     check_accounts(real, "calm", 12)
     status = real.status("calm")
