@@ -20,6 +20,7 @@ from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
 
 ROOT = Path(__file__).resolve().parent.parent
+os.fsync = lambda descriptor: None  # no test cuts the power, and waiting for the disk is much of the time
 
 
 @pytest.fixture(scope="session")
