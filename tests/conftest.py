@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: these tests are of the CPU, on a GPU's machine too
 
@@ -18,8 +19,10 @@ from stand_in import Bench
 from meshnet.networks.card import Card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
+from meshnet.runs import curves
 
 ROOT = Path(__file__).resolve().parent.parent
+DRAW_RUN = curves.draw_run
 os.fsync = lambda descriptor: None  # no test cuts the power, and waiting for the disk is much of the time
 
 
@@ -55,8 +58,15 @@ def run_script_file(script: str, *arguments: object, env: dict | None = None, la
     return found
 
 
+def undrawn(rows: list, path: Path, *more: object) -> None:
+    """In place of ``curves.draw_run``: a file of that name."""
+    Path(path).write_bytes(b"not drawn")
+
+
 def run_here(script: str, arguments: list[str], env: dict) -> subprocess.CompletedProcess:
-    """``run_script_file`` within this process; what the script leaves behind in it is put back."""
+    """``run_script_file`` within this process; what the script leaves behind in it is put back. The curves of a run are
+    not drawn, which takes longer than its epochs here (tests/runs/test_curves.py draws some; so does every other run).
+    """
     out, err = io.StringIO(), io.StringIO()
     before, folder, argv = dict(os.environ), os.getcwd(), sys.argv
     code = 0
@@ -64,7 +74,8 @@ def run_here(script: str, arguments: list[str], env: dict) -> subprocess.Complet
         os.environ.update(env)
         os.chdir(ROOT)
         sys.argv = [script, *arguments]
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+              patch.object(curves, "draw_run", undrawn if curves.draw_run is DRAW_RUN else curves.draw_run)):
             runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as stop:
         code = stop.code or 0
