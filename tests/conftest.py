@@ -22,7 +22,7 @@ from meshnet.networks.meshnet import MeshNet
 from meshnet.runs import curves
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAW_RUN = curves.draw_run
+DRAW_RUN, FSYNC = curves.draw_run, os.fsync
 os.fsync = lambda descriptor: None  # no test cuts the power, and waiting for the disk is much of the time
 
 
@@ -30,6 +30,12 @@ os.fsync = lambda descriptor: None  # no test cuts the power, and waiting for th
 def root() -> Path:
     """The repository's root, where the scripts lie."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_fsync():
+    """What waits until a file is on the disk."""
+    return FSYNC
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +71,7 @@ def undrawn(rows: list, path: Path, *more: object) -> None:
 
 def run_here(script: str, arguments: list[str], env: dict) -> subprocess.CompletedProcess:
     """``run_script_file`` within this process; what the script leaves behind in it is put back. The curves of a run are
-    not drawn, which takes longer than its epochs here (tests/runs/test_curves.py draws some; so does every other run).
+    not drawn, which takes longer than its epochs here; those of ``undisturbed`` are.
     """
     out, err = io.StringIO(), io.StringIO()
     before, folder, argv = dict(os.environ), os.getcwd(), sys.argv
@@ -198,7 +204,8 @@ def undisturbed(tiny_data, tmp_path_factory):
     from training_runs import RICH, train
 
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_data, folder, *RICH, "--training.keep_states", 50)
+    with patch.object(curves, "draw_run", lambda *given: DRAW_RUN(*given)):  # not the stand-in of ``run_here``
+        train(tiny_data, folder, *RICH, "--training.keep_states", 50)
     return folder
 
 

@@ -69,10 +69,10 @@ def test_a_file_may_be_read_by_whom_the_user_allows(tmp_path):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~files.UMASK
 
 
-def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, real_fsync):
     done = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (done.append("fsync"), fsync(number)))
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("fsync"), real_fsync(number)))
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
     files.write_text(tmp_path / "a", "text")
     assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder

@@ -129,10 +129,12 @@ def mirrored(rng: np.random.Generator, head: dict, start: list[int], size: tuple
 class Heads:
     """The heads of this process in some folders; those that are made while it trains are taken as they come.
 
-    kinds: how often a head of each contrast is drawn; most: how many are kept, the newest.
+    kinds: how often a head of each contrast is drawn; most: how many are kept, those that were read last.
     """
 
     def __init__(self, folders: list[Path], mirror: bool, kinds: dict[str, float], most: int):
+        if most < 1:
+            raise UserError(f"--most: found {most}, expected at least 1 head")
         self.folders, self.mirror, self.kinds, self.most = folders, mirror, kinds, most
         self.rank, self.several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.seen, self.taken = set(), []
@@ -142,13 +144,13 @@ class Heads:
                             "make them with second_heads.py")
 
     def read(self, most: int | None = None) -> None:
-        """Read files that were not there before, at most so many."""
-        files = [path for folder in self.folders for path in sorted(folder.glob("[0-9]*.npz"))  # a seed, none half done
-                 if path not in self.seen and int(path.stem) % self.several == self.rank]
+        """Read at most ``most`` files that were not read before, each named by its seed."""
+        files = [path for folder in self.folders for path in sorted(folder.glob("*.npz")) if path not in self.seen
+                 and path.stem.isdigit() and int(path.stem) % self.several == self.rank]  # half a file's begins with .
         for path in files[:most]:
             self.seen.add(path)
             if head := read_head(path, self.mirror, self.kinds):
-                self.taken = [*self.taken[-self.most + 1:], head]
+                self.taken = [*self.taken, head][-self.most:]
 
     def draw(self, rng: np.random.Generator, count: int) -> list[dict]:
         weights = np.array([head["weight"] for head in self.taken])
@@ -269,7 +271,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a cascade to start from, with or without the mirror image")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND NUMBER",
                         help="how often heads of a contrast are taken, others never: T1w 1 T2w 0.2")
-    parser.add_argument("--most", type=int, default=4000, help="heads in memory, the newest; 4 MB each")
+    parser.add_argument("--most", type=int, default=2000, help="heads in memory of each process, 4 MB each")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def test_heads_that_come_later_are_taken_each_once_and_the_oldest_go(training, t
     def write(*names):
         for name in names:
             np.savez(tmp_path / name, given=np.full((4, 8, 8, 8), 40, np.uint8), contrast="T1w",
-                     truth=np.full((8, 8, 8), int(name[-3:]) % 100, np.uint8))
+                     truth=np.full((8, 8, 8), int(name[2]) if name[2].isdigit() else 9, np.uint8))
 
     def there(heads):
         return [int(head["truth"][0, 0, 0]) for head in heads.taken]
@@ -47,13 +47,16 @@ def test_heads_that_come_later_are_taken_each_once_and_the_oldest_go(training, t
         training.Heads([tmp_path], False, {"T1w": 1.0}, 3)
     write("701", "702")
     heads = training.Heads([tmp_path], False, {"T1w": 1.0}, 3)
-    write("703", "704", ".tmp-799")  # the last is being written
+    write("703", "704", ".tmp-1-799", "704-copy")  # the last but one is being written
     heads.read(1)
     assert there(heads) == [1, 2, 3]
     heads.read(5)
     heads.read(5)
     assert there(heads) == [2, 3, 4]
     assert {int(head["truth"][0, 0, 0]) for head in heads.draw(np.random.default_rng(0), 60)} == {2, 3, 4}
+    assert there(training.Heads([tmp_path], False, {"T1w": 1.0}, 1)) == [4]
+    with pytest.raises(UserError, match="--most: found 0, expected at least 1 head"):
+        training.Heads([tmp_path], False, {"T1w": 1.0}, 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert there(training.Heads([tmp_path], False, {"T1w": 1.0}, 3)) == [1, 3]  # another process has the others

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import yaml
+from PIL import Image
 from training_runs import RICH, lines, train
 
 from meshnet.errors import UserError
@@ -16,6 +17,8 @@ def test_the_run_folder_holds_what_ran_beside_what_came_out(undisturbed, tiny_da
     names = {path.name for path in undisturbed.iterdir()}
     assert {"config.yaml", "config.json", "model.safetensors", "last.safetensors", "model_ema.safetensors",
             "metrics.jsonl", "cases.csv", "state", "DONE", "heartbeat", "curves.png"} <= names
+    with Image.open(undisturbed / "curves.png") as curves:
+        assert curves.width == 1050  # 7 inches
     config = yaml.safe_load((undisturbed / "config.yaml").read_text())
     splits = json.loads((tiny_data / "splits.json").read_text())
     assert config["run"]["split_hash"] == splits["hash"] and config["run"]["seed"] == 0

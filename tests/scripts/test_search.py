@@ -67,6 +67,7 @@ def test_what_to_type_next_compares_the_best_trial_with_what_the_search_began_wi
 def test_a_study_of_random_trials_goes_on_with_the_model_and_its_own_brackets(bench):
     bench.run("study", "--max_trials", "11")
     assert bench.ask("study", "SELECT value FROM study WHERE key = 'brackets'") == [("1",)]
+    bench.whole = True  # the status has a model of its own beside the sampler's, in another thread
     bench.run("study", "--max_trials", "13", "--sampler", "model")
     check_accounts(bench, "study", 13)
     assert bench.ask("study", "SELECT value FROM study WHERE key = 'brackets'") == [("1",)]
