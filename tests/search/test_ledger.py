@@ -242,8 +242,10 @@ def test_a_decision_is_recorded_in_as_many_steps_with_ten_thousand_trials_as_wit
         ledger.database.execute("PRAGMA synchronous=OFF")
         found = []
         for trials in (10, 10_000):
+            ledger.database.execute("BEGIN")
             while len(study.trials) < trials:
                 fill(ledger, study.next_decision(lambda number: {"x": number}))
+            ledger.database.execute("COMMIT")
             found.append([next_one(ledger, promoted) for promoted in (False, True)])
     assert found[0] == found[1]
     assert all(0 < instructions < 200 and statements == 4 for instructions, statements in found[1])
