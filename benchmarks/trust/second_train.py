@@ -127,16 +127,18 @@ def mirrored(rng: np.random.Generator, head: dict, start: list[int], size: tuple
 
 
 class Heads:
-    """The heads of this process in some folders; those that are made while it trains are taken as they come.
+    """The heads of one process in some folders; those that are made while it trains are taken as they come.
 
-    kinds: how often a head of each contrast is drawn; most: how many are kept, those that were read last.
+    kinds: how often a head of each contrast is drawn; most: how many are kept, those that were read last; share: this
+    process's number, and of how many.
     """
 
-    def __init__(self, folders: list[Path], mirror: bool, kinds: dict[str, float], most: int):
+    def __init__(self, folders: list[Path], mirror: bool, kinds: dict[str, float], most: int,
+                 share: tuple[int, int] = (0, 1)):
         if most < 1:
             raise UserError(f"--most: found {most}, expected at least 1 head")
         self.folders, self.mirror, self.kinds, self.most = folders, mirror, kinds, most
-        self.rank, self.several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.several = share
         self.seen, self.taken = set(), []
         self.read()
         if not self.taken:
@@ -186,7 +188,7 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
     if several > 1:
         distributed.init_process_group("gloo")
     heads = Heads(arguments.data, arguments.mirror, kinds_of(arguments.kinds) if arguments.kinds else KINDS,
-                  arguments.most)
+                  arguments.most, (rank, several))
     optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     seconds, step, mean = 0.0, 0, {name: value.clone() for name, value in network.state_dict().items()}
     if path.is_file():
