@@ -10,6 +10,7 @@ the next weights. Every finished head is a line of ``--out``, so the same comman
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -72,16 +73,17 @@ def head_of(path: Path | None, seed: int, contrast: str, way: str, maps: list, m
     return found
 
 
-def lesions_of(probability: np.ndarray, truth: np.ndarray, own: np.ndarray) -> tuple[int, dict]:
-    """How many lesions there are, and by threshold the marked ones, each as its voxels, highest probability, sum of
-    the lesion's ``own`` probability (``Marks.of``), voxels that are right, and the true lesions that it touches."""
+def lesions_of(probability: np.ndarray, truth: np.ndarray, own: np.ndarray,
+               thresholds: Sequence[float] = THRESHOLDS) -> tuple[int, dict]:
+    """How many lesions there are, and by rising threshold the marked ones, each as its voxels, highest probability, sum
+    of the lesion's ``own`` probability (``Marks.of``), voxels that are right, and the true lesions that it touches."""
     parts, count = ndimage.label(truth, EVERYWHERE)
-    near = ndimage.find_objects(((probability >= np.float32(THRESHOLDS[0])) | truth).astype(np.uint8))
+    near = ndimage.find_objects(((probability >= np.float32(thresholds[0])) | truth).astype(np.uint8))
     if not near:
-        return count, {f"{threshold:g}": [] for threshold in THRESHOLDS}
+        return count, {f"{threshold:g}": [] for threshold in thresholds}
     probability, truth, own, parts = (one[near[0]] for one in (probability, truth, own, parts))
     rows = {}
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         labels, number = ndimage.label(probability >= np.float32(threshold), EVERYWHERE)
         every, touched = np.arange(1, number + 1), {}
         for one, other in np.unique(np.stack([labels[truth], parts[truth]]), axis=1).T.tolist():
@@ -102,7 +104,8 @@ def row_of(models: list, head: dict, seed: int, contrast: str, way: str) -> dict
     truth = np.unpackbits(head["truth"])[:np.prod(shape)].reshape(shape).astype(bool)
     case = read_case([nib.Nifti1Image(head["scan"], head["affine"])], models)
     found = average(case, models, "head", None, 1)
-    count, rows = lesions_of(found[-1], truth, found[0])
+    decided = models[0].card.decision(case.contrast).threshold  # which the tables need
+    count, rows = lesions_of(found[-1], truth, found[0], sorted({*THRESHOLDS, decided}))
     return {"seed": seed, "contrast": contrast, "way": way, "map": int(head["map"]), "acute": bool(head["acute"]),
             "extracted": bool(head["extracted"]), "healthy": bool(head["healthy"]), "looks": case.contrast,
             "ml": float(truth.sum() * VOXEL_MM ** 3 / 1000), "n": count,

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 from bright import bright_model, infer, scan_file
@@ -37,6 +38,18 @@ def test_a_head_is_scored_by_what_a_decision_keeps(decision):
     assert quality == pytest.approx((2 * 1.2 + 1) / (4 + 2 + 1))
     assert decision.decided(stroke, Decision(0.3, 0.0, 0.0))[1] == pytest.approx(4 / 5)  # both found, one false
     assert decision.decided(head(True, []), Decision(0.3))[:3] == (1.0, None, 0.0)
+
+
+def test_a_head_is_measured_at_the_models_own_threshold(decision, tmp_path):
+    from builtin_weights import THRESHOLDS, row_of
+
+    bright_model(tmp_path / "one", threshold=0.57)
+    model = load_model(tmp_path / "one")
+    image = nib.load(scan_file(tmp_path / "a.nii.gz"))
+    truth = np.asarray(segment_scan(image, model).mask.dataobj) > 0
+    row = row_of([model], {"scan": np.asarray(image.dataobj), "affine": image.affine, "truth": np.packbits(truth),
+                           "map": 0, "acute": False, "extracted": False, "healthy": False}, 1, "T1w", "plain")
+    assert 0.57 not in THRESHOLDS and decision.decided(row, model.card.decision("T1w"))[:2] == (1.0, 1.0)
 
 
 def test_a_sure_voxel_is_asked_for_where_that_spares_healthy_heads(decision):
