@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from small import network
 
+from meshnet.networks.build import add_variants
 from meshnet.networks.card import Card
 from meshnet.networks.folder import save_model
 from meshnet.networks.meshnet import MeshNet
@@ -28,20 +29,30 @@ def first_network(channels=1, norm="none", seed=0):
 
 
 def write_cascade(folder, channels=("T1w",), shifted=True, scaling="lesions_bright", first_norm="none",
-                  second_norm="batch", marks="lesion", mirror=False, voxels=(16.0, 8.0), **card):
-    """A cascade of random networks at 16 mm and 8 mm (``voxels``), whose first one finds a part of the head."""
+                  second_norm="batch", marks="lesion", mirror=False, voxels=(16.0, 8.0), own=(), **card):
+    """A cascade of random networks at 16 mm and 8 mm (``voxels``), whose first one finds a part of the head, with other
+    weights for the contrasts ``own``."""
     both = {"channels": list(channels), "classes": CLASSES, "scaling": scaling, "marks": marks}
     first = Card(**both, voxel_mm=voxels[0], averaged=True, shifted=shifted, centre="middle")
     save_model(folder / "first", first_network(len(channels), first_norm), first)
-    given = (len(channels) + 2) * (2 if mirror else 1)
-    second = network(5, (1, 2, 1), seed=3, in_channels=given, classes=3, norm=second_norm)
+    second, *others = [second_network((len(channels) + 2) * (2 if mirror else 1), second_norm, 3 + number)
+                       for number in range(1 + len(own))]
+    if own:
+        add_variants(second, dict(zip(own, others)))
+        card["contrasts"] = {name: {"own_weights": True} for name in own}
+    card |= {"voxel_mm": voxels[1], "averaged": True, "mirror": mirror}
+    save_model(folder, second, Card(**both, first=CLASSES[1:], **card))
+    return folder
+
+
+def second_network(given, norm, seed):
+    """A random network for three classes of ``given`` channels, for which air is background."""
+    second = network(5, (1, 2, 1), seed=seed, in_channels=given, classes=3, norm=norm)
     with torch.no_grad():
         second.head.weight.mul_(8)
         air = second(torch.zeros(1, given, 17, 17, 17))[0, :, 8, 8, 8]
-        second.head.bias.sub_(air - torch.tensor([1.0, 0, 0]))  # air is background
-    own = Card(**both, first=CLASSES[1:], voxel_mm=voxels[1], averaged=True, mirror=mirror, **card)
-    save_model(folder, second, own)
-    return folder
+        second.head.bias.sub_(air - torch.tensor([1.0, 0, 0]))
+    return second
 
 
 def head_file(path, seed=0, bright=1.0):

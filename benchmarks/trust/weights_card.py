@@ -47,11 +47,11 @@ def decision(card: dict) -> list[str]:
     decisions = [*card["contrasts"].items(), ("anything else", card)]
     rows = [[name, own["threshold"], own["sure"] or "–", f"{own['min_lesion_mm3'] / 1000:g}",
              ", ".join(own.get("also", [])) or "–", own.get("first_share", card.get("first_share", 0)),
-             f"yes, and {own['veto'].get('sure', own['sure'])} is enough" if own.get("veto") else "–"]
-            for name, own in decisions]
+             f"yes, and {own['veto'].get('sure', own['sure'])} is enough" if own.get("veto") else "–",
+             "its own" if own.get("own_weights") else "the common ones"] for name, own in decisions]
     head = ["scan looks like", "lesion from probability", "which somewhere reaches", "and of at least, mL",
-            "counts as lesion too", "share of the first network", "veto"]
-    columns = len(head) - 2 * (not card.get("first"))
+            "counts as lesion too", "share of the first network", "veto", "weights of the second"]
+    columns = len(head) - 3 * (not card.get("first"))
     return table(head[:columns], [row[:columns] for row in rows])
 
 

@@ -80,9 +80,9 @@ class Settings:
 
 
 # What a cascade's second network is given of a case: from its images and these conformed, (C, X, Y, Z) uint8, with
-# their affine, the volume (C + K, X, Y, Z) uint8, or None where the first network finds nothing. See
-# ``inference.prepared``, which is in a later room.
-See = Callable[[Sequence[nib.Nifti1Image], np.ndarray, np.ndarray, Settings], np.ndarray | None]
+# their affine, the volume (C + K, X, Y, Z) uint8, or None where the first network finds nothing; and what the case
+# looks like, None where that is not asked. See ``inference.prepared``, which is in a later room.
+See = Callable[[Sequence[nib.Nifti1Image], np.ndarray, np.ndarray, Settings], tuple[np.ndarray | None, str | None]]
 
 
 def code_version(synthetic: bool) -> str:
@@ -138,15 +138,15 @@ def make_row(case: Case, settings: Settings, see: See | None = None) -> dict:
     volumes = [np.asarray(image.dataobj) for image in conformed]
     image_array = np.ascontiguousarray(np.stack(volumes))
     lesion = box_of(mask_array)
-    heads, lost = [*map(head_box, volumes)], {}
+    heads, more = [*map(head_box, volumes)], {}
     if settings.first:
-        image_array, heads, lost = _second(see, loaded, image_array, mask, settings)
+        image_array, heads, more = _second(see, loaded, image_array, mask, settings)
     boxes = [_flat(box) for box in (*heads, lesion) if box is not None]
     groups = {**case.groups, **loaded.groups}
     if missing := [g for g in settings.groups if g not in groups]:
         raise UserError(f"{case.case}: has no group column {missing[0]}, expected one of {', '.join(groups) or 'none'}")
     warnings = look(case, loaded, settings, conformed, nib.Nifti1Image(classes, native.affine), mask, lesion)
-    warnings += lost_remarks(**lost) if lost else []
+    warnings += lost_remarks(more["inside_ml"], more["outside_ml"]) if more else []
     return {
         "case": case.case, "subject": case.subject, "session": case.session,
         **{f"group_{g}": groups[g] for g in settings.groups},
@@ -160,17 +160,17 @@ def make_row(case: Case, settings: Settings, see: See | None = None) -> dict:
         "head_box": union_box(boxes),
         "image_paths": list(case.images), "mask_path": case.mask,
         "image_sha256": loaded.image_sha256, "mask_sha256": loaded.mask_sha256, "warnings": warnings,
-        **lost,
+        **more,
     }
 
 
 def _second(see: See, loaded: Loaded, volumes: np.ndarray, mask: nib.Nifti1Image,
             settings: Settings) -> tuple[np.ndarray, list, dict]:
-    """What the second network of a cascade is given of a case, with the boxes to train on, and how much of the lesion
-    lies in the region of the first one and outside it."""
+    """What the second network of a cascade is given of a case, with the boxes to train on, and the columns of a case
+    for a cascade: how much of the lesion lies in the region of the first one and outside it, and what it looks like."""
     marked = np.asarray(mask.dataobj)
     marked = marked > 0 if settings.marks is None else marked == settings.marks
-    found = see(loaded.images, volumes, mask.affine, settings)
+    found, looks = see(loaded.images, volumes, mask.affine, settings)
     heads = [head_box(volumes[0])]
     outside = marked
     if found is None:
@@ -182,7 +182,7 @@ def _second(see: See, loaded: Loaded, volumes: np.ndarray, mask: nib.Nifti1Image
         outside[masks.slices(heads[0])] = False
     ml = settings.grid.voxel_mm ** 3 / 1000
     return found, heads, {"inside_ml": ml * (np.count_nonzero(marked) - np.count_nonzero(outside)),
-                          "outside_ml": ml * np.count_nonzero(outside)}
+                          "outside_ml": ml * np.count_nonzero(outside), "looks": looks or ""}
 
 
 def lost_remarks(inside_ml: float, outside_ml: float) -> list[str]:

@@ -25,7 +25,8 @@ PREPARED_KEYS = (
 
 def features(groups: Sequence[str], cascade: bool = False) -> "datasets.Features":
     """The columns of a prepared dataset with the group columns ``group_<name>``; for the second network of a
-    ``cascade`` with ``inside_ml`` and ``outside_ml``, of the lesion in the region of the first one and outside it.
+    ``cascade`` with ``inside_ml`` and ``outside_ml``, of the lesion in the region of the first one and outside it, and
+    with what the case ``looks`` like, one of ``scans.contrast.CONTRASTS``, empty where that was not asked.
 
     A volume is one binary value, C order (nested lists overflow 32-bit offsets), with its shape and dtype beside it:
     ``image`` (C, X, Y, Z), ``mask`` (X, Y, Z) on the conformed grid, ``mask_native`` (X, Y, Z) on the scan's own.
@@ -43,7 +44,7 @@ def features(groups: Sequence[str], cascade: bool = False) -> "datasets.Features
         "native_affine": List(real), "conformed_affine": List(real),
         "lesion_voxels": whole, "lesion_ml": real, "head_box": List(whole),
         "image_paths": List(text), "mask_path": text, "image_sha256": List(text), "mask_sha256": text,
-        "warnings": List(text), **(dict.fromkeys(("inside_ml", "outside_ml"), real) if cascade else {}),
+        "warnings": List(text), **({"inside_ml": real, "outside_ml": real, "looks": text} if cascade else {}),
     })
 
 
@@ -108,6 +109,9 @@ def check_values(prepared: dict, path: Path) -> None:
                        ("shape", lambda value: numbers(value, 3)), ("box", lambda value: numbers(value, 6))):
         if not right(prepared[key]):
             raise UserError(f"{path}: found {key} {prepared[key]!r}, which prepare.py does not write; run it again")
+    looks = prepared.get("looks", {})
+    if not isinstance(looks, dict) or not all(map(number, looks.values())):
+        raise UserError(f"{path}: found looks {looks!r}, which prepare.py does not write; run it again")
 
 
 def load_dataset(folder: str | Path) -> tuple["datasets.Dataset", dict]:

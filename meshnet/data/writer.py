@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -190,6 +191,7 @@ def write_dataset(
         **({"first": list(settings.first.classes), "first_network": list(settings.first.network)} if settings.first else
            {}),
         **({"mirror": True} if settings.first and settings.first.mirror else {}),
+        **({"looks": looks} if (looks := Counter(r["looks"] for r in rows if r.get("looks"))) else {}),
         "classes": classes,
         "marks": None if settings.marks is None else classes[settings.marks],
         "groups": list(settings.groups),

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.inference.predict import predict
-from meshnet.networks.build import Model
+from meshnet.networks.build import Model, network_for
 from meshnet.scans.contrast import T1W, turned_round
 from meshnet.scans.grid import LOOKS, Grid, conform, stack_channels, to_native
 from meshnet.scans.intensity import as_input
@@ -60,7 +60,7 @@ def second_volume(first: Model, views: Sequence[View], second: View, voxel_mm: f
 def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ...], contrast: str | None = None,
                          crop: str = "head", max_memory: int | None = None, threads: int | None = None) -> np.ndarray:
     """The second network's probabilities (K, X, Y, Z) on a grid of that ``shape``, for what ``second_volume`` has
-    ``given``, with the share of the first one's that the card says for a scan that looks like ``contrast``. All outside
+    ``given``, by the weights and with the share of the first one's for a scan that looks like ``contrast``. All outside
     the region is background; where nothing is given, all is, and nothing is computed. Others as for ``predict``."""
     card = model.card
     result = np.zeros((len(card.classes), *shape), np.float32)
@@ -68,7 +68,8 @@ def second_probabilities(model: Model, given: Given | None, shape: tuple[int, ..
     if given is None:
         return result
     volume, box = given
-    found = predict(model.network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
+    network = network_for(model.network, contrast)
+    found = predict(network, as_input(volume), crop=crop, max_memory=max_memory, threads=threads)
     inside = (slice(None), *slices(box))
     result[inside] = found[inside]  # beyond, the network has seen nothing, but may mark what lies at the border
     if not (share := card.share(contrast)):

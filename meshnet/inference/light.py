@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from meshnet.config import NORMS
 from meshnet.kernels import calls
 from meshnet.networks.build import Model
 from meshnet.networks.card import WEIGHTS, read_card
-from meshnet.networks.cascade import FIRST, read_first
+from meshnet.networks.cascade import FIRST, of_contrast, read_first
 from meshnet.networks.folder import find_weights
 from meshnet.networks.fuse import Layer, fuse_tensors
 
@@ -29,11 +29,13 @@ GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, A
 
 @dataclass(frozen=True)
 class FusedMeshNet:
-    """The layers of ``networks.fuse``, as numpy arrays; of a cascade's second network, beside the ``first`` one."""
+    """The layers of ``networks.fuse``, as numpy arrays; of a cascade's second network, beside the ``first`` one and the
+    same network with other weights (``for_contrast``)."""
 
     layers: list[Layer]
     in_channels: int
     first: Model | None = None
+    for_contrast: dict[str, FusedMeshNet] = field(default_factory=dict)
 
 
 def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None,
@@ -59,9 +61,17 @@ def load(name: str | Path, weights: str = WEIGHTS, device: str | None = None,
     arguments = card.arguments
     if card.name != "meshnet" or arguments.get("norm", "batch") not in NORMS or not calls.available():
         return None
-    tensors = read_plain(path)
-    layers = None if tensors is None else fuse_tensors(tensors, arguments)
-    return None if layers is None else Model(FusedMeshNet(layers, arguments.get("in_channels", 1), first), card)
+    if (tensors := read_plain(path)) is None:
+        return None
+    inputs, fused, known = arguments.get("in_channels", 1), {}, 0
+    for contrast in (*card.own_weights, None):
+        own = of_contrast(tensors, contrast)
+        if (layers := fuse_tensors(own, arguments)) is None:
+            return None
+        fused[contrast], known = FusedMeshNet(layers, inputs), known + len(own)
+    if known != len(tensors):  # weights for a contrast of which the card knows nothing
+        return None
+    return Model(FusedMeshNet(fused.pop(None).layers, inputs, first, fused), card)
 
 
 def read_plain(path: Path) -> dict[str, np.ndarray] | None:

@@ -18,7 +18,7 @@ from meshnet.networks.build import Model
 from meshnet.networks.card import read_card
 from meshnet.networks.cascade import network_of
 from meshnet.scans import checks
-from meshnet.scans.grid import left_to_right, stack_channels
+from meshnet.scans.grid import LOOKS, left_to_right, stack_channels
 from meshnet.scans.second import SCALINGS
 
 
@@ -62,8 +62,9 @@ def first_model(folder: str) -> Model:
 
 
 def see(images: Sequence[nib.Nifti1Image], volumes: np.ndarray, affine: np.ndarray,
-        settings: Settings) -> np.ndarray | None:
-    """``data.row.See``: what infer.py would give the second network of the case with these ``images``.
+        settings: Settings) -> tuple[np.ndarray | None, str | None]:
+    """``data.row.See``: what infer.py would give the second network of the case with these ``images``, and what these
+    look like.
 
     Args:
         images: the channels on their own grids.
@@ -78,4 +79,4 @@ def see(images: Sequence[nib.Nifti1Image], volumes: np.ndarray, affine: np.ndarr
     second = stack_channels(turned_alike(volumes, seen[0][1])), affine
     across = left_to_right(settings.grid.orientation) if settings.first.mirror else None
     given = second_volume(model, [view for view, _ in seen], second, settings.grid.voxel_mm, across)
-    return given and given[0]
+    return given and given[0], seen[0][1][0].get(LOOKS)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meshnet.errors import UserError
-from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
-from meshnet.networks.cascade import FIRST, read_first
+from meshnet.networks.card import CONFIG, OWN, WEIGHTS, Card, read_card
+from meshnet.networks.cascade import FIRST, FOR_CONTRAST, read_first
 from meshnet.networks.folder import find_weights, load_into
 
 if TYPE_CHECKING:
@@ -28,6 +28,27 @@ def stages(model: Model) -> list[Model]:
     """The networks of a model in the order in which they run: one, or the two of a cascade."""
     first = getattr(model.network, "first", None)
     return [model] if first is None else [first, model]
+
+
+def network_for(network: Any, contrast: str | None) -> Any:
+    """``network``, or of a cascade's second one that with the weights for a scan that looks like ``contrast``."""
+    others = getattr(network, FOR_CONTRAST, {})
+    return others[contrast] if contrast in others else network  # noqa: SIM401 (a ModuleDict has no get)
+
+
+def variants(model: Model) -> dict[str, Model]:
+    """The second network of a cascade for each contrast for which it has weights of its own. Their cards say nothing of
+    other contrasts."""
+    network, card = model
+    return {name: Model(network_for(network, name), card.changed(contrasts={
+        name: {key: value for key, value in card.contrasts[name].items() if key != OWN}})) for name in card.own_weights}
+
+
+def add_variants(network: nn.Module, others: dict[str, nn.Module]) -> None:
+    """Make ``others``, by contrast, what ``network_for`` finds in ``network``, and its tensors a part of its own."""
+    from torch.nn import ModuleDict
+
+    setattr(network, FOR_CONTRAST, ModuleDict(others))
 
 
 def build(name: str, arguments: dict) -> nn.Module:
@@ -101,7 +122,7 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     Returns:
         The network, on the CPU, in float32 and in evaluation mode, and its card:
         ``network, card = load_model(name)``. Of a cascade it is the second network, whose attribute ``first`` holds
-        the first one and its card.
+        the first one and its card; ``network_for`` has it with the weights for a contrast.
 
     Raises:
         UserError: one line, where there is no such model or its files are not valid.
@@ -111,12 +132,16 @@ def load_model(name: str | Path, weights: str = WEIGHTS) -> Model:
     cascade = read_first(path.parent, card) is not None
     try:
         model = build(card.name, card.arguments)
+        if card.own_weights:
+            add_variants(model, {name: build(card.name, card.arguments) for name in card.own_weights})
     except UserError as error:
         raise UserError(f"{path.parent / CONFIG}: {error}") from None
     load_into(model, path)
-    if card.patch and card.name != "meshnet":  # a MeshNet needs no patches: its tiles are exact
-        model.patch = card.patch
-    model.card = card  # by which the public ``predict`` knows what a volume must be
+    whole = Model(model, card)
+    for each, own in (whole, *variants(whole).values()):
+        if card.patch and card.name != "meshnet":  # a MeshNet needs no patches: its tiles are exact
+            each.patch = card.patch
+        each.card = own  # by which the public ``predict`` knows what a volume must be
     if cascade:
         model.first = load_model(path.parent / FIRST)
-    return Model(model, card)
+    return whole

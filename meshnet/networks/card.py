@@ -23,6 +23,7 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARE = "first_share"  # a field of the card, and a key of its ``contrasts``
 VETO = "veto"  # another key of these
+OWN = "own_weights"  # another one: of a cascade, the second network has other weights for this contrast
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Card:
         where the card's veto for it, if there is one, counts."""
         own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
         given = {key: value for key, value in self.contrasts.get(contrast, {}).items()
-                 if key not in (SHARE, VETO)}
+                 if key not in (SHARE, VETO, OWN)}
         own = replace(own, **given | {"also": tuple(given.get("also", ()))})
         found = self.veto(contrast) if veto else None
         return own if found is None or found.sure is None else replace(own, sure=found.sure)
@@ -115,6 +116,11 @@ class Card:
         """What takes back lesions of a cascade on a scan that looks like ``contrast``; None where nothing does."""
         found = self.contrasts.get(contrast, {}).get(VETO)
         return found and Veto(found["bias"], tuple(found["weights"]), found.get("sure"))
+
+    @property
+    def own_weights(self) -> list[str]:
+        """The contrasts for which the second network of a cascade has weights of its own, in the same file."""
+        return [contrast for contrast, settings in self.contrasts.items() if settings.get(OWN)]
 
     def grids(self) -> list[Grid]:
         """The grids on which the model sees a scan: its own, and if it is ``shifted`` one moved by half a voxel along
@@ -153,8 +159,8 @@ def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:
     path = Path(folder) / CONFIG
     card = card_from(read_values(path), path)
     if weights in card.thresholds and weights != WEIGHTS:  # the rest was chosen for other weights
-        shares = {name: {SHARE: one[SHARE]} for name, one in card.contrasts.items() if SHARE in one}
-        card = card.changed(sure=0, contrasts=shares)
+        kept = {name: {key: one[key] for key in (SHARE, OWN) if key in one} for name, one in card.contrasts.items()}
+        card = card.changed(sure=0, contrasts={name: one for name, one in kept.items() if one})
     return card.changed(threshold=card.thresholds.get(weights, card.threshold))
 
 
@@ -266,6 +272,10 @@ def check_decision(values: dict, path: Path) -> None:
         for key, value in one.items():
             if key == SHARE:
                 check_share(value, values, path, f"{SHARE} for {name}")
+                continue
+            if key == OWN:
+                if not isinstance(value, bool) or (value and values.get("first") is None):
+                    raise UserError(f"{path}: found {OWN} = {value!r} for {name}, expected true in a cascade, or false")
                 continue
             if key == VETO:
                 check_veto(value, values, path, f"{VETO} for {name}")

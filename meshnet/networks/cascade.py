@@ -15,6 +15,16 @@ from meshnet.networks.card import CONFIG, WEIGHTS, Card, read_card
 # Of a first network's card: what its probabilities depend on, beside its weights.
 SEEN = ("name", "arguments", "voxel_mm", "shape", "orientation", "centre", "averaged", "shifted", "scaling", "window")
 FIRST = "first"  # subfolder of a cascade's folder, a model folder of its own
+FOR_CONTRAST = "for_contrast"  # attribute of a second network: the same with other weights, by contrast
+
+
+def of_contrast(tensors: dict, contrast: str | None) -> dict:
+    """Those of a second network's ``tensors``, by name, that belong to the weights for ``contrast``; None: to those
+    for every contrast without weights of its own."""
+    if contrast is None:
+        return {name: value for name, value in tensors.items() if not name.startswith(f"{FOR_CONTRAST}.")}
+    start = f"{FOR_CONTRAST}.{contrast}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def read_first(folder: Path, card: Card) -> Card | None:

@@ -18,7 +18,7 @@ from meshnet.files import near, whole_file, write_json
 from meshnet.flags import alike
 from meshnet.hub import pull_missing
 from meshnet.networks.card import CONFIG, WEIGHTS, Card
-from meshnet.networks.cascade import FIRST
+from meshnet.networks.cascade import FIRST, FOR_CONTRAST
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,14 @@ def save_model(folder: str | Path, model: nn.Module, card: Card, weights: str = 
     Args:
         model: a network from ``build`` or a ``MeshNet``; its tensors are written as they are, from any device.
         card: how a scan must be prepared; ``name`` and ``arguments`` are filled in from the model.
+
+    Raises:
+        UserError: where the model has other weights for other contrasts than the card says.
     """
+    if set(own := getattr(model, FOR_CONTRAST, {})) != set(card.own_weights):
+        said = ", ".join(card.own_weights) or "no contrast"
+        raise UserError(f"{folder}: found a card with other weights for {said}, expected {', '.join(own) or 'none'} as "
+                        "the network has; save a cascade as load_model returned it")
     card = card.changed(name=getattr(model, "name", "meshnet"), arguments=model.arguments)
     if card.first and getattr(model, "first", None) is not None:
         save_model(Path(folder) / FIRST, *model.first)

@@ -127,7 +127,8 @@ def model_readme(model, card: Card, repository: str, tests: Path, picture: str |
                      tags=["medical", "mri", "segmentation", "stroke", "meshnet"]) +
         f"# {repository}",
         f"Segments {targets} on {' + '.join(card.channels)} head scans. A {card.name} of "
-        f"{count_parameters(model):,} parameters{in_cascade(model, card.mirror)}.",
+        f"{count_parameters(model) // (1 + len(card.own_weights)):,} parameters{own_weights(card.own_weights)}"
+        f"{in_cascade(model, card.mirror)}.",
         f"![]({picture})" if picture else "",
         "## How to use it", f"```\npython infer.py scan.nii.gz -o mask.nii.gz --model {repository}\n```",
         f"The scan may have any grid: it is resampled to {shape} voxels of {plain(card.voxel_mm)} mm in orientation "
@@ -150,6 +151,11 @@ def in_cascade(model, mirror: bool) -> str:
         f", the second of a cascade: it is given the probabilities of a first one, a {first.card.name} of "
         f"{count_parameters(first.network):,} parameters that sees the whole head in voxels of "
         f"{plain(first.card.voxel_mm)} mm (in the folder `first`){MIRROR * mirror}")
+
+
+def own_weights(names: list[str]) -> str:
+    """What is said of a cascade that has other weights for the contrasts ``names``; empty for other models."""
+    return f", with other weights for scans that look like {' and like '.join(names)}" if names else ""
 
 
 def dataset_readme(info: dict, repository: str, licence: str) -> str:

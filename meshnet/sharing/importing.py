@@ -69,7 +69,9 @@ def import_model(source: Path, out: Path, layout: Path | None = None, dilations:
     write_text(out / RECIPE, IMPORTED + yaml.safe_dump({"model": fields}, sort_keys=False))
     save_model(out, model, card)
     before = " (the second of a cascade)" if card.first else ""
-    return (f"{out}: MeshNet{before}, {count_parameters(model):,} parameters, {len(card.classes)} classes, "
+    sets = 1 + len(card.own_weights)
+    parameters = f"{sets} x " * (sets > 1) + f"{count_parameters(model) // sets:,} parameters"
+    return (f"{out}: MeshNet{before}, {parameters}, {len(card.classes)} classes, "
             f"{card.orientation}, {card.scaling}, {plain(card.voxel_mm)} mm, threshold {plain(card.threshold)}, "
             f"smallest lesion {plain(card.min_lesion_mm3 / 1000)} mL; to fine-tune it: train.py --init {out} --recipe "
             f"recipes/finetune.yaml …{said}")

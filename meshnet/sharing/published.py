@@ -146,21 +146,27 @@ def list_models() -> str:
 
 
 def parameters_of(folder: Path, card) -> str:
-    """The number of trainable values of the model in ``folder``; of a cascade those of both networks."""
+    """The number of trainable values of the model in ``folder``; of a cascade those of both networks, and how many sets
+    the second one has."""
     from meshnet.networks.card import WEIGHTS
     from meshnet.networks.cascade import FIRST
 
     own = parameters_in(folder / WEIGHTS)
-    return f"{parameters_in(folder / FIRST / WEIGHTS)} + {own}" if card.first else own
+    sets = f"{len(card.own_weights) + 1} x " * bool(card.own_weights)
+    return f"{parameters_in(folder / FIRST / WEIGHTS)} + {sets}{own}" if card.first else own
 
 
 def parameters_in(path: Path) -> str:
-    """The number of trainable values in a weights file, from its header alone."""
+    """The number of trainable values in a weights file, of the weights for no contrast in particular, from its header
+    alone."""
     from safetensors import SafetensorError, safe_open
+
+    from meshnet.networks.cascade import of_contrast
 
     try:
         with safe_open(path, framework="np") as file:
-            names = [name for name in file.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118 (no dict)
+            names = [name for name in of_contrast(dict.fromkeys(file.keys()), None)
+                     if "running_" not in name and "num_batches" not in name]
             return f"{sum(math.prod(file.get_slice(name).get_shape()) for name in names):,}"
     except (OSError, SafetensorError):
         return "not known"

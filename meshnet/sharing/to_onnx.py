@@ -1,6 +1,7 @@
 """ONNX export with dynamic sizes, and how well it agrees with PyTorch. Needs requirements-export.txt."""
 
 import copy
+import hashlib
 import json
 import logging
 import warnings
@@ -15,7 +16,7 @@ from meshnet.errors import UserError
 from meshnet.files import whole_file
 from meshnet.inference.cascade import second_volume
 from meshnet.inference.scan import conformed_scan, read_case
-from meshnet.networks.build import Model, load_model, stages
+from meshnet.networks.build import Model, load_model, stages, variants
 from meshnet.networks.card import Card
 from meshnet.networks.meshnet import MeshNet
 from meshnet.networks.readme import public_card
@@ -23,6 +24,9 @@ from meshnet.scans.intensity import as_input
 from meshnet.sharing.beside import CARD_NAME, write_beside
 
 OPSET = 18
+# Keys beside a card, where a second network has several sets of weights, each in a file: the contrast that the set in
+# this one is for, and the hash of all of them.
+OF, WHOLE = "weights_for", "all_weights"
 TRIAL_SIZES = ((24, 32, 28), (40, 24, 32))  # parity is measured on two sizes, neither of them traced
 
 
@@ -75,11 +79,12 @@ def core(model: nn.Module) -> tuple[nn.Module, int]:
     return (model.network, model.multiple) if hasattr(model, "multiple") else (model, 1)
 
 
-def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32") -> None:
+def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32", **more) -> None:
     """Write ``model`` as ONNX: input ``volume`` (B, C, X, Y, Z) and output ``logits``, all sizes but C and K dynamic.
 
     The card travels in the file's metadata under ``meshnet``. Of a cascade this is the second network; the first one
-    goes to a file beside it (``first_file``).
+    goes to a file beside it (``first_file``), and so does the second one with other weights (``contrast_file``).
+    ``more``: further keys beside the card.
 
     Raises:
         UserError: if the ONNX packages are missing, or the network cannot be exported with dynamic sizes.
@@ -101,7 +106,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, precision: str = "fp32"
         graph = onnx.load(str(temporary))
         entry = graph.metadata_props.add()
         own = public_card(card).changed(thresholds={})  # those are of other files
-        described = {**own.to_dict(), "size_multiple": multiple, "precision": precision}
+        described = {**own.to_dict(), "size_multiple": multiple, "precision": precision, **more}
         entry.key, entry.value = "meshnet", json.dumps(described)
         onnx.checker.check_model(graph)
         onnx.save(graph, str(temporary))
@@ -165,16 +170,34 @@ def first_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}_first{path.suffix}")
 
 
+def contrast_file(path: Path, contrast: str) -> Path:
+    """The file of the second network with the weights for ``contrast``, where that with the others is in ``path``."""
+    return path.with_name(f"{path.stem}_for_{contrast.lower().replace(' ', '_')}{path.suffix}")
+
+
+def digest_of(network: nn.Module) -> str:
+    """Of all weights of a network, those for other contrasts as well, as hex digits."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
 def export(name: str, out: Path, precision: str = "fp32", scan: Sequence[Path] = ()) -> str:
     """Write the model ``name`` as ONNX and measure how well it agrees with PyTorch on ``scan`` (a file for each
-    channel) or on made-up volumes; returns the result in words. Of a cascade both networks are written."""
+    channel) or on made-up volumes; returns the result in words. Of a cascade all networks are written."""
     whole = load_model(name)
     if out.is_dir():
         raise UserError(f"{out}: is a folder, expected a file to write, such as model.onnx")
-    names = [first_file(out), out] if whole.card.first else [out]
-    seen = [seen_by(scan, each) for each in stages(whole)]
-    return "\n".join(export_one(*each, path, precision, volumes)
-                     for each, path, volumes in zip(stages(whole), names, seen))
+    lines = []
+    for path, each in zip([first_file(out), out] if whole.card.first else [out], stages(whole)):
+        seen = seen_by(scan, each)
+        own = variants(each)
+        more = {WHOLE: digest_of(each.network)} if own else {}
+        lines += [export_one(*other, contrast_file(path, contrast), precision, seen, **more, **{OF: contrast})
+                  for contrast, other in own.items()]
+        lines.append(export_one(*each, path, precision, seen, **more))
+    return "\n".join(lines)
 
 
 def seen_by(scan: Sequence[Path], model: Model) -> list[np.ndarray]:
@@ -190,9 +213,10 @@ def seen_by(scan: Sequence[Path], model: Model) -> list[np.ndarray]:
     return [] if found is None else [as_input(found[0])]
 
 
-def export_one(model: nn.Module, card: Card, out: Path, precision: str, volumes: list[np.ndarray]) -> str:
-    """``export`` of one network, compared on ``volumes``, or where there are none on made-up ones."""
-    write_onnx(model, card, out, precision)
+def export_one(model: nn.Module, card: Card, out: Path, precision: str, volumes: list[np.ndarray], **more) -> str:
+    """``export`` of one network, compared on ``volumes``, or where there are none on made-up ones. ``more`` as for
+    ``write_onnx``."""
+    write_onnx(model, card, out, precision, **more)
     beside = out.with_suffix(f".{CARD_NAME}")
     write_beside(model, card, beside, out, size_multiple=core(model)[1], precision=precision)
     parity = compare(model, out, volumes or trial_volumes(len(card.inputs)))

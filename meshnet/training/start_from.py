@@ -7,6 +7,7 @@ import torch
 from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks.card import Card
+from meshnet.networks.cascade import of_contrast
 from meshnet.numbers import plain
 
 FREE = {"dropout", "image_size"}  # arguments of a network that may differ from those of the model it starts from
@@ -60,12 +61,31 @@ def start_from(network: torch.nn.Module, init: str, info: dict) -> None:
         if theirs.get(key) != ours.get(key):
             raise UserError(f"--init {init}: has {key} {theirs.get(key)}, expected {ours.get(key)} as the recipe says; "
                             "leave the model section out of the recipe, and the model's own is taken")
-    weights, fresh = trained.state_dict(), network.state_dict()
+    weights, fresh = weights_for(trained, card, init, info.get("looks", {})), network.state_dict()
     if shared != [(number, number) for number in range(max(len(card.classes), len(info["classes"])))]:
         weights = take_classes(weights, network, shared)
     if {key: tensor.shape for key, tensor in weights.items()} != {key: tensor.shape for key, tensor in fresh.items()}:
         raise UserError(f"--init {init}: has weights for {card.arguments}, expected {network.arguments}")
     network.load_state_dict(weights)
+
+
+def weights_for(trained: torch.nn.Module, card: Card, init: str, looks: dict[str, int]) -> dict:
+    """The tensors of the model ``init``; of a cascade that has other weights for some contrasts the set that is for
+    most of the cases (``looks``: how many look like each contrast)."""
+    sets = {}  # the contrasts of each set
+    for contrast in sorted(looks):
+        sets.setdefault(contrast if contrast in card.own_weights else None, []).append(contrast)
+    likely = max(sets, key=lambda one: sum(looks[contrast] for contrast in sets[one]), default=None)
+    chosen = build.network_for(trained, likely)
+    if card.own_weights and not looks:
+        print(f"note: --init {init}: has other weights for scans that look like {', '.join(card.own_weights)}, and the "
+              "data set does not say what its cases look like; those for the rest are taken. Prepare it again with "
+              f"prepare.py --like {init} to have the right ones", file=sys.stderr)
+    if others := [contrast for one in sets if one != likely for contrast in sets[one]]:
+        print(f"note: --init {init}: {sum(looks[contrast] for contrast in others)} of {sum(looks.values())} cases look "
+              f"like {', '.join(others)}, for which it has other weights than for {', '.join(sets[likely])}; those for "
+              "the latter are taken", file=sys.stderr)
+    return of_contrast(chosen.state_dict(), None)
 
 
 def shared_classes(card: Card, info: dict) -> list[tuple[int, int]]:

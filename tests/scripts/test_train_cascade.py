@@ -9,10 +9,11 @@ import pytest
 from cascades import CLASSES, first_network, write_cascade
 from conftest import run_script_file
 from model_folders import edit
+from safetensors.torch import load_file, save_file
 from small import array
 from training_runs import train
 
-from meshnet import load_model, segment_scan
+from meshnet import UserError, load_model, segment_scan
 from meshnet.data.reader import PreparedData
 from meshnet.data.row import Settings
 from meshnet.data.synthetic.case import make_case
@@ -20,10 +21,12 @@ from meshnet.inference.cascade import second_volume
 from meshnet.inference.predict import predict
 from meshnet.inference.prepared import first_of
 from meshnet.inference.scan import read_case
+from meshnet.networks.build import build, network_for
 from meshnet.networks.card import Card, read_card
-from meshnet.networks.cascade import drop_first
+from meshnet.networks.cascade import drop_first, of_contrast
 from meshnet.networks.folder import save_model
 from meshnet.scans.grid import to_native
+from meshnet.training.start_from import start_from
 
 SYNTHETIC = ["--format", "synthetic", "--cases", 6, "--voxel_mm", 8, "--averaged", "--outer", 2, "--inner", 1,
              "--workers", 1]
@@ -292,6 +295,47 @@ def test_a_start_from_a_network_of_the_other_stage_is_refused(data, run, tiny_da
         edit(run / "first" / "config.json", scaling=PreparedData(given).info["scaling"])
         found = run_script_file("train.py", "--data", given, "--run_dir", tmp_path / "x", "--init", init, check=False)
         assert found.returncode == 2 and line in found.stderr, found.stderr
+
+
+def test_fine_tuning_starts_from_the_weights_for_what_the_cases_look_like(data, tmp_path, capsys):
+    prepared = PreparedData(data)
+    looks = prepared.info["looks"]
+    assert sum(looks.values()) == 6 and looks == {name: [row["looks"] for row in prepared.rows].count(name)
+                                                  for name in looks}
+    folder = write_cascade(tmp_path / "two", own=["T1w", "FLAIR or DWI"], orientation="RAS")
+    model, _ = load_model(folder)
+    info = prepared.info | {"classes": CLASSES, "channels": ["T1w"]}
+
+    def started(**changes):
+        network = build(model.name, model.arguments)
+        start_from(network, str(folder), info | changes)
+        said = capsys.readouterr().err.splitlines()
+        return network.state_dict(), [line for line in said if "weights" in line]
+
+    for found, contrast, notes in (
+            ({"T2w": 5}, "T2w", []), ({"FLAIR or DWI": 1}, "FLAIR or DWI", []),
+            ({"T1w": 2, "T2w": 1, "FLAIR or DWI": 3}, "FLAIR or DWI", [
+                f"note: --init {folder}: 3 of 6 cases look like T1w, T2w, for which it has other weights than for "
+                "FLAIR or DWI; those for the latter are taken"]),
+            ({}, "T2w", [f"note: --init {folder}: has other weights for scans that look like T1w, FLAIR or DWI, and "
+                         "the data set does not say what its cases look like; those for the rest are taken. Prepare "
+                         f"it again with prepare.py --like {folder} to have the right ones"])):
+        weights, said = started(looks=found)
+        expected = of_contrast(network_for(model, contrast).state_dict(), None)
+        assert weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)
+        assert said == notes
+    edit(folder / "config.json", contrasts={"FLAIR or DWI": {"own_weights": True}})
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in tensors.items() if "for_contrast.T1w" not in name},
+              folder / "model.safetensors")
+    weights, said = started(looks={"FLAIR or DWI": 4, "T1w": 3, "T2w": 2})  # 5 have one set, which is for both
+    assert said == [f"note: --init {folder}: 4 of 9 cases look like FLAIR or DWI, for which it has other weights than "
+                    "for T1w, T2w; those for the latter are taken"]
+    assert (weights["head.bias"] == model.head.bias).all()
+    shutil.copytree(data, tmp_path / "copy")
+    edit(tmp_path / "copy/prepared.json", looks=[1])
+    with pytest.raises(UserError, match=r"found looks \[1\], which prepare.py does not write; run it again"):
+        PreparedData(tmp_path / "copy")
 
 
 def test_both_stages_are_fine_tuned_by_four_commands(tmp_path):

@@ -160,6 +160,8 @@ CASES = {
         for name in CONTRASTS}},
     "a veto with the mirror image": {"mirror": True, "first_share": 0.2, "contrasts": {name: {
         "also": ["fluid"], "veto": {"bias": -2, "weights": [1.0, *[0.1, -0.1, 0.2] * 5]}} for name in CONTRASTS}},
+    "other weights for each contrast": {"own": CONTRASTS, "mirror": True},
+    "other weights for some": {"own": CONTRASTS[:2]},
     "the mirror image as well": {"mirror": True},
     "the mirror image along another axis": {"mirror": True, "orientation": "PSR", "channels": ("FLAIR", "T2w")},
     "an odd grid": {"orientation": "RAS", "shape": [37, 40, 33], "min_lesion_mm3": 2000, "sure": 0.6},

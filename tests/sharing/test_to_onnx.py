@@ -222,6 +222,40 @@ def test_what_cannot_be_read_back_says_so(tmp_path, norm, precision, words):
         read_onnx(tmp_path / "m.onnx")
 
 
+def test_weights_for_some_contrasts_become_a_file_of_their_own_and_are_read_back(tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    folder = write_cascade(tmp_path / "two", own=["FLAIR or DWI", "T1w"])
+    said = to_onnx.export(folder, tmp_path / "m.onnx").splitlines()
+    names = [tmp_path / f"m{end}.onnx" for end in ("_first", "_for_flair_or_dwi", "_for_t1w", "")]
+    assert all(line.startswith(f"{path}, and its card") for line, path in zip(said, names, strict=True))
+    assert max(float(line.partition("difference ")[2].split()[0]) for line in said) < 1e-4
+    inside = [json.loads(read_metadata(path)["meshnet"])["contrasts"] for path in names[1:]]
+    assert inside == [{"FLAIR or DWI": {}}, {"T1w": {}}, read_card(folder).contrasts]
+    back, images = tmp_path / "back", [head_file(tmp_path / f"{seed}.nii.gz", seed) for seed in range(2)]
+    run_script_file("share.py", "import", names[3], back)
+    (ours, _), (theirs, card) = (build.load_model(each) for each in (folder, back))
+    volume = torch.rand(1, 3, 12, 12, 12)
+    for contrast in (None, *card.own_weights):
+        with torch.no_grad():
+            first, second = (build.network_for(each, contrast)(volume) for each in (ours, theirs))
+        np.testing.assert_allclose(first, second, atol=1e-3)  # its batch norm was fused
+    for image in images:
+        found = [np.asarray(segment_scan(image, each, probabilities=True).probabilities.dataobj)
+                 for each in (folder, back)]
+        assert np.abs(found[0] - found[1]).max() < 0.01 < 0.1 < np.ptp(found[0])
+    to_onnx.export(write_cascade(tmp_path / "other", own=["FLAIR or DWI", "T1w"], mirror=True), tmp_path / "o.onnx")
+    for spoil, given, line in (
+            (lambda: shutil.copyfile(tmp_path / "o_for_t1w.onnx", names[2]), names[3],
+             f"{names[2]}: does not belong to m.onnx, expected the weights for T1w of the same export"),
+            (names[2].unlink, names[3],
+             f"{names[2]}: not found, expected the weights for T1w of the cascade in m.onnx"),
+            (lambda: None, names[1], f"{names[1]}: holds the weights of a cascade's second network for FLAIR or DWI")):
+        spoil()
+        refused = run_script_file("share.py", "import", given, tmp_path / "x", check=False)
+        assert refused.returncode == 2 and line in refused.stderr and refused.stderr.count("\n") == 1
+        assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 def test_a_cascade_becomes_two_files_and_a_cascade_again(tmp_path, mirror):
     pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")

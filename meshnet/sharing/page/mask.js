@@ -12,7 +12,7 @@ function decisive(card, contrast) {
 // What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3}, and `also` (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  const { first_share: _, veto, ...own } = (card.contrasts || {})[contrast] || {};
+  const { first_share: _, own_weights: __, veto, ...own } = (card.contrasts || {})[contrast] || {};
   return { threshold, sure, min_lesion_mm3, ...own, ...(veto && veto.sure !== undefined ? { sure: veto.sure } : {}) };
 }
 

@@ -11,8 +11,8 @@ const VOXEL_BYTES = 20, PAGE_BYTES = 6e7;  // that are taken for each voxel of a
 const VETOED_BYTES = 8;  // for each voxel of a scan, where a veto leaves other probabilities
 const HANDED_BYTES = 9;  // for each voxel and class that the first network of a cascade hands to the second one
 
-// A model from its config.json and model.safetensors: {card, layers, first}. `first`: those of the first network of a
-// cascade, null where there is one network alone.
+// A model from its config.json and model.safetensors: {card, layers, others, first}. `others`: layers with other weights, by
+// contrast. `first`: those of the first network of a cascade, null where there is one network alone.
 function readModel(card, weights, first = null) {
   const view = new DataView(weights.buffer, weights.byteOffset), length = Number(view.getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(weights.subarray(8, 8 + length))), tensors = {};
@@ -20,7 +20,15 @@ function readModel(card, weights, first = null) {
     if (name === "__metadata__" || dtype !== "F32") continue;
     tensors[name] = new Float32Array(weights.slice(8 + length + a, 8 + length + b).buffer);
   }
-  return { card, layers: fuseLayers(tensors, card.arguments), first: first && readModel(...first) };
+  const own = Object.keys(card.contrasts || {}).filter((contrast) => card.contrasts[contrast].own_weights);
+  const others = own.map((contrast) => [contrast, fuseLayers(ofContrast(tensors, contrast), card.arguments)]);
+  return { card, layers: fuseLayers(tensors, card.arguments), others: Object.fromEntries(others), first: first && readModel(...first) };
+}
+
+// Those of a second network's tensors that are its weights for `contrast` (meshnet/networks/cascade.py).
+function ofContrast(tensors, contrast) {
+  const start = `for_contrast.${contrast}.`, own = Object.entries(tensors).filter(([name]) => name.startsWith(start));
+  return Object.fromEntries(own.map(([name, values]) => [name.slice(start.length), values]));
 }
 
 // Reading, checking, and conforming to each of the model's grids: {images, views, remarks}. `step` is told what begins. Of a
@@ -73,7 +81,7 @@ function greyView(images, grid, looks) {
 // The probabilities that decide, on the scan's own grid: the mean over the views. Of a cascade they are the second network's,
 // 0 where the first one finds nothing. Where its veto takes anything back, what is left then is read.vetoed, {probabilities, ml}.
 async function probabilitiesOf(engine, model, read, step, parts, name) {
-  const { card, layers, first } = model, { images, contrast } = read, which = decisive(card, contrast), total = [], left = [];
+  const { card, first } = model, { images, contrast } = read, layers = model.others[contrast] || model.layers, which = decisive(card, contrast), total = [], left = [];
   const views = first ? await secondViews(engine, model, read, step, parts, name) : read.views;
   if (!views.length) return which.map(() => new Float32Array(count(images[0].volume.shape)));
   for (const [number, { channels, shape, affine, region }] of views.entries()) {
