@@ -59,7 +59,7 @@ def near_ventricles(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def drawer(path: str, sclerosis_alone: bool = False):
     """What draws the lesions of a head, in place of ``from_folders.draw_strokes``; or those of multiple sclerosis
-    alone, of a generator and lesion masks."""
+    alone."""
     points, share = near_ventricles(path)
 
     def sclerosis(rng: np.random.Generator, masks) -> list:
@@ -83,7 +83,7 @@ def drawer(path: str, sclerosis_alone: bool = False):
             return several(100.0, 8000.0, 1 + int(rng.random() < 0.3))
         return several(800.0, 200_000.0, 1 + int(rng.random() < preset.second))
 
-    return sclerosis if sclerosis_alone else draw
+    return (lambda rng, preset, masks, acute: sclerosis(rng, masks)) if sclerosis_alone else draw
 
 
 # ---------------------------------------------------------------------- signal
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--mostly_t1w", action="store_true", help="72 %% of the heads T1w, 28 %% without a lesion")
     parser.add_argument("--only", nargs="+", choices=tuple(SHARES["none"]), metavar="CONTRAST",
                         help="heads of these alone, as often as each other")
+    parser.add_argument("--sclerosis", action="store_true", help="lesions as in multiple sclerosis on every head")
     parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=7_000_000, help="of the first head")
     parser.add_argument("--out", type=Path, required=True)
@@ -193,7 +194,7 @@ def main() -> None:
     lesionmasks.VOLUME_MM3 = (SMALLEST_MM3, lesionmasks.VOLUME_MM3[1])
     maps = [str(path) for path in find_maps(arguments.anatomy)]
     masks = [str(path) for folder in arguments.lesions for path in find_maps(folder)]
-    from_folders.draw_strokes = drawer(maps[0])
+    from_folders.draw_strokes = drawer(maps[0], arguments.sclerosis)
     if arguments.bright != "none":
         brighten(AMOUNT[arguments.bright])
     first, = load_models([arguments.first], device="cpu")

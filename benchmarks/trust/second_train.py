@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meshnet.errors import UserError, run_script
 from meshnet.files import whole_file
-from meshnet.networks.card import WEIGHTS
-from meshnet.networks.cascade import network_of
+from meshnet.networks.card import WEIGHTS, read_card
+from meshnet.networks.cascade import network_of, of_contrast
+from meshnet.networks.folder import read_weights
 from meshnet.scans.mirror import find_plane, mirror_places
 
 CLASSES = ["background", "lesion", "white matter disease"]
@@ -254,11 +255,22 @@ def take(network: torch.nn.Module, weights: dict) -> None:
         value[:, :weights[name].shape[1]].copy_(weights[name]) if value.dim() > 1 else value.copy_(weights[name])
 
 
-def main() -> None:
-    from safetensors.torch import load_file
+def weights_in(folder: Path, contrast: str | None) -> dict:
+    """The tensors of the second network in a cascade's ``folder``: its weights for ``contrast``, or the common ones.
 
+    Raises:
+        UserError: where it has none of its own for that.
+    """
+    own = read_card(folder).own_weights
+    if contrast is not None and contrast not in own:
+        raise UserError(f"--contrast: found {contrast}, expected one for which {folder} has weights of its own "
+                        f"({', '.join(own) or 'none'}); leave it out")
+    return of_contrast(read_weights(folder / WEIGHTS), contrast)
+
+
+def main() -> None:
     from meshnet.networks.build import build
-    from meshnet.networks.card import CONFIG, read_card
+    from meshnet.networks.card import CONFIG
     from meshnet.networks.folder import save_weights
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -271,11 +283,14 @@ def main() -> None:
                         "statistics stay")
     parser.add_argument("--mirror", action="store_true", help="the network is given the mirror image as well")
     parser.add_argument("--weights", type=Path, help="a cascade to start from, with or without the mirror image")
+    parser.add_argument("--contrast", help="the one of whose own weights in it to start, where it has such")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND NUMBER",
                         help="how often heads of a contrast are taken, others never: T1w 1 T2w 0.2")
     parser.add_argument("--most", type=int, default=2000, help="heads in memory of each process, 4 MB each")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.contrast and not arguments.weights:
+        raise UserError(f"--contrast: found {arguments.contrast} without --weights, expected a cascade there; name one")
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -283,7 +298,7 @@ def main() -> None:
     with torch.no_grad():
         network.head.bias[1:] -= 3  # most voxels are background
         if arguments.weights:
-            take(network, load_file(arguments.weights / WEIGHTS))
+            take(network, weights_in(arguments.weights, arguments.contrast))
     network.load_state_dict(train(arguments, network))
     if int(os.environ.get("RANK", 0)):
         return

@@ -82,8 +82,7 @@ def measure(arguments: argparse.Namespace) -> None:
     models = load_models([arguments.model], device="cpu")
     if arguments.sclerosis:
         lesionmasks.VOLUME_MM3 = (SMALLEST_MM3, lesionmasks.VOLUME_MM3[1])
-        sclerosis = drawer(maps[0], sclerosis_alone=True)
-        from_folders.draw_strokes = lambda rng, preset, masks, acute: sclerosis(rng, masks)
+        from_folders.draw_strokes = drawer(maps[0], sclerosis_alone=True)
     done = {(row["seed"], row["contrast"], row["sclerosis"]) for row in read(arguments.out)}
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         for number in range(arguments.cases):

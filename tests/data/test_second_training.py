@@ -5,8 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from cascades import write_cascade
 
+from meshnet import load_model
 from meshnet.errors import UserError
+from meshnet.networks.build import build, network_for
 
 
 @pytest.fixture
@@ -58,3 +61,34 @@ def test_heads_that_come_later_are_taken_each_once_and_the_oldest_go(training, t
     with pytest.raises(UserError, match="--most: found 0, expected at least 1 head"):
         training.Heads([tmp_path], False, {"T1w": 1.0}, 0)
     assert there(training.Heads([tmp_path], False, {"T1w": 1.0}, 3, (1, 2))) == [1, 3]  # another has the others
+
+
+def test_a_training_starts_from_the_weights_for_a_contrast(training, tmp_path):
+    folder = write_cascade(tmp_path / "two", own=["T1w"])
+    network, _ = load_model(folder)
+    for contrast, expected in ((None, network), ("T1w", network_for(network, "T1w"))):
+        fresh = build(network.name, network.arguments)
+        training.take(fresh, training.weights_in(folder, contrast))
+        assert all((value == expected.state_dict()[name]).all() for name, value in fresh.state_dict().items())
+    with pytest.raises(UserError, match=r"--contrast: found T2w, expected one for which .*two has weights of its own "):
+        training.weights_in(folder, "T2w")
+
+
+@pytest.mark.parametrize("sclerosis", [False, True])
+def test_what_draws_lesions_is_called_as_the_generator_calls_it(root, monkeypatch, sclerosis):
+    """By one of the label maps, with masks of 100 to 4,000 voxels of 1 mm."""
+    from meshnet.data.synthetic import from_folders
+
+    maps = sorted((root.parent / "shared/data/label_maps").glob("*.nii.gz"))
+    if not maps:
+        pytest.skip("needs ../shared/data/label_maps")
+    monkeypatch.syspath_prepend(str(root / "benchmarks" / "trust"))
+    heads = importlib.import_module("second_heads")
+    masks = [str(path) for path in sorted((root.parent / "shared/data/lesions_mni").glob("*.nii.gz"))[:20]]
+    monkeypatch.setattr(from_folders, "draw_strokes", heads.drawer(str(maps[0]), sclerosis))
+    counts = []  # of lesions of each head, which is not made
+    monkeypatch.setattr(from_folders, "build_labelled", lambda *given: counts.append(len(given[3])))
+    for seed in range(12):
+        with pytest.raises(AttributeError, match="NoneType"):
+            from_folders.make_labelled_case(seed, 8.0, "every", [str(maps[0])], masks, healthy=0.5)
+    assert len(counts) == 12 and (min(counts) >= 5 if sclerosis else 0 in counts)
