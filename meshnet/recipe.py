@@ -44,9 +44,10 @@ def find_recipe(name: str, flag: str = "--recipe") -> str:
     Raises:
         UserError: where a bare name is neither.
     """
-    if Path(name).exists() or Path(name).suffix or len(Path(name).parts) != 1:
-        return name
     own = {path.stem: str(path) for path in sorted((ROOT / "recipes").iterdir())}
+    known = Path(name).exists() and not (Path(name).is_dir() and name in own)  # make demo leaves a folder of that name
+    if known or Path(name).suffix or len(Path(name).parts) != 1:
+        return name
     if name not in own:
         raise UserError(f"{flag} {name}: found neither a file nor a recipe of the program{nearest(name, list(own))}")
     return own[name]

@@ -65,8 +65,9 @@ def run_script_file(script: str, *arguments: object, env: dict | None = None, la
 
 
 def undrawn(rows: list, path: Path, *more: object) -> None:
-    """In place of ``curves.draw_run``: a file of that name."""
-    Path(path).write_bytes(b"not drawn")
+    """In place of ``curves.draw_run``: a file of that name, unless the run was ended before."""
+    if not Path(path).exists():
+        Path(path).write_bytes(b"not drawn")
 
 
 def run_here(script: str, arguments: list[str], env: dict) -> subprocess.CompletedProcess:

@@ -271,6 +271,8 @@ def test_a_recipe_of_the_program_is_found_by_its_bare_name(root, tmp_path, monke
         find_recipe("meshnet17", "--recipes")
     (tmp_path / "meshnet16").write_text("model: {channels: 7}")  # a file of the user's own comes first
     assert find_recipe("meshnet16") == "meshnet16"
+    (tmp_path / "demo").mkdir()  # as make demo leaves it
+    assert find_recipe("demo") == str(root / "recipes/demo.yaml")
     assert find_recipe("other/meshnet16") == "other/meshnet16" and find_recipe("mine.yaml") == "mine.yaml"
 
 
