@@ -63,13 +63,19 @@ def test_heads_that_come_later_are_taken_each_once_and_the_oldest_go(training, t
     assert there(training.Heads([tmp_path], False, {"T1w": 1.0}, 3, (1, 2))) == [1, 3]  # another has the others
 
 
-def test_a_training_starts_from_the_weights_for_a_contrast(training, tmp_path):
+def test_a_training_starts_from_the_weights_for_a_contrast(training, tmp_path, monkeypatch):
     folder = write_cascade(tmp_path / "two", own=["T1w"])
     network, _ = load_model(folder)
     for contrast, expected in ((None, network), ("T1w", network_for(network, "T1w"))):
         fresh = build(network.name, network.arguments)
         training.take(fresh, training.weights_in(folder, contrast))
         assert all((value == expected.state_dict()[name]).all() for name, value in fresh.state_dict().items())
+    arguments = ["second_train.py", "--data", str(tmp_path), "--first", str(folder / "first"), "--contrast", "T1w",
+                 "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(UserError, match="--contrast: found T1w without --weights, expected a cascade there"):
+        training.main()
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match=r"--contrast: found T2w, expected one for which .*two has weights of its own "):
         training.weights_in(folder, "T2w")
 
