@@ -23,7 +23,8 @@ from meshnet.errors import UserError, run_script
 from meshnet.files import write_json
 from meshnet.networks.card import CONFIG, read_card
 from meshnet.scans.contrast import CONTRASTS as LOOKS
-from meshnet.scans.mask import EMPTY_ML, Decision
+from meshnet.scans.mask import Decision
+from meshnet.scans.quality import Evidence, Learned
 
 SURE = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SMALLEST = (0.0, 100.0, 300.0, 1000.0, 2000.0)  # mm³
@@ -32,17 +33,26 @@ ML = VOXEL_MM ** 3 / 1000
 NEAR = 0.01  # of the best value, about a standard error of what it gains over its neighbours
 
 
-def decided(row: dict, decision: Decision) -> tuple[float, float | None, float, float]:
-    """Dice, lesion F1 (None without a lesion), mL marked and expected Dice (``quality``) of a head."""
-    kept = [part for part in row["parts"][f"{decision.threshold:g}"] if part[0] * ML * 1000 >= decision.min_lesion_mm3
-            and (decision.sure <= decision.threshold or part[1] >= decision.sure)]
-    ml, right, inside = (sum(part[k] for part in kept) * ML for k in (0, 3, 2))
+def decided(row: dict, decision: Decision, learned: Learned | None = None) -> tuple[float, float | None, float, float]:
+    """Dice, lesion F1 (None without a lesion), mL marked and ``quality`` of a head; ``learned`` is that of the card."""
+    evidence, kept = evidence_of(row, decision)
+    right = sum(part[3] for part in kept) * ML
     touched = {number for part in kept for number in part[4]}
     false = sum(not part[4] for part in kept)
+    ml = evidence.marked_ml
     dice = 2 * right / (ml + row["ml"]) if ml + row["ml"] else 1.0
     f1 = 2 * len(touched) / (len(touched) + row["n"] + false) if row["n"] else None
-    one = 1 if kept else EMPTY_ML  # as scans.mask.expected_dice
-    return dice, f1, ml, (2 * inside + one) / (row["sum"] * ML + ml + one)
+    return dice, f1, ml, learned.of(evidence) if learned else evidence.dice()
+
+
+def evidence_of(row: dict, decision: Decision) -> tuple[Evidence, list]:
+    """What the quality of a head's mask is made of, and the parts of that mask."""
+    parts = row["parts"][f"{decision.threshold:g}"]
+    kept = [part for part in parts if part[0] * ML * 1000 >= decision.min_lesion_mm3
+            and (decision.sure <= decision.threshold or part[1] >= decision.sure)]
+    ml, within = (sum(part[k] for part in kept) * ML for k in (0, 2))
+    return Evidence(row["sum"] * ML, within, ml, max((part[0] for part in kept), default=0) * ML,
+                    sum(part[0] for part in parts) * ML - ml), kept
 
 
 def value_of(rows: list[dict], decision: Decision) -> float:
@@ -118,7 +128,7 @@ def ranked(rows: list[tuple]) -> float | None:
 def table(rows: list[dict], folder: Path) -> dict:
     """By contrast, by way of scanning, by label map, and how well the quality ranks and the contrast is told."""
     card = read_card(folder)
-    found = [(row, decided(row, card.decision(row["looks"], veto=True))) for row in rows]
+    found = [(row, decided(row, card.decision(row["looks"], veto=True), card.quality(row["looks"]))) for row in rows]
     plain = [one for one in found if one[0]["way"] == "as made"]
     ill = [one for one in found if one[0]["ml"] > 0.05]
     seeds = {row["seed"] for row in rows if row["way"] != "as made"}  # heads that were scanned in every way

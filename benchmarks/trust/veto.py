@@ -97,24 +97,25 @@ def measure(arguments: argparse.Namespace) -> None:
                 file.flush()
 
 
-def regress(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights and bias of the logit that a part is right: the least loss with a ``PENALTY``.
+def regress(values: np.ndarray, right: np.ndarray, weights: np.ndarray,
+            penalty: float = PENALTY) -> tuple[np.ndarray, float]:
+    """Weights and bias of the logit that a part is right: the least loss with a ``penalty``.
 
     Args:
         values: (N, D).
-        right: (N,) boolean.
+        right: (N,) boolean, or from 0 to 1 how much of it is.
         weights: (N,), how much each counts.
     """
     from scipy.optimize import minimize
 
     middle, spread = values.mean(0), values.std(0) + 1e-6
-    scaled, sign = (values - middle) / spread, np.where(right, 1.0, -1.0)
+    scaled = (values - middle) / spread
 
     def loss(found):
-        apart = sign * (scaled @ found[1:] + found[0])
-        slope = -sign * weights / (1 + np.exp(apart))
-        return ((weights * np.logaddexp(0, -apart)).sum() + PENALTY / 2 * (found[1:] ** 2).sum(),
-                np.concatenate([[slope.sum()], scaled.T @ slope + PENALTY * found[1:]]))
+        score = scaled @ found[1:] + found[0]
+        slope = weights * (1 / (1 + np.exp(-score)) - right)
+        return ((weights * (np.logaddexp(0, score) - right * score)).sum() + penalty / 2 * (found[1:] ** 2).sum(),
+                np.concatenate([[slope.sum()], scaled.T @ slope + penalty * found[1:]]))
 
     found = minimize(loss, np.zeros(values.shape[1] + 1), jac=True, method="L-BFGS-B").x
     return found[1:] / spread, float(found[0] - (found[1:] * middle / spread).sum())

@@ -28,10 +28,11 @@ from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import as_input
-from meshnet.scans.mask import Decision, expected_dice, kept, lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.mask import Decision, kept, lesion_volumes_mm3, voxel_volume_mm3
 from meshnet.scans.naming import name_remarks
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
 from meshnet.scans.ours import scan_mark, signed
+from meshnet.scans.quality import Evidence, evidence_of
 
 Scan = str | Path | nib.Nifti1Image
 
@@ -68,9 +69,9 @@ class Segmentation:
     ``mask`` holds labels, uint8: 0 and 1 where one class is marked, else the model's classes. ``probabilities`` is the
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
-    step, by name. ``quality`` is the Dice to be expected if the probabilities are right, of an empty mask a score for
-    ranking (``scans.mask.expected_dice``). ``decision`` is what decided, ``contrast`` what the scan looks like,
-    ``veto`` whether a veto (``scans.veto``) counted.
+    step, by name. ``quality`` is the Dice to be expected: as the model's synthetic heads had it where its card says so,
+    else if the probabilities are right; ``evidence`` is what it is made of (``scans.quality``). ``decision`` is what
+    decided, ``contrast`` what the scan looks like, ``veto`` whether a veto (``scans.veto``) counted.
     """
 
     mask: nib.Nifti1Image
@@ -81,6 +82,7 @@ class Segmentation:
     remarks: tuple[str, ...] = ()
     parts: dict[str, float] = field(default_factory=dict)
     quality: float | None = None
+    evidence: Evidence | None = None
     decision: Decision = field(default_factory=Decision)
     contrast: str | None = None
     veto: bool = False
@@ -225,6 +227,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     if min_lesion_mm3 is not None and not min_lesion_mm3 >= 0:
         raise UserError(f"min_lesion_mm3: found {plain(min_lesion_mm3)}, expected 0 or more")
     card, like, parts = models[0].card, case.images[0], case.parts
+    own = threshold is None and min_lesion_mm3 is None  # the card decides
     veto = threshold is None and len(models) == 1 and card.veto(case.contrast) is not None
     found = average(case, models, crop, max_memory, threads, veto)
     decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3, veto)
@@ -233,14 +236,16 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
         labels, *dropped = kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
         lesion = found[0] if len(found) <= 2 else found[1:].sum(0, dtype=np.float32)
-        quality = expected_dice(lesion, labels > 0, voxel_mm3)
+        evidence = evidence_of(lesion, labels > 0, voxel_mm3, max(sizes, default=0), sum(dropped))
+        learned = card.quality(case.contrast) if own and len(models) == 1 else None
+        quality = learned.of(evidence) if learned else evidence.dice()
     if "lesion" in (card.marks or card.classes[-1]):
         case.remarks = list(dict.fromkeys([*case.remarks, *checks.volume_remarks(float(sum(sizes)) / 1000)]))
     return Segmentation(signed(image_like(labels, like), case.mark), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like), case.mark) if probabilities else None,
                         (*case.remarks, *remarks_on(case.taken_ml, *dropped, decision)), parts, round(quality, 3),
-                        decision, case.contrast, veto)
+                        evidence, decision, case.contrast, veto)
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None,

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-EMPTY_ML = 8.0  # of expected lesion, at which ``expected_dice`` of an empty mask is 0.5
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -140,22 +138,3 @@ def kept(mask: np.ndarray, probability: np.ndarray | None, voxel_mm3: float,
     cleaned = np.zeros_like(mask)
     cleaned[slices(box)] = np.where(keep[labels], mask[slices(box)], 0)
     return cleaned, float(sizes[unsure].sum()), float(sizes[small].sum())
-
-
-def expected_dice(probability: np.ndarray, marked: np.ndarray, voxel_mm3: float) -> float:
-    """The Dice that a mask has in the mean if the probabilities of lesion are right, as (2 a + 1 mL) / (b + c + 1 mL):
-    a the expected volume within the mask, b the whole expected volume, c the mask's.
-
-    Of an empty mask it is 8 mL / (b + 8 mL), a scale that ranks it among others and no calibrated probability
-    (``EMPTY_ML`` was chosen on synthetic heads, docs/log/weights.md).
-
-    Args:
-        probability: of lesion, (X, Y, Z).
-        marked: True where the mask is, (X, Y, Z).
-        voxel_mm3: volume of a voxel.
-    """
-    found, expected = box_of(marked), float(probability.sum(dtype=np.float64))
-    one = (1 if found else EMPTY_ML) * 1000 / voxel_mm3
-    box = slices(found or ((0, 0),) * 3)
-    inside = float(probability[box][marked[box]].sum(dtype=np.float64))
-    return (2 * inside + one) / (expected + float(marked.sum()) + one)

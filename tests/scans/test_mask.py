@@ -13,7 +13,7 @@ from meshnet.errors import UserError
 from meshnet.networks import build
 from meshnet.networks import folder as model_folder
 from meshnet.networks.card import Card, read_card
-from meshnet.scans.mask import Decision, clean, expected_dice, kept, label_lesions, lesion_volumes_mm3, peaks_of
+from meshnet.scans.mask import Decision, clean, kept, label_lesions, lesion_volumes_mm3, peaks_of
 from meshnet.scans.ours import SIGNATURE, signature
 
 
@@ -55,15 +55,6 @@ def test_a_lesion_needs_a_sure_voxel_and_a_size_by_hand():
     assert found.sum() == 5 and (unsure, small) == (0.0, 2.0)
     assert kept(mask, probability, 2.0, Decision(0.3, 0.95, 0.0))[0].sum() == 0
     assert kept(mask, probability, 2.0, Decision(0.3, 0.2, 0.0))[0] is mask  # sure of every voxel
-
-
-def test_the_expected_dice_by_hand():
-    probability = np.zeros((10, 10, 10), np.float32)
-    probability[:5] = 0.8  # 500 voxels of 8 mm³: 3.2 mL expected of 4 mL
-    marked = probability > 0.5
-    assert expected_dice(probability, marked, 8.0) == pytest.approx((2 * 3.2 + 1) / (3.2 + 4 + 1))
-    assert expected_dice(np.zeros_like(probability), np.zeros_like(marked), 8.0) == 1
-    assert expected_dice(probability, np.zeros_like(marked), 8.0) == pytest.approx(8 / (3.2 + 8))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

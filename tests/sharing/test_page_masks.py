@@ -41,9 +41,10 @@ def test_the_contrast_and_a_sure_voxel_decide_as_in_the_program(page, tmp_path):
     """Made-up probabilities; both leave out parts for want of a sure voxel, and small ones."""
     values = {"scaling": "lesions_bright", "shifted": True, "averaged": True, "centre": "middle", "threshold": 0.9}
     looks = segment_scan(scan(tmp_path / "scan.nii"), model_of(tmp_path / "any", "instance", **values)).contrast
+    quality = {"quality": {"marked": [0.1, -0.2, 0.3, -0.5, 0.4], "empty": [0.3, -0.2, 0.1]}}
     for number, (sure, size) in enumerate(((0.0, 0.0), (SURE, 0.0), (SURE, 3000.0))):
         settings = {"threshold": 0.5, "sure": sure, "min_lesion_mm3": size}
-        model = model_of(tmp_path / f"model{number}", "instance", **values, contrasts={looks: settings},
+        model = model_of(tmp_path / f"model{number}", "instance", **values, contrasts={looks: settings | quality},
                          others={"about": {"trust": {looks: "made up"}}})
         answer = check(page, [tmp_path / "scan.nii"], model, tmp_path)
         assert answer["contrast"] == looks and answer["expect"] == "made up"
@@ -51,6 +52,11 @@ def test_the_contrast_and_a_sure_voxel_decide_as_in_the_program(page, tmp_path):
         print(answer["lesions"], answer["remarks"])
         assert len(answer["remarks"]) == number and answer["lesions"] > 0
     assert check(page, [tmp_path / "scan.nii"], model, tmp_path, threshold=0.5)["sure"] == 0
+    check(page, [tmp_path / "scan.nii"], model, tmp_path, min_lesion_mm3=100.0)
+    never = {looks: {"threshold": 0.5, "sure": 1.0} | quality}
+    none = check(page, [tmp_path / "scan.nii"], model_of(tmp_path / "none", "instance", **values, contrasts=never),
+                 tmp_path)
+    assert not none["lesions"] and none["quality"] not in (0, answer["quality"], 1)
 
 
 def test_a_class_that_counts_as_well_does_so_on_the_page(page, tmp_path):

@@ -12,7 +12,7 @@ function decisive(card, contrast) {
 // What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3}, and `also` (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  const { first_share: _, own_weights: __, veto, ...own } = (card.contrasts || {})[contrast] || {};
+  const { first_share: _, own_weights: __, quality: ___, veto, ...own } = (card.contrasts || {})[contrast] || {};
   return { threshold, sure, min_lesion_mm3, ...own, ...(veto && veto.sure !== undefined ? { sure: veto.sure } : {}) };
 }
 
@@ -24,6 +24,11 @@ function shareOf(card, contrast) {
 // What takes back lesions of a cascade there, {bias, weights} or null (Card.veto).
 function vetoOf(card, contrast) {
   return ((card.contrasts || {})[contrast] || {}).veto || null;
+}
+
+// How the quality of the card's own decision is told there, {marked, empty} or null (Card.quality).
+function learnedOf(card, contrast) {
+  return ((card.contrasts || {})[contrast] || {}).quality || null;
 }
 
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).
@@ -123,22 +128,42 @@ function clean(every, shape, affine, { threshold, sure, min_lesion_mm3: smallest
   return { labels, lesions, unsure: (unsure * each) / 1000, dropped: (dropped * each) / 1000, parts };
 }
 
-const EMPTY_ML = 8;  // of expected lesion, at which the quality of an empty mask is 0.5
+const QUALITY = { EMPTY_ML: 8, LEAST_ML: 0.1, NEAREST: 1e-3 };  // as in meshnet/scans/quality.py
 
-// The Dice that a mask has in the mean if the probabilities of lesion are right (expected_dice).
-function expectedDice(probabilities, labels, each) {
+// What the quality of a mask is made of, in mL (evidence_of). `largest` and `dropped` are in mL.
+function evidenceOf(probabilities, labels, each, largest, dropped) {
   const lesion = lesionProbability(probabilities);
-  let inside = 0, all = 0, marked = 0;
+  let within = 0, expected = 0, marked = 0;
   for (let i = 0; i < labels.length; ++i) {
-    all += lesion[i];
-    if (labels[i]) inside += lesion[i], ++marked;
+    expected += lesion[i];
+    if (labels[i]) within += lesion[i], ++marked;
   }
-  const one = ((marked ? 1 : EMPTY_ML) * 1000) / each;
-  return roundTo((2 * inside + one) / (all + marked + one), 3);
+  const ml = each / 1000;
+  return { expected_ml: expected * ml, within_ml: within * ml, marked_ml: marked * ml, largest_ml: largest, dropped_ml: dropped };
 }
 
-// What a decision leaves: everything that a reader of the mask is told. `taken`: mL that a veto took back.
-function decide(probabilities, like, decision, taken) {
+function roundedEvidence(found) {
+  return Object.fromEntries(Object.entries(found).map(([name, value]) => [name, roundTo(value, 3)]));
+}
+
+// The Dice to be expected: as the model's synthetic heads had it, `learned`, else if the probabilities are right
+// (Learned.of, Evidence.dice).
+function qualityOf(found, learned) {
+  const { expected_ml: expected, within_ml: within, marked_ml: marked, largest_ml: largest, dropped_ml: dropped } = found;
+  if (!learned) {
+    const one = marked ? 1 : QUALITY.EMPTY_ML;
+    return roundTo((2 * within + one) / (expected + marked + one), 3);
+  }
+  const log = (ml) => Math.log(QUALITY.LEAST_ML + ml), share = Math.min(1 - QUALITY.NEAREST, Math.max(QUALITY.NEAREST, within / marked));
+  const values = marked ? [Math.log(share / (1 - share)), log(marked), log(largest), log(dropped)] : [log(expected), log(dropped)];
+  const [bias, ...weights] = marked ? learned.marked : learned.empty;
+  const score = weights.reduce((sum, weight, at) => sum + weight * values[at], bias);
+  return roundTo(1 / (1 + Math.exp(-Math.min(50, Math.max(-50, score)))), 3);
+}
+
+// What a decision leaves: everything that a reader of the mask is told. `taken`: mL that a veto took back. `learned`: how the
+// quality is told, null where another decision than the card's own is taken.
+function decide(probabilities, like, decision, taken, learned) {
   const every = labelsOf(probabilities, decision.threshold), remarks = [];
   const found = clean(every, like.volume.shape, like.affine, decision, probabilities[probabilities.length - 1]);
   if (taken) remarks.push(say("taken", inMl(taken)));
@@ -146,6 +171,7 @@ function decide(probabilities, like, decision, taken) {
   if (found.dropped) remarks.push(say("dropped", inMl(found.dropped), plain(decision.min_lesion_mm3 / 1000)));
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
-  return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3),
-           quality: expectedDice(probabilities, found.labels, each), remarks };
+  const evidence = evidenceOf(probabilities, found.labels, each, largest / 1000, found.unsure + found.dropped);
+  return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3), evidence,
+           quality: qualityOf(evidence, learned), remarks };
 }

@@ -200,7 +200,8 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
     step("cleaning");
     const { probabilities, ml } = settings.threshold === undefined && vetoed ? vetoed : { probabilities: plain, ml: 0 };
     const own = decisionOf(card, read.contrast), decision = { ...own, ...settings, ...(settings.threshold === undefined ? {} : { sure: 0 }) };
-    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision, ml));
+    const learned = settings.threshold === undefined && settings.min_lesion_mm3 === undefined ? learnedOf(card, read.contrast) : null;
+    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision, ml, learned));
     const seconds = roundTo((now() - started) / 1000, 2);
     return { ...found, plain, vetoed, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, ofScan: read.remarks, warnings: [...read.remarks, ...tooMuch(card, found.volume_ml)], contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
   } catch (error) {
@@ -234,7 +235,7 @@ function lesionProbability(probabilities) {
 function report(result, files, names) {
   return { scan: files.map((file) => file.name), ...names, volume_ml: result.volume_ml, lesions: result.lesions.length,
            largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks, parts: result.parts,
-           quality: result.quality, seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision };
+           quality: result.quality, quality_from: roundedEvidence(result.evidence), seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision };
 }
 
 function now() {
