@@ -287,8 +287,8 @@ def write_files(case, found, models: list, planned: dict, arguments: argparse.Na
             nib.save(found.probabilities, temporary)
     result = {"scan": [str(path) for path in planned["scans"]], **{name: str(planned[name]) for name in written},
               "volume_ml": found.volume_ml, "lesions": found.lesions, "largest_ml": found.largest_ml,
-              "quality": found.quality, "quality_from": found.evidence.rounded(), "contrast": found.contrast,
-              "expect": trust(models[0].card, found.contrast),
+              "quality": found.quality, "quality_from": {"learned": found.learned, **found.evidence.rounded()},
+              "contrast": found.contrast, "expect": trust(models[0].card, found.contrast),
               **{key: value for key, value in asdict(found.decision).items() if key != "also" or value},
               "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
     batch.before(planned, case, found, result)

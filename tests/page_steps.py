@@ -89,6 +89,7 @@ def check_mask(page, paths, model, tmp_path, voxels=None, within=1e-3, **setting
             expected.volume_ml, expected.lesions, expected.largest_ml]
         assert (*answer["warnings"], *answer["remarks"]) == expected.remarks
         assert answer["quality"] == expected.quality
+        assert answer["quality_from"].pop("learned") == expected.learned
         assert answer["quality_from"] == pytest.approx(expected.evidence.rounded(), rel=1e-3, abs=1.1e-3)
     return answer | {"differ": int(differ)}
 

@@ -23,7 +23,7 @@ from veto import regress
 
 from meshnet.errors import UserError, run_script
 from meshnet.files import write_json
-from meshnet.networks.card import CONFIG, QUALITY, Card, read_card
+from meshnet.networks.card import CONFIG, QUALITY, Card, card_from, read_card
 from meshnet.scans.contrast import CONTRASTS as LOOKS
 from meshnet.scans.quality import COUNTS, Learned
 
@@ -78,7 +78,9 @@ def main() -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     for looks in LOOKS:
         learned = learn([row for row in rows if row["looks"] == looks], card, looks)
-        values["contrasts"].setdefault(looks, {})[QUALITY] = {name: list(getattr(learned, name)) for name in COUNTS}
+        own = values.setdefault("contrasts", {}).setdefault(looks, {})
+        own[QUALITY] = {name: list(getattr(learned, name)) for name in COUNTS}
+    card_from(values, path)  # whether this model may look at the contrast
     print(compare(rows, card))
     write_json(path, values)
 

@@ -25,7 +25,7 @@ from second_heads import SMALLEST_MM3, drawer
 
 from meshnet.errors import UserError, run_script
 from meshnet.files import write_json
-from meshnet.networks.card import CONFIG, VETO
+from meshnet.networks.card import CONFIG, QUALITY, VETO
 from meshnet.scans.contrast import CONTRASTS as LOOKS
 from meshnet.scans.veto import parts_of, values_of
 
@@ -185,6 +185,7 @@ def fit(rows: list[dict], least: dict[str, float], sures: dict[str, float], fold
                             "measure them again")
         weights, bias = learn(some)
         bias -= np.log(share / (1 - share))
+        own.pop(QUALITY, None)  # was learned with another veto
         card["contrasts"][looks][VETO] = {"bias": round(bias, 5), "weights": np.round(weights, 5).tolist(),
                                           **({"sure": sures[looks]} if looks in sures else {})}
         print(f"{looks}: {len(parts)} parts, {np.mean([part[2] > RIGHT for part in parts]):.2f} of them right, "

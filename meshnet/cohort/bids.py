@@ -41,7 +41,8 @@ COLUMNS = {  # of lesions.tsv: what its JSON file says about each
     "lesions": {"Description": "Number of 26-connected marked parts, after the model's cleaning"},
     "largest_ml": {"Description": "Volume of the largest part", "Units": "mL"},
     "side": {"Description": SIDE, "Levels": {"left": "left half", "right": "right half", "both": "both halves"}},
-    "quality": {"Description": "Dice to be expected, as synthetic heads had it or if the probabilities are right"},
+    "quality": {"Description": "Dice to be expected: learned from synthetic heads, or as if the probabilities were "
+                               "right; of an empty mask a score for ranking"},
     "agreement": {"Description": AGREEMENT},
     "warnings": {"Description": "What is doubtful about the scan or its mask, in sentences"},
     "error": {"Description": "Why the scan could not be segmented; n/a where it was"},

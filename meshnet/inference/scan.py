@@ -70,8 +70,9 @@ class Segmentation:
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
     step, by name. ``quality`` is the Dice to be expected: as the model's synthetic heads had it where its card says so,
-    else if the probabilities are right; ``evidence`` is what it is made of (``scans.quality``). ``decision`` is what
-    decided, ``contrast`` what the scan looks like, ``veto`` whether a veto (``scans.veto``) counted.
+    else if the probabilities are right; ``learned`` says which, ``evidence`` is what it is made of (``scans.quality``).
+    ``decision`` is what decided, ``contrast`` what the scan looks like, ``veto`` whether a veto (``scans.veto``)
+    counted.
     """
 
     mask: nib.Nifti1Image
@@ -83,6 +84,7 @@ class Segmentation:
     parts: dict[str, float] = field(default_factory=dict)
     quality: float | None = None
     evidence: Evidence | None = None
+    learned: bool = False
     decision: Decision = field(default_factory=Decision)
     contrast: str | None = None
     veto: bool = False
@@ -245,7 +247,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like), case.mark) if probabilities else None,
                         (*case.remarks, *remarks_on(case.taken_ml, *dropped, decision)), parts, round(quality, 3),
-                        evidence, decision, case.contrast, veto)
+                        evidence, learned is not None, decision, case.contrast, veto)
 
 
 def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None,

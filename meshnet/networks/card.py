@@ -115,7 +115,7 @@ class Card:
         return found and Veto(found["bias"], tuple(found["weights"]), found.get("sure"))
 
     def quality(self, contrast: str | None = None) -> Learned | None:
-        """How the quality of the card's own decision on such a scan is told; None: as ``Evidence.dice`` says."""
+        """How the quality of the card's own decision on such a scan is computed; None: by ``Evidence.dice``."""
         found = self.contrasts.get(contrast, {}).get(QUALITY)
         return found and Learned(tuple(found["marked"]), tuple(found["empty"]))
 

@@ -58,7 +58,7 @@ COUNTS = {"marked": 4, "empty": 2}  # of ``Evidence.values``
 @dataclass(frozen=True)
 class Learned:
     """The Dice to be expected of a mask, and of an empty one, as synthetic heads had it: a bias and the weights of
-    ``Evidence.values``, of a logistic regression (``benchmarks/trust/decision.py quality``)."""
+    ``Evidence.values``, of a logistic regression (``benchmarks/trust/quality.py``)."""
 
     marked: Sequence[float]
     empty: Sequence[float]

@@ -75,7 +75,7 @@ def setting(key: str, value) -> str:
         other = f", and sure {plain(value['sure'])} is enough then" if "sure" in value else ""
         return f"a veto takes back what looks like no lesion{other}"
     if key == QUALITY:
-        return "its quality learned from synthetic heads"
+        return "quality learned from synthetic heads"
     if key == OWN:
         return "weights of its own" if value else "the common weights"
     name = SHARE if key == "first_share" else key.replace("_", " ")

@@ -32,8 +32,8 @@ from meshnet.sharing.about import about_html, is_best, lead_of, marked_by
 
 PARTS = Path(__file__).parent / "page"
 STEPS = ("messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "contrast_weights",
-         "contrast", "naming", "grid", "mirror", "second", "veto", "checks", "mask", "boxes", "engine", "team",
-         "segment", "dicom", "converter", "worker")  # what the worker is made of, in this order
+         "contrast", "naming", "grid", "mirror", "second", "veto", "checks", "mask", "quality", "boxes", "engine",
+         "team", "segment", "dicom", "converter", "worker")  # what the worker is made of, in this order
 PAGE = ("seal", "messages", "arrays", "cases", "viewer", "solid", "intake", "madeup", "report",
         "page")  # that the page loads
 VENDOR = PARTS / "vendor"  # code of others, see vendored.json there

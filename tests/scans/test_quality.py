@@ -44,12 +44,14 @@ def test_the_cards_own_decision_has_the_quality_that_was_learned(tmp_path):
     looks = {"FLAIR or DWI": {"threshold": 0.3, "quality": LEARNED}}
     model = bright_model(tmp_path / "m", scaling="lesions_bright", contrasts=looks)
     told = json.loads(infer(path, "--model", model, "--no-picture", "--json").stdout)
+    assert told["quality_from"].pop("learned") is True
     seen = Evidence(**told["quality_from"])
     assert told["quality"] == pytest.approx(Learned(**LEARNED).of(seen), abs=2e-3)
     assert (told["volume_ml"], told["largest_ml"]) == pytest.approx((seen.marked_ml, seen.largest_ml))
     for changes in ({"threshold": 0.3}, {"min_lesion_mm3": 1.0}):
         found = segment_scan(path, model, **changes)
         assert found.quality == pytest.approx(found.evidence.dice(), abs=6e-4) != pytest.approx(told["quality"])
+        assert not found.learned
     assert segment_scan(path, [model, model]).quality == found.quality
     none = bright_model(tmp_path / "s", scaling="lesions_bright", contrasts={"FLAIR or DWI": {
         **looks["FLAIR or DWI"], "sure": 1.0}})
@@ -99,3 +101,15 @@ def test_a_quality_is_learned_by_contrast_and_ranks(learning, tmp_path, capsys, 
     assert learned > right + 0.1 and learned > 0.7
     with pytest.raises(learning.UserError, match="T2w: found 0 heads with marked masks, expected more than 4"):
         learning.learn([], found, "T2w")
+
+
+def test_a_healthy_head_counts_by_what_is_marked_in_it(learning):
+    """3 mL each, as a Dice of a quarter: a regression has the mean that it was given. And with the veto's `sure`."""
+    rows = [{"seed": n, "looks": "T2w", "healthy": True, "ml": 0.0, "n": 0, "sum": 300.0, "parts": {"0.5": [
+        [375, 0.7 if n % 4 else 0.3, 200.0 + n, 0, []]]}} for n in range(40)]
+    card = learning.Card(["any"], ["background", "lesion"], scaling="lesions_bright", sure=0.8, contrasts={"T2w": {
+        "veto": {"bias": 0, "weights": [], "sure": 0.6}}})
+    found = learning.learn(rows, card, "T2w")
+    of = lambda row: found.of(learning.evidence_of(row, card.decision("T2w", veto=True))[0])
+    assert np.mean([of(row) for row in rows if row["seed"] % 4]) == pytest.approx(0.25, abs=1e-3)
+    assert np.mean([of(row) for row in rows if row["seed"] % 4 == 0]) == pytest.approx(1, abs=0.02)

@@ -17,3 +17,12 @@ def test_scores_stand_beside_the_data_that_they_are_of(tmp_path):
     real = about(tmp_path, {"source": {"format": "bids", "path": "/home/me/ds1", "suffix": ["T2w"]}})
     assert "Scores on held-out cases" in real and "one data set: bids (" in real and "/home" not in real
     assert "synthetic" not in real and "one data set" not in about(tmp_path, None)
+
+
+def test_what_a_contrast_has_is_said_in_words(tmp_path):
+    own = {"threshold": 0.3, "also": ["spots"], "first_share": 0.5, "own_weights": True, "veto": {"sure": 0.6},
+           "quality": {"marked": [0] * 5, "empty": [0] * 3}}
+    card = Card(channels=["any"], classes=["background", "lesion", "spots"], marks="lesion", contrasts={"T1w": own})
+    assert ("on T1w</td><td>threshold 0.3, also spots, first network: share of the result 0.5, weights of its own, a "
+            "veto takes back what looks like no lesion, and sure 0.6 is enough then, quality learned from synthetic "
+            "heads</td>") in about_html(tmp_path / "model.safetensors", card).replace("th>", "td>")

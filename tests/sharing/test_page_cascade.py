@@ -22,7 +22,7 @@ from meshnet.inference import cascade
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case
 from meshnet.networks.card import Card, read_card
-from meshnet.scans import mirror, second, veto
+from meshnet.scans import mirror, quality, second, veto
 from meshnet.scans.contrast import CONTRASTS, likelihoods, most_likely
 from meshnet.scans.grid import conform
 from meshnet.sharing import to_web
@@ -137,11 +137,11 @@ def test_a_veto_takes_back_the_same_parts(page, seed):
 
 
 def test_the_constants_are_pythons():
-    for name, module in (("second", second), ("mirror", mirror), ("veto", veto)):
+    for name, module in (("second", second), ("mirror", mirror), ("veto", veto), ("quality", quality)):
         text = re.search(rf"^const {name.upper()} = (\{{.*\}});$", to_web.script(name), re.MULTILINE).group(1)
         text = re.sub(r"1 / (\d+)", lambda found: str(1 / int(found[1])), text)
         values = json.loads(re.sub(r"([A-Z_]+):", r'"\1":', text))
-        own = {key: value for key, value in vars(module).items() if key.isupper() and key != "SCALINGS"}
+        own = {key: value for key, value in vars(module).items() if key.isupper() and key not in ("SCALINGS", "COUNTS")}
         assert json.loads(json.dumps(own)) == values
 
 
@@ -159,7 +159,8 @@ CASES = {
         "sure": 0.5, "bias": -2, "weights": [1.0, 0.2, -0.1, 0.3, 0.5, -0.7, 0.2, 0.4, -0.3, 0.1]}}
         for name in CONTRASTS}},
     "a veto with the mirror image": {"mirror": True, "first_share": 0.2, "contrasts": {name: {
-        "also": ["fluid"], "veto": {"bias": -2, "weights": [1.0, *[0.1, -0.1, 0.2] * 5]}} for name in CONTRASTS}},
+        "also": ["fluid"], "quality": {"marked": [0.1, -0.2, 0.3, -0.5, 0.4], "empty": [0.3, -0.2, 0.1]},
+        "veto": {"bias": -2, "weights": [1.0, *[0.1, -0.1, 0.2] * 5]}} for name in CONTRASTS}},
     "other weights for each contrast": {"own": CONTRASTS, "mirror": True},
     "other weights for some": {"own": CONTRASTS[:2]},
     "the mirror image as well": {"mirror": True},

@@ -239,6 +239,22 @@ def test_scripts_are_short_and_named_once():
         assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
 
 
+def test_the_page_and_its_worker_each_have_all_functions_that_they_call():
+    """They have a scope each, and some scripts in common."""
+    scripts = {name: to_web.script(name) for name in dict.fromkeys((*to_web.STEPS, *to_web.PAGE))}
+    defined = {name: set(re.findall(r"^(?:async )?function (\w+)", text, re.MULTILINE))
+               for name, text in scripts.items()}
+    every = set().union(*defined.values())
+    for parts in (to_web.STEPS, to_web.PAGE):
+        own = set().union(*(defined[part] for part in parts))
+        for part in parts:
+            called = set(re.findall(r"(?<![\w.])(\w+)\(", re.sub(r"//.*", "", scripts[part])))
+            given = " ".join(re.findall(r"^(?:async )?function \w+\((.*)\) \{$", scripts[part], re.MULTILINE))
+            inner = set(re.findall(r"(?:const|let) (\w+) = ", scripts[part])) | set(re.findall(r"\w+", given)) | set(
+                re.findall(r"^  (?:async )?(\w+)\(.*\) \{$", scripts[part], re.MULTILINE))
+            assert not (called & every) - own - inner, part
+
+
 @pytest.mark.parametrize("name", dict.fromkeys((*to_web.STEPS, *to_web.PAGE)))
 def test_a_script_loses_comments_alone(name):
     """Lines that begin with // and lie in no template literal, before which the number of backticks is odd."""

@@ -26,11 +26,6 @@ function vetoOf(card, contrast) {
   return ((card.contrasts || {})[contrast] || {}).veto || null;
 }
 
-// How the quality of the card's own decision is told there, {marked, empty} or null (Card.quality).
-function learnedOf(card, contrast) {
-  return ((card.contrasts || {})[contrast] || {}).quality || null;
-}
-
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).
 function expectOf(card, contrast) {
   return ((card.about || {}).trust || {})[contrast] || null;
@@ -128,39 +123,6 @@ function clean(every, shape, affine, { threshold, sure, min_lesion_mm3: smallest
   return { labels, lesions, unsure: (unsure * each) / 1000, dropped: (dropped * each) / 1000, parts };
 }
 
-const QUALITY = { EMPTY_ML: 8, LEAST_ML: 0.1, NEAREST: 1e-3 };  // as in meshnet/scans/quality.py
-
-// What the quality of a mask is made of, in mL (evidence_of). `largest` and `dropped` are in mL.
-function evidenceOf(probabilities, labels, each, largest, dropped) {
-  const lesion = lesionProbability(probabilities);
-  let within = 0, expected = 0, marked = 0;
-  for (let i = 0; i < labels.length; ++i) {
-    expected += lesion[i];
-    if (labels[i]) within += lesion[i], ++marked;
-  }
-  const ml = each / 1000;
-  return { expected_ml: expected * ml, within_ml: within * ml, marked_ml: marked * ml, largest_ml: largest, dropped_ml: dropped };
-}
-
-function roundedEvidence(found) {
-  return Object.fromEntries(Object.entries(found).map(([name, value]) => [name, roundTo(value, 3)]));
-}
-
-// The Dice to be expected: as the model's synthetic heads had it, `learned`, else if the probabilities are right
-// (Learned.of, Evidence.dice).
-function qualityOf(found, learned) {
-  const { expected_ml: expected, within_ml: within, marked_ml: marked, largest_ml: largest, dropped_ml: dropped } = found;
-  if (!learned) {
-    const one = marked ? 1 : QUALITY.EMPTY_ML;
-    return roundTo((2 * within + one) / (expected + marked + one), 3);
-  }
-  const log = (ml) => Math.log(QUALITY.LEAST_ML + ml), share = Math.min(1 - QUALITY.NEAREST, Math.max(QUALITY.NEAREST, within / marked));
-  const values = marked ? [Math.log(share / (1 - share)), log(marked), log(largest), log(dropped)] : [log(expected), log(dropped)];
-  const [bias, ...weights] = marked ? learned.marked : learned.empty;
-  const score = weights.reduce((sum, weight, at) => sum + weight * values[at], bias);
-  return roundTo(1 / (1 + Math.exp(-Math.min(50, Math.max(-50, score)))), 3);
-}
-
 // What a decision leaves: everything that a reader of the mask is told. `taken`: mL that a veto took back. `learned`: how the
 // quality is told, null where another decision than the card's own is taken.
 function decide(probabilities, like, decision, taken, learned) {
@@ -172,6 +134,6 @@ function decide(probabilities, like, decision, taken, learned) {
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
   const evidence = evidenceOf(probabilities, found.labels, each, largest / 1000, found.unsure + found.dropped);
-  return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3), evidence,
+  return { ...found, volume_ml: roundTo(total / 1000, 3), largest_ml: roundTo(largest / 1000, 3), evidence, learned: Boolean(learned),
            quality: qualityOf(evidence, learned), remarks };
 }

@@ -169,3 +169,8 @@ function roundEven(value) {
 function roundTo(value, digits) {
   return Number(fixed(value, digits));
 }
+
+// What a quality is made of, for a report: whether it was learned, and mL (Segmentation.evidence).
+function qualityFrom({ learned, evidence }) {
+  return { learned, ...Object.fromEntries(Object.entries(evidence).map(([name, value]) => [name, roundTo(value, 3)])) };
+}

@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("fs"), path = require("path"), vm = require("vm"), readline = require("readline"), zlib = require("zlib");
-const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "contrast_weights", "contrast", "naming", "grid", "mirror", "second", "veto", "checks", "mask", "boxes", "engine", "team", "segment", "dicom", "converter"];
+const STEPS = ["messages", "arrays", "extended", "cases", "inflate", "nifti", "resample", "intensity", "contrast_weights", "contrast", "naming", "grid", "mirror", "second", "veto", "checks", "mask", "quality", "boxes", "engine", "team", "segment", "dicom", "converter"];
 for (const name of STEPS) {
   const file = path.join(__dirname, `${name}.js`);
   vm.runInThisContext(fs.readFileSync(file, "utf8").replace('"use strict";', ""), { filename: file });

@@ -10,7 +10,7 @@ function reportOf() {
   const { result } = state;
   return { scan: state.shown.files.map((file) => file.name), mask: `${state.shown.mask}_lesion.nii.gz`, volume_ml: result.volume_ml,
            lesions: result.lesions.length, largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks,
-           parts: result.parts, quality: result.quality, quality_from: roundedEvidence(result.evidence), seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision, model: build.model, ...(build.first ? { first: build.first } : {}) };
+           parts: result.parts, quality: result.quality, quality_from: qualityFrom(result), seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision, model: build.model, ...(build.first ? { first: build.first } : {}) };
 }
 
 // For a report of a fault: with a result or without one.

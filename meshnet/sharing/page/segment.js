@@ -235,7 +235,7 @@ function lesionProbability(probabilities) {
 function report(result, files, names) {
   return { scan: files.map((file) => file.name), ...names, volume_ml: result.volume_ml, lesions: result.lesions.length,
            largest_ml: result.largest_ml, warnings: result.warnings, remarks: result.remarks, parts: result.parts,
-           quality: result.quality, quality_from: roundedEvidence(result.evidence), seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision };
+           quality: result.quality, quality_from: qualityFrom(result), seconds: result.seconds, contrast: result.contrast, expect: result.expect, ...result.decision };
 }
 
 function now() {

@@ -13,7 +13,7 @@ function show(id, result) {
   const { like } = result, scan = like.volume;
   return { what: "result", id, volume_ml: result.volume_ml, largest_ml: result.largest_ml, lesions: lesionTable(result),
            warnings: result.warnings, remarks: result.remarks, decision: result.decision, own: result.own, contrast: result.contrast, expect: result.expect,
-           parts: result.parts, quality: result.quality, evidence: result.evidence, seconds: result.seconds, bytes: kept.engine.bytes, threads: kept.engine.threads, labels: result.labels.slice(),
+           parts: result.parts, quality: result.quality, evidence: result.evidence, learned: result.learned, seconds: result.seconds, bytes: kept.engine.bytes, threads: kept.engine.threads, labels: result.labels.slice(),
            scan: { data: scan.data.slice(), shape: scan.shape, affine: like.affine } };
 }
 
@@ -75,11 +75,11 @@ const answers = {
     checkSettings(threshold, smallest);
     const { own, plain, vetoed, like } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
     const { probabilities, ml } = threshold === own.threshold && vetoed ? vetoed : { probabilities: plain, ml: 0 };
-    const learned = threshold === own.threshold && smallest === own.min_lesion_mm3 ? learnedOf(kept.model.card, kept.result.contrast) : null;
-    Object.assign(kept.result, decide(probabilities, like, decision, ml, learned), { decision, probabilities });
-    const { labels, volume_ml, largest_ml, remarks, quality, evidence } = kept.result;
+    const asCard = threshold === own.threshold && Math.abs(smallest - own.min_lesion_mm3) < 1e-6;  // 1000 times what is typed
+    Object.assign(kept.result, decide(probabilities, like, decision, ml, asCard ? learnedOf(kept.model.card, kept.result.contrast) : null), { decision, probabilities });
+    const { labels, volume_ml, largest_ml, remarks, quality, evidence, learned } = kept.result;
     const warnings = kept.result.warnings = [...kept.result.ofScan, ...tooMuch(kept.model.card, volume_ml)];
-    tell({ what: "decided", id, labels: labels.slice(), volume_ml, largest_ml, warnings, remarks, quality, evidence, decision, lesions: lesionTable(kept.result) });
+    tell({ what: "decided", id, labels: labels.slice(), volume_ml, largest_ml, warnings, remarks, quality, evidence, learned, decision, lesions: lesionTable(kept.result) });
   },
   async file({ id, kind }) {
     if (id !== kept.id) return;
