@@ -14,6 +14,7 @@ from cascades import head_file, write_cascade
 from page_steps import model_of, scan
 
 from meshnet import ROOT
+from meshnet.scans.contrast import CONTRASTS
 from meshnet.sharing.to_web import write_page
 
 FOLDER = ROOT / "tests/browser"
@@ -48,7 +49,9 @@ def place(tmp_path_factory):
     model_of(folder / "model", "instance", min_lesion_mm3=300, shifted=True, averaged=True, centre="middle")
     write_page(folder / "model", folder / "page")
     scan(folder / "scan.nii")
-    write_page(write_cascade(folder / "cascade"), folder / "page/cascade")  # a page of two networks within the page
+    learned = {name: {"quality": {"marked": [0.1, -0.2, 0.3, -0.5, 0.4], "empty": [0.3, -0.2, 0.1]}}
+               for name in CONTRASTS}
+    write_page(write_cascade(folder / "cascade", contrasts=learned), folder / "page/cascade")  # a page in the page
     (folder / "head").mkdir()
     head_file(folder / "head/scan.nii")
     asked = []

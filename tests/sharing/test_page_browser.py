@@ -20,8 +20,8 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, of, where):
     folder, address, asked = place
     below, scan = ("", str(folder / "scan.nii")) if of == "model" else ("cascade/", str(folder / "head/scan.nii"))
     with Page() as page:
-        page.ask("segment", model=str(folder / of), scans=[scan],
-                 mask=str(folder / "mask.nii"), probability=str(folder / "probability.nii"), settings={})
+        told = page.ask("segment", model=str(folder / of), scans=[scan],
+                        mask=str(folder / "mask.nii"), probability=str(folder / "probability.nii"), settings={})
     asked.clear()
     heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     heard.bind(("127.0.0.1", 0))
@@ -29,11 +29,12 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, of, where):
     address = address.replace("index.html", f"{below}index.html")
     given = {"file": (folder / "page" / below / "index.html").as_uri(), "http": address,
              "isolated": f"{address}?isolated"}[where]
-    found, threads, mask, probability, png, report, less, none, leave = browser(
+    found, threads, mask, probability, png, report, less, other, _, again, none, leave = browser(
         given, ["files", scan],
         ["evaluate", "[window.page.threads, self.crossOriginIsolated, navigator.hardwareConcurrency]"],
         ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
-        ["change", "threshold", "0.51"], ["change", "threshold", "1"],
+        ["change", "threshold", "0.51"], ["evaluate", "reportOf()"], ["change", "threshold", "0.5"],
+        ["evaluate", "reportOf()"], ["change", "threshold", "1"],
         ["leave", place[1].replace("index.html", "planted").replace("127.0.0.1", "localhost"),  # another origin
          heard.getsockname()[1]])
     assert found["states"] == ["done"] and "mL in" in found["answer"]
@@ -43,7 +44,12 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, of, where):
                      ((folder / "probability.nii").read_bytes(), content(probability)))
     assert np.abs(expected - got).max() < 1e-6  # the engines of browsers may round exp differently
     assert base64.b64decode(png["content"])[:4] == b"\x89PNG"
-    assert json.loads(base64.b64decode(report["content"]))["volume_ml"] == found["report"]["volume_ml"] > 0
+    saved = json.loads(base64.b64decode(report["content"]))
+    assert saved["volume_ml"] == found["report"]["volume_ml"] > 0
+    for one in (saved, again):  # again: with the threshold of the card typed once more
+        assert all(one[key] == told[key] for key in ("quality", "quality_from"))
+        assert one["quality_from"]["learned"] == (of == "cascade")
+    assert other["quality_from"]["learned"] is False
     assert less != found["answer"] and "no lesion" in none
     assert not [way for way, how in leave["tried"].items() if how == "sent"], leave
     assert {"connect-src", "img-src", "form-action"} <= set(leave["refused"])
