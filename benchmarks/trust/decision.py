@@ -114,11 +114,14 @@ def summary(rows: list[tuple]) -> dict:
             "healthy_p90_ml": round(float(np.quantile(healthy, 0.9)), 2) if healthy else None}
 
 
+def succeeded(row: dict, found: tuple) -> bool:
+    """Whether what was ``decided`` of a head is of use: a Dice of at least 0.3, or at most 1 mL in a healthy one."""
+    return found[2] <= 1 if row["healthy"] else found[0] >= 0.3
+
+
 def ranked(rows: list[tuple]) -> float | None:
-    """The share of pairs of a success and a failure (Dice below 0.3, or over 1 mL in a healthy head) in which the
-    success has the higher quality."""
-    failed = [found[2] > 1 if row["healthy"] else found[0] < 0.3 for row, found in rows]
-    good, bad = ([found[3] for (_, found), fail in zip(rows, failed) if fail == wanted] for wanted in (False, True))
+    """The share of pairs of a success and a failure in which the success has the higher quality."""
+    good, bad = ([found[3] for row, found in rows if succeeded(row, found) == wanted] for wanted in (True, False))
     if not good or not bad:
         return None
     apart = np.array(good)[:, None] - np.array(bad)

@@ -1,11 +1,12 @@
-"""How good a mask may be expected to be: learned from synthetic heads, by contrast, and written into the model's card.
+"""How likely a mask is of use: learned from synthetic heads, by contrast, and written into the model's card.
 
 ``python benchmarks/trust/quality.py RESULTS.jsonl … --model FOLDER``
 
 The lines are those of ``builtin_weights.py``, of heads that the card's table does not hold, measured with the decision
-and the veto that are in force: what is chosen after that needs a new quality. A logistic regression of the Dice of a
-head (without a lesion: 1 / (1 + mL marked)) on ``scans.quality.Evidence.values``, one for masks and one for empty ones.
-Printed: how well it ranks in cross-validation, beside the Dice to be expected if the probabilities are right.
+and the veto that are in force: what is chosen after that needs a new quality. A logistic regression of whether a head
+has a Dice of at least 0.3 (without a lesion: at most 1 mL marked) on ``scans.quality.Evidence.values``, one for masks
+and one for empty ones. Printed: how well it ranks in cross-validation, beside the Dice to be expected if the
+probabilities are right.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from builtin_weights import read
-from decision import decided, evidence_of, ranked
+from decision import decided, evidence_of, ranked, succeeded
 from veto import regress
 
 from meshnet.errors import UserError, run_script
@@ -39,9 +40,9 @@ def learn(rows: list[dict], card: Card, looks: str) -> Learned:
     """
     decision, seen = card.decision(looks, veto=True), {name: [] for name in COUNTS}
     for row in rows:
-        dice, _, ml, _ = decided(row, decision)
+        of = decided(row, decision)
         values = evidence_of(row, decision)[0].values()
-        seen["marked" if ml else "empty"].append((values, 1 / (1 + ml) if row["healthy"] else dice))
+        seen["marked" if of[2] else "empty"].append((values, float(succeeded(row, of))))
     found = {}
     for name, some in seen.items():
         if len(some) <= COUNTS[name]:

@@ -62,8 +62,15 @@ def real(results: dict) -> list[str]:
 
 
 def calibration(results: dict) -> list[str]:
-    rows = [[one["said"], one["is"], one["voxels"]] for one in results["calibration"]["after"]]
-    return table(["probability said, mean", "share that is lesion", "voxels"], rows)
+    """What share is lesion of the voxels of each tenth of the probabilities; in a column for each contrast, if so."""
+    found = results["calibration"]
+    if "after" in found:
+        rows = [[one["said"], one["is"], one["voxels"]] for one in found["after"]]
+        return table(["probability said, mean", "share that is lesion", "voxels"], rows)
+    cell = lambda one: f"{one['said']:.2f}: **{one['is']:.2f}** ({one['voxels']})"
+    rows = [[f"{tenth / 10:g} to {(tenth + 1) / 10:g}", *(cell(looks["bins"][tenth]) for looks in found.values())]
+            for tenth in range(10)]
+    return table(["probability", *(f"{name}, mean: share that is lesion (voxels)" for name in found)], rows)
 
 
 def readme(name: str, card: dict, results: dict) -> str:

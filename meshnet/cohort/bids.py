@@ -41,8 +41,8 @@ COLUMNS = {  # of lesions.tsv: what its JSON file says about each
     "lesions": {"Description": "Number of 26-connected marked parts, after the model's cleaning"},
     "largest_ml": {"Description": "Volume of the largest part", "Units": "mL"},
     "side": {"Description": SIDE, "Levels": {"left": "left half", "right": "right half", "both": "both halves"}},
-    "quality": {"Description": "Dice to be expected: learned from synthetic heads, or as if the probabilities were "
-                               "right; of an empty mask a score for ranking"},
+    "quality": {"Description": "How likely the mask is of use, learned from synthetic heads, or the Dice to be "
+                               "expected if the probabilities are right; of an empty mask a score for ranking"},
     "agreement": {"Description": AGREEMENT},
     "warnings": {"Description": "What is doubtful about the scan or its mask, in sentences"},
     "error": {"Description": "Why the scan could not be segmented; n/a where it was"},

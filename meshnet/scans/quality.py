@@ -1,5 +1,4 @@
-"""How good a mask may be expected to be: the ``quality`` of a result, and what it is made of. The page computes the
-same."""
+"""How good a mask may be: the ``quality`` of a result, and what it is made of. The page computes the same."""
 
 import math
 from collections.abc import Sequence
@@ -57,8 +56,8 @@ COUNTS = {"marked": 4, "empty": 2}  # of ``Evidence.values``
 
 @dataclass(frozen=True)
 class Learned:
-    """The Dice to be expected of a mask, and of an empty one, as synthetic heads had it: a bias and the weights of
-    ``Evidence.values``, of a logistic regression (``benchmarks/trust/quality.py``)."""
+    """How likely a mask, and an empty one, is of use, as synthetic heads had it: a bias and the weights of
+    ``Evidence.values``, of a logistic regression (``benchmarks/trust/quality.py``, which says what is of use)."""
 
     marked: Sequence[float]
     empty: Sequence[float]

@@ -1,4 +1,4 @@
-// How good a mask may be expected to be: meshnet/scans/quality.py.
+// How good a mask may be: meshnet/scans/quality.py.
 "use strict";
 
 const QUALITY = { EMPTY_ML: 8, LEAST_ML: 0.1, NEAREST: 0.001 };
@@ -15,7 +15,7 @@ function evidenceOf(probabilities, labels, each, largest, dropped) {
   return { expected_ml: expected * ml, within_ml: within * ml, marked_ml: marked * ml, largest_ml: largest, dropped_ml: dropped };
 }
 
-// The Dice to be expected: as the model's synthetic heads had it, `learned`, else if the probabilities are right
+// How likely the mask is of use, as `learned` from synthetic heads, or the Dice to be expected if the probabilities are right
 // (Learned.of, Evidence.dice).
 function qualityOf(found, learned) {
   const { expected_ml: expected, within_ml: within, marked_ml: marked, largest_ml: largest, dropped_ml: dropped } = found;
