@@ -42,7 +42,7 @@ def learn(rows: list[dict], card: Card, looks: str) -> Learned:
     for row in rows:
         of = decided(row, decision)
         values = evidence_of(row, decision)[0].values()
-        seen["marked" if of[2] else "empty"].append((values, float(succeeded(row, of))))
+        seen["marked" if of[2] else "empty"].append((values, succeeded(row, of)))
     found = {}
     for name, some in seen.items():
         if len(some) <= COUNTS[name]:

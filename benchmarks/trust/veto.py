@@ -87,7 +87,7 @@ def measure(arguments: argparse.Namespace) -> None:
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         for number in range(arguments.cases):
             seed = arguments.first + number * (HEALTHY if arguments.healthy else 1)
-            for contrast in ["FLAIR"] if arguments.sclerosis else CONTRASTS:
+            for contrast in ["FLAIR"] if arguments.sclerosis else arguments.contrasts:
                 if (seed, contrast, arguments.sclerosis) in done:
                     continue
                 image, mask, _ = make(seed, contrast, "as made", maps, masks)
@@ -103,7 +103,7 @@ def regress(values: np.ndarray, right: np.ndarray, weights: np.ndarray,
 
     Args:
         values: (N, D).
-        right: (N,) boolean, or from 0 to 1 how much of it is.
+        right: (N,) boolean.
         weights: (N,), how much each counts.
     """
     from scipy.optimize import minimize
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="model folder of a cascade")
     parser.add_argument("--anatomy", help="label maps that the model was not trained on")
     parser.add_argument("--lesions", nargs="+", help="folders of lesion masks")
+    parser.add_argument("--contrasts", nargs="+", choices=CONTRASTS, default=CONTRASTS)
     parser.add_argument("--cases", type=int, default=100, help="heads of each contrast")
     parser.add_argument("--first", type=int, default=9_600_000, help="seed of the first")
     parser.add_argument("--healthy", action="store_true", help="heads without a stroke alone")

@@ -67,8 +67,9 @@ def calibration(results: dict) -> list[str]:
     if "after" in found:
         rows = [[one["said"], one["is"], one["voxels"]] for one in found["after"]]
         return table(["probability said, mean", "share that is lesion", "voxels"], rows)
-    cell = lambda one: f"{one['said']:.2f}: **{one['is']:.2f}** ({one['voxels']})"
-    rows = [[f"{tenth / 10:g} to {(tenth + 1) / 10:g}", *(cell(looks["bins"][tenth]) for looks in found.values())]
+    cells = [{min(9, int(10 * one["said"])): f"{one['said']:.2f}: **{one['is']:.2f}** ({one['voxels']})"
+              for one in looks["bins"]} for looks in found.values()]
+    rows = [[f"{tenth / 10:g} to {(tenth + 1) / 10:g}", *(one.get(tenth, "–") for one in cells)]
             for tenth in range(10)]
     return table(["probability", *(f"{name}, mean: share that is lesion (voxels)" for name in found)], rows)
 

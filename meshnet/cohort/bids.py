@@ -41,8 +41,9 @@ COLUMNS = {  # of lesions.tsv: what its JSON file says about each
     "lesions": {"Description": "Number of 26-connected marked parts, after the model's cleaning"},
     "largest_ml": {"Description": "Volume of the largest part", "Units": "mL"},
     "side": {"Description": SIDE, "Levels": {"left": "left half", "right": "right half", "both": "both halves"}},
-    "quality": {"Description": "How likely the mask is of use, learned from synthetic heads, or the Dice to be "
-                               "expected if the probabilities are right; of an empty mask a score for ranking"},
+    "quality": {"Description": "Where QualityLearned: how likely the mask has a Dice of at least 0.3, or marks at "
+                               "most 1 mL in a head without a lesion; else the Dice to be expected if the "
+                               "probabilities are right (of an empty mask for ranking)"},
     "agreement": {"Description": AGREEMENT},
     "warnings": {"Description": "What is doubtful about the scan or its mask, in sentences"},
     "error": {"Description": "Why the scan could not be segmented; n/a where it was"},
@@ -267,6 +268,7 @@ def write_sidecars(planned: dict, root: Path, models: list[dict], result: dict, 
         **common,
         "VolumeML": result["volume_ml"], "Lesions": result["lesions"], "LargestML": result["largest_ml"],
         "Side": result.get("side"), "SideDescription": SIDE, "Quality": result.get("quality"),
+        "QualityLearned": result.get("quality_from", {}).get("learned"),
         **({"Agreement": result["agreement"]} if "agreement" in result else {}), "Warnings": result["warnings"],
         "Remarks": result["remarks"], "ManuallyDrawn": False})
     if "probability" in result:

@@ -69,8 +69,9 @@ class Segmentation:
     ``mask`` holds labels, uint8: 0 and 1 where one class is marked, else the model's classes. ``probabilities`` is the
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
-    step, by name. ``quality`` says how likely the mask is of use, as ``learned`` from synthetic heads, or where the
-    model's card has no such thing the Dice to be expected; ``evidence`` is what it is made of (``scans.quality``).
+    step, by name. ``quality`` says how likely the mask is of use, as ``learned`` from synthetic heads; where the card
+    has no such thing, a threshold or least size was given, or there are several models, it is the Dice to be expected.
+    ``evidence`` is what it is made of (``scans.quality``).
     ``decision`` is what decided, ``contrast`` what the scan looks like, ``veto`` whether a veto (``scans.veto``)
     counted.
     """

@@ -56,8 +56,9 @@ COUNTS = {"marked": 4, "empty": 2}  # of ``Evidence.values``
 
 @dataclass(frozen=True)
 class Learned:
-    """How likely a mask, and an empty one, is of use, as synthetic heads had it: a bias and the weights of
-    ``Evidence.values``, of a logistic regression (``benchmarks/trust/quality.py``, which says what is of use)."""
+    """How likely a mask, and an empty one, is of use, which is a Dice of at least 0.3, or at most 1 mL marked in a head
+    without a lesion, as synthetic heads had it: a bias and the weights of ``Evidence.values``, of a logistic regression
+    (``benchmarks/trust/quality.py``)."""
 
     marked: Sequence[float]
     empty: Sequence[float]

@@ -20,7 +20,7 @@ def decision(root, monkeypatch):
     import decision
 
     yield decision
-    for name in ("decision", "builtin_weights"):
+    for name in ("decision", "builtin_weights", "weights_card"):
         sys.modules.pop(name, None)
 
 
@@ -38,6 +38,13 @@ def test_a_head_is_scored_by_what_a_decision_keeps(decision):
     assert quality == pytest.approx((2 * 1.2 + 1) / (4 + 2 + 1))
     assert decision.decided(stroke, Decision(0.3, 0.0, 0.0))[1] == pytest.approx(4 / 5)  # both found, one false
     assert decision.decided(head(True, []), Decision(0.3))[:3] == (1.0, None, 0.0)
+
+
+def test_what_is_of_use(decision):
+    """A Dice of 0.3; 1 mL in a healthy head, whatever its Dice."""
+    for healthy, dice, ml, of_use in ((False, 0.3, 50, True), (False, 0.29, 0.1, False), (True, 0, 1.0, True),
+                                      (True, 1, 1.01, False)):
+        assert decision.succeeded({"healthy": healthy}, (dice, None, ml, 0.5)) == of_use
 
 
 def test_a_head_is_measured_at_the_models_own_threshold(decision, tmp_path):
@@ -79,3 +86,14 @@ def test_what_is_surely_one_of_two_classes_is_marked_where_the_contrast_says_so(
     assert found["spots",].quality == pytest.approx(0.6, abs=0.03)  # half of what is marked is expected to be right
     told = json.loads(infer(tmp_path / "a.nii.gz", "--model", tmp_path / "three", "--no-picture", "--json").stdout)
     assert told["also"] == ["spots"] and told["volume_ml"] == found["spots",].volume_ml
+
+
+def test_a_card_says_what_probabilities_mean_by_tenths(decision):
+    """A column for each contrast; a tenth that none of the voxels is in has a dash."""
+    import weights_card
+
+    found = {"T1w": {"bins": [{"said": 0.05, "is": 0.04, "voxels": 90}, {"said": 0.25, "is": 0.3, "voxels": 7}]},
+             "T2w": {"bins": [{"said": 0.15, "is": 0.1, "voxels": 8}, {"said": 1.0, "is": 0.9, "voxels": 3}]}}
+    lines = weights_card.calibration({"calibration": found})
+    assert "| 0 to 0.1 | 0.05: **0.04** (90) | – |" in lines and "| 0.1 to 0.2 | – | 0.15: **0.10** (8) |" in lines
+    assert "| 0.2 to 0.3 | 0.25: **0.30** (7) | – |" in lines and "| 0.9 to 1 | – | 1.00: **0.90** (3) |" in lines

@@ -50,8 +50,8 @@ def test_the_cards_own_decision_has_the_quality_that_was_learned(tmp_path):
     assert (told["volume_ml"], told["largest_ml"]) == pytest.approx((seen.marked_ml, seen.largest_ml))
     for changes in ({"threshold": 0.3}, {"min_lesion_mm3": 1.0}):
         found = segment_scan(path, model, **changes)
-        assert found.quality == pytest.approx(found.evidence.dice(), abs=6e-4) != pytest.approx(told["quality"])
-        assert not found.learned
+        assert found.quality == pytest.approx(found.evidence.dice(), abs=6e-4) and not found.learned
+        assert abs(found.quality - told["quality"]) > 0.01
     assert segment_scan(path, [model, model]).quality == found.quality
     none = bright_model(tmp_path / "s", scaling="lesions_bright", contrasts={"FLAIR or DWI": {
         **looks["FLAIR or DWI"], "sure": 1.0}})
@@ -81,7 +81,8 @@ def heads(looks: str, seed: int = 0) -> list[dict]:
         good = generator.random() < (p - 0.5) * 2 if looks != "T2w" else generator.random() > (p - 0.5) * 2
         part = [125, 0.9 if marked else 0.1, 125 * float(p), 125 if good else 0, [1] if good else []]
         healthy = not marked and bool(good)
-        rows.append({"seed": number, "looks": looks, "healthy": healthy, "ml": 0.0 if healthy else 1.0,
+        rows.append({"seed": number, "looks": looks, "contrast": looks.split()[0], "way": "as made", "map": 0,
+                     "healthy": healthy, "ml": 0.0 if healthy else 1.0,
                      "n": 0 if healthy else 1, "sum": 125 * float(p if marked else 1.5 - p), "parts": {"0.5": [part]}})
     return rows
 
@@ -99,6 +100,7 @@ def test_a_quality_is_learned_by_contrast_and_ranks(learning, tmp_path, capsys, 
     assert found.quality("T2w").marked[1] < -0.5 and found.quality("T1w").empty[1] < -1
     right, learned = (float(word) for word in capsys.readouterr().out.split() if word.startswith("0."))
     assert learned > right + 0.1 and learned > 0.7
+    assert sys.modules["decision"].table(rows, model)["quality_auc"] == pytest.approx(learned, abs=0.05)
     with pytest.raises(learning.UserError, match="T2w: found 0 heads with marked masks, expected more than 4"):
         learning.learn([], found, "T2w")
 

@@ -86,20 +86,18 @@ def test_nothing_found_is_nothing_taken_back():
 
 # ---------------------------------------------------------------------- learning it
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_the_regression_is_that_of_the_least_loss(learning, soft):
+def test_the_regression_is_that_of_the_least_loss(learning):
     """The slope of the loss, by differences, is 0 there, and what is right is told from what is not."""
     generator = np.random.default_rng(0)
     values = generator.normal(5, [1, 20, 0.1], (400, 3))
     right = values @ [0.5, 0.1, -20] + generator.logistic(0, 1, 400) > np.median(values @ [0.5, 0.1, -20])
-    right = generator.uniform(0.6, 0.9, 400) * right + 0.1 if soft else right  # as Dice is
     each = generator.uniform(0.2, 3, 400)
     weights, bias = learning.regress(values, right, each)
     middle, spread = values.mean(0), values.std(0)
 
     def loss(weights, bias):
         score = values @ weights + bias
-        return (each * (right * np.log1p(np.exp(-score)) + (1 - right) * np.log1p(np.exp(score)))).sum() + (
+        return (each * np.where(right, np.log1p(np.exp(-score)), np.log1p(np.exp(score)))).sum() + (
             learning.PENALTY / 2 * ((weights * spread) ** 2).sum())
 
     least = loss(weights, bias)
@@ -109,7 +107,7 @@ def test_the_regression_is_that_of_the_least_loss(learning, soft):
         for sign in (1, -1):  # about the middle, so that the bias goes along
             assert loss(weights + sign * step, bias - sign * step @ middle) > least
     assert loss(weights, bias + 0.02) > least < loss(weights, bias - 0.02)
-    assert ((values @ weights + bias > 0) == (right > 0.5)).mean() > 0.75 and weights[2] < 0 < weights[1]
+    assert ((values @ weights + bias > 0) == right).mean() > 0.75 and weights[2] < 0 < weights[1]
 
 
 def test_what_is_right_with_less_than_the_least_probability_is_taken_back(learning, tmp_path):

@@ -273,7 +273,8 @@ def test_a_terminal_shows_how_far_a_folder_is(root, model, tmp_path):
 
 
 def test_the_line_of_a_scan_does_not_praise_its_mask():
-    """The Dice that a model expects is high where its mask is worst: it is in --json and the table alone."""
+    """A quality that is computed from the model's own probabilities is high where these are wrong: it is in --json
+    and the table alone."""
     result = {"mask": "m.nii", "volume_ml": 2.0, "lesions": 1, "seconds": 1.5, "remarks": [], "quality": 0.714}
     assert result_line(result, {"lesion": 2.0}) == "m.nii: 2.00 mL in 1 lesion (1.5 s)"
     assert result_line(result | {"lesions": 0, "volume_ml": 0.0}, {"lesion": 0.0}) == (

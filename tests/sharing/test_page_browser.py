@@ -29,12 +29,13 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, of, where):
     address = address.replace("index.html", f"{below}index.html")
     given = {"file": (folder / "page" / below / "index.html").as_uri(), "http": address,
              "isolated": f"{address}?isolated"}[where]
-    found, threads, mask, probability, png, report, less, other, _, again, none, leave = browser(
+    found, threads, mask, probability, png, report, less, other, _, again, _, small, _, none, leave = browser(
         given, ["files", scan],
         ["evaluate", "[window.page.threads, self.crossOriginIsolated, navigator.hardwareConcurrency]"],
         ["save", "save-mask"], ["save", "save-probability"], ["save", "save-picture"], ["save", "save-json"],
         ["change", "threshold", "0.51"], ["evaluate", "reportOf()"], ["change", "threshold", "0.5"],
-        ["evaluate", "reportOf()"], ["change", "threshold", "1"],
+        ["evaluate", "reportOf()"], ["change", "smallest", "0.001"], ["evaluate", "reportOf()"],
+        ["change", "smallest", "0.3" if of == "model" else "0"], ["change", "threshold", "1"],
         ["leave", place[1].replace("index.html", "planted").replace("127.0.0.1", "localhost"),  # another origin
          heard.getsockname()[1]])
     assert found["states"] == ["done"] and "mL in" in found["answer"]
@@ -49,7 +50,7 @@ def test_a_scan_becomes_the_mask_of_node(browser, place, of, where):
     for one in (saved, again):  # again: with the threshold of the card typed once more
         assert all(one[key] == told[key] for key in ("quality", "quality_from"))
         assert one["quality_from"]["learned"] == (of == "cascade")
-    assert other["quality_from"]["learned"] is False
+    assert other["quality_from"]["learned"] is small["quality_from"]["learned"] is False
     assert less != found["answer"] and "no lesion" in none
     assert not [way for way, how in leave["tried"].items() if how == "sent"], leave
     assert {"connect-src", "img-src", "form-action"} <= set(leave["refused"])
