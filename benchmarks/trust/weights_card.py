@@ -2,8 +2,9 @@
 
 ``python benchmarks/trust/weights_card.py [--folder weights/meshnet16-cascade]``
 
-results.json holds what was measured: ``decision.py table`` writes its synthetic part, ``calibrate.py`` the calibration;
-figures on real scans, which are not in the repository, are entered by hand with how often each was seen.
+results.json holds what was measured: ``decision.py table`` writes its synthetic part, ``calibrate.py`` the calibration
+of a single network; that of what a cascade tells, by contrast, and figures on real scans, which are not in the
+repository, are entered by hand, these with how often each was seen.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def calibration(results: dict) -> list[str]:
               for one in looks["bins"]} for looks in found.values()]
     rows = [[f"{tenth / 10:g} to {(tenth + 1) / 10:g}", *(one.get(tenth, "–") for one in cells)]
             for tenth in range(10)]
-    return table(["probability", *(f"{name}, mean: share that is lesion (voxels)" for name in found)], rows)
+    return table(["probability", *(f"{name}: said, **is lesion** (voxels)" for name in found)], rows)
 
 
 def readme(name: str, card: dict, results: dict) -> str:
