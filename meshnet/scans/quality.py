@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from meshnet.scans.mask import box_of, slices
+from meshnet.scans.veto import logit
 
 EMPTY_ML = 8.0  # of expected lesion, at which ``Evidence.dice`` of an empty mask is 0.5
 LEAST_ML = 0.1  # added to volumes before their logarithms are taken
-NEAREST = 1e-3  # to 0 and 1, of a probability before its logit is taken
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Evidence:
         and of what was dropped."""
         if not self.marked_ml:
             return [log_ml(self.expected_ml), log_ml(self.dropped_ml)]
-        share = min(1 - NEAREST, max(NEAREST, self.within_ml / self.marked_ml))
-        return [math.log(share / (1 - share)), log_ml(self.marked_ml), log_ml(self.largest_ml), log_ml(self.dropped_ml)]
+        return [logit(self.within_ml / self.marked_ml), log_ml(self.marked_ml), log_ml(self.largest_ml),
+                log_ml(self.dropped_ml)]
 
     def rounded(self) -> dict[str, float]:
         return {name: round(value, 3) for name, value in asdict(self).items()}

@@ -21,7 +21,7 @@ def test_what_a_quality_is_made_of_by_hand():
     found = evidence_of(probability, probability > 0.5, 8.0, 3000.0, 500.0)
     assert [*vars(found).values()] == pytest.approx([3.202, 3.2, 4.0, 3.0, 0.5])
     assert found.dice() == pytest.approx((2 * 3.2 + 1) / (3.202 + 4 + 1))
-    assert found.values() == pytest.approx([math.log(0.8 / 0.2), math.log(4.1), math.log(3.1), math.log(0.6)])
+    assert found.values() == pytest.approx([math.log(0.801 / 0.201), math.log(4.1), math.log(3.1), math.log(0.6)])
     empty = evidence_of(probability, probability > 1, 8.0, 0.0, 500.0)
     assert empty.dice() == pytest.approx(8 / (3.202 + 8))
     assert empty.values() == pytest.approx([math.log(3.302), math.log(0.6)])
@@ -30,7 +30,7 @@ def test_what_a_quality_is_made_of_by_hand():
 
 def test_what_was_learned_weighs_it_by_hand():
     learned = Learned(**LEARNED)
-    score = -0.5 + 0.2 * math.log(4) + 0.1 * math.log(4.1) - 0.3 * math.log(3.1) + 0.4 * math.log(0.6)
+    score = -0.5 + 0.2 * math.log(0.801 / 0.201) + 0.1 * math.log(4.1) - 0.3 * math.log(3.1) + 0.4 * math.log(0.6)
     assert learned.of(Evidence(3.2, 3.2, 4.0, 3.0, 0.5)) == pytest.approx(1 / (1 + math.exp(-score)))
     score = 0.7 - 0.6 * math.log(3.3) + 0.25 * math.log(0.6)
     assert learned.of(Evidence(3.2, 0.0, 0.0, 0.0, 0.5)) == pytest.approx(1 / (1 + math.exp(-score)))

@@ -1,7 +1,7 @@
 // How good a mask may be: meshnet/scans/quality.py.
 "use strict";
 
-const QUALITY = { EMPTY_ML: 8, LEAST_ML: 0.1, NEAREST: 0.001 };
+const QUALITY = { EMPTY_ML: 8, LEAST_ML: 0.1 };
 
 // What the quality of a mask is made of, in mL (evidence_of). `largest` and `dropped` are in mL.
 function evidenceOf(probabilities, labels, each, largest, dropped) {
@@ -23,8 +23,8 @@ function qualityOf(found, learned) {
     const one = marked ? 1 : QUALITY.EMPTY_ML;
     return roundTo((2 * within + one) / (expected + marked + one), 3);
   }
-  const log = (ml) => Math.log(QUALITY.LEAST_ML + ml), share = Math.min(1 - QUALITY.NEAREST, Math.max(QUALITY.NEAREST, within / marked));
-  const values = marked ? [Math.log(share / (1 - share)), log(marked), log(largest), log(dropped)] : [log(expected), log(dropped)];
+  const log = (ml) => Math.log(QUALITY.LEAST_ML + ml);
+  const values = marked ? [logitOf(within / marked), log(marked), log(largest), log(dropped)] : [log(expected), log(dropped)];
   const [bias, ...weights] = marked ? learned.marked : learned.empty;
   const score = weights.reduce((sum, weight, at) => sum + weight * values[at], bias);
   return roundTo(1 / (1 + Math.exp(-Math.min(50, Math.max(-50, score)))), 3);
