@@ -21,27 +21,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import distributed
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from second_patches import draw_patch, mine, read_head
 
 from meshnet.errors import UserError, run_script
 from meshnet.files import whole_file
 from meshnet.networks.card import WEIGHTS, read_card
 from meshnet.networks.cascade import network_of, of_contrast
 from meshnet.networks.folder import read_weights
-from meshnet.scans.mirror import find_plane, mirror_places
 
 CLASSES = ["background", "lesion", "white matter disease"]
 ARGUMENTS = {"channels": 16, "classes": 3, "dilations": [1, 2, 4, 4, 2, 1], "norm": "batch"}
-PATCH, EDGE, BATCH = 48, 4, 2  # voxels; those at the edge do not count, since they see too little
+EDGE, BATCH = 4, 2  # voxels; those at the edge do not count, since they see too little
 LAST_RATE, DECAY = 1e-4, 0.998
 EVERY = 10  # steps after which all processes take the mean of their weights
 KINDS = {"T1w": 2.4, "T2w": 1.5, "FLAIR": 1.0, "DWI": 1.1, "random": 0.5}  # how often a head is taken
-UNSURE, WRONG = 0.2, (0.03, 0.03, 1.0)  # share of mirror images that are off, by so much
-ABSENT = 0.04  # share that is left out
 # Shares of patches around a lesion, disease, and what the first network or the grey value makes suspicious; the weights
 # of the classes and of both losses. Many lesions at first, so that anything is learned; then what is nearer to a scan.
 WAYS = {"early": ((0.5, 0.1, 0.3), (1.0, 2.0, 1.0), 3.0, 0.7), "late": ((0.3, 0.06, 0.39), (1.0, 1.2, 0.8), 5.0, 0.5)}
@@ -59,72 +57,6 @@ def kinds_of(given: list[str]) -> dict[str, float]:
         raise UserError(f"--kinds: found {' '.join(given)}, expected some of {', '.join(KINDS)}, each with a number "
                         "above 0, as T1w 1 T2w 0.2")
     return {kind: float(number) for kind, number in found.items()}
-
-
-def read_head(path: Path, mirror: bool, kinds: dict[str, float]) -> dict | None:
-    """A head with the plane between its hemispheres, where that is asked for, and with some of the places, (N, 3)
-    int16, around which patches are drawn; None of a kind that is not to be taken."""
-    with np.load(path) as file:
-        kind = str(file["contrast"])
-        if not kinds.get(kind):
-            return None
-        given, truth = file["given"], file["truth"]
-    rng = np.random.default_rng(0)
-
-    def some(where: np.ndarray, most: int) -> np.ndarray:
-        places = np.argwhere(where)
-        return places[rng.permutation(len(places))[:most]].astype(np.int16)
-
-    hot = (given[1].astype(int) + given[3] > 38) | (given[0] > 127)
-    return {"given": given, "truth": truth, "weight": kinds[kind], "plane": find_plane(given[0]) if mirror else None,
-            "places": [some(truth == 1, 5000), some(truth == 2, 2000), some(hot, 8000)]}
-
-
-def draw_patch(rng: np.random.Generator, head: dict, shares: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (C + K, n, n, n) float32 and truth (n, n, n), mirrored, blurred, with other grey values and noise."""
-    size, kind = head["truth"].shape, int(np.searchsorted(np.cumsum(shares), rng.random()))
-    places = head["places"][kind] if kind < len(head["places"]) else ()
-    centre = places[rng.integers(len(places))] if len(places) else rng.integers(size)
-    start = [int(np.clip(c - rng.integers(PATCH // 4, 3 * PATCH // 4), 0, max(0, n - PATCH)))
-             for c, n in zip(centre, size)]
-    part = tuple(slice(a, a + PATCH) for a in start)
-    given, truth = head["given"][(slice(None), *part)].astype(np.float32), head["truth"][part]
-    if head["plane"]:
-        given = np.concatenate([given, mirrored(rng, head, start, truth.shape)])
-    axes = [axis for axis in range(3) if rng.random() < 0.5]
-    given, truth = np.flip(given, [axis + 1 for axis in axes]), np.flip(truth, axes)
-    if rng.random() < 0.3:
-        given, truth = given.swapaxes(1, 3), truth.swapaxes(0, 2)
-    both = given.reshape(-1, 4, *truth.shape)  # the head, and its mirror image: (1 or 2, 4, n, n, n)
-    grey = both[:, 0] * np.float32(12 / 255) - 4
-    if rng.random() < 0.3:
-        grey = ndimage.gaussian_filter1d(grey, rng.uniform(0.4, 1.6), 1 + int(rng.integers(3)))
-    grey = grey * np.float32(np.exp(rng.normal(0, 0.25))) + np.float32(rng.normal(0, 0.2))
-    if rng.random() < 0.3:
-        shares = np.float32([1, rng.uniform(-1, 1)])[:len(grey), None, None, None]  # coils see two places otherwise
-        for axis, slope in enumerate(rng.normal(0, 0.25, 3)):
-            ramp = np.linspace(-slope, slope, truth.shape[axis], dtype=np.float32)
-            grey = grey + shares * ramp.reshape([-1 if axis == k else 1 for k in range(3)])
-    if rng.random() < 0.4:
-        grey = grey + rng.standard_normal(grey.shape, np.float32) * np.float32(rng.uniform(0, 0.5))
-    p = both[:, 1:] / np.float32(255)
-    logits = np.log((p + 1e-3) / (1.001 - p)) * np.float32(np.exp(rng.normal(0, 0.25)))
-    p = 1 / (1 + np.exp(-logits - rng.normal(0, 0.7, (p.shape[1], 1, 1, 1)).astype(np.float32)))
-    found = np.concatenate([np.clip((grey[:, None] + 4) / 12, 0, 1), p], 1)
-    if len(found) == 2:
-        found[1] *= both[1].any(0) & (rng.random() >= ABSENT)
-    return found.reshape(given.shape).astype(np.float32), truth.astype(np.int64)
-
-
-def mirrored(rng: np.random.Generator, head: dict, start: list[int], size: tuple[int, ...]) -> np.ndarray:
-    """The mirror image of a patch, (C + K, n, n, n) float32; of some the plane is not quite right."""
-    shape, plane = head["truth"].shape, np.array(head["plane"])
-    if rng.random() < UNSURE:
-        plane = plane + rng.normal(0, 1, 3) * WRONG
-    points = np.ogrid[tuple(slice(a, a + n) for a, n in zip(start, size))]
-    inside, places = mirror_places(shape, points, tuple(plane))
-    found = head["given"].reshape(len(head["given"]), -1)[:, places] * inside
-    return found.reshape(-1, *size).astype(np.float32)
 
 
 class Heads:
@@ -220,13 +152,17 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
             saved, losses = time.monotonic(), []
         if share == 1:
             return mean
-        network.train(share < arguments.frozen)
         for group in optimizer.param_groups:
             group["lr"] = LAST_RATE + (arguments.rate - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)) * min(
                 1, (step + 1) / 50)  # a float of Python's, as the state is read without unpickling
         if step % EVERY == 0:
             heads.read(EVERY)
-        drawn = [draw_patch(rng, head, way[0]) for head in heads.draw(rng, BATCH)]
+        taken = heads.draw(rng, BATCH)
+        if arguments.mine:
+            for head in taken:
+                mine(rng, network, head)
+        network.train(share < arguments.frozen)
+        drawn = [draw_patch(rng, head, way[0]) for head in taken]
         alike = [one for one in drawn if one[1].shape == drawn[0][1].shape]  # a region may be smaller than a patch
         given, truth = (torch.from_numpy(np.stack(one)) for one in zip(*alike))
         loss = loss_of(network(given), truth, way)
@@ -286,6 +222,8 @@ def main() -> None:
     parser.add_argument("--contrast", help="the one of whose own weights in it to start, where it has such")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND NUMBER",
                         help="how often heads of a contrast are taken, others never: T1w 1 T2w 0.2")
+    parser.add_argument("--mine", action="store_true", help="draw patches where the network is wrong, and as many of "
+                        "a small lesion as of a large one")
     parser.add_argument("--most", type=int, default=2000, help="heads in memory of each process, 4 MB each")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -98,3 +98,49 @@ def test_what_draws_lesions_is_called_as_the_generator_calls_it(root, monkeypatc
         with pytest.raises(AttributeError, match="NoneType"):
             from_folders.make_labelled_case(seed, 8.0, "every", [str(maps[0])], masks, healthy=0.5)
     assert len(counts) == 12 and (min(counts) >= 5 if sclerosis else 0 in counts)
+
+
+def test_where_a_network_is_wrong_patches_are_drawn_and_at_small_lesions_as_at_large_ones(training, monkeypatch):
+    """Lesions of 1 and 125 voxels; 40 voxels elsewhere that are taken for one, half of them three times as surely."""
+    patches = importlib.import_module("second_patches")
+    truth, found = np.zeros((20, 20, 20), np.uint8), np.zeros((3, 20, 20, 20), np.float32)
+    truth[2, 2, 2], truth[10:15, 10:15, 10:15] = 1, 1
+    found[1, 0, :, 0], found[1, 0, :, 1], found[1, 12, 12, 12] = 0.25, 0.75, 0.9
+    head = {"given": np.full((4, 20, 20, 20), 51, np.uint8), "truth": truth, "plane": (0, 0, 0.5)}
+    first = [patches.some(np.random.default_rng(0), where, 5000) for where in (truth == 1, truth == 2, truth == 0)]
+    head["places"], seen = first, []
+
+    def given_to(network, given, threads):
+        seen.append(given)
+        return found
+
+    monkeypatch.setattr(patches, "predict", given_to)
+    network = type("Network", (), {"eval": lambda self: None})()
+    for _ in range(patches.AGAIN + 1):
+        patches.mine(np.random.default_rng(0), network, head)
+    assert len(seen) == 2 and seen[0].shape == (8, 20, 20, 20) and seen[0].dtype == np.float32
+    assert seen[0].max() == pytest.approx(0.2) and (seen[0][4:, 0] == 0).all() and (seen[0][4:, 1:] > 0).all()
+    at_lesions, at_disease, hot = head["places"]
+    assert len(at_lesions) == 2 * 126 and len(at_disease) == 0 and len(hot) == 2 * len(first[2])
+    small = (at_lesions[126:] == 2).all(1).mean()
+    assert 0.35 < small < 0.65 and {value.dtype for value in (at_lesions, hot)} == {np.dtype(np.int16)}
+    drawn = hot[len(first[2]):]
+    assert (drawn[:, 0] == 0).all() and (drawn[:, 2] < 2).all() and 0.7 < (drawn[:, 2] == 1).mean() < 0.8
+    head["drawn"], found[1] = 0, 0
+    patches.mine(np.random.default_rng(0), network, head)
+    assert np.array_equal(head["places"][2], first[2])  # nothing is wrong any more
+
+
+def test_a_training_that_looks_where_it_is_wrong_ends_with_a_cascade(training, root, tmp_path, monkeypatch):
+    first, generator = root / "weights/meshnet16-cascade/first", np.random.default_rng(0)
+    for seed in range(2):
+        truth = np.zeros((24, 26, 25), np.uint8)
+        truth[5:9, 5:9, 5:9] = 1
+        np.savez(tmp_path / f"{seed}.npz", given=generator.integers(0, 256, (4, 24, 26, 25), np.uint8), truth=truth,
+                 contrast="FLAIR")
+    monkeypatch.setattr(sys, "argv", [
+        "second_train.py", "--data", str(tmp_path), "--first", str(first), "--mine", "--mirror",
+        "--minutes", "0.02", "--out", str(tmp_path / "out")])
+    training.main()
+    network, card = load_model(tmp_path / "out")
+    assert card.mirror and network.arguments["in_channels"] == 8
