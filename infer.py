@@ -50,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
                         help="lesion probability from which a voxel is marked (default: the model's)")
     parser.add_argument("--min_lesion_mm3", type=float,
                         help="drop connected lesions smaller than this (default: the model's)")
+    parser.add_argument("--also", nargs="+", default=[], metavar="CLASS",
+                        help="mark these classes of the model as well: \"white matter disease\" with the built-in one")
     parser.add_argument("--probability", action="store_true", help="also write NAME_lesion_probability.nii.gz")
     parser.add_argument("--crop", choices=("head", "none"), default="head",
                         help="compute only the head, or the whole volume")
@@ -119,22 +121,24 @@ def main() -> int | None:
         return code
 
     from meshnet.cohort.batch import Batch
+    from meshnet.networks.card import check_also
 
     models = get_models(names, arguments, single=cases is not None and len(cases) == 1)
+    check_also([model.card for model in models], arguments.also, "--also")
     batch = Batch(cases, arguments, models, names)
     with contextlib.closing(batch):
         segment_all(batch, models, arguments)
         code = batch.end()
     if batch.work.did + len(batch.work.skipped) and not arguments.json and not arguments.level and place().count == 1:
-        said = (next_step(cases, arguments, models[0].card, batch.misfit) if cases else
+        said = (next_step(cases, arguments, models[0].card, batch.misfit, batch.beside) if cases else
                 f"Next: look at {batch.out}" + ", or repeat the command with --report" * (not arguments.report))
         print(printable(said), file=sys.stderr)
     return code
 
 
-def next_step(cases: list[dict], arguments: argparse.Namespace, card, misfit: bool = False) -> str:
+def next_step(cases: list[dict], arguments: argparse.Namespace, card, misfit: bool = False, beside=()) -> str:
     """What to do after the last scan: look at it, or at all of them. ``card``: of the first model; ``misfit``: it is
-    for another kind of scan."""
+    for another kind of scan; ``beside``: classes that it saw and did not mark."""
     from meshnet.cohort.lines import class_names
 
     if arguments.report:
@@ -142,6 +146,7 @@ def next_step(cases: list[dict], arguments: argparse.Namespace, card, misfit: bo
     if len(cases) == 1:
         look = [f"look at {cases[0]['picture']}"] if arguments.picture and cases[0]["picture"].exists() else []
         more = ["a lower --threshold marks more, a higher one less"] if len(class_names(card)) == 1 else []
+        more += [f"{command('--also', *beside)} marks that as well"] if beside else []
         more = ["another model: python infer.py --list_models"] if misfit else more
         return f"Next: {'; '.join(look + more) or 'look at ' + str(cases[0]['mask'])}"
     scans = {str(path) for case in cases for path in case["scans"]}
@@ -216,7 +221,7 @@ def say_what_is_done(models: list, arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     print(printable(header(arguments.model, [model.card for model in models], arguments.threshold,
-                           arguments.min_lesion_mm3, voxel_sizes(models))), file=sys.stderr, flush=True)
+                           arguments.min_lesion_mm3, voxel_sizes(models), arguments.also)), file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------- network and scans
@@ -261,7 +266,7 @@ def segment(case, models: list, planned: dict, arguments: argparse.Namespace, ba
     from meshnet.inference.scan import segment_case
 
     found = segment_case(case, models, probabilities=arguments.probability, threshold=arguments.threshold,
-                         min_lesion_mm3=arguments.min_lesion_mm3, crop=arguments.crop,
+                         min_lesion_mm3=arguments.min_lesion_mm3, also=arguments.also, crop=arguments.crop,
                          max_memory=arguments.max_memory, threads=arguments.threads)
     return partial(write_files, case, found, models, planned, arguments, batch)
 
@@ -290,6 +295,7 @@ def write_files(case, found, models: list, planned: dict, arguments: argparse.Na
               "quality": found.quality, "quality_from": {"learned": found.learned, **found.evidence.rounded()},
               "contrast": found.contrast, "expect": trust(models[0].card, found.contrast),
               **{key: value for key, value in asdict(found.decision).items() if key != "also" or value},
+              **({"beside": found.beside} if found.beside else {}),
               "warnings": case.remarks, "remarks": list(found.remarks[len(case.remarks):]), "parts": parts}
     batch.before(planned, case, found, result)
     if not arguments.overwrite:

@@ -103,9 +103,9 @@ def row_of(models: list, head: dict, seed: int, contrast: str, way: str) -> dict
     shape = head["scan"].shape
     truth = np.unpackbits(head["truth"])[:np.prod(shape)].reshape(shape).astype(bool)
     case = read_case([nib.Nifti1Image(head["scan"], head["affine"])], models)
-    found = average(case, models, "head", None, 1)
-    decided = models[0].card.decision(case.contrast).threshold  # which the tables need
-    count, rows = lesions_of(found[-1], truth, found[0], sorted({*THRESHOLDS, decided}))
+    decision = models[0].card.decision(case.contrast)
+    found = average(case, models, decision.also, "head", None, 1)
+    count, rows = lesions_of(found[-1], truth, found[0], sorted({*THRESHOLDS, decision.threshold}))
     return {"seed": seed, "contrast": contrast, "way": way, "map": int(head["map"]), "acute": bool(head["acute"]),
             "extracted": bool(head["extracted"]), "healthy": bool(head["healthy"]), "looks": case.contrast,
             "ml": float(truth.sum() * VOXEL_MM ** 3 / 1000), "n": count,

@@ -70,6 +70,7 @@ class Batch:
                          Place() if self.alone else None)
         self.earlier = earlier_records(self.out, cases[0]) if self.alone else None
         self.facts: dict[str, dict] = {}
+        self.beside: dict[str, float] = {}  # classes that were seen and not marked
         self.taken, self.misfit = 0, False  # misfit: a scan's name says a kind that the model is not for
         # Several processes have a line of their own about all of them (records.py).
         self.live = Live(len(cases) > 1 and not self.work.where.shared, sys.stderr)
@@ -135,7 +136,7 @@ class Batch:
         with timed(result["parts"], "agreement"):
             result["agreement"] = agreement(
                 case, self.models, np.asanyarray(found.mask.dataobj), threshold=given.threshold,
-                min_lesion_mm3=given.min_lesion_mm3, crop=given.crop, max_memory=given.max_memory,
+                min_lesion_mm3=given.min_lesion_mm3, also=given.also, crop=given.crop, max_memory=given.max_memory,
                 threads=given.threads)
 
     def done(self, planned: dict, result: dict) -> None:
@@ -143,9 +144,10 @@ class Batch:
         # By the model's name alone: the page is handed on, and a path may name its owner.
         names = [Path(os.path.abspath(name)).name if os.path.exists(name) else name for name in self.arguments.model]
         kept = {key: value for key, value in result.items() if key != "parts"} | {
-            "model": purpose(names, self.models[0].card, voxel_sizes(self.models))}
+            "model": purpose(names, self.models[0].card, voxel_sizes(self.models), self.arguments.also)}
         if "name" not in planned:  # of DICOM: no path that may name the patient
             kept["where"] = where_of(planned["scans"])
+        self.beside.update(result.get("beside", {}))
         self.misfit |= any(map(asks_for_another_model, result["warnings"]))
         self.work.done(planned, kept)
         if self.earlier:
@@ -226,7 +228,8 @@ class Batch:
                 failed.append(done.pop(at) | {"error": str(error)})
         if self.work.where.lines:
             given, cards = self.arguments, [model.card for model in self.models]
-            report_all(header(given.model, cards, given.threshold, given.min_lesion_mm3, voxel_sizes(self.models)),
+            report_all(header(given.model, cards, given.threshold, given.min_lesion_mm3, voxel_sizes(self.models),
+                              given.also),
                        [record for record in done if not record.get("kept")], len(failed), self.work.where.command,
                        class_names(cards[0])[0])
         if self.root is not None:

@@ -10,12 +10,13 @@ from meshnet.networks.build import Model, stages
 from meshnet.networks.card import Card, common_decision
 from meshnet.networks.folder import DEFAULT_NAME
 from meshnet.numbers import in_ml, plain
+from meshnet.scans.mask import beside_remarks
 
 UNNAMED = {"image", "scan"}  # names of channels that say no contrast, as of a table's column
 
 
 def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None,
-           voxels: Sequence[Sequence[float]] = ()) -> str:
+           voxels: Sequence[Sequence[float]] = (), also: Sequence[str] = ()) -> str:
     """What is being done, in one line, or two where a scan's contrast decides: the models, what they mark, on which
     scans, and from what probability and size.
 
@@ -24,22 +25,22 @@ def header(names: Sequence[str], cards: Sequence[Card], threshold: float | None,
         cards: of the models, in the same order.
         threshold, min_lesion_mm3: the user's own, None for the models'.
         voxels: of each model the voxel sizes of its networks in mm, two of a cascade; empty where all are single.
+        also: classes that the user wants marked as well.
     """
     card = cards[0]
     by = "the most probable class"
     if len(class_names(card)) == 1:
-        by = f"from probability {in_words(cards, threshold, min_lesion_mm3, 'threshold')}"
-        if sure := in_words(cards, threshold, min_lesion_mm3, "sure"):
+        by = f"from probability {in_words(cards, threshold, min_lesion_mm3, 'threshold', also)}"
+        if sure := in_words(cards, threshold, min_lesion_mm3, "sure", also):
             by += f", where a lesion reaches {sure}"
-    smallest = in_words(cards, threshold, min_lesion_mm3, "min_lesion_mm3", 1000)
+    smallest = in_words(cards, threshold, min_lesion_mm3, "min_lesion_mm3", also, 1000)
     kept = f"what is below {smallest} mL is dropped" if smallest else "all sizes are kept"
     decides = f";\n  {by}, by contrast; " if any(" to " in words for words in (by, smallest)) else f"; {by}; "
-    return f"{purpose(names, card, voxels)}{decides}{kept}"
+    return f"{purpose(names, card, voxels, also)}{decides}{kept}"
 
 
-def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] = ()) -> str:
-    """The models, what they mark, and on which scans; ``names`` and ``voxels`` as for ``header``, ``card`` of the first
-    model."""
+def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] = (), also: Sequence[str] = ()) -> str:
+    """The models, what they mark, and on which scans; ``card`` of the first model, the rest as for ``header``."""
     each = [name + in_stages(sizes) for name, sizes in zip(names or [DEFAULT_NAME], voxels)] or list(names)
     who = f"{called(names)} ({', '.join(each)})" if len(names) > 1 else called(each)
     about = card.others.get("about") if isinstance(card.others.get("about"), dict) else {}
@@ -47,7 +48,7 @@ def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] 
         " (disease not stated)" if any("lesion" in name for name in class_names(card)) else "")
     contrasts = about.get("contrasts") or " + ".join(card.channels)
     on = "scans (contrast not stated)" if set(card.channels) <= UNNAMED else f"{contrasts} scans"
-    return f"{who}: marks {', '.join(class_names(card))}{of} on {on}"
+    return f"{who}: marks {', '.join(class_names(card))}{of}{''.join(f' and {name}' for name in also)} on {on}"
 
 
 def voxel_sizes(models: Sequence[Model]) -> list[list[float]]:
@@ -69,10 +70,10 @@ def synthetic_disease(card: Card) -> str:
 
 
 def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: float | None, name: str,
-             divisor: float = 1) -> str:
+             also: Sequence[str] = (), divisor: float = 1) -> str:
     """A field of the models' ``Decision``, from its lowest to its highest value where it is another on scans of some
     contrast; empty where it is 0 on all."""
-    veto = threshold is None and len(cards) == 1  # then it counts
+    veto = threshold is None and not also and len(cards) == 1  # then it counts
     values = [getattr(common_decision(cards, contrast, threshold, min_lesion_mm3, veto), name) / divisor
               for contrast in (None, *cards[0].contrasts)]
     low, high = min(values), max(values)
@@ -116,6 +117,7 @@ def result_line(result: dict, volumes: dict[str, float]) -> str:
         name = next(iter(volumes))
         one, many = ("lesion", "lesions") if "lesion" in name else (f"part ({name})", f"parts ({name})")
         said += f" in {result['lesions']} {one if result['lesions'] == 1 else many}"
+        said += "".join(f"; {sentence}" for sentence in beside_remarks(result.get("beside", {})))
     if result.get("contrast"):
         said += f"; looks like {result['contrast']}"
     return f"{result['mask']}: {said} ({result['seconds']:.1f} s)"

@@ -18,8 +18,8 @@ from meshnet.scans.mask import kept, voxel_volume_mm3
 
 
 def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshold: float | None = None,
-              min_lesion_mm3: float | None = None, crop: str = "head", max_memory: int | None = None,
-              threads: int | None = None) -> float:
+              min_lesion_mm3: float | None = None, also: Sequence[str] = (), crop: str = "head",
+              max_memory: int | None = None, threads: int | None = None) -> float:
     """How well the masks of a second look agree, 0 to 1, which computes the network once more.
 
     For one model: ``mask`` (X, Y, Z) from ``segment_case`` and the mask of the mirrored scan, brought back. For several
@@ -29,7 +29,7 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     """
     card, like = models[0].card, case.images[0]
     voxel_mm3 = voxel_volume_mm3(like.affine)
-    veto = threshold is None and len(models) == 1  # as it counted for the mask
+    veto = threshold is None and not also and len(models) == 1  # as it counted for the mask
     looks = list(zip(models, case.inputs, case.seconds))
     if len(models) == 1:
         second = case.seconds[0] and mirrored(case.seconds[0])
@@ -37,8 +37,8 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     masks = [mask > 0] if len(models) == 1 else []
     for model, views, second in looks:
         looked = Case([like], [views], seconds=[second], contrast=case.contrast)
-        found = average(looked, [model], crop, max_memory, threads, veto)
-        decision = common_decision([model.card], case.contrast, threshold, min_lesion_mm3, veto)
+        decision = common_decision([model.card], case.contrast, threshold, min_lesion_mm3, veto, also)
+        found = average(looked, [model], decision.also, crop, max_memory, threads, veto)
         masks.append(kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)[0] > 0)
     return round(statistics.fmean(overlap(a, b, voxel_mm3) for a, b in itertools.combinations(masks, 2)), 3)
 

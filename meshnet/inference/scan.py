@@ -22,13 +22,13 @@ from meshnet.inference.cascade import View, grey_view, second_probabilities, sec
 from meshnet.inference.models import as_model, load_models
 from meshnet.inference.predict import predict
 from meshnet.networks.build import Model, stages
-from meshnet.networks.card import Card, common_decision
+from meshnet.networks.card import Card, check_also, common_decision
 from meshnet.numbers import in_ml, plain
 from meshnet.scans import checks
 from meshnet.scans.grid import EXTREMES, LOOKS, conform, stack_channels, to_native
 from meshnet.scans.head import head_box
 from meshnet.scans.intensity import as_input
-from meshnet.scans.mask import Decision, kept, lesion_volumes_mm3, voxel_volume_mm3
+from meshnet.scans.mask import Decision, beside_remarks, kept, lesion_volumes_mm3, seen_beside, voxel_volume_mm3
 from meshnet.scans.naming import name_remarks
 from meshnet.scans.nifti import check_image, image_like, read_image, split_channels
 from meshnet.scans.ours import scan_mark, signed
@@ -46,7 +46,7 @@ class Case:
     ``seconds``, which is None for other models. ``parts`` are the seconds that reading, conforming and later steps
     took, by name. ``contrast`` is what the scan looks like (``scans.contrast``), None where no model's scaling looks
     at that. ``mark`` tells its files from others (``scans.ours.scan_mark``), "" of images in memory. ``taken_ml`` is
-    what a veto (``scans.veto``) took back, in mL.
+    what a veto (``scans.veto``) took back, in mL, and ``beside`` what else a model mentions, in mL by name.
     """
 
     images: list[nib.Nifti1Image]
@@ -57,6 +57,7 @@ class Case:
     seconds: list[View | None] = field(default_factory=list)
     mark: str = ""
     taken_ml: float = 0.0
+    beside: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         self.seconds = self.seconds or [None] * len(self.inputs)
@@ -73,7 +74,7 @@ class Segmentation:
     has no such thing, a threshold or least size was given, or there are several models, it is the Dice to be expected.
     ``evidence`` is what it is made of (``scans.quality``).
     ``decision`` is what decided, ``contrast`` what the scan looks like, ``veto`` whether a veto (``scans.veto``)
-    counted.
+    counted. ``beside`` is what else is seen and not marked, in mL by name (``mentions`` of the card).
     """
 
     mask: nib.Nifti1Image
@@ -89,12 +90,13 @@ class Segmentation:
     decision: Decision = field(default_factory=Decision)
     contrast: str | None = None
     veto: bool = False
+    beside: dict[str, float] = field(default_factory=dict)
 
 
 def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequence | None = None, *,
                  probabilities: bool = False, threshold: float | None = None, min_lesion_mm3: float | None = None,
-                 crop: str = "head", max_memory: int | None = None, device: str | None = None,
-                 threads: int | None = None) -> Segmentation:
+                 also: Sequence[str] = (), crop: str = "head", max_memory: int | None = None,
+                 device: str | None = None, threads: int | None = None) -> Segmentation:
     """Segment one scan. The mask is the same, to the voxel, as that of ``python infer.py``.
 
     A MeshNet runs on a CPU without importing PyTorch, if there is a C++ compiler; all else needs PyTorch.
@@ -109,6 +111,7 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
         threshold: probability from which a voxel is lesion, 0 to 1; None means the model's own, and what else it has
             (``scans.mask.Decision``).
         min_lesion_mm3: connected lesions smaller than this are dropped; None means the model's own.
+        also: classes of the model that are to be marked as well; then no veto counts.
         crop: ``head`` computes only the head, ``none`` the whole volume.
         max_memory: limit in bytes for the process while a MeshNet computes.
         device: ``cpu``, ``cuda`` or ``cuda:1``; None means the fastest one available.
@@ -127,7 +130,7 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
     started = "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
     models = load_models([as_model(each) for each in given], device=device, single=not started)
     return segment_case(read_case(scans, models), models, probabilities=probabilities, threshold=threshold,
-                        min_lesion_mm3=min_lesion_mm3, crop=crop, max_memory=max_memory, threads=threads)
+                        min_lesion_mm3=min_lesion_mm3, also=also, crop=crop, max_memory=max_memory, threads=threads)
 
 
 # ---------------------------------------------------------------------- the scan, as the models see it
@@ -222,18 +225,19 @@ def conformed_scan(scans: Sequence[Scan], card: Card) -> np.ndarray:
 # ---------------------------------------------------------------------- the mask
 
 def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = False, threshold: float | None = None,
-                 min_lesion_mm3: float | None = None, crop: str = "head", max_memory: int | None = None,
-                 threads: int | None = None) -> Segmentation:
+                 min_lesion_mm3: float | None = None, also: Sequence[str] = (), crop: str = "head",
+                 max_memory: int | None = None, threads: int | None = None) -> Segmentation:
     """Segment a case from ``read_case`` with the same ``models``; other arguments as ``segment_scan``."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold: found {plain(threshold)}, expected 0 to 1")
     if min_lesion_mm3 is not None and not min_lesion_mm3 >= 0:
         raise UserError(f"min_lesion_mm3: found {plain(min_lesion_mm3)}, expected 0 or more")
-    card, like, parts = models[0].card, case.images[0], case.parts
-    own = threshold is None and min_lesion_mm3 is None  # the card decides
-    veto = threshold is None and len(models) == 1 and card.veto(case.contrast) is not None
-    found = average(case, models, crop, max_memory, threads, veto)
-    decision = common_decision([each.card for each in models], case.contrast, threshold, min_lesion_mm3, veto)
+    card, like, parts, cards = models[0].card, case.images[0], case.parts, [each.card for each in models]
+    check_also(cards, also)
+    own = threshold is None and min_lesion_mm3 is None and not also  # the card decides
+    veto = threshold is None and not also and len(models) == 1 and card.veto(case.contrast) is not None
+    decision = common_decision(cards, case.contrast, threshold, min_lesion_mm3, veto, also)
+    found = average(case, models, decision.also, crop, max_memory, threads, veto)
     voxel_mm3 = voxel_volume_mm3(like.affine)
     with timed(parts, "clean"):
         labels, *dropped = kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)
@@ -247,16 +251,18 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     return Segmentation(signed(image_like(labels, like), case.mark), round(float(sum(sizes)) / 1000, 3), len(sizes),
                         round(float(max(sizes, default=0)) / 1000, 3),
                         signed(image_like(lesion, like), case.mark) if probabilities else None,
-                        (*case.remarks, *remarks_on(case.taken_ml, *dropped, decision)), parts, round(quality, 3),
-                        evidence, learned is not None, decision, case.contrast, veto)
+                        (*case.remarks, *remarks_on(case.taken_ml, *dropped, decision), *beside_remarks(case.beside)),
+                        parts, round(quality, 3), evidence, learned is not None, decision, case.contrast, veto,
+                        {name: round(ml, 3) for name, ml in case.beside.items()})
 
 
-def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | None, threads: int | None,
-            veto: bool = True) -> np.ndarray:
+def average(case: Case, models: Sequence[Model], also: tuple[str, ...], crop: str, max_memory: int | None,
+            threads: int | None, veto: bool = True) -> np.ndarray:
     """The probabilities that decide about the mask (``Marks.of``), on the scan's own grid: the mean over the models,
-    and for each model over its views. ``veto``: whether the model's veto counts; never that of several."""
+    and for each model over its views. ``also`` is that of the decision. ``veto``: whether the model's veto counts;
+    never that of several."""
     total, marks = None, models[0].card.marking
-    also, case.taken_ml = models[0].card.decision(case.contrast).also, 0.0
+    case.taken_ml, case.beside = 0.0, {}
     how = {"crop": crop, "max_memory": max_memory, "threads": threads}
     for model, views, second in zip(models, case.inputs, case.seconds):
         if second:
@@ -271,6 +277,9 @@ def average(case: Case, models: Sequence[Model], crop: str, max_memory: int | No
                     model.network, seen, **how)
                 if second and veto and len(models) == 1:
                     case.taken_ml = without_lookalikes(model, found, seen, case.contrast)
+                if second and len(models) == 1:
+                    mentions = {name: ml for name, ml in model.card.mentions(case.contrast).items() if name not in also}
+                    case.beside = seen_beside(found, model.card.classes, mentions, model.card.voxel_mm)
             found = marks.of(found, also)
             with timed(case.parts, "back"):
                 native = to_native(found, affine, case.images[0], seen_only=True)

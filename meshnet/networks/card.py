@@ -11,7 +11,7 @@ from typing import Any
 
 from meshnet import __version__
 from meshnet.errors import UserError
-from meshnet.networks.card_checks import OWN, QUALITY, SHARE, VETO, check_decision, check_first_classes
+from meshnet.networks.card_checks import MENTIONS, OWN, QUALITY, SHARE, VETO, check_decision, check_first_classes
 from meshnet.numbers import plain
 from meshnet.scans.grid import Grid, left_to_right
 from meshnet.scans.mask import Decision, Marks
@@ -100,7 +100,7 @@ class Card:
         where the card's veto for it, if there is one, counts."""
         own = Decision(self.threshold, self.sure, self.min_lesion_mm3)
         given = {key: value for key, value in self.contrasts.get(contrast, {}).items()
-                 if key not in (SHARE, VETO, OWN, QUALITY)}
+                 if key not in (SHARE, VETO, OWN, QUALITY, MENTIONS)}
         own = replace(own, **given | {"also": tuple(given.get("also", ()))})
         found = self.veto(contrast) if veto else None
         return own if found is None or found.sure is None else replace(own, sure=found.sure)
@@ -118,6 +118,10 @@ class Card:
         """How the quality of the card's own decision on such a scan is computed; None: by ``Evidence.dice``."""
         found = self.contrasts.get(contrast, {}).get(QUALITY)
         return found and Learned(tuple(found["marked"]), tuple(found["empty"]))
+
+    def mentions(self, contrast: str | None = None) -> dict[str, float]:
+        """From how many mL on classes that are not marked are mentioned on such a scan, by name."""
+        return self.contrasts.get(contrast, {}).get(MENTIONS, {})
 
     @property
     def own_weights(self) -> list[str]:
@@ -140,16 +144,31 @@ def common_threshold(cards: Sequence[Card]) -> float:
 
 
 def common_decision(cards: Sequence[Card], contrast: str | None = None, threshold: float | None = None,
-                    min_lesion_mm3: float | None = None, veto: bool = False) -> Decision:
+                    min_lesion_mm3: float | None = None, veto: bool = False, also: Sequence[str] = ()) -> Decision:
     """What makes a lesion of averaged probabilities on a scan that looks like ``contrast``.
 
     Threshold and ``sure`` are the means of the models' own, the rest is the first one's. A ``threshold`` that a
     user gives decides alone, a ``min_lesion_mm3`` that a user gives replaces the size. ``veto``: whether a veto counts.
+    ``also``: classes that a user wants marked as well.
     """
     own = [card.decision(contrast, veto) for card in cards]
     found = Decision(statistics.fmean(one.threshold for one in own), statistics.fmean(one.sure for one in own),
-                     own[0].min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3, own[0].also)
+                     own[0].min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3,
+                     tuple(dict.fromkeys((*own[0].also, *also))))
     return found if threshold is None else replace(found, threshold=threshold, sure=0.0)
+
+
+def check_also(cards: Sequence[Card], also: Sequence[str], name: str = "also") -> None:
+    """Raise UserError, with the ``name`` of the setting, where classes that are to be marked as well are none of each
+    model's."""
+    for card in cards:
+        others = [one for one in card.classes[1:] if one != card.marks]
+        if also and card.marks is None:
+            raise UserError(f"{name}: found {also[0]} with a model that marks each of its classes "
+                            f"({', '.join(card.classes[1:])}), expected one that marks one of several; leave it out")
+        if unknown := [one for one in also if one not in others]:
+            raise UserError(f"{name}: found {unknown[0]}, expected classes that the model does not mark by itself: "
+                            f"{', '.join(others) or 'it has none'}")
 
 
 def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:

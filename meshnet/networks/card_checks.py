@@ -15,6 +15,7 @@ from meshnet.scans.veto import count_of
 SHARE = "first_share"  # a field of the card, and a key of its ``contrasts``
 VETO = "veto"  # another key of these
 OWN = "own_weights"  # another one: of a cascade, the second network has other weights for this contrast
+MENTIONS = "mentions"  # another one: from how many mL on other classes are mentioned, by name
 QUALITY = "quality"  # another one: how that of a result is told (``scans.quality.Learned``)
 
 
@@ -73,6 +74,16 @@ def check_quality(quality, path: Path, key: str) -> None:
                         "folder again, or remove it")
 
 
+def check_mentions(mentions, values: dict, others: list[str], path: Path, key: str) -> None:
+    """Raise UserError where what the file ``path`` says of classes beside the one that is marked cannot be."""
+    if values.get("first") is None:
+        raise UserError(f"{path}: found {key}, expected it only in a cascade; remove it")
+    if not isinstance(mentions, dict) or not set(mentions) <= set(others) or not all(
+            is_number(ml) and ml >= 0 for ml in mentions.values()):
+        raise UserError(f"{path}: found {key} = {mentions!r}, expected a number of mL for classes beside the one that "
+                        f"is marked ({', '.join(others) or 'there are none'})")
+
+
 def is_number(value) -> bool:
     return not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= 1e9
 
@@ -97,6 +108,9 @@ def check_decision(values: dict, path: Path) -> None:
             if key == OWN:
                 if not isinstance(value, bool) or (value and values.get("first") is None):
                     raise UserError(f"{path}: found {OWN} = {value!r} for {name}, expected true in a cascade, or false")
+                continue
+            if key == MENTIONS:
+                check_mentions(value, values, others, path, f"{MENTIONS} for {name}")
                 continue
             if key == QUALITY:
                 check_quality(value, path, f"{QUALITY} for {name}")

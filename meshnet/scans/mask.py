@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SEEN = 0.4  # probability from which a class that is not marked is mentioned
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -63,6 +65,25 @@ class Marks:
         """The true ``labels`` (X, Y, Z), an array or a tensor, in the form of a mask: where one class is marked, a
         boolean for each voxel."""
         return labels if self.marks is None else labels == self.classes.index(self.marks)
+
+
+def seen_beside(probabilities: np.ndarray, classes: list[str], mentions: dict[str, float],
+                voxel_mm: float) -> dict[str, float]:
+    """What else a network sees: the mL of each class in ``mentions`` where its probability is at least 0.4, of those
+    that reach the mL named there.
+
+    Args:
+        probabilities: (K, X, Y, Z), of the ``classes`` by name.
+        voxel_mm: edge of a voxel.
+    """
+    found = {name: np.count_nonzero(probabilities[classes.index(name)] >= np.float32(SEEN)) for name in mentions}
+    volumes = {name: float(count) * voxel_mm ** 3 / 1000 for name, count in found.items()}
+    return {name: ml for name, ml in volumes.items() if ml >= mentions[name]}
+
+
+def beside_remarks(beside: dict[str, float]) -> list[str]:
+    """The sentences on what ``seen_beside`` has."""
+    return [f"about {ml:.0f} mL look like {name}, which is not marked" for name, ml in beside.items()]
 
 
 def box_of(mask: np.ndarray) -> tuple[tuple[int, int], ...] | None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from meshnet.config import SCORES
-from meshnet.networks.card import OWN, QUALITY, WEIGHTS, Card, read_card
+from meshnet.networks.card import MENTIONS, OWN, QUALITY, WEIGHTS, Card, read_card
 from meshnet.networks.cascade import FIRST
 from meshnet.networks.readme import LIMITS, public_source, summarise_cases
 from meshnet.numbers import plain
@@ -74,6 +74,8 @@ def setting(key: str, value) -> str:
     if key == "veto":
         other = f", and sure {plain(value['sure'])} is enough then" if "sure" in value else ""
         return f"a veto takes back what looks like no lesion{other}"
+    if key == MENTIONS:
+        return "told where it is seen: " + ", ".join(f"{name} from {plain(ml)} mL on" for name, ml in value.items())
     if key == QUALITY:
         return "quality learned from synthetic heads"
     if key == OWN:

@@ -21,8 +21,9 @@ def test_scores_stand_beside_the_data_that_they_are_of(tmp_path):
 
 def test_what_a_contrast_has_is_said_in_words(tmp_path):
     own = {"threshold": 0.3, "also": ["spots"], "first_share": 0.5, "own_weights": True, "veto": {"sure": 0.6},
-           "quality": {"marked": [0] * 5, "empty": [0] * 3}}
+           "quality": {"marked": [0] * 5, "empty": [0] * 3}, "mentions": {"spots": 5.0}}
     card = Card(channels=["any"], classes=["background", "lesion", "spots"], marks="lesion", contrasts={"T1w": own})
     assert ("on T1w</td><td>threshold 0.3, also spots, first network: share of the result 0.5, weights of its own, a "
             "veto takes back what looks like no lesion, and sure 0.6 is enough then, quality learned from synthetic "
-            "heads</td>") in about_html(tmp_path / "model.safetensors", card).replace("th>", "td>")
+            "heads, told where it is seen: spots from 5 mL on</td>") in about_html(
+                tmp_path / "model.safetensors", card).replace("th>", "td>")

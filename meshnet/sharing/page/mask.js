@@ -1,6 +1,8 @@
 // From probabilities to a mask: meshnet/scans/mask.py.
 "use strict";
 
+const MASK = { SEEN: 0.4 };
+
 // Which probabilities decide on a scan that looks like `contrast`: lists of indices into the classes, of which each list is
 // summed. Where other classes count as well, the marked one alone comes first (Marks.of).
 function decisive(card, contrast) {
@@ -12,7 +14,7 @@ function decisive(card, contrast) {
 // What makes a lesion on a scan that looks like `contrast`: {threshold, sure, min_lesion_mm3}, and `also` (Card.decision).
 function decisionOf(card, contrast) {
   const { threshold, sure = 0, min_lesion_mm3 } = card;
-  const { first_share: _, own_weights: __, quality: ___, veto, ...own } = (card.contrasts || {})[contrast] || {};
+  const { first_share: _, own_weights: __, quality: ___, mentions: ____, veto, ...own } = (card.contrasts || {})[contrast] || {};
   return { threshold, sure, min_lesion_mm3, ...own, ...(veto && veto.sure !== undefined ? { sure: veto.sure } : {}) };
 }
 
@@ -24,6 +26,15 @@ function shareOf(card, contrast) {
 // What takes back lesions of a cascade there, {bias, weights} or null (Card.veto).
 function vetoOf(card, contrast) {
   return ((card.contrasts || {})[contrast] || {}).veto || null;
+}
+
+// What else a network sees, from its probabilities `found` on its own grid: [name, mL] of each class that the card mentions
+// there, if it reaches the mL named there (seen_beside).
+function seenBeside(found, { classes, contrasts, voxel_mm: edge }, contrast) {
+  const { mentions = {} } = (contrasts || {})[contrast] || {}, least = f32(MASK.SEEN);
+  const ml = (name) => (found[classes.indexOf(name)].reduce((sum, value) => sum + (value >= least), 0) * edge ** 3) / 1000;
+  const { also = [] } = decisionOf({ contrasts }, contrast);
+  return Object.keys(mentions).filter((name) => !also.includes(name)).map((name) => [name, ml(name)]).filter(([name, volume]) => volume >= mentions[name]);
 }
 
 // What the model's makers say about scans that look like `contrast` (cohort/lines.py).
@@ -124,13 +135,14 @@ function clean(every, shape, affine, { threshold, sure, min_lesion_mm3: smallest
 }
 
 // What a decision leaves: everything that a reader of the mask is told. `taken`: mL that a veto took back. `learned`: how the
-// quality is told, null where another decision than the card's own is taken.
-function decide(probabilities, like, decision, taken, learned) {
+// quality is told, null where another decision than the card's own is taken. `beside`: of seenBeside.
+function decide(probabilities, like, decision, { taken, learned, beside }) {
   const every = labelsOf(probabilities, decision.threshold), remarks = [];
   const found = clean(every, like.volume.shape, like.affine, decision, probabilities[probabilities.length - 1]);
   if (taken) remarks.push(say("taken", inMl(taken)));
   if (found.unsure) remarks.push(say("unsure", inMl(found.unsure), plain(decision.sure)));
   if (found.dropped) remarks.push(say("dropped", inMl(found.dropped), plain(decision.min_lesion_mm3 / 1000)));
+  for (const [name, ml] of beside) remarks.push(say("beside", fixed(ml, 0), name));
   const each = voxelMm3(like.affine), total = found.lesions.reduce((sum, lesion) => sum + lesion.voxels * each, 0);
   const largest = found.lesions.length ? found.lesions[0].voxels * each : 0;
   const evidence = evidenceOf(probabilities, found.labels, each, largest / 1000, found.unsure + found.dropped);

@@ -90,6 +90,7 @@ async function probabilitiesOf(engine, model, read, step, parts, name) {
     if (region) backgroundOutside(found, region, shape);
     const share = first ? shareOf(card, contrast) : 0;
     if (share) mix(found, channels.slice(card.channels.length), card, share);
+    if (first) read.beside = seenBeside(found, card, contrast);
     const veto = first && vetoOf(card, contrast), lowered = veto && found.map((one) => one.slice());
     const ml = veto ? takeBack(lowered, which[which.length - 1], channels, { shape, region, voxelMm: card.voxel_mm }, decisionOf(card, contrast), veto) : 0;
     step("going back", number, views.length);
@@ -196,14 +197,14 @@ async function segment(engine, model, files, step = () => {}, settings = {}) {
   checkSettings(settings.threshold ?? card.threshold, settings.min_lesion_mm3 ?? card.min_lesion_mm3);
   try {
     const read = await readCase(files, model, step, parts);
-    const plain = await probabilitiesOf(engine, model, read, step, parts, name), { vetoed } = read;
+    const plain = await probabilitiesOf(engine, model, read, step, parts, name), { vetoed, beside = [] } = read;
     step("cleaning");
     const { probabilities, ml } = settings.threshold === undefined && vetoed ? vetoed : { probabilities: plain, ml: 0 };
     const own = decisionOf(card, read.contrast), decision = { ...own, ...settings, ...(settings.threshold === undefined ? {} : { sure: 0 }) };
     const learned = settings.threshold === undefined && settings.min_lesion_mm3 === undefined ? learnedOf(card, read.contrast) : null;
-    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision, ml, learned));
+    const found = await timed(parts, "clean", () => decide(probabilities, read.images[0], decision, { taken: ml, learned, beside }));
     const seconds = roundTo((now() - started) / 1000, 2);
-    return { ...found, plain, vetoed, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, ofScan: read.remarks, warnings: [...read.remarks, ...tooMuch(card, found.volume_ml)], contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
+    return { ...found, plain, vetoed, beside, like: read.images[0], middle: headMiddle(read.views[0]), probabilities, ofScan: read.remarks, warnings: [...read.remarks, ...tooMuch(card, found.volume_ml)], contrast: read.contrast, expect: expectOf(card, read.contrast), decision, own, parts, seconds };
   } catch (error) {
     if (error instanceof UserError) throw error;
     if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError)

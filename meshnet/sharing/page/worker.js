@@ -73,10 +73,10 @@ const answers = {
   decide({ id, threshold, smallest }) {
     if (id !== kept.id) return;
     checkSettings(threshold, smallest);
-    const { own, plain, vetoed, like } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
+    const { own, plain, vetoed, beside, like } = kept.result, decision = { threshold, sure: threshold === own.threshold ? own.sure : 0, min_lesion_mm3: smallest };
     const { probabilities, ml } = threshold === own.threshold && vetoed ? vetoed : { probabilities: plain, ml: 0 };
     const asCard = threshold === own.threshold && Math.abs(smallest - own.min_lesion_mm3) < 1e-6;  // 1000 times what is typed
-    Object.assign(kept.result, decide(probabilities, like, decision, ml, asCard ? learnedOf(kept.model.card, kept.result.contrast) : null), { decision, probabilities });
+    Object.assign(kept.result, decide(probabilities, like, decision, { taken: ml, learned: asCard ? learnedOf(kept.model.card, kept.result.contrast) : null, beside }), { decision, probabilities });
     const { labels, volume_ml, largest_ml, remarks, quality, evidence, learned } = kept.result;
     const warnings = kept.result.warnings = [...kept.result.ofScan, ...tooMuch(kept.model.card, volume_ml)];
     tell({ what: "decided", id, labels: labels.slice(), volume_ml, largest_ml, warnings, remarks, quality, evidence, learned, decision, lesions: lesionTable(kept.result) });
