@@ -17,6 +17,7 @@ from meshnet.inference.scan import read_case
 from meshnet.scans.mask import beside_remarks, seen_beside
 
 NEVER = {"bias": -1, "weights": [0] * 10}
+QUALITY = {"marked": [0.0] * 5, "empty": [1.0, 0.0, 0.0]}
 
 
 @pytest.fixture
@@ -29,13 +30,14 @@ def model(tmp_path, scan):
     """A cascade of a lesion and fluid whose veto takes back all on what the scan looks like, and that contrast."""
     folder = write_cascade(tmp_path / "two")
     looks = segment_scan(scan, folder).contrast
-    edit(folder / "config.json", contrasts={looks: {"veto": NEVER}})
+    edit(folder / "config.json", contrasts={looks: {"veto": NEVER, "quality": QUALITY}})
     return folder, looks
 
 
 def test_what_is_marked_as_well_is_as_where_the_card_says_so_without_a_veto(tmp_path, model, scan):
     folder, looks = model
-    assert segment_scan(scan, folder).volume_ml == 0
+    vetoed = segment_scan(scan, folder)
+    assert vetoed.volume_ml == 0 and vetoed.veto and vetoed.learned
     found = segment_scan(scan, folder, also=["fluid"], probabilities=True)
     assert not found.veto and not found.learned and found.decision.also == ("fluid",)
     edit(folder / "config.json", contrasts={looks: {"also": ["fluid"]}})
