@@ -98,7 +98,7 @@ def main() -> int | None:
         arguments.launcher, arguments.jobs = "local", arguments.workers
     if arguments.max_memory is not None:
         arguments.max_memory = parse_size(arguments.max_memory, "--max_memory")
-    call.scans_behind_models(arguments)
+    call.scans_behind_flags(arguments)
     call.as_bids_app(arguments)
     if arguments.picture is None:
         arguments.picture = arguments.format != "bids"
@@ -146,7 +146,7 @@ def next_step(cases: list[dict], arguments: argparse.Namespace, card, misfit: bo
     if len(cases) == 1:
         look = [f"look at {cases[0]['picture']}"] if arguments.picture and cases[0]["picture"].exists() else []
         more = ["a lower --threshold marks more, a higher one less"] if len(class_names(card)) == 1 else []
-        more += [f"{command('--also', *beside)} marks that as well"] if beside else []
+        more += [f"{command('--also', *beside)} marks {' and '.join(beside)} as well"] if beside else []
         more = ["another model: python infer.py --list_models"] if misfit else more
         return f"Next: {'; '.join(look + more) or 'look at ' + str(cases[0]['mask'])}"
     scans = {str(path) for case in cases for path in case["scans"]}
@@ -321,7 +321,8 @@ def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
     from meshnet.cohort.lines import called
 
     model = called([shown_path(name) for name in arguments.model])
-    words = [Path(result["scan"][0]).name, in_ml(result["volume_ml"]), model]
+    volume = " with ".join([in_ml(result["volume_ml"]), *result.get("also", ())])
+    words = [Path(result["scan"][0]).name, volume, model]
     return printable("; ".join([", ".join(words), *result["warnings"]]))
 
 

@@ -84,7 +84,7 @@ def write_choice(rows: list[dict], folder: Path) -> None:
         raise UserError(f"{path}: found a veto for {vetoes[0]}, expected none, since it counts in the results and "
                         "depends on what is chosen here; remove it, measure, choose, and learn it after that (veto.py)")
     own, *_ = choose(rows)
-    kept = {looks: {key: one[key] for key in ("also", "first_share", "own_weights") if key in one}
+    kept = {looks: {key: one[key] for key in ("also", "first_share", "own_weights", "mentions") if key in one}
             for looks, one in values.get("contrasts", {}).items()}  # are in the probabilities of the results already
     values |= {"threshold": own.threshold, "sure": own.sure, "min_lesion_mm3": own.min_lesion_mm3, "contrasts": {}}
     for looks in LOOKS:

@@ -40,9 +40,9 @@ def some(rng: np.random.Generator, where: np.ndarray, most: int) -> np.ndarray:
 
 
 def mine(rng: np.random.Generator, network, head: dict) -> None:
-    """Change the places of a ``head`` before its first draw and every so many: half of those at lesions become as many
-    of each lesion, small or large, and half of the suspicious ones what the network takes for a lesion and is none,
-    the surer the more often."""
+    """Add to the places of a ``head``, before its first draw and every 16: as many at lesions, spread evenly over the
+    lesions whatever their size, and as many as there are suspicious ones where the network sees a lesion and none is
+    drawn, the surer the more often. That is the border of lesions as well."""
     head["drawn"] = head.get("drawn", 0) + 1
     if head["drawn"] % AGAIN != 1:
         return

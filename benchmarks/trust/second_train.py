@@ -87,9 +87,13 @@ class Heads:
             if head := read_head(path, self.mirror, self.kinds):
                 self.taken = [*self.taken, head][-self.most:]
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[dict]:
+    def draw(self, rng: np.random.Generator, count: int, network: torch.nn.Module | None = None) -> list[dict]:
+        """Some heads, whose places a ``network`` may change (``mine``)."""
         weights = np.array([head["weight"] for head in self.taken])
-        return [self.taken[k] for k in rng.choice(len(weights), count, p=weights / weights.sum())]
+        drawn = [self.taken[k] for k in rng.choice(len(weights), count, p=weights / weights.sum())]
+        for head in drawn if network is not None else ():
+            mine(rng, network, head)
+        return drawn
 
 
 def average(network: torch.nn.Module) -> None:
@@ -157,10 +161,7 @@ def train(arguments: argparse.Namespace, network: torch.nn.Module) -> dict:
                 1, (step + 1) / 50)  # a float of Python's, as the state is read without unpickling
         if step % EVERY == 0:
             heads.read(EVERY)
-        taken = heads.draw(rng, BATCH)
-        if arguments.mine:
-            for head in taken:
-                mine(rng, network, head)
+        taken = heads.draw(rng, BATCH, network if arguments.mine else None)
         network.train(share < arguments.frozen)
         drawn = [draw_patch(rng, head, way[0]) for head in taken]
         alike = [one for one in drawn if one[1].shape == drawn[0][1].shape]  # a region may be smaller than a patch

@@ -43,11 +43,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                    "far the masks agree; takes about twice as long")
 
 
-def scans_behind_models(arguments: argparse.Namespace) -> None:
-    """Take NIfTI files among the models as scans: ``--model`` takes all that follows it, and no model ends so."""
-    behind = [name for name in arguments.model if name.lower().endswith((".nii", ".nii.gz"))]
-    arguments.scans = [*arguments.scans, *behind]
-    arguments.model = [name for name in arguments.model if name not in behind]
+def scans_behind_flags(arguments: argparse.Namespace) -> None:
+    """Take NIfTI files among the models and classes as scans: ``--model`` and ``--also`` take all that follows them,
+    and nothing else ends so."""
+    for flag in ("model", "also"):
+        given = getattr(arguments, flag)
+        behind = [name for name in given if name.lower().endswith((".nii", ".nii.gz"))]
+        arguments.scans = [*arguments.scans, *behind]
+        setattr(arguments, flag, [name for name in given if name not in behind])
 
 
 def as_bids_app(arguments: argparse.Namespace) -> None:
@@ -94,7 +97,7 @@ def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) 
     Raises:
         UserError: for a data set, a model or a flag that is wrong.
     """
-    from meshnet.networks.card import read_card
+    from meshnet.networks.card import check_also, read_card
     from meshnet.networks.folder import default_model, find_weights
 
     flag = "--workers" if arguments.workers > 1 else "--launcher"
@@ -102,6 +105,7 @@ def check_launch(arguments: argparse.Namespace, names: list[str | Path | None]) 
         raise UserError(f"--json: found beside {flag}, whose jobs write to logs, expected only one of them; the "
                         "table in the output folder holds the same")
     cards = [read_card(find_weights(name or default_model()).parent) for name in names]
+    check_also(cards, arguments.also, "--also")
     if arguments.format == "bids":
         from meshnet.cohort.omissions import say_omissions
 

@@ -48,7 +48,8 @@ def purpose(names: Sequence[str], card: Card, voxels: Sequence[Sequence[float]] 
         " (disease not stated)" if any("lesion" in name for name in class_names(card)) else "")
     contrasts = about.get("contrasts") or " + ".join(card.channels)
     on = "scans (contrast not stated)" if set(card.channels) <= UNNAMED else f"{contrasts} scans"
-    return f"{who}: marks {', '.join(class_names(card))}{of}{''.join(f' and {name}' for name in also)} on {on}"
+    well = f", and {' and '.join(also)} as well," if also else ""
+    return f"{who}: marks {', '.join(class_names(card))}{of}{well} on {on}"
 
 
 def voxel_sizes(models: Sequence[Model]) -> list[list[float]]:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from meshnet.inference.cascade import View
-from meshnet.inference.scan import Case, average
+from meshnet.inference.scan import Case, added, average
 from meshnet.networks.build import Model
 from meshnet.networks.card import common_decision
 from meshnet.scans.grid import left_to_right
@@ -29,6 +29,7 @@ def agreement(case: Case, models: Sequence[Model], mask: np.ndarray, *, threshol
     """
     card, like = models[0].card, case.images[0]
     voxel_mm3 = voxel_volume_mm3(like.affine)
+    also = added([model.card for model in models], case.contrast, also)
     veto = threshold is None and not also and len(models) == 1  # as it counted for the mask
     looks = list(zip(models, case.inputs, case.seconds))
     if len(models) == 1:

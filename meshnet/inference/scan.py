@@ -71,8 +71,8 @@ class Segmentation:
     probability of lesion, float32, if asked for. Lesions are 26-connected. ``remarks`` are sentences that a reader of
     the mask should know, such as about lesions that were dropped for their size. ``parts`` are the seconds of each
     step, by name. ``quality`` says how likely the mask is of use, as ``learned`` from synthetic heads; where the card
-    has no such thing, a threshold or least size was given, or there are several models, it is the Dice to be expected.
-    ``evidence`` is what it is made of (``scans.quality``).
+    has no such thing, a threshold, least size or further class was given, or there are several models, it is the Dice
+    to be expected. ``evidence`` is what it is made of (``scans.quality``).
     ``decision`` is what decided, ``contrast`` what the scan looks like, ``veto`` whether a veto (``scans.veto``)
     counted. ``beside`` is what else is seen and not marked, in mL by name (``mentions`` of the card).
     """
@@ -95,8 +95,8 @@ class Segmentation:
 
 def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequence | None = None, *,
                  probabilities: bool = False, threshold: float | None = None, min_lesion_mm3: float | None = None,
-                 also: Sequence[str] = (), crop: str = "head", max_memory: int | None = None,
-                 device: str | None = None, threads: int | None = None) -> Segmentation:
+                 also: str | Sequence[str] = (), crop: str = "head",
+                 max_memory: int | None = None, device: str | None = None, threads: int | None = None) -> Segmentation:
     """Segment one scan. The mask is the same, to the voxel, as that of ``python infer.py``.
 
     A MeshNet runs on a CPU without importing PyTorch, if there is a C++ compiler; all else needs PyTorch.
@@ -111,7 +111,8 @@ def segment_scan(scan: Scan | Sequence[Scan], model: str | Path | Model | Sequen
         threshold: probability from which a voxel is lesion, 0 to 1; None means the model's own, and what else it has
             (``scans.mask.Decision``).
         min_lesion_mm3: connected lesions smaller than this are dropped; None means the model's own.
-        also: classes of the model that are to be marked as well; then no veto counts.
+        also: classes of the model that are to be marked as well; then no veto counts, and probabilities and quality
+            are of all that is marked.
         crop: ``head`` computes only the head, ``none`` the whole volume.
         max_memory: limit in bytes for the process while a MeshNet computes.
         device: ``cpu``, ``cuda`` or ``cuda:1``; None means the fastest one available.
@@ -225,7 +226,7 @@ def conformed_scan(scans: Sequence[Scan], card: Card) -> np.ndarray:
 # ---------------------------------------------------------------------- the mask
 
 def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = False, threshold: float | None = None,
-                 min_lesion_mm3: float | None = None, also: Sequence[str] = (), crop: str = "head",
+                 min_lesion_mm3: float | None = None, also: str | Sequence[str] = (), crop: str = "head",
                  max_memory: int | None = None, threads: int | None = None) -> Segmentation:
     """Segment a case from ``read_case`` with the same ``models``; other arguments as ``segment_scan``."""
     if threshold is not None and not 0 <= threshold <= 1:
@@ -233,7 +234,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     if min_lesion_mm3 is not None and not min_lesion_mm3 >= 0:
         raise UserError(f"min_lesion_mm3: found {plain(min_lesion_mm3)}, expected 0 or more")
     card, like, parts, cards = models[0].card, case.images[0], case.parts, [each.card for each in models]
-    check_also(cards, also)
+    also = added(cards, case.contrast, also)
     own = threshold is None and min_lesion_mm3 is None and not also  # the card decides
     veto = threshold is None and not also and len(models) == 1 and card.veto(case.contrast) is not None
     decision = common_decision(cards, case.contrast, threshold, min_lesion_mm3, veto, also)
@@ -242,7 +243,7 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
     with timed(parts, "clean"):
         labels, *dropped = kept(card.marking.labels(found, decision.threshold), found[-1], voxel_mm3, decision)
         sizes = lesion_volumes_mm3(labels, voxel_mm3)
-        lesion = found[0] if len(found) <= 2 else found[1:].sum(0, dtype=np.float32)
+        lesion = found[-1] if also else found[0] if len(found) <= 2 else found[1:].sum(0, dtype=np.float32)
         evidence = evidence_of(lesion, labels > 0, voxel_mm3, max(sizes, default=0), sum(dropped))
         learned = card.quality(case.contrast) if own and len(models) == 1 else None
         quality = learned.of(evidence) if learned else evidence.dice()
@@ -254,6 +255,17 @@ def segment_case(case: Case, models: Sequence[Model], *, probabilities: bool = F
                         (*case.remarks, *remarks_on(case.taken_ml, *dropped, decision), *beside_remarks(case.beside)),
                         parts, round(quality, 3), evidence, learned is not None, decision, case.contrast, veto,
                         {name: round(ml, 3) for name, ml in case.beside.items()})
+
+
+def added(cards: Sequence[Card], contrast: str | None, also: str | Sequence[str] | None) -> list[str]:
+    """The classes that a user wants marked and that are not marked anyway.
+
+    Raises:
+        UserError: where a model has no such class to mark.
+    """
+    also = [also] if isinstance(also, str) else list(also or ())
+    check_also(cards, also)
+    return [name for name in also if name not in cards[0].decision(contrast).also]
 
 
 def average(case: Case, models: Sequence[Model], also: tuple[str, ...], crop: str, max_memory: int | None,

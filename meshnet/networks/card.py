@@ -159,16 +159,17 @@ def common_decision(cards: Sequence[Card], contrast: str | None = None, threshol
 
 
 def check_also(cards: Sequence[Card], also: Sequence[str], name: str = "also") -> None:
-    """Raise UserError, with the ``name`` of the setting, where classes that are to be marked as well are none of each
-    model's."""
+    """Raise UserError where a model cannot mark each of the classes in ``also`` beside its own; ``name`` is what the
+    setting is called."""
     for card in cards:
         others = [one for one in card.classes[1:] if one != card.marks]
         if also and card.marks is None:
             raise UserError(f"{name}: found {also[0]} with a model that marks each of its classes "
                             f"({', '.join(card.classes[1:])}), expected one that marks one of several; leave it out")
         if unknown := [one for one in also if one not in others]:
-            raise UserError(f"{name}: found {unknown[0]}, expected classes that the model does not mark by itself: "
-                            f"{', '.join(others) or 'it has none'}")
+            raise UserError(f"{name}: found {unknown[0]}, expected a class that the model does not mark by itself: "
+                            f"{', '.join(others) or 'it has none; leave it out'}"
+                            + ", a name with spaces in quotes" * any(" " in one for one in others))
 
 
 def read_card(folder: str | Path, weights: str = WEIGHTS) -> Card:

@@ -79,9 +79,9 @@ def check_mentions(mentions, values: dict, others: list[str], path: Path, key: s
     if values.get("first") is None:
         raise UserError(f"{path}: found {key}, expected it only in a cascade; remove it")
     if not isinstance(mentions, dict) or not set(mentions) <= set(others) or not all(
-            is_number(ml) and ml >= 0 for ml in mentions.values()):
-        raise UserError(f"{path}: found {key} = {mentions!r}, expected a number of mL for classes beside the one that "
-                        f"is marked ({', '.join(others) or 'there are none'})")
+            is_number(ml) and ml >= 1 for ml in mentions.values()):
+        raise UserError(f"{path}: found {key} = {mentions!r}, expected at least 1 mL for classes beside the one that "
+                        f"is marked ({', '.join(others) or 'there are none'}); correct it, or remove it")
 
 
 def is_number(value) -> bool:

@@ -83,7 +83,8 @@ def seen_beside(probabilities: np.ndarray, classes: list[str], mentions: dict[st
 
 def beside_remarks(beside: dict[str, float]) -> list[str]:
     """The sentences on what ``seen_beside`` has."""
-    return [f"about {ml:.0f} mL look like {name}, which is not marked" for name, ml in beside.items()]
+    return [f"about {ml:.0f} mL look like {name}, which this model does not count as lesion"
+            for name, ml in beside.items()]
 
 
 def box_of(mask: np.ndarray) -> tuple[tuple[int, int], ...] | None:

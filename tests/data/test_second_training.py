@@ -141,6 +141,9 @@ def test_a_training_that_looks_where_it_is_wrong_ends_with_a_cascade(training, r
     monkeypatch.setattr(sys, "argv", [
         "second_train.py", "--data", str(tmp_path), "--first", str(first), "--mine", "--mirror",
         "--minutes", "0.02", "--out", str(tmp_path / "out")])
+    looked = []
+    monkeypatch.setattr(training, "mine", lambda rng, network, head: looked.append(network.training))
     training.main()
+    assert looked and len(looked) % training.BATCH == 0
     network, card = load_model(tmp_path / "out")
     assert card.mirror and network.arguments["in_channels"] == 8

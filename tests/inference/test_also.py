@@ -17,6 +17,7 @@ from meshnet.inference.scan import read_case
 from meshnet.scans.mask import beside_remarks, seen_beside
 
 NEVER = {"bias": -1, "weights": [0] * 10}
+LIKE = " look like fluid, which this model does not count as lesion"
 QUALITY = {"marked": [0.0] * 5, "empty": [1.0, 0.0, 0.0]}
 
 
@@ -43,10 +44,19 @@ def test_what_is_marked_as_well_is_as_where_the_card_says_so_without_a_veto(tmp_
     edit(folder / "config.json", contrasts={looks: {"also": ["fluid"]}})
     expected = segment_scan(scan, folder, probabilities=True)
     assert np.array_equal(array(found.mask), array(expected.mask)) and found.volume_ml == expected.volume_ml > 0
-    assert np.array_equal(array(found.probabilities), array(expected.probabilities))
     assert found.remarks == expected.remarks
-    again = segment_scan(scan, folder, also=["fluid"])
-    assert np.array_equal(array(again.mask), array(expected.mask)) and again.decision.also == ("fluid",)
+    p, marked = array(found.probabilities), array(found.mask) > 0  # of all that is marked, and so is quality
+    assert p[marked].min() >= 0.5 > array(expected.probabilities)[marked].min()
+    ml = [float(some.sum(dtype=np.float64)) * 0.064 for some in (p, p[marked], marked)]
+    assert found.quality == pytest.approx((2 * ml[1] + 1) / (ml[0] + ml[2] + 1), abs=1e-3)
+
+
+def test_what_the_card_marks_anyway_changes_nothing(model, scan):
+    folder, looks = model
+    edit(folder / "config.json", contrasts={looks: {"also": ["fluid"], "veto": NEVER, "quality": QUALITY}})
+    for also in (["fluid"], "fluid", None, ()):
+        found = segment_scan(scan, folder, also=also)
+        assert found.veto and found.learned and found.volume_ml == 0 and found.decision.also == ("fluid",)
 
 
 def test_a_second_look_marks_the_same_classes(model, scan):
@@ -66,15 +76,15 @@ def test_volumes_beside_by_hand():
     classes = ["background", "lesion", "spots"]
     assert seen_beside(found, classes, {"spots": 0.096}, 2.0) == pytest.approx({"spots": 0.096})
     assert seen_beside(found, classes, {"spots": 0.097}, 2.0) == {} == seen_beside(found, classes, {}, 2.0)
-    assert beside_remarks({"spots": 17.6}) == ["about 18 mL look like spots, which is not marked"]
+    assert beside_remarks({"spots": 17.6}) == ["about 18 mL look like spots, which this model does not count as lesion"]
 
 
 def test_what_is_seen_and_not_marked_is_mentioned_from_so_many_ml_on(model, scan):
     folder, looks = model
-    edit(folder / "config.json", contrasts={looks: {"mentions": {"fluid": 0}}})
+    edit(folder / "config.json", contrasts={looks: {"mentions": {"fluid": 1}}})
     found = segment_scan(scan, folder)
     ml = found.beside["fluid"]
-    assert ml > 1 and found.remarks[-1] == f"about {ml:.0f} mL look like fluid, which is not marked"
+    assert ml > 1 and found.remarks[-1] == f"about {ml:.0f} mL{LIKE}"
     assert segment_scan(scan, folder, threshold=0.6).beside == found.beside
     assert segment_scan(scan, folder, also=["fluid"]).beside == {} == segment_scan(scan, [folder, folder]).beside
     edit(folder / "config.json", contrasts={looks: {"mentions": {"fluid": ml + 0.01}}})
@@ -83,16 +93,16 @@ def test_what_is_seen_and_not_marked_is_mentioned_from_so_many_ml_on(model, scan
 
 def test_a_user_is_told_and_can_ask(model, scan, tmp_path):
     folder, looks = model
-    edit(folder / "config.json", contrasts={looks: {"mentions": {"fluid": 0}}})
+    edit(folder / "config.json", contrasts={looks: {"mentions": {"fluid": 1}}})
     run = infer(scan, "--model", folder, "--no-picture", "-o", tmp_path / "a.nii.gz")
-    said = f"about {segment_scan(scan, folder).beside['fluid']:.0f} mL look like fluid, which is not marked"
-    assert run.stdout.count(said) == 1 and "; --also fluid marks that as well" in run.stderr
-    asked = ("--model", folder, "--no-picture", "-o", tmp_path / "b.nii.gz", "--also", "fluid")
-    run = infer(scan, *asked)
-    assert "not marked" not in run.stdout + run.stderr and "--also" not in run.stderr
-    assert "marks lesion (disease not stated) and fluid on T1w scans" in run.stderr
-    told = json.loads(infer(scan, *asked, "--overwrite", "--json").stdout)
-    assert told["also"] == ["fluid"] and "beside" not in told
+    said = f"about {segment_scan(scan, folder).beside['fluid']:.0f} mL{LIKE}"
+    assert run.stdout.count(said) == 1 and "; --also fluid marks fluid as well" in run.stderr
+    asked = ("--model", folder, "--no-picture", "-o", tmp_path / "b.nii.gz", "--also", "fluid", scan)
+    run = infer(*asked)
+    assert "look like fluid" not in run.stdout + run.stderr and "--also" not in run.stderr
+    assert "marks lesion (disease not stated), and fluid as well, on T1w scans" in run.stderr
+    told = json.loads(infer(*asked, "--overwrite", "--json", "--agreement").stdout)
+    assert told["also"] == ["fluid"] and "beside" not in told and 0 < told["agreement"] < 1
     told = json.loads(infer(scan, "--model", folder, "--no-picture", "-o", tmp_path / "c.nii.gz", "--json").stdout)
     assert told["beside"]["fluid"] > 1 and told["remarks"][-1] == said and "also" not in told
 
@@ -100,7 +110,7 @@ def test_a_user_is_told_and_can_ask(model, scan, tmp_path):
 def test_a_class_that_cannot_be_marked_as_well_is_refused(model, scan, tmp_path):
     folder, _ = model
     for name in ("lesion", "background", "spots"):
-        with pytest.raises(UserError, match=f"^also: found {name}, expected classes that the model does not"):
+        with pytest.raises(UserError, match=f"^also: found {name}, expected a class that the model does not"):
             segment_scan(scan, folder, also=[name])
     bright_model(tmp_path / "one")
     run = infer(scan, "--model", tmp_path / "one", "-o", tmp_path / "a.nii.gz", "--also", "fluid", check=False)
@@ -109,10 +119,10 @@ def test_a_class_that_cannot_be_marked_as_well_is_refused(model, scan, tmp_path)
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"mentions": {"lesion": 1}}, "found mentions for T2w = {'lesion': 1}, expected a number of mL for classes beside"),
-    ({"mentions": {"fluid": -1}}, "found mentions for T2w = {'fluid': -1}, expected a number of mL"),
-    ({"mentions": {"fluid": True}}, "found mentions for T2w = {'fluid': True}, expected a number of mL"),
-    ({"mentions": ["fluid"]}, "found mentions for T2w = ['fluid'], expected a number of mL")])
+    ({"mentions": {"lesion": 1}}, "found mentions for T2w = {'lesion': 1}, expected at least 1 mL for classes beside"),
+    ({"mentions": {"fluid": 0.9}}, "found mentions for T2w = {'fluid': 0.9}, expected at least 1 mL"),
+    ({"mentions": {"fluid": True}}, "found mentions for T2w = {'fluid': True}, expected at least 1 mL"),
+    ({"mentions": ["fluid"]}, "found mentions for T2w = ['fluid'], expected at least 1 mL")])
 def test_a_card_mentions_volumes_of_other_classes(model, scan, changes, said):
     folder, _ = model
     edit(folder / "config.json", contrasts={"T2w": changes})
@@ -126,3 +136,22 @@ def test_only_a_cascade_mentions(model, scan):
     edit(folder / "first/config.json", contrasts={"T2w": {"mentions": {"fluid": 1}}})
     with pytest.raises(UserError, match="found mentions for T2w, expected it only in a cascade; remove it"):
         segment_scan(scan, folder)
+
+
+def test_a_launcher_says_it_before_it_starts_jobs(model, scan, tmp_path):
+    folder, _ = model
+    run = infer(scan, "--model", folder, "-o", tmp_path / "out", "--workers", "2", "--also", "spots", check=False)
+    assert run.returncode == 2 and run.stderr.startswith("error: --also: found spots, expected a class that")
+    assert not list((tmp_path / "out").iterdir())
+    infer(scan, "--model", folder, "-o", tmp_path / "out", "--workers", "2", "--also", "fluid")
+    records = list((tmp_path / "out").rglob("*.json"))
+    assert any(json.loads(path.read_text()).get("also") == ["fluid"] for path in records)
+
+
+def test_a_picture_says_what_is_marked_as_well():
+    from types import SimpleNamespace
+
+    import infer as script
+
+    result = {"scan": ["a.nii.gz"], "volume_ml": 1.5, "warnings": [], "also": ["fluid", "spots"]}
+    assert script.picture_caption(result, SimpleNamespace(model=["m"])) == "a.nii.gz, 1.50 mL with fluid with spots, m"

@@ -22,7 +22,7 @@ from meshnet.inference import cascade
 from meshnet.inference.models import load_models
 from meshnet.inference.scan import read_case
 from meshnet.networks.card import Card, read_card
-from meshnet.scans import mirror, quality, second, veto
+from meshnet.scans import mask, mirror, quality, second, veto
 from meshnet.scans.contrast import CONTRASTS, likelihoods, most_likely
 from meshnet.scans.grid import conform
 from meshnet.sharing import to_web
@@ -137,7 +137,8 @@ def test_a_veto_takes_back_the_same_parts(page, seed):
 
 
 def test_the_constants_are_pythons():
-    for name, module in (("second", second), ("mirror", mirror), ("veto", veto), ("quality", quality)):
+    for name, module in (("second", second), ("mirror", mirror), ("veto", veto), ("quality", quality),
+                         ("mask", mask)):
         text = re.search(rf"^const {name.upper()} = (\{{.*\}});$", to_web.script(name), re.MULTILINE).group(1)
         text = re.sub(r"1 / (\d+)", lambda found: str(1 / int(found[1])), text)
         values = json.loads(re.sub(r"([A-Z_]+):", r'"\1":', text))
@@ -158,7 +159,10 @@ CASES = {
     "a veto by size, and what is around": {"contrasts": {name: {"threshold": 0.45, "sure": 0.9, "veto": {
         "sure": 0.5, "bias": -2, "weights": [1.0, 0.2, -0.1, 0.3, 0.5, -0.7, 0.2, 0.4, -0.3, 0.1]}}
         for name in CONTRASTS}},
-    "what else is seen": {"contrasts": {name: {"mentions": {"fluid": 0}} for name in CONTRASTS}},
+    "what else is seen": {"contrasts": {name: {"mentions": {"fluid": 1}} for name in CONTRASTS}},
+    "less than is told": {"contrasts": {name: {"mentions": {"fluid": 99999}} for name in CONTRASTS}},
+    "what is counted is not told": {"contrasts": {name: {"also": ["fluid"], "mentions": {"fluid": 1}}
+                                                  for name in CONTRASTS}},
     "a veto with the mirror image": {"mirror": True, "first_share": 0.2, "contrasts": {name: {
         "also": ["fluid"], "quality": {"marked": [0.1, -0.2, 0.3, -0.5, 0.4], "empty": [0.3, -0.2, 0.1]},
         "veto": {"bias": -2, "weights": [1.0, *[0.1, -0.1, 0.2] * 5]}} for name in CONTRASTS}},
@@ -186,7 +190,7 @@ def test_the_mask_is_that_of_infer(page, tmp_path, name):
     scans = [head_file(tmp_path / f"{c}.nii", c) for c, _ in enumerate(read_card(model).channels)]
     answer = check_mask(page, scans, model, tmp_path)
     assert any("by the model's veto" in line for line in answer["remarks"]) == ("veto" in name)
-    assert any("mL look like fluid, which is not marked" in line for line in answer["remarks"]) == ("else" in name)
+    assert any("mL look like fluid, which this model does" in line for line in answer["remarks"]) == ("else" in name)
     assert answer["volume_ml"] > 0 and answer["steps"].count("computing, network 1 of 2") == (
         1 + CASES[name].get("shifted", True)) and answer["steps"].count("computing, network 2 of 2") == 1
 
