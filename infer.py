@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="lesion probability from which a voxel is marked (default: the model's)")
     parser.add_argument("--min_lesion_mm3", type=float,
                         help="drop connected lesions smaller than this (default: the model's)")
-    parser.add_argument("--also", nargs="+", default=[], metavar="CLASS",
+    parser.add_argument("--also", nargs="+", action="extend", default=[], metavar="CLASS",
                         help="mark these classes of the model as well: \"white matter disease\" with the built-in one")
     parser.add_argument("--probability", action="store_true", help="also write NAME_lesion_probability.nii.gz")
     parser.add_argument("--crop", choices=("head", "none"), default="head",
@@ -321,7 +321,7 @@ def picture_caption(result: dict, arguments: argparse.Namespace) -> str:
     from meshnet.cohort.lines import called
 
     model = called([shown_path(name) for name in arguments.model])
-    volume = " with ".join([in_ml(result["volume_ml"]), *result.get("also", ())])
+    volume = in_ml(result["volume_ml"]) + " with " * bool(result.get("also")) + " and ".join(result.get("also", ()))
     words = [Path(result["scan"][0]).name, volume, model]
     return printable("; ".join([", ".join(words), *result["warnings"]]))
 

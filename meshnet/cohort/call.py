@@ -51,6 +51,9 @@ def scans_behind_flags(arguments: argparse.Namespace) -> None:
         behind = [name for name in given if name.lower().endswith((".nii", ".nii.gz"))]
         arguments.scans = [*arguments.scans, *behind]
         setattr(arguments, flag, [name for name in given if name not in behind])
+        if flag == "also" and given and not arguments.also:
+            raise UserError(f"--also: found {given[0]}, expected a class of the model before it, such as "
+                            '"white matter disease"')
 
 
 def as_bids_app(arguments: argparse.Namespace) -> None:

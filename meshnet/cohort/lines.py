@@ -74,9 +74,11 @@ def in_words(cards: Sequence[Card], threshold: float | None, min_lesion_mm3: flo
              also: Sequence[str] = (), divisor: float = 1) -> str:
     """A field of the models' ``Decision``, from its lowest to its highest value where it is another on scans of some
     contrast; empty where it is 0 on all."""
-    veto = threshold is None and not also and len(cards) == 1  # then it counts
-    values = [getattr(common_decision(cards, contrast, threshold, min_lesion_mm3, veto), name) / divisor
-              for contrast in (None, *cards[0].contrasts)]
+    values = []
+    for contrast in (None, *cards[0].contrasts):
+        more = set(also) - set(cards[0].decision(contrast).also)
+        veto = threshold is None and not more and len(cards) == 1  # then it counts
+        values.append(getattr(common_decision(cards, contrast, threshold, min_lesion_mm3, veto), name) / divisor)
     low, high = min(values), max(values)
     return f"{plain(low, 3)} to {plain(high, 3)}" if low != high else plain(low, 3) if high else ""
 

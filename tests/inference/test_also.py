@@ -138,6 +138,14 @@ def test_only_a_cascade_mentions(model, scan):
         segment_scan(scan, folder)
 
 
+def test_scans_may_follow_the_classes(model, scan, tmp_path):
+    folder, _ = model
+    run = infer("--model", folder, "-o", tmp_path / "a.nii.gz", "--also", scan, check=False)
+    assert run.returncode == 2 and run.stderr.startswith(f"error: --also: found {scan}, expected a class of the model")
+    run = infer("--model", folder, "-o", tmp_path / "a.nii.gz", "--also", "fluid", scan, "--also", "fluid")
+    assert "and fluid as well," in run.stderr
+
+
 def test_a_launcher_says_it_before_it_starts_jobs(model, scan, tmp_path):
     folder, _ = model
     run = infer(scan, "--model", folder, "-o", tmp_path / "out", "--workers", "2", "--also", "spots", check=False)
@@ -154,4 +162,4 @@ def test_a_picture_says_what_is_marked_as_well():
     import infer as script
 
     result = {"scan": ["a.nii.gz"], "volume_ml": 1.5, "warnings": [], "also": ["fluid", "spots"]}
-    assert script.picture_caption(result, SimpleNamespace(model=["m"])) == "a.nii.gz, 1.50 mL with fluid with spots, m"
+    assert script.picture_caption(result, SimpleNamespace(model=["m"])) == "a.nii.gz, 1.50 mL with fluid and spots, m"
