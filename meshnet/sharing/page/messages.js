@@ -29,9 +29,10 @@ const MESSAGES = {
   threshold: "threshold: found {}, expected 0 to 1",
   smallest: "min_lesion_mm3: found {}, expected 0 or more",
   taken: "{} found and taken back by the model's veto, as no lesion",
-  beside: "about {} mL look like {}, which this model does not count as lesion",
   unsure: "{} found that nowhere reaches the probability {} from which it is kept",
   dropped: "{} found below the {} mL from which it is kept",
+  // meshnet/scans/mask.py
+  beside: "about {} mL look like {}, which this model does not count as lesion",
   // meshnet/scans/checks.py
   pixdim: "the header contradicts itself: voxels of {} by pixdim and {} by the affine; the affine was used, check the volume",
   noRotation: "the header's qform is no rotation; sform was used",
