@@ -85,7 +85,7 @@ def write_choice(rows: list[dict], folder: Path) -> None:
                         "depends on what is chosen here; remove it, measure, choose, and learn it after that (veto.py)")
     own, *_ = choose(rows)
     kept = {looks: {key: one[key] for key in ("also", "first_share", "own_weights", "mentions") if key in one}
-            for looks, one in values.get("contrasts", {}).items()}  # are in the probabilities of the results already
+            for looks, one in values.get("contrasts", {}).items()}  # in the probabilities already, or no decision
     values |= {"threshold": own.threshold, "sure": own.sure, "min_lesion_mm3": own.min_lesion_mm3, "contrasts": {}}
     for looks in LOOKS:
         some = [row for row in rows if row["looks"] == looks]
