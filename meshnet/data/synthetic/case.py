@@ -49,7 +49,7 @@ PRESETS["bright_fluid"] = replace(PRESETS["bright"], fluid=True)
 # Every contrast and every size of stroke; made for label maps and lesion masks of folders (from_folders.py).
 PRESETS["every"] = replace(PRESETS["train"], contrasts={"T1w": 0.3, "T2w": 0.29, "FLAIR": 0.2, "DWI": 0.17,
                            "random": 0.04}, healthy=0.12, smallest_mm3=800.0, largest_mm3=200_000.0, extracted=0.25,
-                           fluid=True, spots=0.5, second=0.25, acute=0.3, inverted=0.01)
+                           fluid=True, spots=1.0, second=0.25, acute=0.3, inverted=0.01)
 # Mean signals where the fluid of a T2w or the bright lesion of a DWI is about 1: lowest and highest drawn.
 # grey is white times a factor; the lesion's level lies between the two tissues named in draw_means.
 MEANS = {

@@ -6,13 +6,15 @@ import numpy as np
 from scipy import ndimage
 
 from meshnet.data.synthetic.anatomy import Warp, lattice_axes
-from meshnet.data.synthetic.atlas import smooth_field
+from meshnet.data.synthetic.atlas import sample, smooth_field
 from meshnet.data.synthetic.labelmaps import BRAIN, CODE, TISSUES, LabelMap
 from meshnet.data.synthetic.lesionmasks import MovedLesion
 
 FLUIDS = (CODE["ventricle"], CODE["fluid"])
 # Where the signal of echo-planar images rises: above the sinuses and beside the ear canals, in MNI mm.
 SKULL_BASE_MM = np.array([[0, 40, -22], [-48, -22, -26], [48, -22, -26]], np.float32)
+
+DISEASE_MM3, DISEASE_SPREAD, MOST_DISEASE = 5860.0, 1.41, 0.2  # of white-matter disease, see there
 
 
 @dataclass
@@ -59,7 +61,7 @@ def build_labelled(rng: np.random.Generator, warp: Warp, label_map: LabelMap, le
     white = (codes == CODE["white"]) & ~lesion
     disease = np.zeros(size, np.float32)
     if rng.random() < spots:
-        disease = white_matter_disease(rng, axes, codes, white, voxel_mm)
+        disease = white_matter_disease(np.random.default_rng(rng.integers(2 ** 31)), points, codes, white, voxel_mm)
     disease = np.maximum(disease, np.float32(0.9) * ((codes == CODE["spots"]) & ~lesion))
     base = np.zeros(points.shape[1], np.float32)
     for place in SKULL_BASE_MM:
@@ -99,20 +101,37 @@ def with_margin(inside: np.ndarray, voxels: float) -> tuple[slice, slice, slice]
                  for a in ndimage.find_objects(inside.astype(np.uint8))[0])
 
 
-def white_matter_disease(rng: np.random.Generator, axes: tuple, codes: np.ndarray, white: np.ndarray,
+def white_matter_disease(rng: np.random.Generator, points: np.ndarray, codes: np.ndarray, white: np.ndarray,
                          voxel_mm: float) -> np.ndarray:
-    """Caps and bands around the ventricles, and round spots, 0..1: age, small vessels, multiple sclerosis."""
-    found = np.zeros(codes.shape, np.float32)
-    ventricle = codes == CODE["ventricle"]
-    if ventricle.any():
-        part = with_margin(ventricle, 15 / voxel_mm)
-        away = ndimage.distance_transform_edt(~ventricle[part], sampling=voxel_mm)
-        width = float(np.exp(rng.normal(0.8, 0.7)))
-        noise = smooth_field(rng, axes, 14.0)[0][part]
-        found[part] = np.clip((width * (1 + 0.8 * noise) - away) / 2 + 0.5, 0, 1)
-    field = smooth_field(rng, axes, rng.uniform(5, 15))[0]
-    found = np.maximum(found, np.clip(3 * (field - rng.uniform(1.3, 3.0)), 0, 1))
-    return found * white
+    """Caps and bands around the ventricles, and spots, 0..1, mostly alike on both sides: age and small vessels.
+
+    Its volume is drawn from the log-normal distribution that has the median and the quartiles of 2,529 patients with
+    an acute stroke (Giese et al., Neurology 95:e79, 2020: 5.86 mL, 2.18 to 14.61), at most ``MOST_DISEASE`` of the
+    white matter; what the label map has of its own counts. ``points`` are the voxels (3, N) in MNI mm.
+    """
+    ventricle, found = codes == CODE["ventricle"], np.zeros(codes.shape, np.float32)
+    volume = float(np.exp(rng.normal(np.log(DISEASE_MM3), DISEASE_SPREAD))) / voxel_mm ** 3
+    volume = min(volume - (codes == CODE["spots"]).sum(), MOST_DISEASE * white.sum())
+    if volume < 1 or not ventricle.any():
+        return found
+    away = ndimage.distance_transform_edt(~ventricle, sampling=voxel_mm)[white]
+    places = points[:, white.ravel()]
+    one_half = np.concatenate([np.abs(places[:1]), places[1:]])
+    score = np.float32(rng.uniform(1, 4)) * np.exp(-away / np.float32(rng.uniform(3, 9)))
+    for where, weight, spacing in ((one_half, 1.0, rng.uniform(6, 14)), (places, rng.uniform(0.1, 0.5), 8.0),
+                                   (places, rng.uniform(0.0, 0.3), 4.0)):
+        score += np.float32(weight) * field_at(rng, where, spacing)
+    border = np.partition(score, -int(volume))[-int(volume)]
+    found[white] = np.clip((score - border) / np.float32(rng.uniform(0.2, 0.8)) + 0.5, 0, 1)
+    return found
+
+
+def field_at(rng: np.random.Generator, points: np.ndarray, spacing_mm: float, step_mm: float = 2.0) -> np.ndarray:
+    """``smooth_field`` (N,) at points (3, N) in MNI mm."""
+    low, high = points.min(1) - step_mm, points.max(1) + step_mm
+    axes = tuple(np.arange(a, b + step_mm, step_mm, dtype=np.float32) for a, b in zip(low, high))
+    field = smooth_field(rng, axes, spacing_mm)[0]
+    return sample(field[..., None], (points - low[:, None]) / np.float32(step_mm))[:, 0]
 
 
 # ---------------------------------------------------------------------- signal

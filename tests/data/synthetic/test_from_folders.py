@@ -4,7 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from meshnet.data.synthetic import labelled
 from meshnet.data.synthetic.from_folders import make_labelled_case
+from meshnet.data.synthetic.labelled import white_matter_disease
 from meshnet.data.synthetic.labelmaps import BOX_MM, CODE, find_maps, load_map
 from meshnet.data.synthetic.lesionmasks import draw_moved, load_mask
 from meshnet.errors import UserError
@@ -83,6 +85,33 @@ def test_a_lesion_has_the_volume_that_was_drawn_and_is_mirrored_half_of_the_time
         assert (share > 0.5).sum() * 8 == pytest.approx(5000, rel=0.4)
         sides.append(points[0, where[share > 0.5]].mean() > 0)
     assert 2 <= sum(sides) <= 10
+
+
+def test_white_matter_disease_has_the_volumes_of_a_published_cohort_and_lies_on_both_sides():
+    # Giese et al., Neurology 95:e79, 2020: median 5.86 mL, quartiles 2.18 and 14.61 mL
+    assert labelled.DISEASE_MM3 == 5860
+    for quartile, published in ((-0.6745, 2.18), (0.6745, 14.61)):
+        assert 5.86 * np.exp(quartile * labelled.DISEASE_SPREAD) == pytest.approx(published, rel=0.05)
+    axis = np.arange(-76, 77, 4.0)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")).astype(np.float32)
+    away, points = np.sqrt((points ** 2).sum(0)), points.reshape(3, -1)
+    codes = np.where(away < 20, CODE["ventricle"], CODE["white"])
+    white = (away >= 20) & (away < 72)
+    alike, turned = [], []
+    for seed in range(24):
+        drawn = np.exp(np.random.default_rng(seed).normal(np.log(5860), labelled.DISEASE_SPREAD)) / 64
+        found = white_matter_disease(np.random.default_rng(seed), points, codes, white, 4.0)
+        assert (found[~white] == 0).all() and found.min() >= 0 and found.max() <= 1
+        there = found > 0.5
+        assert there.sum() == pytest.approx(min(drawn, 0.2 * white.sum()), rel=0.15, abs=3)
+        if drawn > 50:
+            alike.append((there & there[::-1]).sum() / there.sum())
+            turned.append((there & there[:, ::-1]).sum() / there.sum())
+    assert np.median(alike) > 0.4 > 0.2 > np.median(turned)  # left and right are alike, front and back are not
+    codes[away < 35] = CODE["spots"]  # what a label map has of its own counts, and is more here than nearly all have
+    codes[away < 20] = CODE["ventricle"]
+    assert (codes == CODE["spots"]).sum() * 0.064 > 100
+    assert not white_matter_disease(np.random.default_rng(1), points, codes, codes == CODE["white"], 4.0).any()
 
 
 def test_labels_that_nobody_knows_are_refused_and_a_table_names_them(tmp_path):
