@@ -57,6 +57,49 @@ def near_ventricles(path: str) -> tuple[np.ndarray, np.ndarray]:
     return points, share / share.sum()
 
 
+def ball(voxels: int = 8) -> lesionmasks.MaskFile:
+    """A ball of 1 mm radius, from which plaques are made."""
+    places = np.indices((2 * voxels + 3,) * 3) - (voxels + 1)
+    mask = ((places ** 2).sum(0) <= voxels ** 2).astype(np.float32)[..., None]
+    step = 1 / voxels
+    return lesionmasks.MaskFile(mask, step * np.eye(3, dtype=np.float32),
+                                np.full(3, -(voxels + 1) * step, np.float32), 4 / 3 * np.pi, np.zeros(3, np.float32))
+
+
+def plaques(path: str):
+    """What draws plaques of multiple sclerosis, in place of ``from_folders.draw_strokes``: ellipsoids near a ventricle
+    that point away from it, below the cortex, and anywhere in white matter."""
+    axes = [np.arange(-72, 73, 2.0), np.arange(-105, 75, 2.0), np.arange(-60, 78, 2.0)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).astype(np.float32)
+    codes = load_map(path).at(points).reshape([len(axis) for axis in axes])
+    away, nearest = ndimage.distance_transform_edt(codes != CODE["ventricle"], sampling=2.0, return_indices=True)
+    outward = (np.indices(codes.shape) - nearest).reshape(3, -1).T
+    cortex = ndimage.distance_transform_edt(codes != CODE["cortex"], sampling=2.0)
+    white = np.isin(codes, [CODE[name] for name in ("white", "cerebellum_white", "stem")])
+    shares = [(white * near).ravel() for near in (np.exp(-away / 4) * (away < 15), np.exp(-cortex / 2), 1.0)]
+    shares = [share / share.sum() for share in shares]
+    source = ball()
+
+    def draw(rng: np.random.Generator, *_) -> list:
+        count = int(np.exp(rng.uniform(np.log(4), np.log(70))))
+        largest, ragged = np.exp(rng.uniform(np.log(4), np.log(11))), rng.uniform(0.0, 1.0)
+        kinds = rng.choice(3, count, p=rng.dirichlet((6, 2, 1.5)))
+        found = []
+        for kind in kinds:
+            place = int(rng.choice(len(shares[kind]), p=shares[kind]))
+            along = rng.normal(0, 1, 3) if kind else outward[place] + rng.normal(0, 0.4, 3)
+            along = along / (np.linalg.norm(along) + 1e-6)
+            half = np.exp(rng.uniform(np.log(1.8), np.log(largest)))  # of its longest axis, mm
+            across = half * rng.uniform(0.4, 0.95)
+            turn = np.eye(3) / across + (1 / half - 1 / across) * np.outer(along, along)
+            found.append(lesionmasks.MovedLesion(
+                source, (points[:, place] + rng.normal(0, 1, 3)).astype(np.float32), turn.astype(np.float32),
+                4 / 3 * np.pi * half * across ** 2, float(ragged), int(rng.integers(2 ** 31))))
+        return found
+
+    return draw
+
+
 def drawer(path: str, sclerosis_alone: bool = False):
     """What draws the lesions of a head, in place of ``from_folders.draw_strokes``; or those of multiple sclerosis
     alone."""
@@ -187,6 +230,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(SHARES["none"]), metavar="CONTRAST",
                         help="heads of these alone, as often as each other")
     parser.add_argument("--sclerosis", action="store_true", help="lesions as in multiple sclerosis on every head")
+    parser.add_argument("--plaques", action="store_true", help="plaques of multiple sclerosis on every head, and "
+                        "on few of them other disease of the white matter; with --only FLAIR")
     parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=7_000_000, help="of the first head")
     parser.add_argument("--out", type=Path, required=True)
@@ -194,15 +239,15 @@ def main() -> None:
     lesionmasks.VOLUME_MM3 = (SMALLEST_MM3, lesionmasks.VOLUME_MM3[1])
     maps = [str(path) for path in find_maps(arguments.anatomy)]
     masks = [str(path) for folder in arguments.lesions for path in find_maps(folder)]
-    from_folders.draw_strokes = drawer(maps[0], arguments.sclerosis)
+    from_folders.draw_strokes = plaques(maps[0]) if arguments.plaques else drawer(maps[0], arguments.sclerosis)
     if arguments.bright != "none":
         brighten(AMOUNT[arguments.bright])
     first, = load_models([arguments.first], device="cpu")
     grid = replace(first.card.grids()[0], voxel_mm=VOXEL_MM, shape=SHAPE)
     options = {"contrasts": SHARES[arguments.bright], "healthy": 0.12 if arguments.bright == "none" else 0.2,
-               "spots": 0.45 if arguments.bright == "none" else 0.4, "extracted": 0.35}
+               "spots": 0.15 if arguments.plaques else 1.0, "extracted": 0.35}
     if arguments.mostly_t1w:
-        options |= {"contrasts": MOSTLY_T1W, "healthy": 0.28, "spots": 0.45}
+        options |= {"contrasts": MOSTLY_T1W, "healthy": 0.28}
     if arguments.only:
         options["contrasts"] = {kind: 1 / len(arguments.only) for kind in arguments.only}
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,10 @@
 ``python benchmarks/trust/veto.py fit heads.jsonl … --model FOLDER --least T1w 0.2 T2w 0.35 --sure T1w 0.75 T2w 0.65``
 
 A line of the first one is a head with the values (``meshnet.scans.veto``) of all that the second network finds there
-from the card's threshold on, and how much of each is right; a head with ``--sclerosis`` has lesions as in multiple
-sclerosis, which count as right. ``fit`` is a logistic regression of whether a part is right: what is right with less
-than ``--least`` probability is taken back. ``try`` says what that changes, in five-fold cross-validation.
+from the card's threshold on, and how much of each is right; a head with ``--sclerosis`` or ``--plaques`` has lesions as
+in multiple sclerosis, which count as right. A file that is named several times counts so often. ``fit`` is a logistic
+regression of whether a part is right: what is right with less than ``--least`` probability is taken back. ``try`` says
+what that changes, in five-fold cross-validation.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from builtin_weights import CONTRASTS, HEALTHY, make, read
-from second_heads import SMALLEST_MM3, drawer
+from second_heads import SMALLEST_MM3, drawer, plaques
 
 from meshnet.errors import UserError, run_script
 from meshnet.files import write_json
@@ -83,15 +84,18 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.sclerosis:
         lesionmasks.VOLUME_MM3 = (SMALLEST_MM3, lesionmasks.VOLUME_MM3[1])
         from_folders.draw_strokes = drawer(maps[0], sclerosis_alone=True)
+    if arguments.plaques:
+        from_folders.draw_strokes = plaques(maps[0])
+    ill = arguments.sclerosis or arguments.plaques
     done = {(row["seed"], row["contrast"], row["sclerosis"]) for row in read(arguments.out)}
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         for number in range(arguments.cases):
             seed = arguments.first + number * (HEALTHY if arguments.healthy else 1)
-            for contrast in ["FLAIR"] if arguments.sclerosis else arguments.contrasts:
-                if (seed, contrast, arguments.sclerosis) in done:
+            for contrast in ["FLAIR"] if ill else arguments.contrasts:
+                if (seed, contrast, ill) in done:
                     continue
                 image, mask, _ = make(seed, contrast, "as made", maps, masks)
-                row = {"seed": seed, "contrast": contrast, "sclerosis": arguments.sclerosis,
+                row = {"seed": seed, "contrast": contrast, "sclerosis": ill,
                        **values_on(models, image, mask)}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -214,9 +218,9 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for what ``heads`` cannot do."""
     if not (arguments.anatomy and arguments.lesions and arguments.out):
         raise UserError("heads: found no --anatomy, --lesions or --out, expected all of them")
-    if arguments.healthy and (arguments.sclerosis or arguments.first % HEALTHY):
+    if arguments.healthy and (arguments.sclerosis or arguments.plaques or arguments.first % HEALTHY):
         raise UserError(f"--healthy: found --first {arguments.first}, expected a multiple of {HEALTHY}, since every "
-                        f"{HEALTHY}th head is healthy, and no --sclerosis")
+                        f"{HEALTHY}th head is healthy, and no --sclerosis or --plaques")
 
 
 def main() -> None:
@@ -231,6 +235,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=9_600_000, help="seed of the first")
     parser.add_argument("--healthy", action="store_true", help="heads without a stroke alone")
     parser.add_argument("--sclerosis", action="store_true", help="FLAIR heads with multiple sclerosis")
+    parser.add_argument("--plaques", action="store_true", help="such heads with round plaques")
     parser.add_argument("--least", nargs="+", default=[], help="contrast and probability, in turn; FLAIR is with DWI")
     parser.add_argument("--sure", nargs="+", default=[], help="contrast and the decision's sure where the veto counts")
     parser.add_argument("--out", help="lines to write")

@@ -80,8 +80,8 @@ def test_a_training_starts_from_the_weights_for_a_contrast(training, tmp_path, m
         training.weights_in(folder, "T2w")
 
 
-@pytest.mark.parametrize("sclerosis", [False, True])
-def test_what_draws_lesions_is_called_as_the_generator_calls_it(root, monkeypatch, sclerosis):
+@pytest.mark.parametrize("kind", ["strokes", "sclerosis", "plaques"])
+def test_what_draws_lesions_is_called_as_the_generator_calls_it(root, monkeypatch, kind):
     """By one of the label maps, with masks of 100 to 4,000 voxels of 1 mm."""
     from meshnet.data.synthetic import from_folders
 
@@ -91,13 +91,39 @@ def test_what_draws_lesions_is_called_as_the_generator_calls_it(root, monkeypatc
     monkeypatch.syspath_prepend(str(root / "benchmarks" / "trust"))
     heads = importlib.import_module("second_heads")
     masks = [str(path) for path in sorted((root.parent / "shared/data/lesions_mni").glob("*.nii.gz"))[:20]]
-    monkeypatch.setattr(from_folders, "draw_strokes", heads.drawer(str(maps[0]), sclerosis))
+    draw = heads.plaques(str(maps[0])) if kind == "plaques" else heads.drawer(str(maps[0]), kind == "sclerosis")
+    monkeypatch.setattr(from_folders, "draw_strokes", draw)
     counts = []  # of lesions of each head, which is not made
     monkeypatch.setattr(from_folders, "build_labelled", lambda *given: counts.append(len(given[3])))
     for seed in range(12):
         with pytest.raises(AttributeError, match="NoneType"):
             from_folders.make_labelled_case(seed, 8.0, "every", [str(maps[0])], masks, healthy=0.5)
-    assert len(counts) == 12 and (min(counts) >= 5 if sclerosis else 0 in counts)
+    assert len(counts) == 12 and (0 in counts if kind == "strokes" else min(counts) >= 4)
+
+
+def test_a_plaque_is_an_ellipsoid_of_its_volume_and_points_away_from_the_ventricles(root, monkeypatch):
+    maps = sorted((root.parent / "shared/data/label_maps").glob("*.nii.gz"))
+    if not maps:
+        pytest.skip("needs ../shared/data/label_maps")
+    monkeypatch.syspath_prepend(str(root / "benchmarks" / "trust"))
+    heads = importlib.import_module("second_heads")
+    drawn = [one for seed in range(6) for one in heads.plaques(str(maps[0]))(np.random.default_rng(seed), None, [], 0)]
+    lengths, upright = [], []
+    for plaque in drawn:
+        axes, ways = np.linalg.eigh(plaque.turn.astype(float))  # 1 / half of each axis
+        half = 1 / axes
+        assert plaque.volume_mm3 == pytest.approx(4 / 3 * np.pi * half.prod(), rel=1e-3)
+        assert half[0] > half[1] == pytest.approx(half[2], rel=1e-3) and 1.5 < half[0] < 11.5
+        lengths.append(half[0] / half[1])
+        upright.append(abs(ways[:, 0] @ (plaque.centre_mm - (0, plaque.centre_mm[1], 15)))
+                       / np.linalg.norm(plaque.centre_mm - (0, plaque.centre_mm[1], 15)))
+    assert 1.2 < np.median(lengths) < 2 and np.mean(upright) > 0.5  # 0.5 if they pointed anywhere
+    at = [np.abs(one.centre_mm) for one in drawn]
+    assert np.max(at, 0)[0] < 75 and np.mean([place[0] for place in at]) > 10
+    points = np.stack(np.meshgrid(*[np.arange(-90, 91, 1.0)] * 3, indexing="ij")).reshape(3, -1).astype(np.float32)
+    large = max(drawn, key=lambda one: one.volume_mm3)
+    share = large.at(points)[1]
+    assert (share > 0.5).sum() == pytest.approx(large.volume_mm3, rel=0.3)
 
 
 def test_where_a_network_is_wrong_patches_are_drawn_and_at_small_lesions_as_at_large_ones(training, monkeypatch):
@@ -106,6 +132,7 @@ def test_where_a_network_is_wrong_patches_are_drawn_and_at_small_lesions_as_at_l
     truth, found = np.zeros((20, 20, 20), np.uint8), np.zeros((3, 20, 20, 20), np.float32)
     truth[2, 2, 2], truth[10:15, 10:15, 10:15] = 1, 1
     found[1, 0, :, 0], found[1, 0, :, 1], found[1, 12, 12, 12] = 0.25, 0.75, 0.9
+    found[1, 16, 12, 12] = 0.9  # beside a lesion, where people differ
     head = {"given": np.full((4, 20, 20, 20), 51, np.uint8), "truth": truth, "plane": (0, 0, 0.5)}
     first = [patches.some(np.random.default_rng(0), where, 5000) for where in (truth == 1, truth == 2, truth == 0)]
     head["places"], seen = first, []
