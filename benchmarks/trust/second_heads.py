@@ -2,7 +2,8 @@
 
 ``python benchmarks/trust/second_heads.py --first MODEL --anatomy FOLDER --lesions FOLDER … --out FOLDER``
 
-``prepare.py``'s generator with more small lesions, some of them near the ventricles as in multiple sclerosis.
+``prepare.py``'s generator with more small lesions, some of them near the ventricles as in multiple sclerosis, or with
+its plaques alone (``--plaques``).
 ``--bright`` adds what real FLAIR and DWI have and label maps lack: cortex of the limbic system, the insula and the
 plexus bright on both sides, haze in the white matter, and on DWI bright rims near air. A head is one file, so the same
 command resumes.
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from meshnet.data.synthetic import from_folders, lesionmasks
 from meshnet.data.synthetic.atlas import smooth_field
 from meshnet.data.synthetic.labelmaps import BRAIN, CODE, find_maps, load_map
-from meshnet.errors import run_script
+from meshnet.errors import UserError, run_script
 from meshnet.files import whole_file
 from meshnet.scans.mask import slices
 
@@ -68,7 +69,12 @@ def ball(voxels: int = 8) -> lesionmasks.MaskFile:
 
 def plaques(path: str):
     """What draws plaques of multiple sclerosis, in place of ``from_folders.draw_strokes``: ellipsoids near a ventricle
-    that point away from it, below the cortex, and anywhere in white matter."""
+    that point away from it, below the cortex, and anywhere in white matter of the label map ``path``, which stands for
+    the others. They are 4 to 70 and 1.8 to 11 mm long from their middle, as a list of ``MovedLesion``.
+
+    Raises:
+        UserError: where the map has no ventricle, cortex or white matter.
+    """
     axes = [np.arange(-72, 73, 2.0), np.arange(-105, 75, 2.0), np.arange(-60, 78, 2.0)]
     points = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).astype(np.float32)
     codes = load_map(path).at(points).reshape([len(axis) for axis in axes])
@@ -76,6 +82,9 @@ def plaques(path: str):
     outward = (np.indices(codes.shape) - nearest).reshape(3, -1).T
     cortex = ndimage.distance_transform_edt(codes != CODE["cortex"], sampling=2.0)
     white = np.isin(codes, [CODE[name] for name in ("white", "cerebellum_white", "stem")])
+    if not white.any() or (codes == CODE["ventricle"]).sum() == 0 or (codes == CODE["cortex"]).sum() == 0:
+        raise UserError(f"{path}: found no ventricle, cortex or white matter, expected all three; put a map of a whole "
+                        "head first")
     shares = [(white * near).ravel() for near in (np.exp(-away / 4) * (away < 15), np.exp(-cortex / 2), 1.0)]
     shares = [share / share.sum() for share in shares]
     source = ball()
@@ -229,9 +238,10 @@ def main() -> None:
     parser.add_argument("--mostly_t1w", action="store_true", help="72 %% of the heads T1w, 28 %% without a lesion")
     parser.add_argument("--only", nargs="+", choices=tuple(SHARES["none"]), metavar="CONTRAST",
                         help="heads of these alone, as often as each other")
-    parser.add_argument("--sclerosis", action="store_true", help="lesions as in multiple sclerosis on every head")
-    parser.add_argument("--plaques", action="store_true", help="plaques of multiple sclerosis on every head, and "
-                        "on few of them other disease of the white matter; with --only FLAIR")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--sclerosis", action="store_true", help="lesions as in multiple sclerosis on every head")
+    kind.add_argument("--plaques", action="store_true", help="plaques of multiple sclerosis on every head, and white "
+                      "matter disease on 15 %% of them alone; made for --only FLAIR")
     parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=7_000_000, help="of the first head")
     parser.add_argument("--out", type=Path, required=True)

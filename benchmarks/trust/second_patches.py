@@ -15,7 +15,7 @@ PATCH = 48  # voxels
 UNSURE, WRONG = 0.2, (0.03, 0.03, 1.0)  # share of mirror images that are off, by so much
 ABSENT = 0.04  # share that is left out
 AGAIN = 8  # draws of a head after which ``mine`` looks at it again
-BORDER = 2  # voxels around a lesion, in which nothing is wrong
+BORDER = 2  # steps from a voxel to a neighbour, around a lesion, within which nothing is wrong
 FALSE, FEWEST = 0.1, 30  # probability of a lesion where there is none, from which it is wrong, in so many voxels
 
 

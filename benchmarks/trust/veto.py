@@ -6,9 +6,9 @@
 
 A line of the first one is a head with the values (``meshnet.scans.veto``) of all that the second network finds there
 from the card's threshold on, and how much of each is right; a head with ``--sclerosis`` or ``--plaques`` has lesions as
-in multiple sclerosis, which count as right. A file that is named several times counts so often. ``fit`` is a logistic
-regression of whether a part is right: what is right with less than ``--least`` probability is taken back. ``try`` says
-what that changes, in five-fold cross-validation.
+in multiple sclerosis, which count as right. ``fit`` is a logistic regression of whether a part is right: what is right
+with less than ``--least`` probability is taken back. A file that is named several times counts that many times. ``try``
+says what that changes, in five-fold cross-validation.
 """
 
 import argparse
@@ -86,16 +86,16 @@ def measure(arguments: argparse.Namespace) -> None:
         from_folders.draw_strokes = drawer(maps[0], sclerosis_alone=True)
     if arguments.plaques:
         from_folders.draw_strokes = plaques(maps[0])
-    ill = arguments.sclerosis or arguments.plaques
-    done = {(row["seed"], row["contrast"], row["sclerosis"]) for row in read(arguments.out)}
+    kind = {"sclerosis": arguments.sclerosis, "plaques": arguments.plaques}
+    done = {(row["seed"], row["contrast"], *(row.get(name, False) for name in kind)) for row in read(arguments.out)}
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         for number in range(arguments.cases):
             seed = arguments.first + number * (HEALTHY if arguments.healthy else 1)
-            for contrast in ["FLAIR"] if ill else arguments.contrasts:
-                if (seed, contrast, ill) in done:
+            for contrast in ["FLAIR"] if any(kind.values()) else arguments.contrasts:
+                if (seed, contrast, *kind.values()) in done:
                     continue
                 image, mask, _ = make(seed, contrast, "as made", maps, masks)
-                row = {"seed": seed, "contrast": contrast, "sclerosis": ill,
+                row = {"seed": seed, "contrast": contrast, **kind,
                        **values_on(models, image, mask)}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -234,8 +234,10 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100, help="heads of each contrast")
     parser.add_argument("--first", type=int, default=9_600_000, help="seed of the first")
     parser.add_argument("--healthy", action="store_true", help="heads without a stroke alone")
-    parser.add_argument("--sclerosis", action="store_true", help="FLAIR heads with multiple sclerosis")
-    parser.add_argument("--plaques", action="store_true", help="such heads with round plaques")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--sclerosis", action="store_true", help="FLAIR heads with multiple sclerosis")
+    kind.add_argument("--plaques", action="store_true", help="FLAIR heads with its plaques, and with white matter "
+                      "disease as on any head")
     parser.add_argument("--least", nargs="+", default=[], help="contrast and probability, in turn; FLAIR is with DWI")
     parser.add_argument("--sure", nargs="+", default=[], help="contrast and the decision's sure where the veto counts")
     parser.add_argument("--out", help="lines to write")

@@ -14,7 +14,9 @@ FLUIDS = (CODE["ventricle"], CODE["fluid"])
 # Where the signal of echo-planar images rises: above the sinuses and beside the ear canals, in MNI mm.
 SKULL_BASE_MM = np.array([[0, 40, -22], [-48, -22, -26], [48, -22, -26]], np.float32)
 
-DISEASE_MM3, DISEASE_SPREAD, MOST_DISEASE = 5860.0, 1.41, 0.2  # of white-matter disease, see there
+DISEASE_MM3 = 5860.0  # median volume of white-matter disease (white_matter_disease)
+DISEASE_SPREAD = 1.41  # standard deviation of its logarithm
+MOST_OF_WHITE = 0.2  # share of the white matter that it takes at most
 
 
 @dataclass
@@ -105,13 +107,19 @@ def white_matter_disease(rng: np.random.Generator, points: np.ndarray, codes: np
                          voxel_mm: float) -> np.ndarray:
     """Caps and bands around the ventricles, and spots, 0..1, mostly alike on both sides: age and small vessels.
 
-    Its volume is drawn from the log-normal distribution that has the median and the quartiles of 2,529 patients with
-    an acute stroke (Giese et al., Neurology 95:e79, 2020: 5.86 mL, 2.18 to 14.61), at most ``MOST_DISEASE`` of the
-    white matter; what the label map has of its own counts. ``points`` are the voxels (3, N) in MNI mm.
+    The volume above 0.5 is drawn from a log-normal distribution with the median of 2,529 patients with an acute stroke
+    and quartiles within 5 % of theirs (Giese et al., Neurology 95:e79, 2020: 5.86 mL, 2.18 to 14.61), whether the head
+    has a stroke or not. What the label map has of its own counts, so that is the least; ``MOST_OF_WHITE`` limits it.
+    Beyond its border it fades, by up to twice its volume where that is small. None in a head without a ventricle.
+
+    Args:
+        points: the voxels in MNI mm, (3, N).
+        codes, white: tissues and healthy white matter, (X, Y, Z) of N voxels.
+        voxel_mm: edge of a voxel.
     """
     ventricle, found = codes == CODE["ventricle"], np.zeros(codes.shape, np.float32)
     volume = float(np.exp(rng.normal(np.log(DISEASE_MM3), DISEASE_SPREAD))) / voxel_mm ** 3
-    volume = min(volume - (codes == CODE["spots"]).sum(), MOST_DISEASE * white.sum())
+    volume = min(volume - (codes == CODE["spots"]).sum(), MOST_OF_WHITE * white.sum())
     if volume < 1 or not ventricle.any():
         return found
     away = ndimage.distance_transform_edt(~ventricle, sampling=voxel_mm)[white]
