@@ -78,13 +78,13 @@ def plaques(path: str):
     axes = [np.arange(-72, 73, 2.0), np.arange(-105, 75, 2.0), np.arange(-60, 78, 2.0)]
     points = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).astype(np.float32)
     codes = load_map(path).at(points).reshape([len(axis) for axis in axes])
+    white = np.isin(codes, [CODE[name] for name in ("white", "cerebellum_white", "stem")])
+    if not all(where.any() for where in (white, codes == CODE["ventricle"], codes == CODE["cortex"])):
+        raise UserError(f"{path}: found no ventricle, cortex or white matter, expected all three; put a map of a whole "
+                        "head first")
     away, nearest = ndimage.distance_transform_edt(codes != CODE["ventricle"], sampling=2.0, return_indices=True)
     outward = (np.indices(codes.shape) - nearest).reshape(3, -1).T
     cortex = ndimage.distance_transform_edt(codes != CODE["cortex"], sampling=2.0)
-    white = np.isin(codes, [CODE[name] for name in ("white", "cerebellum_white", "stem")])
-    if not white.any() or (codes == CODE["ventricle"]).sum() == 0 or (codes == CODE["cortex"]).sum() == 0:
-        raise UserError(f"{path}: found no ventricle, cortex or white matter, expected all three; put a map of a whole "
-                        "head first")
     shares = [(white * near).ravel() for near in (np.exp(-away / 4) * (away < 15), np.exp(-cortex / 2), 1.0)]
     shares = [share / share.sum() for share in shares]
     source = ball()

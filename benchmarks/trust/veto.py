@@ -95,8 +95,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 if (seed, contrast, *kind.values()) in done:
                     continue
                 image, mask, _ = make(seed, contrast, "as made", maps, masks)
-                row = {"seed": seed, "contrast": contrast, **kind,
-                       **values_on(models, image, mask)}
+                row = {"seed": seed, "contrast": contrast, **kind, **values_on(models, image, mask)}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
 

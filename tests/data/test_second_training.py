@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,12 @@ def test_a_plaque_is_an_ellipsoid_of_its_volume_and_points_away_from_the_ventric
     large = max(drawn, key=lambda one: one.volume_mm3)
     share = large.at(points)[1]
     assert (share > 0.5).sum() == pytest.approx(large.volume_mm3, rel=0.3)
+    whole = load_map(str(maps[0]))
+    for name in ("ventricle", "cortex"):
+        without = SimpleNamespace(at=lambda at, name=name: np.where(whole.at(at) == CODE[name], 0, whole.at(at)))
+        monkeypatch.setattr(heads, "load_map", lambda path, without=without: without)
+        with pytest.raises(UserError, match="found no ventricle, cortex or white matter"):
+            heads.plaques("a.nii.gz")
 
 
 def test_where_a_network_is_wrong_patches_are_drawn_and_at_small_lesions_as_at_large_ones(training, monkeypatch):
